@@ -1,0 +1,1 @@
+"""Push many LLM requests through any provider."""

@@ -1,0 +1,123 @@
+"""A request: an item as plain data, which a codec turns into a provider's wire JSON.
+
+Requests can be hashed, compared, priced, cached and stored, because nothing in them is code.
+How they look on the wire is the codecs' business (``providers``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from batch_llm.core.schema import OutputSchema
+
+Role = Literal["system", "developer", "user", "assistant", "tool"]
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A piece of text in a message."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """A picture in a message.
+
+    Attributes:
+        url: Where the provider fetches it, or a ``data:`` URL that holds it.
+        detail: ``"low"``, ``"high"`` or ``"auto"``; None leaves it to the provider.
+    """
+
+    url: str
+    detail: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class OtherPart:
+    """A content part of a kind this package does not model, passed through as it is."""
+
+    data: Mapping[str, Any]
+
+
+Part = Text | Image | OtherPart
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation.
+
+    Attributes:
+        role: Who speaks.
+        content: Plain text, or parts; None where the wire has null (a tool call has no text).
+        extra: Further fields of the wire message (``name``, ``tool_calls`` …), passed through.
+    """
+
+    role: str
+    content: str | tuple[Part, ...] | None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How the model is to answer. None leaves a setting to the provider's default.
+
+    Attributes:
+        temperature: One value, or one per attempt: the first for attempt 1, and so on; the last
+            one serves all later attempts.
+        max_tokens: Upper bound of the answer's length.
+        top_p: Nucleus sampling.
+        seed: Asks for repeatable sampling, where the provider supports it.
+        stop: Sequences that end the answer.
+        extra: Further wire fields, passed through as they are (``logprobs``, ``tools`` …).
+    """
+
+    temperature: float | tuple[float, ...] | None = None
+    max_tokens: int | None = None
+    top_p: float | None = None
+    seed: int | None = None
+    stop: tuple[str, ...] | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def temperature_for(self, attempt: int) -> float | None:
+        """Return the temperature of attempt ``attempt``, 1-based."""
+        value = self.temperature
+        if not isinstance(value, tuple):
+            return value
+        return value[min(attempt, len(value)) - 1] if value else None
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What to ask of which model.
+
+    Attributes:
+        model: ``"provider:model"``, for example ``"openai-chat:gpt-6-luna"`` or ``"sim:fast"``.
+        messages: The conversation, oldest first. Never empty.
+        settings: Sampling and limits.
+        output: The shape of the answer, or None for plain text.
+    """
+
+    model: str
+    messages: tuple[Message, ...]
+    settings: Settings = Settings()
+    output: OutputSchema | None = None
+
+    @classmethod
+    def of(
+        cls,
+        model: str,
+        prompt: str,
+        *,
+        system: str | None = None,
+        output: OutputSchema | None = None,
+        settings: Settings | None = None,
+    ) -> Request:
+        """Build the common case: one prompt, perhaps with a system message."""
+        turn = Message("user", prompt)
+        messages = (turn,) if system is None else (Message("system", system), turn)
+        return cls(model, messages, settings or Settings(), output)

@@ -1,0 +1,317 @@
+"""Every error this package raises on purpose.
+
+    BatchLLMError
+    ├── ConfigError (also ValueError)             a setting has an impossible value
+    ├── DuplicateItemError (also ValueError)      an item id was used before in this run
+    ├── MissingExtraError (also ImportError)      an optional package is not installed
+    ├── UnknownModelError (also ValueError)       no such provider, or no model in the name
+    ├── MissingKeyError                           the provider's key is not in the environment
+    ├── StoreError                                a result could not be saved; the run stops
+    ├── SourceError                               the iterable of items failed in mid-run
+    └── ItemError                                 one attempt of one item failed; the run goes on
+        ├── AttemptTimeoutError (also TimeoutError)  the attempt took too long
+        ├── RateLimitedTooOftenError              refused so often that waiting longer is pointless
+        ├── AbandonedError                        the run was stopped while the item was in flight
+        └── ProviderError                         the provider answered, but not with a good answer
+            ├── StatusError                       HTTP status 400 or above
+            ├── TransportError (also ConnectionError)  no answer: refused, reset, cut off
+            ├── MalformedResponseError            an answer, but not in the provider's format
+            ├── BadOutputError                    the model's text does not fit the output schema
+            ├── TruncatedError                    the model hit its token limit in mid-answer
+            ├── RefusedError                      the model declined to answer
+            └── ContentFilteredError              the provider's filter withheld the answer
+
+A message answers three questions: what happened, with the values that caused it; what was
+expected; what to do next. ``args`` always equal the constructor's arguments, so errors survive
+``pickle`` and ``copy``; the sentence is built in ``__str__``.
+
+Exceptions carry no accounting: tokens spent on a failed attempt travel in the attempt's record.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class BatchLLMError(Exception):
+    """Base of every error raised on purpose by this package."""
+
+
+class ConfigError(BatchLLMError, ValueError):
+    """A setting has a value that cannot work.
+
+    Attributes:
+        setting: The field's name.
+        value: What it was.
+        expected: The bound, worded to follow "must be".
+    """
+
+    def __init__(self, setting: str, value: object, expected: str) -> None:
+        super().__init__(setting, value, expected)
+        self.setting = setting
+        self.value = value
+        self.expected = expected
+
+    def __str__(self) -> str:
+        return f"{self.setting} must be {self.expected}, got {self.value!r}."
+
+
+class DuplicateItemError(BatchLLMError, ValueError):
+    """Two items of one run have the same id."""
+
+    def __init__(self, item_id: str) -> None:
+        super().__init__(item_id)
+        self.item_id = item_id
+
+    def __str__(self) -> str:
+        return (
+            f"item_id {self.item_id!r} is already in this run. Results are matched by id, so "
+            "each item needs an id of its own."
+        )
+
+
+class MissingExtraError(BatchLLMError, ImportError):
+    """A feature was asked for whose optional package is not installed."""
+
+    def __init__(self, feature: str, extra: str) -> None:
+        super().__init__(feature, extra)
+        self.feature = feature
+        self.extra = extra
+
+    def __str__(self) -> str:
+        return (
+            f"{self.feature} needs an extra: uv add 'batch-llm[{self.extra}]'  "
+            f"(pip install 'batch-llm[{self.extra}]')"
+        )
+
+
+class UnknownModelError(BatchLLMError, ValueError):
+    """A model name cannot be resolved.
+
+    Attributes:
+        model: The name as given.
+        reason: One sentence: what is wrong with it.
+        suggestion: A name that may have been meant, or None.
+    """
+
+    def __init__(self, model: str, reason: str, suggestion: str | None = None) -> None:
+        super().__init__(model, reason, suggestion)
+        self.model = model
+        self.reason = reason
+        self.suggestion = suggestion
+
+    def __str__(self) -> str:
+        hint = f" Did you mean {self.suggestion}?" if self.suggestion else ""
+        return f'Unknown model "{self.model}". {self.reason}{hint}'
+
+
+class MissingKeyError(BatchLLMError):
+    """A provider's key is not in the environment."""
+
+    def __init__(self, provider: str, variable: str) -> None:
+        super().__init__(provider, variable)
+        self.provider = provider
+        self.variable = variable
+
+    def __str__(self) -> str:
+        return (
+            f"No key for {self.provider}: it reads {self.variable} from the environment. "
+            f"Run: export {self.variable}=…"
+        )
+
+
+class StoreError(BatchLLMError):
+    """A result could not be saved. The run stops; what was accepted before is safe."""
+
+    def __init__(self, item_id: str, reason: str) -> None:
+        super().__init__(item_id, reason)
+        self.item_id = item_id
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"The result of item {self.item_id!r} could not be saved: {self.reason}"
+
+
+class SourceError(BatchLLMError):
+    """The iterable that gives the items raised. Its error is the ``__cause__``.
+
+    Items that it had given before were finished first.
+
+    Attributes:
+        given: Items taken from the iterable before it failed.
+        reason: The iterable's error, as text.
+        partial: The ``BatchResult`` of the items that were finished, when the call that raised
+            would have returned one; None from a stream, which has handed them out already.
+    """
+
+    def __init__(self, given: int, reason: str) -> None:
+        super().__init__(given, reason)
+        self.given = given
+        self.reason = reason
+        self.partial: Any = None
+
+    def __str__(self) -> str:
+        return f"The source of items failed after {self.given} items: {self.reason}"
+
+
+class ItemError(BatchLLMError):
+    """One attempt of one item failed. Other items are unaffected."""
+
+
+class AttemptTimeoutError(ItemError, TimeoutError):
+    """An attempt took longer than it may."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(seconds)
+        self.seconds = seconds
+
+    def __str__(self) -> str:
+        return f"No answer within {self.seconds:g} s."
+
+
+class RateLimitedTooOftenError(ItemError):
+    """The provider refused an item so often that waiting longer is pointless.
+
+    The last refusal is the ``__cause__``.
+    """
+
+    def __init__(self, refusals: int, last_error: str) -> None:
+        super().__init__(refusals, last_error)
+        self.refusals = refusals
+        self.last_error = last_error
+
+    def __str__(self) -> str:
+        return (
+            f"Rate limited {self.refusals} times, the last time with {self.last_error}. "
+            "Raise RetryConfig.max_rate_limits to wait longer, or lower the concurrency."
+        )
+
+
+class AbandonedError(ItemError):
+    """The run was stopped without waiting for this item."""
+
+    def __str__(self) -> str:
+        return "The run was stopped while this item was in flight; it has no answer."
+
+
+class ProviderError(ItemError):
+    """The provider's side of an attempt failed."""
+
+
+class StatusError(ProviderError):
+    """The provider answered with an HTTP status of 400 or above, or an error inside a 200.
+
+    Attributes:
+        status: The HTTP status.
+        message: The provider's message, as sent: hostile text.
+        code: The provider's error code or type, or None.
+        headers: Response headers with lower-case names.
+        body: The decoded JSON body, or the text where it is not JSON.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        code: str | None = None,
+        headers: dict[str, str] | None = None,
+        body: Any = None,
+    ) -> None:
+        super().__init__(status, message, code, headers, body)
+        self.status = status
+        self.message = message
+        self.code = code
+        self.headers = headers or {}
+        self.body = body
+
+    @property
+    def status_code(self) -> int:
+        """The HTTP status, by the name that SDK exceptions use."""
+        return self.status
+
+    def __str__(self) -> str:
+        code = f" ({self.code})" if self.code else ""
+        return f"HTTP {self.status}{code}: {self.message}"
+
+
+class TransportError(ProviderError, ConnectionError):
+    """There was no complete answer: refused, reset or cut off."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+class MalformedResponseError(ProviderError):
+    """A success status came with a body that is not the provider's format."""
+
+    def __init__(self, reason: str, excerpt: str = "") -> None:
+        super().__init__(reason, excerpt)
+        self.reason = reason
+        self.excerpt = excerpt
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.excerpt!r}" if self.excerpt else self.reason
+
+
+class BadOutputError(ProviderError):
+    """The model's answer does not fit the output schema.
+
+    Attributes:
+        text: What the model wrote.
+        problem: What is wrong with it, worded so that the model can be told.
+    """
+
+    def __init__(self, text: str, problem: str) -> None:
+        super().__init__(text, problem)
+        self.text = text
+        self.problem = problem
+
+    def __str__(self) -> str:
+        return f"The answer does not fit the schema: {self.problem}"
+
+
+class TruncatedError(ProviderError):
+    """The model reached its token limit before the end of its answer.
+
+    Attributes:
+        text: The answer so far.
+        max_tokens: The limit that was asked for, or None.
+    """
+
+    def __init__(self, text: str, max_tokens: int | None = None) -> None:
+        super().__init__(text, max_tokens)
+        self.text = text
+        self.max_tokens = max_tokens
+
+    def __str__(self) -> str:
+        limit = f" of {self.max_tokens} tokens" if self.max_tokens else ""
+        return (
+            f"The answer was cut off at the limit{limit} after {len(self.text)} characters. "
+            "Raise max_tokens."
+        )
+
+
+class RefusedError(ProviderError):
+    """The model declined to answer."""
+
+    def __init__(self, refusal: str) -> None:
+        super().__init__(refusal)
+        self.refusal = refusal
+
+    def __str__(self) -> str:
+        return f"The model refused: {self.refusal}"
+
+
+class ContentFilteredError(ProviderError):
+    """The provider's content filter withheld the answer."""
+
+    def __init__(self, detail: str = "") -> None:
+        super().__init__(detail)
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"The content filter withheld the answer{': ' + self.detail if self.detail else '.'}"

@@ -1,0 +1,64 @@
+"""What the engine asks of whoever makes the calls, and what comes back."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+import msgspec
+
+if TYPE_CHECKING:
+    from batch_llm.base import LLMWorkItem
+
+
+class Try(msgspec.Struct, frozen=True):
+    """What a call may know about the attempt that it belongs to.
+
+    Attributes:
+        number: The attempt's number, from 1.
+        timeout_seconds: How long the attempt may take.
+        previous_error: Why the attempt before failed; None on the first.
+        memory: Belongs to the item: a caller may keep there what it needs again in a later
+            call of the same item (the agent that a factory made, say).
+    """
+
+    number: int
+    timeout_seconds: float
+    previous_error: Exception | None
+    memory: dict[str, Any]
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """What one call brought: an output or an error, and in both cases what it cost.
+
+    Attributes:
+        output: The answer, when ``error`` is None.
+        usage: Tokens by kind: ``input_tokens``, ``output_tokens``, ``total_tokens`` and, where
+            known, ``cache_read_tokens``, ``cache_write_tokens``, ``reasoning_tokens``. The last
+            three are contained in the first two, never to be added.
+        error: Why there is no usable answer, although the call was made and may have cost.
+        model: The model's name as the provider answered it.
+        safety_ratings: Gemini's ratings, when it sent any.
+    """
+
+    output: Any = None
+    usage: dict[str, int] | None = None
+    error: Exception | None = None
+    model: str | None = None
+    safety_ratings: dict[str, str] | None = None
+
+
+class Caller(Protocol):
+    """Makes the calls of one mode of item.
+
+    One instance serves all workers at once. It makes exactly one exchange per ``call``; pacing,
+    timeouts and retries are done around it.
+    """
+
+    async def call(self, item: LLMWorkItem[Any, Any, Any], attempt: Try, /) -> Outcome:
+        """Make one call.
+
+        Raises:
+            Exception: Whatever the network or the user's code raised. An error that came with a
+                bill is returned in the outcome instead.
+        """
+        ...
