@@ -1,1 +1,15 @@
-"""TODO."""
+"""Settings, protocols and plain data."""
+
+from __future__ import annotations
+
+from batch_llm.core.config import ProcessorConfig, RateLimitConfig, RetryConfig
+from batch_llm.core.protocols import AgentLike, ResultLike, UsageLike
+
+__all__ = [
+    "AgentLike",
+    "ProcessorConfig",
+    "RateLimitConfig",
+    "ResultLike",
+    "RetryConfig",
+    "UsageLike",
+]

@@ -1,0 +1,109 @@
+"""Timeouts for many attempts with one timer.
+
+Each worker owns one ``Deadline`` and arms it for each attempt. Arming costs a clock reading and a
+comparison; only the sweeper's single timer ever enters the event loop's heap.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from typing import TYPE_CHECKING
+
+from batch_llm.exceptions import AttemptTimeoutError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable
+    from typing import TypeVar
+
+    T = TypeVar("T")
+
+
+class Deadline:
+    """When the current attempt of one worker has to be over."""
+
+    __slots__ = ("at", "is_expired", "sweeper", "task")
+
+    def __init__(self, sweeper: DeadlineSweeper, task: asyncio.Task[None]) -> None:
+        self.sweeper = sweeper
+        self.task = task
+        self.at = math.inf
+        self.is_expired = False
+
+    async def bound(self, call: Awaitable[T], seconds: float) -> T:
+        """Await ``call`` in the worker's own task, for ``seconds`` at the most.
+
+        Raises:
+            AttemptTimeoutError: Time was up; the call was cancelled.
+            asyncio.CancelledError: The worker itself was cancelled; passed on.
+        """
+        cancelling = self.task.cancelling()
+        self.sweeper.arm(self, seconds)
+        try:
+            return await call
+        except asyncio.CancelledError:
+            # Ours only if nobody else cancelled the task in the same moment.
+            if self._take_back() and self.task.cancelling() <= cancelling:
+                raise AttemptTimeoutError(seconds) from None
+            raise
+        finally:
+            self.at = math.inf
+            self._take_back()
+
+    def _take_back(self) -> bool:
+        """Undo our cancellation, once. The call may have swallowed it and answered all the same."""
+        if not self.is_expired:
+            return False
+        self.is_expired = False
+        self.task.uncancel()
+        return True
+
+
+class DeadlineSweeper:
+    """Cancels the attempts whose time is up, with one timer for all of them."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._deadlines: set[Deadline] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = math.inf
+
+    def open_deadline(self, task: asyncio.Task[None]) -> Deadline:
+        """Return a new deadline for ``task``; close it when the task ends."""
+        deadline = Deadline(self, task)
+        self._deadlines.add(deadline)
+        return deadline
+
+    def close_deadline(self, deadline: Deadline) -> None:
+        """Forget a deadline. The last one takes the timer along."""
+        self._deadlines.discard(deadline)
+        if not self._deadlines and self._timer is not None:
+            self._timer.cancel()
+            self._timer, self._timer_at = None, math.inf
+
+    def arm(self, deadline: Deadline, seconds: float) -> None:
+        """Let ``deadline`` expire in ``seconds`` from now."""
+        deadline.at = at = self._loop.time() + seconds
+        # With one timeout for all, later attempts expire later, so the timer is hardly ever moved.
+        if at < self._timer_at:
+            self._schedule(at)
+
+    def _schedule(self, at: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_at = at
+        self._timer = self._loop.call_at(at, self._sweep)
+
+    def _sweep(self) -> None:
+        self._timer, self._timer_at = None, math.inf
+        now = self._loop.time()
+        earliest = math.inf
+        for deadline in self._deadlines:
+            if deadline.at <= now:
+                deadline.at = math.inf
+                deadline.is_expired = True
+                deadline.task.cancel()
+            elif deadline.at < earliest:
+                earliest = deadline.at
+        if earliest < math.inf:
+            self._schedule(earliest)

@@ -1,0 +1,222 @@
+"""Admission: when an attempt may start.
+
+The gate holds three things that all workers share: how many calls may be in flight, the cooldown
+after a refusal, and the ramp after the cooldown. Everything in it is synchronous between awaits,
+so that no lock is needed: the event loop runs one step at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from typing import TYPE_CHECKING
+
+from batch_llm.observers.base import ProcessingEvent
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from batch_llm.strategies.rate_limit import RateLimitStrategy
+
+logger = logging.getLogger("batch_llm.gate")
+
+#: A strategy only computes. One that takes longer than this is passed over.
+STRATEGY_SECONDS = 10.0
+#: The cooldown when the strategy failed to name one.
+FALLBACK_COOLDOWN_SECONDS = 60.0
+
+
+class Gate:
+    """Lets ``limit`` attempts in at a time, and nobody during a cooldown.
+
+    Args:
+        limit: Attempts in flight at the most.
+        strategy: Length of cooldowns, and the ramp after them.
+        emit: Receives the events of the cooldown.
+    """
+
+    def __init__(
+        self,
+        limit: int,
+        strategy: RateLimitStrategy,
+        emit: Callable[[ProcessingEvent, dict[str, Any]], None],
+    ) -> None:
+        self._limit = limit
+        self._strategy = strategy
+        self._emit = emit
+        self._loop = asyncio.get_running_loop()
+        self._retries: deque[asyncio.Future[None]] = deque()
+        self._fresh: deque[asyncio.Future[None]] = deque()
+        self._cooldown: asyncio.Task[None] | None = None
+        self._resume_at = 0.0
+        self._is_ramping = False
+        self._released_since_resume = 0
+        self._next_release_at = 0.0
+        self._release_timer: asyncio.TimerHandle | None = None
+        #: Counts the episodes; an attempt belongs to the episode in which it was let in.
+        self.episode = 0
+        self.consecutive = 0
+        self.in_flight = 0
+
+    @property
+    def is_cooling(self) -> bool:
+        """Whether everyone waits for the end of a cooldown."""
+        return self._cooldown is not None
+
+    @property
+    def cooldown_remaining_seconds(self) -> float:
+        """Seconds until the cooldown ends; 0 outside of one."""
+        return max(0.0, self._resume_at - self._loop.time()) if self.is_cooling else 0.0
+
+    @property
+    def waiting(self) -> int:
+        """Attempts that wait to be let in."""
+        return len(self._retries) + len(self._fresh)
+
+    async def enter(self, *, is_retry: bool) -> int:
+        """Wait to be let in, retries before fresh items and both in order of arrival.
+
+        Returns:
+            The episode, to be handed to ``succeeded`` or ``refused``. The caller owes a ``leave``.
+
+        Raises:
+            asyncio.CancelledError: The place was given back.
+        """
+        if (
+            self.in_flight < self._limit
+            and self._cooldown is None
+            and not self._is_ramping
+            and not self._retries
+            and not self._fresh
+        ):
+            self.in_flight += 1
+            return self.episode
+        place: asyncio.Future[None] = self._loop.create_future()
+        queue = self._retries if is_retry else self._fresh
+        queue.append(place)
+        self._release()
+        try:
+            await place
+        except asyncio.CancelledError:
+            # A cancelled place is dropped by ``_release`` when its turn comes.
+            if not place.cancelled():  # let in and cancelled in the same step
+                self.leave()
+            raise
+        return self.episode
+
+    def leave(self) -> None:
+        """Give the place to the next one."""
+        self.in_flight -= 1
+        if self._retries or self._fresh:
+            self._release()
+
+    def succeeded(self, episode: int) -> None:
+        """Note a success: refusals are no longer consecutive.
+
+        One that was let in before the last refusal says nothing about the time after it.
+        """
+        if episode == self.episode:
+            self.consecutive = 0
+
+    def refused(self, episode: int, worker_id: int, suggested_seconds: float | None) -> None:
+        """Start a cooldown, unless this refusal belongs to an episode that has had its own.
+
+        The cooldown runs in a task of its own: it ends on time, whatever becomes of the caller.
+        """
+        now = self._loop.time()
+        if episode != self.episode:
+            if suggested_seconds is not None and self.is_cooling:
+                self._resume_at = max(self._resume_at, now + suggested_seconds)
+            return
+        self.episode += 1
+        self.consecutive += 1
+        self._is_ramping = False
+        if suggested_seconds is not None:
+            self._resume_at = now + suggested_seconds
+        self._cooldown = self._loop.create_task(
+            self._cool_down(worker_id, self.consecutive, now, suggested_seconds)
+        )
+
+    async def close(self) -> None:
+        """Stop all timers."""
+        if self._release_timer is not None:
+            self._release_timer.cancel()
+        if self._cooldown is not None:
+            task, self._cooldown = self._cooldown, None
+            task.cancel()
+            await asyncio.wait([task])
+
+    async def _cool_down(
+        self, worker_id: int, consecutive: int, since: float, suggested_seconds: float | None
+    ) -> None:
+        seconds = await self._ask_strategy(worker_id, consecutive)
+        if suggested_seconds is None:
+            self._resume_at = max(self._resume_at, since + seconds)
+        self._emit(
+            ProcessingEvent.COOLDOWN_STARTED,
+            {
+                "worker_id": worker_id,
+                "consecutive": consecutive,
+                "duration": self._resume_at - since,
+            },
+        )
+        # A later refusal of the same episode may ask for more while we sleep.
+        while (remaining := self._resume_at - self._loop.time()) > 0:
+            await asyncio.sleep(remaining)
+        self._cooldown = None
+        self._is_ramping = True
+        self._released_since_resume = 0
+        self._next_release_at = self._loop.time()
+        self._emit(
+            ProcessingEvent.COOLDOWN_ENDED,
+            {"consecutive": consecutive, "duration": self._loop.time() - since},
+        )
+        self._release()
+
+    async def _ask_strategy(self, worker_id: int, consecutive: int) -> float:
+        try:
+            async with asyncio.timeout(STRATEGY_SECONDS):
+                return max(0.0, float(await self._strategy.on_rate_limit(worker_id, consecutive)))
+        except Exception:  # the user's code; everyone waits for its answer, so one is given
+            logger.exception(
+                "on_rate_limit failed; cooling down for %g s", FALLBACK_COOLDOWN_SECONDS
+            )
+            return FALLBACK_COOLDOWN_SECONDS
+
+    def _release(self) -> None:
+        """Let in as many as may go now; on the ramp, one at a time."""
+        while (
+            (queue := self._retries or self._fresh)
+            and self.in_flight < self._limit
+            and self._cooldown is None
+        ):
+            if self._is_ramping and not self._is_release_due():
+                return
+            place = queue.popleft()
+            if place.cancelled():
+                continue
+            self.in_flight += 1
+            place.set_result(None)
+            if self._is_ramping:
+                self._step_ramp()
+
+    def _is_release_due(self) -> bool:
+        if self._loop.time() >= self._next_release_at:
+            return True
+        if self._release_timer is None or self._release_timer.when() < self._next_release_at:
+            self._release_timer = self._loop.call_at(self._next_release_at, self._release)
+        return False
+
+    def _step_ramp(self) -> None:
+        try:
+            goes_on, seconds = self._strategy.should_apply_slow_start(self._released_since_resume)
+        except Exception:  # the user's code; without a ramp the run still goes on
+            logger.exception("should_apply_slow_start failed; the ramp ends here")
+            goes_on, seconds = False, 0.0
+        self._released_since_resume += 1
+        if goes_on:
+            self._next_release_at = self._loop.time() + seconds
+        else:
+            self._is_ramping = False

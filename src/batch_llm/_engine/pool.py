@@ -1,0 +1,175 @@
+"""The workers: as many items in work as there is room for, each in its own coroutine to the end."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from batch_llm._engine.deadlines import Deadline, DeadlineSweeper
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
+
+    from batch_llm._engine.sources import Source
+    from batch_llm.base import LLMWorkItem
+
+#: A worker whose items never wait for anything lets the others run after so many of them.
+ITEMS_PER_TURN = 64
+
+
+class Worker:
+    """One coroutine's identity and its timeout."""
+
+    __slots__ = ("deadline", "id", "is_idle")
+
+    def __init__(self, worker_id: int, deadline: Deadline) -> None:
+        self.id = worker_id
+        self.deadline = deadline
+        self.is_idle = False
+
+
+class Pool:
+    """Runs ``handle`` over a source's items, ``size`` at a time.
+
+    An item that waits (backoff) is *parked*: it keeps its coroutine, and another worker takes its
+    place. The number of parked items that are replaced is bounded, so that memory is too.
+
+    Args:
+        size: Items in work at the most, parked ones not counted.
+        max_parked: Parked items that are replaced at the most.
+        handle: Takes an item from start to result; it raises only what shall stop the run.
+        on_started: Called with the id of each worker that starts.
+        on_stopped: Called with the id of each worker that stops.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        max_parked: int,
+        handle: Callable[[LLMWorkItem[Any, Any, Any], Worker], Awaitable[None]],
+        on_started: Callable[[int], None],
+        on_stopped: Callable[[int], None],
+    ) -> None:
+        self._size = size
+        self._max_parked = max_parked
+        self._handle = handle
+        self._on_started = on_started
+        self._on_stopped = on_stopped
+        self._sweeper = DeadlineSweeper(asyncio.get_running_loop())
+        self._tasks: dict[asyncio.Task[None], Worker] = {}
+        self._free_ids: list[int] = []
+        self._all_stopped = asyncio.Event()
+        self._source: Source | None = None
+        self._error: BaseException | None = None
+        self._is_draining = False
+        self.parked = 0
+
+    async def run(self, source: Source) -> None:
+        """Process everything that the source gives.
+
+        Raises:
+            Exception: The first error that ``source`` or ``handle`` let escape. Items in work
+                were finished first.
+            asyncio.CancelledError: All workers were cancelled, and have ended.
+        """
+        self._source = source
+        self._spawn()
+        try:
+            await self._all_stopped.wait()
+        except asyncio.CancelledError:
+            await self._cancel_all()
+            raise
+        if self._error is not None:
+            raise self._error
+
+    def drain(self) -> None:
+        """Take no more items; those in work are finished."""
+        self._is_draining = True
+        for task, worker in self._tasks.items():
+            if worker.is_idle:
+                task.cancel()
+
+    def abandon(self) -> None:
+        """Cancel the items in work too. Each still gets its result from its own coroutine."""
+        self._is_draining = True
+        for task in self._tasks:
+            task.cancel()
+
+    @contextmanager
+    def parking(self) -> Iterator[None]:
+        """Let another worker take this one's place for as long as the block lasts."""
+        self.parked += 1
+        if self.parked <= self._max_parked and not self._is_draining:
+            self._spawn_if_room()
+        try:
+            yield
+        finally:
+            self.parked -= 1
+
+    @property
+    def _has_room(self) -> bool:
+        return len(self._tasks) - min(self.parked, self._max_parked) < self._size
+
+    def _spawn_if_room(self) -> None:
+        if self._has_room:
+            self._spawn()
+
+    def _spawn(self) -> None:
+        worker_id = self._free_ids.pop() if self._free_ids else len(self._tasks)
+        # `_work` cannot start before the entry below is made: tasks start on the next step.
+        task = asyncio.create_task(self._work())
+        self._tasks[task] = Worker(worker_id, self._sweeper.open_deadline(task))
+        task.add_done_callback(self._stopped)
+
+    async def _work(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None and self._source is not None  # noqa: S101, PT018
+        worker, source = self._tasks[task], self._source
+        self._on_started(worker.id)
+        is_first = True
+        turn = ITEMS_PER_TURN
+        while not self._is_draining:
+            worker.is_idle = True
+            try:
+                item = await source.take()
+            except asyncio.CancelledError:
+                if self._is_draining:  # `drain` or `abandon` woke us, and we hold nothing
+                    return
+                raise
+            finally:
+                worker.is_idle = False
+            if item is None:
+                return
+            if is_first:
+                is_first = False
+                self._spawn_if_room()  # each worker that finds work starts the next one
+            try:
+                await self._handle(item, worker)
+            finally:
+                source.finished()
+            if len(self._tasks) - min(self.parked, self._max_parked) > self._size:
+                return  # a parked item came back, and this worker had stood in for it
+            turn -= 1
+            if not turn:
+                turn = ITEMS_PER_TURN
+                await asyncio.sleep(0)
+
+    def _stopped(self, task: asyncio.Task[None]) -> None:
+        worker = self._tasks.pop(task)
+        self._sweeper.close_deadline(worker.deadline)
+        self._free_ids.append(worker.id)
+        self._on_stopped(worker.id)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._error = self._error or error
+            self.drain()
+        if not self._tasks:
+            self._all_stopped.set()
+
+    async def _cancel_all(self) -> None:
+        self._is_draining = True
+        for task in self._tasks:
+            task.cancel()
+        while self._tasks:
+            await asyncio.wait(list(self._tasks))
+            await asyncio.sleep(0)  # the done callbacks run before us now

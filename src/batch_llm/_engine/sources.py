@@ -1,0 +1,167 @@
+"""Where items come from. A source is asked for one item at a time, by whoever has room for it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from batch_llm.exceptions import SourceError
+
+if TYPE_CHECKING:
+    from batch_llm.base import LLMWorkItem
+
+    Item = LLMWorkItem[Any, Any, Any]
+
+#: What ``take`` returns when there will be no more.
+END: Final = None
+
+
+class Source(Protocol):
+    """Gives items until it ends."""
+
+    async def take(self) -> Item | None:
+        """Return the next item, or ``END``. After ``END`` it is never asked for more to start."""
+        ...
+
+    def finished(self) -> None:
+        """Hear that an item taken from here has its result."""
+        ...
+
+
+class IterableSource:
+    """Items from any iterable or async iterable, pulled one at a time.
+
+    Args:
+        items: Pulled only as fast as there is room; never by two workers at once.
+    """
+
+    def __init__(self, items: Iterable[Item] | AsyncIterable[Item]) -> None:
+        self._sync: Iterator[Item] | None = None
+        self._async: AsyncIterator[Item] | None = None
+        if isinstance(items, AsyncIterable):
+            self._async = aiter(items)
+        else:
+            self._sync = iter(items)
+        self._turn = asyncio.Lock()
+        self._has_ended = False
+        self.given = 0
+
+    async def take(self) -> Item | None:
+        """Return the next item, or ``END``.
+
+        Raises:
+            SourceError: The iterable raised; its error is the cause. Later calls get ``END``.
+        """
+        if self._has_ended:
+            return END
+        try:
+            if self._sync is not None:
+                item = next(self._sync, END)
+            else:
+                # Async generators refuse a second `anext` while one is under way.
+                async with self._turn:
+                    item = await self._take_async()
+        except Exception as error:
+            self._has_ended = True
+            raise SourceError(self.given, f"{type(error).__name__}: {error}") from error
+        if item is END:
+            self._has_ended = True
+        else:
+            self.given += 1
+        return item
+
+    async def _take_async(self) -> Item | None:
+        if self._has_ended or self._async is None:
+            return END
+        return await anext(self._async, END)
+
+    def finished(self) -> None:
+        """Nothing depends on it here."""
+
+
+class QueueSource:
+    """Items added one by one, before and while they are processed.
+
+    It ends when nothing is queued and nothing is in work: an item in work may still add others.
+
+    Args:
+        max_size: ``put`` waits while so many items are queued; 0 for no bound.
+    """
+
+    def __init__(self, max_size: int = 0) -> None:
+        self._max_size = max_size
+        self._items: deque[Item] = deque()
+        self._putters: deque[tuple[asyncio.Future[None], Item]] = deque()
+        self._takers: deque[asyncio.Future[None]] = deque()
+        self._in_work = 0
+
+    def __len__(self) -> int:
+        return len(self._items) + len(self._putters)
+
+    async def put(self, item: Item) -> None:
+        """Queue ``item``, waiting for room first.
+
+        Raises:
+            asyncio.CancelledError: The item was not queued.
+        """
+        if not self._max_size or len(self._items) < self._max_size:
+            self._items.append(item)
+            self._wake_one()
+            return
+        place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        entry = (place, item)
+        self._putters.append(entry)
+        try:
+            await place
+        except asyncio.CancelledError:
+            if place.cancelled():
+                self._putters.remove(entry)
+            raise
+
+    async def take(self) -> Item | None:
+        """Return the next item; wait while there is none but some are in work."""
+        while not self._items:
+            if not self._in_work:
+                self._wake_all()
+                return END
+            taker: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._takers.append(taker)
+            try:
+                await taker
+            except asyncio.CancelledError:
+                if not taker.cancelled():
+                    self._wake_one()  # the call that woke us is for somebody else now
+                raise
+        item = self._items.popleft()
+        self._in_work += 1
+        self._let_in_putter()
+        return item
+
+    def finished(self) -> None:
+        """Count an item as done; the last one ends the source."""
+        self._in_work -= 1
+        if not self._in_work and not self._items:
+            self._wake_all()
+
+    def _let_in_putter(self) -> None:
+        # The item is moved here and not by its woken owner, so that the queue is never empty in
+        # between, which would look like its end.
+        while self._putters:
+            place, item = self._putters.popleft()
+            if not place.cancelled():
+                place.set_result(None)
+                self._items.append(item)
+                return
+
+    def _wake_one(self) -> None:
+        while self._takers:
+            taker = self._takers.popleft()
+            if not taker.done():
+                taker.set_result(None)
+                return
+
+    def _wake_all(self) -> None:
+        while self._takers:
+            self._wake_one()

@@ -1,0 +1,123 @@
+"""The counts of a run: written by the pipeline, read as one frozen snapshot."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import Counter
+from datetime import UTC, datetime
+
+import msgspec
+
+#: Upper bounds of the latency buckets in seconds: 5 % apart, from 1 ms to 10 minutes.
+_BOUNDS = [0.001 * 1.05**step for step in range(274)]
+
+
+class Statistics(msgspec.Struct, frozen=True, kw_only=True):
+    """The state of a run at one moment. All counts belong together.
+
+    Attributes:
+        total: Items known so far; None while the source's length is unknown.
+        started: Items taken from the source.
+        processed: Items with a result: always ``succeeded + failed``.
+        succeeded: Items with a usable output.
+        failed: Items without one.
+        in_flight: Calls under way.
+        waiting: Attempts that wait to be let in.
+        retrying: Items between two attempts.
+        attempts: Calls made, refused and failed ones included.
+        rate_limit_count: Refused calls.
+        retries_by_code: Failed attempts that were followed by another, by ``ErrorCode`` value.
+        failures_by_code: Failed items by the code of their last error.
+        error_counts: Failed items by exception type.
+        input_tokens: Of all finished attempts, failed ones included.
+        output_tokens: The same.
+        state: ``running``, ``cooling``, ``draining`` or ``finished``.
+        cooldown_remaining_seconds: Until everyone goes on; 0 outside of a cooldown.
+        cooldown_reason: Why, as text of the provider (hostile); None outside of a cooldown.
+        concurrency: Calls in flight at the most.
+        elapsed_seconds: Since the run's start.
+        latency_p50: Median seconds of successful calls, to 5 %; None before the first.
+        latency_p90: The same for nine of ten.
+        latency_p99: The same for 99 of 100.
+        start_time: When the run started.
+    """
+
+    total: int | None
+    started: int
+    processed: int
+    succeeded: int
+    failed: int
+    in_flight: int
+    waiting: int
+    retrying: int
+    attempts: int
+    rate_limit_count: int
+    retries_by_code: dict[str, int]
+    failures_by_code: dict[str, int]
+    error_counts: dict[str, int]
+    input_tokens: int
+    output_tokens: int
+    state: str
+    cooldown_remaining_seconds: float
+    cooldown_reason: str | None
+    concurrency: int
+    elapsed_seconds: float
+    latency_p50: float | None
+    latency_p90: float | None
+    latency_p99: float | None
+    start_time: datetime | None
+
+
+class Counts:
+    """What the pipeline counts. Plain additions only: the reading does the work."""
+
+    __slots__ = (
+        "attempts",
+        "cooldown_reason",
+        "error_counts",
+        "failed",
+        "failures_by_code",
+        "input_tokens",
+        "latencies",
+        "output_tokens",
+        "rate_limit_count",
+        "retries_by_code",
+        "retrying",
+        "start_time",
+        "started",
+        "started_at",
+        "succeeded",
+    )
+
+    def __init__(self, started_at: float) -> None:
+        self.started_at = started_at
+        self.start_time = datetime.now(UTC)
+        self.started = 0
+        self.succeeded = 0
+        self.failed = 0
+        self.retrying = 0
+        self.attempts = 0
+        self.rate_limit_count = 0
+        self.input_tokens = 0
+        self.output_tokens = 0
+        self.cooldown_reason: str | None = None
+        self.error_counts: Counter[str] = Counter()
+        self.failures_by_code: Counter[str] = Counter()
+        self.retries_by_code: Counter[str] = Counter()
+        self.latencies = [0] * (len(_BOUNDS) + 1)
+
+    def note_latency(self, seconds: float) -> None:
+        """Count a successful call's duration."""
+        self.latencies[bisect_left(_BOUNDS, seconds)] += 1
+
+    def latency(self, share: float) -> float | None:
+        """Return the seconds within which ``share`` of the successful calls were done."""
+        rank = share * sum(self.latencies)
+        if not rank:
+            return None
+        so_far = 0
+        for bound, count in zip(_BOUNDS, self.latencies, strict=False):
+            so_far += count
+            if so_far >= rank:
+                return bound
+        return _BOUNDS[-1]

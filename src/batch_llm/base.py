@@ -1,0 +1,136 @@
+"""The values that go in and come out: items, results, and who turns one into the other."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from batch_llm.core.usage import no_usage
+
+if TYPE_CHECKING:
+    from batch_llm.core.request import Request
+
+TInput = TypeVar("TInput")
+TOutput = TypeVar("TOutput")
+TContext = TypeVar("TContext")
+
+#: Takes the attempt's number (from 1) and its timeout in seconds, and the item's ``input_data``
+#: when it has a third positional parameter; returns the output and a dict of token counts.
+DirectCall = Callable[..., Awaitable[tuple[Any, Any]]]
+PostProcessor = Callable[["WorkItemResult[Any, Any]"], Awaitable[None] | None]
+
+_MODES = "agent, agent_factory, direct_call, request"
+
+
+@dataclass(slots=True)
+class LLMWorkItem(Generic[TInput, TOutput, TContext]):
+    """What is asked for once. Exactly one of the four modes says how.
+
+    Attributes:
+        item_id: The item's name, unique in a run. Any text.
+        agent: Mode 1: a pydantic-ai ``Agent``, or anything with ``async run(prompt)``.
+        prompt: What the agent gets.
+        context: Handed through untouched to the result, the post-processor and middleware.
+        agent_factory: Mode 2: makes the agent for an attempt, whose number (from 1) it gets.
+        direct_call: Mode 3: any API, see ``DirectCall``.
+        input_data: Data for ``direct_call``.
+        request: Mode 4: the call as plain data.
+
+    Raises:
+        ValueError: None or several modes were given.
+    """
+
+    item_id: str
+    agent: Any = None
+    prompt: str = ""
+    context: TContext | None = None
+    agent_factory: Callable[[int], Any] | None = None
+    direct_call: DirectCall | None = None
+    input_data: TInput | None = None
+    request: Request | None = None
+
+    def __post_init__(self) -> None:
+        modes = (
+            (self.agent is not None)
+            + (self.agent_factory is not None)
+            + (self.direct_call is not None)
+            + (self.request is not None)
+        )
+        if modes == 0:
+            raise ValueError(f"Must provide one of {_MODES}; item {self.item_id!r} has none.")
+        if modes > 1:
+            raise ValueError(f"Only one of {_MODES} may be given; item {self.item_id!r} has more.")
+
+
+@dataclass(slots=True)
+class WorkItemResult(Generic[TOutput, TContext]):
+    """What became of one item.
+
+    Attributes:
+        item_id: The item's name.
+        success: Whether there is a usable output.
+        output: The answer; None after a failure.
+        error: ``ExceptionType: message`` of the last attempt; None after a success.
+        context: The item's, untouched.
+        token_usage: Tokens of all attempts together, failed ones included: ``input_tokens``,
+            ``output_tokens``, ``total_tokens``, and further kinds where they are known.
+        gemini_safety_ratings: Gemini's ratings by category, when it sent any.
+        error_code: The failure's code from the closed list (``strategies.errors.ErrorCode``).
+        attempts: Calls made for the item, refused and failed ones included.
+        duration_seconds: From the first attempt's start to the end, waits included.
+        model: The model's name as the provider answered it, when it did.
+    """
+
+    item_id: str
+    success: bool
+    output: TOutput | None = None
+    error: str | None = None
+    context: TContext | None = None
+    token_usage: dict[str, int] = field(default_factory=no_usage)
+    gemini_safety_ratings: dict[str, str] | None = None
+    error_code: str | None = None
+    attempts: int = 0
+    duration_seconds: float = 0.0
+    model: str | None = None
+
+
+@dataclass(slots=True)
+class BatchResult(Generic[TOutput, TContext]):
+    """All results of a run, in the order in which they were finished.
+
+    The counts are taken from ``results`` when the object is made, so that always
+    ``total_items == succeeded + failed == len(results)``.
+    """
+
+    results: list[WorkItemResult[TOutput, TContext]] = field(default_factory=list)
+    total_items: int = field(init=False)
+    succeeded: int = field(init=False)
+    failed: int = field(init=False)
+    total_input_tokens: int = field(init=False)
+    total_output_tokens: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.total_items = len(self.results)
+        self.succeeded = sum(1 for result in self.results if result.success)
+        self.failed = self.total_items - self.succeeded
+        usages = [result.token_usage or {} for result in self.results]
+        self.total_input_tokens = sum(usage.get("input_tokens", 0) for usage in usages)
+        self.total_output_tokens = sum(usage.get("output_tokens", 0) for usage in usages)
+
+
+class BatchProcessor(ABC, Generic[TInput, TOutput, TContext]):
+    """Turns items into results, one each."""
+
+    @abstractmethod
+    async def add_work(self, work_item: LLMWorkItem[TInput, TOutput, TContext]) -> None:
+        """Queue an item."""
+
+    @abstractmethod
+    async def process_all(self) -> BatchResult[TOutput, TContext]:
+        """Process all queued items and return their results."""
+
+    @abstractmethod
+    async def get_stats(self) -> dict[str, Any]:
+        """Return a consistent snapshot of the counts."""

@@ -1,0 +1,151 @@
+"""Settings, with all durations in seconds. The processor calls ``validate``."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from batch_llm.exceptions import ConfigError
+
+
+def _require(condition: bool, setting: str, value: object, expected: str) -> None:  # noqa: FBT001
+    if not condition:
+        raise ConfigError(setting, value, expected)
+
+
+def _is_finite(value: float, low: float) -> bool:
+    return low <= value < math.inf
+
+
+@dataclass(slots=True)
+class RetryConfig:
+    """How often one item is tried, and how long to wait in between.
+
+    The wait before attempt ``n + 1`` is ``initial_wait * exponential_base ** (n - 1)``, capped at
+    ``max_wait``.
+
+    Attributes:
+        max_attempts: Total number of attempts per item, the first one included. A call that was
+            refused by a rate limit does not count.
+        initial_wait: Seconds to wait after the first failure.
+        max_wait: Upper bound of any computed wait, in seconds.
+        exponential_base: Factor by which the wait grows after each failure.
+        jitter: Draw each wait uniformly from zero to its computed value, so that items that
+            failed together do not come back together.
+        max_rate_limits: An item refused more often than this fails with
+            ``RateLimitedTooOftenError``, so that a run always ends. 0 waits for ever.
+    """
+
+    max_attempts: int = 3
+    initial_wait: float = 1.0
+    max_wait: float = 60.0
+    exponential_base: float = 2.0
+    jitter: bool = True
+    max_rate_limits: int = 100
+
+    def validate(self) -> None:
+        """Check every field against its bounds.
+
+        Raises:
+            ConfigError: A value is out of range; the message names it and the bound.
+        """
+        _require(self.max_attempts >= 1, "max_attempts", self.max_attempts, ">= 1")
+        _require(
+            _is_finite(self.initial_wait, 0), "initial_wait", self.initial_wait, ">= 0 and finite"
+        )
+        _require(
+            _is_finite(self.max_wait, self.initial_wait),
+            "max_wait",
+            self.max_wait,
+            f">= initial_wait ({self.initial_wait}) and finite",
+        )
+        _require(
+            _is_finite(self.exponential_base, 1),
+            "exponential_base",
+            self.exponential_base,
+            ">= 1 and finite",
+        )
+        _require(self.max_rate_limits >= 0, "max_rate_limits", self.max_rate_limits, ">= 0")
+
+
+@dataclass(slots=True)
+class RateLimitConfig:
+    """What everyone does when the provider refuses a call: a cooldown, then a slow start.
+
+    Attributes:
+        cooldown_seconds: Length of the first cooldown, unless the provider says how long.
+        slow_start_items: Calls released one at a time after a cooldown; 0 turns the ramp off.
+        slow_start_initial_delay: Seconds between the first of them.
+        slow_start_final_delay: Seconds between the last of them.
+        backoff_multiplier: Factor by which each further cooldown without a success in between
+            is longer.
+    """
+
+    cooldown_seconds: float = 300.0
+    slow_start_items: int = 50
+    slow_start_initial_delay: float = 2.0
+    slow_start_final_delay: float = 0.1
+    backoff_multiplier: float = 1.5
+
+    def validate(self) -> None:
+        """Check every field against its bounds.
+
+        Raises:
+            ConfigError: A value is out of range; the message names it and the bound.
+        """
+        for setting, low in (
+            ("cooldown_seconds", 0),
+            ("slow_start_items", 0),
+            ("slow_start_initial_delay", 0),
+            ("slow_start_final_delay", 0),
+            ("backoff_multiplier", 1),
+        ):
+            value = getattr(self, setting)
+            _require(_is_finite(value, low), setting, value, f">= {low} and finite")
+
+
+@dataclass(slots=True)
+class ProcessorConfig:
+    """How a processor works.
+
+    Attributes:
+        max_workers: Calls in flight at the most.
+        timeout_per_item: Seconds that one attempt may take.
+        retry: How often an item is tried.
+        rate_limit: What happens when the provider refuses calls.
+        progress_interval: A progress line is logged each time that so many items are finished;
+            0 logs none.
+        enable_detailed_logging: Log each attempt's failure (level DEBUG otherwise unused).
+        max_queue_size: ``add_work`` waits while so many items are queued. 0 = unlimited.
+    """
+
+    max_workers: int = 5
+    timeout_per_item: float = 120.0
+    retry: RetryConfig = field(default_factory=RetryConfig)
+    rate_limit: RateLimitConfig = field(default_factory=RateLimitConfig)
+    progress_interval: int = 10
+    enable_detailed_logging: bool = False
+    max_queue_size: int = 0
+
+    def validate(self) -> None:
+        """Check every field, and those of ``retry`` and ``rate_limit``.
+
+        Raises:
+            ConfigError: A value is out of range; the message names it and the bound.
+        """
+        _require(self.max_workers >= 1, "max_workers", self.max_workers, ">= 1")
+        _require(
+            0 < self.timeout_per_item < math.inf,
+            "timeout_per_item",
+            self.timeout_per_item,
+            "> 0 and finite",
+        )
+        _require(self.progress_interval >= 0, "progress_interval", self.progress_interval, ">= 0")
+        _require(
+            self.max_queue_size >= 0,
+            "max_queue_size",
+            self.max_queue_size,
+            ">= 0 (0 = unlimited)",
+        )
+        self.retry.validate()
+        self.rate_limit.validate()
