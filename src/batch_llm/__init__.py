@@ -1,1 +1,110 @@
-"""Push many LLM requests through any provider."""
+"""Push many LLM requests through any provider: every item answered once.
+
+Start with ``ParallelBatchProcessor``; ``batch_llm.testing`` has agents without a model.
+"""
+
+from __future__ import annotations
+
+from batch_llm._engine.statistics import Statistics
+from batch_llm.base import BatchProcessor, BatchResult, LLMWorkItem, PostProcessor, WorkItemResult
+from batch_llm.classifiers import GeminiErrorClassifier, HttpErrorClassifier
+from batch_llm.core.config import ProcessorConfig, RateLimitConfig, RetryConfig
+from batch_llm.core.protocols import AgentLike, ResultLike, UsageLike
+from batch_llm.core.request import Image, Message, OtherPart, Request, Settings, Text
+from batch_llm.exceptions import (
+    AbandonedError,
+    AttemptTimeoutError,
+    BadOutputError,
+    BatchLLMError,
+    CallCancelledError,
+    ConfigError,
+    ContentFilteredError,
+    DuplicateItemError,
+    ItemError,
+    MalformedResponseError,
+    MissingExtraError,
+    MissingKeyError,
+    ProviderError,
+    RateLimitedTooOftenError,
+    RefusedError,
+    SourceError,
+    StatusError,
+    StoreError,
+    TransportError,
+    TruncatedError,
+    UnknownModelError,
+)
+from batch_llm.middleware import BaseMiddleware, Middleware
+from batch_llm.observers import BaseObserver, MetricsObserver, ProcessingEvent, ProcessorObserver
+from batch_llm.parallel import ParallelBatchProcessor
+from batch_llm.strategies import (
+    DefaultErrorClassifier,
+    ErrorClassifier,
+    ErrorCode,
+    ErrorInfo,
+    ExponentialBackoffStrategy,
+    FixedDelayStrategy,
+    RateLimitStrategy,
+)
+from batch_llm.testing.mocks import MockAgent, MockResult, MockUsage
+
+__all__ = [
+    "AbandonedError",
+    "AgentLike",
+    "AttemptTimeoutError",
+    "BadOutputError",
+    "BaseMiddleware",
+    "BaseObserver",
+    "BatchLLMError",
+    "BatchProcessor",
+    "BatchResult",
+    "CallCancelledError",
+    "ConfigError",
+    "ContentFilteredError",
+    "DefaultErrorClassifier",
+    "DuplicateItemError",
+    "ErrorClassifier",
+    "ErrorCode",
+    "ErrorInfo",
+    "ExponentialBackoffStrategy",
+    "FixedDelayStrategy",
+    "GeminiErrorClassifier",
+    "HttpErrorClassifier",
+    "Image",
+    "ItemError",
+    "LLMWorkItem",
+    "MalformedResponseError",
+    "Message",
+    "MetricsObserver",
+    "Middleware",
+    "MissingExtraError",
+    "MissingKeyError",
+    "MockAgent",
+    "MockResult",
+    "MockUsage",
+    "OtherPart",
+    "ParallelBatchProcessor",
+    "PostProcessor",
+    "ProcessingEvent",
+    "ProcessorConfig",
+    "ProcessorObserver",
+    "ProviderError",
+    "RateLimitConfig",
+    "RateLimitStrategy",
+    "RateLimitedTooOftenError",
+    "RefusedError",
+    "Request",
+    "ResultLike",
+    "RetryConfig",
+    "Settings",
+    "SourceError",
+    "Statistics",
+    "StatusError",
+    "StoreError",
+    "Text",
+    "TransportError",
+    "TruncatedError",
+    "UnknownModelError",
+    "UsageLike",
+    "WorkItemResult",
+]

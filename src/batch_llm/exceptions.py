@@ -11,6 +11,7 @@
     └── ItemError                                 one attempt of one item failed; the run goes on
         ├── AttemptTimeoutError (also TimeoutError)  the attempt took too long
         ├── RateLimitedTooOftenError              refused so often that waiting longer is pointless
+        ├── CallCancelledError                    the call cancelled itself
         ├── AbandonedError                        the run was stopped while the item was in flight
         └── ProviderError                         the provider answered, but not with a good answer
             ├── StatusError                       HTTP status 400 or above
@@ -185,6 +186,13 @@ class RateLimitedTooOftenError(ItemError):
             f"Rate limited {self.refusals} times, the last time with {self.last_error}. "
             "Raise RetryConfig.max_rate_limits to wait longer, or lower the concurrency."
         )
+
+
+class CallCancelledError(ItemError):
+    """The call raised ``CancelledError`` although nobody had cancelled it from outside."""
+
+    def __str__(self) -> str:
+        return "The call cancelled itself."
 
 
 class AbandonedError(ItemError):

@@ -10,6 +10,11 @@ if TYPE_CHECKING:
     from batch_llm.base import LLMWorkItem
 
 
+#: The key in ``Try.memory`` under which a caller leaves the usage object that its library fills in
+#: while the call goes on: what was spent is known then even when the call is cut off.
+SPENT = "spent"
+
+
 class Try(msgspec.Struct, frozen=True):
     """What a call may know about the attempt that it belongs to.
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import msgspec
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Sequence
 
     from batch_llm.base import WorkItemResult
 
@@ -51,12 +51,15 @@ class Store(Protocol):
         """Make an item pending again: it was abandoned in work, without a result."""
         ...
 
-    async def finish(
+    def finish(
         self, result: WorkItemResult[Any, Any], history: Sequence[Attempt], /
-    ) -> None:
-        """Save an item's only result. When this returns, the result is safe.
+    ) -> Awaitable[None] | None:
+        """Accept an item's only result, and save it whatever becomes of the caller.
+
+        Returns:
+            None when the result is safe already, else an awaitable that ends when it is.
 
         Raises:
-            Exception: It could not be saved; the run stops. The item may be in work still.
+            Exception: It could not be saved; the run stops. The awaitable may raise it too.
         """
         ...

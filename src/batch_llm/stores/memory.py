@@ -40,13 +40,13 @@ class MemoryStore:
         """Make an item pending again."""
         self._running.discard(item_id)
 
-    async def finish(
+    def finish(
         self,
         result: WorkItemResult[Any, Any],
         history: Sequence[Attempt],  # noqa: ARG002
         /,
     ) -> None:
-        """Note that an item has its result.
+        """Note that an item has its result; it is as safe at once as it will ever be.
 
         Raises:
             StoreError: The item is not in work. Nothing changed.

@@ -1,0 +1,227 @@
+"""Try one item until it has an answer, is hopeless, or is out of attempts.
+
+This layer decides *whether* and *when* to try again. It does not know what a call does; when an
+attempt may start is the gate's business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from typing import TYPE_CHECKING, Any
+
+from batch_llm.core.usage import add_usage, no_usage, read_usage, usage_of_error
+from batch_llm.exceptions import CallCancelledError, RateLimitedTooOftenError
+from batch_llm.observers.base import ProcessingEvent
+from batch_llm.providers.base import SPENT, Outcome, Try
+from batch_llm.stores.base import Attempt
+from batch_llm.strategies.backoff import Uniform, wait_before_retry
+from batch_llm.strategies.errors import ErrorCode, ErrorInfo, code_of
+
+if TYPE_CHECKING:
+    from batch_llm._engine.events import EventDispatcher
+    from batch_llm._engine.gate import Gate
+    from batch_llm._engine.pool import Pool, Worker
+    from batch_llm._engine.statistics import Counts
+    from batch_llm.base import LLMWorkItem
+    from batch_llm.core.config import RetryConfig
+    from batch_llm.providers.base import Caller
+    from batch_llm.strategies.errors import ErrorClassifier
+
+logger = logging.getLogger("batch_llm.retry")
+
+#: The verdict when a classifier itself fails.
+_UNKNOWN = ErrorInfo(
+    is_retryable=True, is_rate_limit=False, is_timeout=False, error_category="unknown"
+)
+
+
+class Progress:
+    """What has happened to one item so far."""
+
+    __slots__ = ("error_code", "history", "usage")
+
+    def __init__(self) -> None:
+        self.history: list[Attempt] = []
+        self.usage = no_usage()
+        self.error_code: ErrorCode | None = None
+
+
+class Retrier:
+    """Makes the attempts of items, one item at a time per worker."""
+
+    def __init__(
+        self,
+        *,
+        caller: Caller,
+        gate: Gate,
+        classifier: ErrorClassifier,
+        config: RetryConfig,
+        timeout_seconds: float,
+        counts: Counts,
+        events: EventDispatcher,
+        log_level: int,
+        uniform: Uniform = random.uniform,
+    ) -> None:
+        self._caller = caller
+        self._gate = gate
+        self._classifier = classifier
+        self._config = config
+        self._timeout_seconds = timeout_seconds
+        self._counts = counts
+        self._events = events
+        self._log_level = log_level
+        self._uniform = uniform
+        self._time = asyncio.get_running_loop().time
+
+    async def answer(
+        self, item: LLMWorkItem[Any, Any, Any], worker: Worker, pool: Pool, progress: Progress
+    ) -> Outcome:
+        """Return the first good outcome, or the last bad one.
+
+        Raises:
+            asyncio.CancelledError: Passed on at once; the gate's place was given back.
+        """
+        number, refusals = 1, 0
+        is_retry = False
+        error: Exception | None = None
+        memory: dict[str, Any] = {}
+        while True:
+            episode = await self._gate.enter(is_retry=is_retry)
+            try:
+                attempt = Try(number, self._timeout_seconds, error, memory)
+                outcome = await self._attempt(item, worker, attempt, progress)
+                error = outcome.error
+                if error is None:
+                    self._gate.succeeded(episode)
+                    return outcome
+                info = self._classify(error)
+                if info.is_rate_limit:
+                    # Before the place is left: nobody may slip in between.
+                    self._refused(item, worker, episode, info, error)
+            finally:
+                self._gate.leave()
+            is_retry = True
+            progress.error_code = code = code_of(info.error_category)
+            if info.is_rate_limit:
+                refusals += 1
+                if self._config.max_rate_limits and refusals > self._config.max_rate_limits:
+                    final = RateLimitedTooOftenError(refusals, describe(error))
+                    final.__cause__ = error
+                    return Outcome(error=final)
+                wait = 0.0 if self._gate.is_cooling else info.suggested_wait or 0.0
+            else:
+                if not info.is_retryable or number >= self._config.max_attempts:
+                    return outcome
+                wait = self._wait_after(number, code, info)
+                number += 1
+            self._counts.retries_by_code[code] += 1
+            if wait > 0:
+                with pool.parking():
+                    await asyncio.sleep(wait)
+
+    def _wait_after(self, failures: int, code: ErrorCode, info: ErrorInfo) -> float:
+        # A bad answer is no sign of trouble at the provider: the next attempt changes what is
+        # asked, and waiting would change nothing.
+        if code is ErrorCode.BAD_OUTPUT and info.suggested_wait is None:
+            return 0.0
+        return wait_before_retry(
+            failures, self._config, uniform=self._uniform, suggested=info.suggested_wait
+        )
+
+    async def _attempt(
+        self, item: LLMWorkItem[Any, Any, Any], worker: Worker, attempt: Try, progress: Progress
+    ) -> Outcome:
+        """Make one call, within its time, and book it."""
+        counts = self._counts
+        counts.attempts += 1
+        started_at = self._time()
+        try:
+            outcome = await worker.deadline.bound(
+                self._caller.call(item, attempt), self._timeout_seconds
+            )
+        except asyncio.CancelledError:
+            if worker.deadline.task.cancelling():
+                raise
+            outcome = Outcome(error=CallCancelledError())
+        except Exception as error:  # whatever a call raises is that attempt's failure
+            outcome = Outcome(error=error, usage=usage_of_error(error))
+        seconds = self._time() - started_at
+        usage = outcome.usage
+        if attempt.memory:
+            spent = attempt.memory.pop(SPENT, None)
+            if usage is None:
+                usage = read_usage(spent)
+        if usage:
+            add_usage(progress.usage, usage)
+            counts.input_tokens += usage.get("input_tokens", 0)
+            counts.output_tokens += usage.get("output_tokens", 0)
+        if outcome.error is None:
+            counts.note_latency(seconds)
+            progress.history.append(Attempt(attempt.number, started_at, seconds, usage))
+        else:
+            self._book_failure(item, attempt.number, started_at, seconds, usage, outcome, progress)
+        return outcome
+
+    def _book_failure(
+        self,
+        item: LLMWorkItem[Any, Any, Any],
+        number: int,
+        started_at: float,
+        seconds: float,
+        usage: dict[str, int] | None,
+        outcome: Outcome,
+        progress: Progress,
+    ) -> None:
+        error = outcome.error
+        assert error is not None  # noqa: S101 - the caller has looked
+        code = code_of(self._classify(error).error_category)
+        text = describe(error)
+        progress.history.append(Attempt(number, started_at, seconds, usage, code.value, text))
+        if logger.isEnabledFor(self._log_level):
+            logger.log(
+                self._log_level,
+                "Attempt %d of item %r failed: %s",
+                number,
+                item.item_id,
+                text,
+                extra={"item_id": item.item_id, "error_code": code.value},
+            )
+
+    def _classify(self, error: Exception) -> ErrorInfo:
+        try:
+            return self._classifier.classify(error)
+        except Exception:  # the user's code; the item must not be lost over it
+            logger.exception("The error classifier failed on %s.", type(error).__name__)
+            return _UNKNOWN
+
+    def _refused(
+        self,
+        item: LLMWorkItem[Any, Any, Any],
+        worker: Worker,
+        episode: int,
+        info: ErrorInfo,
+        error: Exception,
+    ) -> None:
+        self._counts.rate_limit_count += 1
+        self._gate.refused(episode, worker.id, info.suggested_wait)
+        self._counts.cooldown_reason = describe(error)
+        if self._events.is_active:
+            self._events.emit(
+                ProcessingEvent.RATE_LIMIT_HIT,
+                {
+                    "item_id": item.item_id,
+                    "worker_id": worker.id,
+                    "error_type": type(error).__name__,
+                    "consecutive": self._gate.consecutive,
+                },
+            )
+
+
+def describe(error: BaseException) -> str:
+    """Return ``ExceptionType: message``, whatever the exception does when it is printed."""
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:  # noqa: BLE001 - a stranger's ``__str__``
+        return f"{type(error).__name__}: (its message cannot be printed)"

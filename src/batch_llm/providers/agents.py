@@ -1,0 +1,140 @@
+"""The three callable modes of an item: an agent, a factory of agents, a direct call."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from batch_llm.core.usage import read_usage
+from batch_llm.exceptions import ConfigError
+from batch_llm.providers.base import SPENT, Caller, Outcome, Try
+
+if TYPE_CHECKING:
+    from batch_llm.base import DirectCall, LLMWorkItem
+
+_CO_VARARGS = 0x04
+
+
+class CallByMode:
+    """Calls each item the way it says.
+
+    Args:
+        requests: Calls the items that are plain data; None when there is no provider for them.
+    """
+
+    def __init__(self, requests: Caller | None = None) -> None:
+        self._requests = requests
+
+    async def call(self, item: LLMWorkItem[Any, Any, Any], attempt: Try, /) -> Outcome:
+        """Make one call.
+
+        Raises:
+            Exception: Whatever the agent or the user's function raised.
+            ConfigError: The item is a request, and nothing here can send it.
+        """
+        if item.direct_call is not None:
+            return await _call_directly(item, item.direct_call, attempt)
+        if item.agent is not None:
+            return await _run_agent(item.agent, item.prompt, attempt)
+        if item.agent_factory is not None:
+            return await _run_agent(_agent_for(item, attempt), item.prompt, attempt)
+        if self._requests is None:
+            raise ConfigError("requests", None, "a caller for items that are requests")
+        return await self._requests.call(item, attempt)
+
+
+def _agent_for(item: LLMWorkItem[Any, Any, Any], attempt: Try) -> Any:
+    """Make the attempt's agent, once: a refused call is repeated with the same one."""
+    made_for, agent = attempt.memory.get("agent", (0, None))
+    if made_for != attempt.number:
+        assert item.agent_factory is not None  # noqa: S101 - the caller has looked
+        agent = item.agent_factory(attempt.number)
+        attempt.memory["agent"] = (attempt.number, agent)
+    return agent
+
+
+async def _run_agent(agent: Any, prompt: str, attempt: Try) -> Outcome:
+    if _is_pydantic_ai(agent):
+        from pydantic_ai.usage import RunUsage
+
+        # Filled in while the run goes on: after a failure it tells what was spent.
+        attempt.memory[SPENT] = usage = RunUsage()
+        result = await agent.run(prompt, usage=usage)
+    else:
+        result = await agent.run(prompt)
+    return Outcome(
+        output=result.output,
+        usage=read_usage(getattr(result, "usage", None)),
+        model=_model_name(result),
+        safety_ratings=_safety_ratings(result),
+    )
+
+
+def _is_pydantic_ai(agent: Any) -> bool:
+    # An instance can only exist if its module is loaded, so nothing is imported for others.
+    module = sys.modules.get("pydantic_ai.agent")
+    return module is not None and isinstance(agent, module.AbstractAgent)
+
+
+def _model_name(result: Any) -> str | None:
+    name = getattr(getattr(result, "response", None), "model_name", None)
+    return name if isinstance(name, str) else None
+
+
+def _safety_ratings(result: Any) -> dict[str, str] | None:
+    ratings = getattr(result, "gemini_safety_ratings", None)
+    if ratings is None:
+        details = getattr(getattr(result, "response", None), "provider_details", None)
+        ratings = details.get("safety_ratings") if isinstance(details, Mapping) else None
+    if isinstance(ratings, Mapping):
+        return {str(category): str(rating) for category, rating in ratings.items()}
+    if isinstance(ratings, list | tuple):
+        return {
+            str(rating["category"]): str(rating.get("probability"))
+            for rating in ratings
+            if isinstance(rating, Mapping) and "category" in rating
+        }
+    return None
+
+
+async def _call_directly(
+    item: LLMWorkItem[Any, Any, Any], call: DirectCall, attempt: Try
+) -> Outcome:
+    if _takes_input(call, has_input=item.input_data is not None):
+        answer = await call(attempt.number, attempt.timeout_seconds, item.input_data)
+    else:
+        answer = await call(attempt.number, attempt.timeout_seconds)
+    try:
+        output, usage = answer
+    except (TypeError, ValueError):
+        kind = type(answer).__name__
+        raise TypeError(f"direct_call must return (output, usage_dict), got {kind}") from None
+    return Outcome(output, read_usage(usage))
+
+
+def _takes_input(call: DirectCall, *, has_input: bool) -> bool:
+    """Tell whether ``call`` has a third positional parameter that is meant for the input data.
+
+    One with a default is taken for the caller's own (``lambda attempt, timeout, row=row: …``)
+    unless there is input data to hand over.
+    """
+    code = getattr(call, "__code__", None)
+    if code is not None and not hasattr(call, "__wrapped__"):
+        arguments = code.co_argcount - (getattr(call, "__self__", None) is not None)
+        if arguments < 3:
+            return bool(code.co_flags & _CO_VARARGS) and has_input
+        return has_input or arguments - len(getattr(call, "__defaults__", None) or ()) >= 3
+    return _signature_takes_input(call, has_input=has_input)
+
+
+def _signature_takes_input(call: DirectCall, *, has_input: bool) -> bool:
+    try:
+        parameters = list(inspect.signature(call).parameters.values())
+    except (TypeError, ValueError):
+        return has_input
+    positional = [p for p in parameters if p.kind in {p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD}]
+    if len(positional) >= 3:
+        return has_input or positional[2].default is inspect.Parameter.empty
+    return has_input and any(p.kind is p.VAR_POSITIONAL for p in parameters)

@@ -1,0 +1,184 @@
+"""What an HTTP answer of 400 or above means, whoever wrapped it. Pure functions.
+
+Statuses, bodies and headers as the providers document and send them; where a status alone
+misleads (a 429 that is an exhausted account), the body decides.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+from batch_llm.strategies.errors import ErrorCode, ErrorInfo
+
+#: OpenAI's codes for a 429 that no waiting heals.
+_QUOTA_CODES = {
+    "insufficient_quota",
+    "billing_hard_limit_reached",
+    "credit_balance_exhausted",
+    "organization_spend_limit_exceeded",
+    "project_spend_limit_exceeded",
+    "organization_usage_limit_exceeded",
+    # Anthropic's
+    "contract_spend_limit_reached",
+    "enforced_spend_limit_reached",
+    "billing_error",
+}
+_CONTEXT_WORDINGS = (
+    "context_length_exceeded",
+    "maximum context length",
+    "reduce the length of the messages",
+    "prompt is too long",
+    "input token count",
+)
+_RETRYABLE = {
+    ErrorCode.OVERLOADED,
+    ErrorCode.TIMEOUT,
+    ErrorCode.CONNECTION,
+    ErrorCode.SERVER_ERROR,
+}
+_GO_UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
+_GO_PART = re.compile(r"(\d+(?:\.\d+)?)(h|ms|us|µs|ns|m|s)")
+_TRY_AGAIN = re.compile(r"try again in ((?:\d+(?:\.\d+)?(?:h|ms|us|µs|ns|m|s))+)")
+_RETRY_DELAY = re.compile(r'"retryDelay"\s*:\s*"(\d+(?:\.\d+)?)s"')
+#: Longer bodies are cut before they are searched.
+_MAX_SEARCHED = 20_000
+
+
+def judge_status(
+    status: int, body: Any = None, headers: Mapping[str, str] | None = None
+) -> ErrorInfo:
+    """Return the verdict on an answer.
+
+    Args:
+        status: The HTTP status.
+        body: The decoded JSON body, its inner ``error`` object, or text. Any shape is accepted.
+        headers: Response headers; names in any case.
+    """
+    text = _as_text(body)
+    code = _code_for(status, text, _error_codes(body))
+    is_rate_limit = code is ErrorCode.RATE_LIMITED
+    category = "rate_limit" if is_rate_limit else code.value
+    if code is ErrorCode.CONNECTION:
+        category = "connection_error"
+    can_retry = is_rate_limit or code in _RETRYABLE
+    return ErrorInfo(
+        is_retryable=can_retry,
+        is_rate_limit=is_rate_limit,
+        is_timeout=code is ErrorCode.TIMEOUT,
+        error_category=category,
+        suggested_wait=suggested_wait(text, headers or {}) if can_retry else None,
+    )
+
+
+def _code_for(status: int, text: str, codes: set[str]) -> ErrorCode:
+    lower = text.lower()
+    if status == 429:
+        is_daily = "perday" in lower  # Gemini: the short retryDelay beside it is misleading
+        return ErrorCode.QUOTA if is_daily or codes & _QUOTA_CODES else ErrorCode.RATE_LIMITED
+    if status == 402 or (status == 400 and "credit balance is too low" in lower):
+        return ErrorCode.QUOTA
+    if status == 400 and "api_key_invalid" in lower:
+        return ErrorCode.AUTH
+    if status in {400, 413, 422} and any(wording in lower for wording in _CONTEXT_WORDINGS):
+        return ErrorCode.CONTEXT_LENGTH
+    if status == 400 and codes & {"content_filter", "ResponsibleAIPolicyViolation"}:
+        return ErrorCode.CONTENT_FILTER
+    if status in {401, 403}:
+        return ErrorCode.AUTH
+    if status == 404 or "model_not_found" in codes:
+        return ErrorCode.NOT_FOUND
+    if status in {408, 504}:
+        return ErrorCode.TIMEOUT
+    if status in {503, 529} or codes & {"server_is_overloaded", "overloaded", "overloaded_error"}:
+        return ErrorCode.OVERLOADED
+    if status == 501:
+        return ErrorCode.BAD_REQUEST
+    # 409: a lock at the provider; 498: Groq's flex tier is full.
+    return ErrorCode.SERVER_ERROR if status >= 500 or status in {409, 498} else ErrorCode.BAD_REQUEST
+
+
+def suggested_wait(text: str, headers: Mapping[str, str]) -> float | None:
+    """Return the seconds that the provider asked to wait, wherever it says so, or None.
+
+    Looked for in ``retry-after-ms``, ``retry-after`` (seconds or a date), Google's ``RetryInfo``
+    and the prose "try again in 1m2.5s". ``x-should-retry`` is for SDKs and is not read.
+    """
+    found = {str(name).lower(): str(value) for name, value in headers.items()}
+    milliseconds = _number(found.get("retry-after-ms"))
+    if milliseconds is not None:
+        return milliseconds / 1000
+    after = found.get("retry-after")
+    if after is not None:
+        seconds = _number(after)
+        if seconds is None:
+            seconds = _seconds_until(after)
+        if seconds is not None:
+            return seconds
+    if match := _RETRY_DELAY.search(text):
+        return float(match[1])
+    if match := _TRY_AGAIN.search(text):
+        return go_seconds(match[1])
+    return None
+
+
+def go_seconds(duration: str) -> float | None:
+    """Return the seconds of a Go duration such as ``1m2.5s`` or ``20ms``; None for nonsense."""
+    parts = _GO_PART.findall(duration)
+    if not parts or "".join(number + unit for number, unit in parts) != duration:
+        return None
+    return sum(float(number) * _GO_UNITS[unit] for number, unit in parts)
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        value = float(text) if text is not None else -1.0
+    except ValueError:
+        return None
+    return value if 0 <= value < float("inf") else None
+
+
+def _seconds_until(date: str) -> float | None:
+    try:
+        moment = parsedate_to_datetime(date)
+    except (ValueError, TypeError, IndexError):
+        return None
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    return max(0.0, (moment - datetime.now(UTC)).total_seconds())
+
+
+def _as_text(body: Any) -> str:
+    if isinstance(body, bytes | bytearray):
+        return bytes(body[:_MAX_SEARCHED]).decode("utf-8", "replace")
+    if isinstance(body, str):
+        return body[:_MAX_SEARCHED]
+    if body is None:
+        return ""
+    try:
+        return json.dumps(body, default=str)[:_MAX_SEARCHED]
+    except (TypeError, ValueError, RecursionError):
+        return ""
+
+
+def _error_codes(body: Any) -> set[str]:
+    """Collect the ``code`` and ``type`` of an error body, at whatever depth the vendor has them."""
+    if isinstance(body, str | bytes):
+        try:
+            body = json.loads(body)
+        except (ValueError, RecursionError):
+            return set()
+    codes: set[str] = set()
+    for _depth in range(3):
+        if not isinstance(body, Mapping):
+            break
+        for name in ("code", "type", "error_code", "status"):
+            if isinstance(body.get(name), str):
+                codes.add(body[name])
+        inner = body.get("error")
+        body = inner if inner is not None else body.get("details")
+    return codes
