@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from batch_llm.core.usage import attach_usage, read_usage, usage_of_error
+
+THREE_TWO = {"input_tokens": 3, "output_tokens": 2, "total_tokens": 5}
+
+
+class CallableUsage:
+    """As pydantic-ai 2: a property's value that can still be called, with a warning."""
+
+    input_tokens, output_tokens, total_tokens = 3, 2, 5
+
+    def __call__(self):
+        raise AssertionError("called, although its fields could be read")
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        {"input_tokens": 3, "output_tokens": 2},
+        {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5},
+        SimpleNamespace(request_tokens=3, response_tokens=2, total_tokens=None),
+        lambda: SimpleNamespace(request_tokens=3, response_tokens=2, total_tokens=5),
+        CallableUsage(),
+    ],
+)
+def test_usage_is_read_in_every_shape(source):
+    assert read_usage(source) == THREE_TWO
+
+
+@pytest.mark.parametrize("source", [None, {}, object(), {"input_tokens": "many"}, 7])
+def test_what_is_no_usage_is_read_as_none(source):
+    assert read_usage(source) is None
+
+
+def error_with(**attributes):
+    error = RuntimeError("no")
+    for name, value in attributes.items():
+        setattr(error, name, value)
+    return error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        error_with(usage=THREE_TWO),
+        error_with(result=SimpleNamespace(usage=lambda: THREE_TWO)),
+        error_with(_failed_token_usage=THREE_TWO),
+    ],
+)
+def test_usage_is_found_on_the_exception_or_its_cause(error):
+    outer = ValueError("wrapped")
+    outer.__cause__ = error
+
+    assert usage_of_error(error) == THREE_TWO
+    assert usage_of_error(outer) == THREE_TWO
+
+
+def test_a_cycle_of_causes_ends():
+    error = RuntimeError("a")
+    error.__cause__ = ValueError("b")
+    error.__cause__.__cause__ = error
+
+    assert usage_of_error(error) is None
+
+
+def test_what_we_attached_ourselves_is_not_counted_again():
+    error = RuntimeError("raised twice")
+    attach_usage(error, dict(THREE_TWO))
+
+    assert error.__dict__["_failed_token_usage"] == THREE_TWO
+    assert usage_of_error(error) is None

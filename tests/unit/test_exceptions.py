@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+
+from batch_llm import exceptions
+
+EXAMPLES = [
+    exceptions.ConfigError("max_workers", 0, ">= 1"),
+    exceptions.DuplicateItemError("a"),
+    exceptions.MissingExtraError("mistral", "mistral"),
+    exceptions.UnknownModelError("opnai:x", "No such provider.", "openai:x"),
+    exceptions.MissingKeyError("openai", "OPENAI_API_KEY"),
+    exceptions.StoreError("a", "disk full"),
+    exceptions.SourceError(3, "ValueError: line 4"),
+    exceptions.AttemptTimeoutError(2.5),
+    exceptions.RateLimitedTooOftenError(101, "429"),
+    exceptions.CallCancelledError(),
+    exceptions.AbandonedError(),
+    exceptions.StatusError(500, "oops", "server_error"),
+    exceptions.TransportError("connection reset"),
+    exceptions.MalformedResponseError("not JSON", "<html>"),
+    exceptions.BadOutputError("{", "not JSON"),
+    exceptions.TruncatedError("half", 10),
+    exceptions.RefusedError("no"),
+    exceptions.ContentFilteredError("hate"),
+]
+
+
+@pytest.mark.parametrize("error", EXAMPLES, ids=lambda error: type(error).__name__)
+def test_errors_survive_pickle_and_copy(error):
+    for twin in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
+        assert type(twin) is type(error)
+        assert str(twin) == str(error)
+
+
+def test_every_error_has_an_example_here():
+    abstract = {"BatchLLMError", "ItemError", "ProviderError"}
+    defined = {
+        name
+        for name, kind in vars(exceptions).items()
+        if isinstance(kind, type) and issubclass(kind, exceptions.BatchLLMError)
+    }
+
+    assert {type(error).__name__ for error in EXAMPLES} == defined - abstract
+
+
+def test_every_error_is_drawn_in_the_tree():
+    for error in EXAMPLES:
+        assert f"── {type(error).__name__}" in exceptions.__doc__
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (EXAMPLES[0], "max_workers must be >= 1, got 0."),
+        (EXAMPLES[1], "item_id 'a' is already in this run."),
+        (EXAMPLES[2], "pip install 'batch-llm[mistral]'"),
+        (EXAMPLES[3], "Did you mean openai:x?"),
+        (EXAMPLES[4], "export OPENAI_API_KEY="),
+        (EXAMPLES[7], "No answer within 2.5 s."),
+        (EXAMPLES[8], "Rate limited 101 times"),
+        (EXAMPLES[11], "HTTP 500 (server_error): oops"),
+        (EXAMPLES[15], "cut off at the limit of 10 tokens after 4 characters"),
+    ],
+)
+def test_messages_say_what_happened_and_what_to_do(error, message):
+    assert message in str(error)
