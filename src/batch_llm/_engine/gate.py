@@ -93,18 +93,27 @@ class Gate:
         ):
             self.in_flight += 1
             return self.episode
-        place: asyncio.Future[None] = self._loop.create_future()
         queue = self._retries if is_retry else self._fresh
-        queue.append(place)
-        self._release()
-        try:
-            await place
-        except asyncio.CancelledError:
-            # A cancelled place is dropped by ``_release`` when its turn comes.
-            if not place.cancelled():  # let in and cancelled in the same step
-                self.leave()
-            raise
-        return self.episode
+        is_first_try = True
+        while True:
+            place: asyncio.Future[None] = self._loop.create_future()
+            if is_first_try:
+                queue.append(place)
+                self._release()
+            else:
+                queue.appendleft(place)
+            try:
+                await place
+            except asyncio.CancelledError:
+                # A cancelled place is dropped by `_release` when its turn comes.
+                if not place.cancelled():  # let in and cancelled in the same step
+                    self.leave()
+                raise
+            if self._cooldown is None:
+                return self.episode
+            # Between being let in and waking up, somebody was refused: back to the front.
+            self.in_flight -= 1
+            is_first_try = False
 
     def leave(self) -> None:
         """Give the place to the next one."""
@@ -163,7 +172,7 @@ class Gate:
             },
         )
         # A later refusal of the same episode may ask for more while we sleep.
-        while (remaining := self._resume_at - self._loop.time()) > 0:
+        while (remaining := self._resume_at - self._loop.time()) > 0:  # noqa: ASYNC110
             await asyncio.sleep(remaining)
         self._cooldown = None
         self._is_ramping = True
@@ -205,9 +214,14 @@ class Gate:
     def _is_release_due(self) -> bool:
         if self._loop.time() >= self._next_release_at:
             return True
-        if self._release_timer is None or self._release_timer.when() < self._next_release_at:
-            self._release_timer = self._loop.call_at(self._next_release_at, self._release)
+        if self._release_timer is None:
+            self._release_timer = self._loop.call_at(self._next_release_at, self._release_on_time)
         return False
+
+    def _release_on_time(self) -> None:
+        # A timer may fire a hair before its time: `_release` must be able to set it again.
+        self._release_timer = None
+        self._release()
 
     def _step_ramp(self) -> None:
         try:

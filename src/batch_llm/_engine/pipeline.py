@@ -162,8 +162,8 @@ class Pipeline:
             pending = self._post_processor(result)
             if inspect.isawaitable(pending):
                 await worker.deadline.bound(pending, POST_PROCESSOR_SECONDS)
-        except Exception as error:  # the user's code; the item's result stands
-            logger.exception("post_processor failed on %r: %s", result.item_id, describe(error))
+        except Exception:  # the user's code; the item's result stands
+            logger.exception("post_processor failed on %r", result.item_id)
 
     # -- middleware
 
@@ -171,15 +171,16 @@ class Pipeline:
         self, item: Item, worker: Worker, progress: Progress
     ) -> tuple[Result, str | None]:
         """Return the result, and the type of the error that made it a failure."""
-        changed: Item | None = item
+        changed = item
         if self._middlewares:
-            changed = await self._before(item)
-            if changed is None:
+            kept = await self._before(item)
+            if kept is None:
                 skipped = WorkItemResult[Any, Any](
                     item.item_id, success=False, error="Skipped by middleware", context=item.context
                 )
                 skipped.error_code = ErrorCode.CANCELLED.value
                 return skipped, "Skipped"
+            changed = kept
         assert self.pool is not None  # noqa: S101 - set before the first item
         outcome = await self._retrier.answer(changed, worker, self.pool, progress)
         error = outcome.error
@@ -225,7 +226,7 @@ class Pipeline:
             try:
                 changed = await middleware.after_process(result)
                 if not isinstance(changed, WorkItemResult):
-                    raise TypeError(f"expected a WorkItemResult, got {type(changed).__name__}")  # noqa: TRY004, TRY301
+                    raise TypeError(f"expected a WorkItemResult, got {type(changed).__name__}")  # noqa: TRY301
             except Exception:  # the user's code; a broken hook is as good as none
                 logger.exception("after_process failed on %r; passed over", result.item_id)
                 continue

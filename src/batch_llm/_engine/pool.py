@@ -21,12 +21,13 @@ ITEMS_PER_TURN = 64
 class Worker:
     """One coroutine's identity and its timeout."""
 
-    __slots__ = ("deadline", "id", "is_idle")
+    __slots__ = ("deadline", "id", "is_idle", "is_leaving")
 
     def __init__(self, worker_id: int, deadline: Deadline) -> None:
         self.id = worker_id
         self.deadline = deadline
         self.is_idle = False
+        self.is_leaving = False
 
 
 class Pool:
@@ -63,6 +64,7 @@ class Pool:
         self._source: Source | None = None
         self._error: BaseException | None = None
         self._is_draining = False
+        self._leaving = 0
         self.parked = 0
 
     async def run(self, source: Source) -> None:
@@ -108,11 +110,12 @@ class Pool:
             self.parked -= 1
 
     @property
-    def _has_room(self) -> bool:
-        return len(self._tasks) - min(self.parked, self._max_parked) < self._size
+    def _headcount(self) -> int:
+        """Workers that take items; those that wait with an item, or are on their way out, don't."""
+        return len(self._tasks) - self._leaving - min(self.parked, self._max_parked)
 
     def _spawn_if_room(self) -> None:
-        if self._has_room:
+        if self._headcount < self._size:
             self._spawn()
 
     def _spawn(self) -> None:
@@ -134,9 +137,9 @@ class Pool:
             try:
                 item = await source.take()
             except asyncio.CancelledError:
-                if self._is_draining:  # `drain` or `abandon` woke us, and we hold nothing
-                    return
-                raise
+                if not self._is_draining:
+                    raise
+                item = None  # `drain` or `abandon` woke us, and we hold nothing
             finally:
                 worker.is_idle = False
             if item is None:
@@ -148,8 +151,12 @@ class Pool:
                 await self._handle(item, worker)
             finally:
                 source.finished()
-            if len(self._tasks) - min(self.parked, self._max_parked) > self._size:
-                return  # a parked item came back, and this worker had stood in for it
+            if self._headcount > self._size:
+                # A parked item came back, and this worker had stood in for it. It counts as gone
+                # at once: its task is removed a step later, and nobody else may leave for it.
+                worker.is_leaving = True
+                self._leaving += 1
+                return
             turn -= 1
             if not turn:
                 turn = ITEMS_PER_TURN
@@ -157,6 +164,7 @@ class Pool:
 
     def _stopped(self, task: asyncio.Task[None]) -> None:
         worker = self._tasks.pop(task)
+        self._leaving -= worker.is_leaving
         self._sweeper.close_deadline(worker.deadline)
         self._free_ids.append(worker.id)
         self._on_stopped(worker.id)

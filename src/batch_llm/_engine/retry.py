@@ -145,7 +145,7 @@ class Retrier:
             if worker.deadline.task.cancelling():
                 raise
             outcome = Outcome(error=CallCancelledError())
-        except Exception as error:  # whatever a call raises is that attempt's failure
+        except Exception as error:  # noqa: BLE001 - whatever a call raises is the attempt's failure
             outcome = Outcome(error=error, usage=usage_of_error(error))
         seconds = self._time() - started_at
         usage = outcome.usage

@@ -96,6 +96,8 @@ class QueueSource:
         self._putters: deque[tuple[asyncio.Future[None], Item]] = deque()
         self._takers: deque[asyncio.Future[None]] = deque()
         self._in_work = 0
+        #: Owners of items that were let in and have not woken yet: they may have more to put.
+        self._waking = 0
 
     def __len__(self) -> int:
         return len(self._items) + len(self._putters)
@@ -118,12 +120,18 @@ class QueueSource:
         except asyncio.CancelledError:
             if place.cancelled():
                 self._putters.remove(entry)
+            else:
+                self._waking -= 1
             raise
+        self._waking -= 1
 
     async def take(self) -> Item | None:
         """Return the next item; wait while there is none but some are in work."""
         while not self._items:
             if not self._in_work:
+                if self._waking:
+                    await asyncio.sleep(0)
+                    continue
                 self._wake_all()
                 return END
             taker: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -152,6 +160,7 @@ class QueueSource:
             place, item = self._putters.popleft()
             if not place.cancelled():
                 place.set_result(None)
+                self._waking += 1
                 self._items.append(item)
                 return
 

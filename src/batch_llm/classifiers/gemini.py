@@ -8,7 +8,7 @@ from batch_llm.strategies.default_classifier import DefaultErrorClassifier
 from batch_llm.strategies.errors import ErrorInfo
 from batch_llm.strategies.http_errors import judge_status
 
-_TIMEOUT = re.compile(r"\b504\b|deadline|timeout|timed out", re.I)
+_TIMEOUT = re.compile(r"\b504\b|deadline|timeout|timed out", re.IGNORECASE)
 
 
 class GeminiErrorClassifier:

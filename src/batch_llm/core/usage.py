@@ -8,7 +8,6 @@ that is done with it is adding.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 #: Where each of our kinds is found, in order of preference.
 _NAMES = {

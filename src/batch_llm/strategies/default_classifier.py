@@ -20,7 +20,9 @@ from batch_llm.strategies.http_errors import judge_status, suggested_wait
 _HTTP_PACKAGES = {"httpx", "httpx2", "httpcore", "httpcore2", "aiohttp", "requests", "urllib3"}
 #: Errors that say that the code is wrong: the same call will fail the same way.
 _BUGS = (TypeError, NameError, AttributeError, ImportError, SyntaxError, ConfigError)
-_RATE_LIMIT_TEXT = re.compile(r"\b429\b|rate.?limit|too many requests|resource.?exhausted", re.I)
+_RATE_LIMIT_TEXT = re.compile(
+    r"\b429\b|rate.?limit|too many requests|resource.?exhausted", re.IGNORECASE
+)
 _MAX_CAUSES = 5
 
 

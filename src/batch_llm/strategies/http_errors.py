@@ -99,7 +99,9 @@ def _code_for(status: int, text: str, codes: set[str]) -> ErrorCode:
     if status == 501:
         return ErrorCode.BAD_REQUEST
     # 409: a lock at the provider; 498: Groq's flex tier is full.
-    return ErrorCode.SERVER_ERROR if status >= 500 or status in {409, 498} else ErrorCode.BAD_REQUEST
+    return (
+        ErrorCode.SERVER_ERROR if status >= 500 or status in {409, 498} else ErrorCode.BAD_REQUEST
+    )
 
 
 def suggested_wait(text: str, headers: Mapping[str, str]) -> float | None:
