@@ -139,7 +139,9 @@ class Pool:
             except asyncio.CancelledError:
                 if not self._is_draining:
                     raise
-                item = None  # `drain` or `abandon` woke us, and we hold nothing
+                # `drain` or `abandon` woke us, and we hold nothing. (mypy thinks that the flag
+                # cannot change during an await.)
+                item = None  # type: ignore[unreachable]
             finally:
                 worker.is_idle = False
             if item is None:

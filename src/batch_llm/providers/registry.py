@@ -1,0 +1,160 @@
+"""From a model's name to where its calls go. Providers are data, one row each."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from batch_llm.exceptions import MissingKeyError, UnknownModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+
+@dataclass(frozen=True, slots=True)
+class Provider:
+    """What is known of a provider.
+
+    Attributes:
+        name: The prefix in model names; pydantic-ai's.
+        base_url: Where its API is.
+        key_variable: The environment variable with its key.
+        url_variable: The environment variable that moves the API elsewhere.
+        max_tokens_field: What it calls the limit on an answer's length.
+    """
+
+    name: str
+    base_url: str
+    key_variable: str
+    url_variable: str
+    max_tokens_field: str = "max_tokens"
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where a model's calls go, and what to send along.
+
+    Attributes:
+        provider: The provider's name.
+        model: The model's name on the wire.
+        url: Of the calls.
+        headers: Of the calls. Never shown: they hold the key.
+        max_tokens_field: See ``Provider``.
+    """
+
+    provider: str
+    model: str
+    url: str
+    headers: Mapping[str, str] = field(repr=False)
+    max_tokens_field: str = "max_tokens"
+
+
+PROVIDERS = {
+    provider.name: provider
+    for provider in [
+        Provider(
+            "openai-chat",
+            "https://api.openai.com/v1",
+            "OPENAI_API_KEY",
+            "OPENAI_BASE_URL",
+            "max_completion_tokens",
+        ),
+    ]
+}
+SIMULATOR = "sim"
+#: Prefixes that pydantic-ai knows and requests do not speak.
+_NOT_SPOKEN = {"openai", "anthropic", "google", "mistral", "groq", "azure", "bedrock", "xai"}
+
+
+def split_model(model: str) -> tuple[str, str]:
+    """Return provider and name, split at the first colon.
+
+    Raises:
+        UnknownModelError: There is no such provider, or no name.
+    """
+    provider, colon, name = model.partition(":")
+    if not colon:
+        if "/" in model:
+            reason = "Names are written provider:model, with a colon."
+            raise UnknownModelError(model, reason, model.replace("/", ":", 1))
+        raise UnknownModelError(model, "It names no provider.", f"openai-chat:{model}")
+    if provider == SIMULATOR:
+        return provider, name or "fast"
+    if provider in _NOT_SPOKEN:
+        reason = f'Requests are not sent to "{provider}" by this version; agents can use it.'
+        raise UnknownModelError(model, reason, f"openai-chat:{name}" if provider == "openai" else None)
+    if provider not in PROVIDERS:
+        near = difflib.get_close_matches(provider, [*PROVIDERS, SIMULATOR, *_NOT_SPOKEN], 1, 0.5)
+        if not near and "openai".startswith(provider[:2]):
+            near = ["openai-chat"]
+        known = {"openai": "openai-chat"}
+        suggestion = f"{known.get(near[0], near[0])}:{name}" if near else None
+        raise UnknownModelError(model, f'No provider is called "{provider}".', suggestion)
+    if not name:
+        raise UnknownModelError(model, "The name of the model is missing after the colon.")
+    return provider, name
+
+
+def resolve(
+    model: str, *, base_url: str | None = None, environ: Mapping[str, str] = os.environ
+) -> Endpoint:
+    """Find out where a model's calls go.
+
+    Args:
+        model: ``provider:model``.
+        base_url: Of a compatible server, up to and including ``/v1``; a key is optional then.
+        environ: Where keys and base URLs are looked up.
+
+    Raises:
+        UnknownModelError: The name cannot be resolved.
+        MissingKeyError: The provider's own API needs a key, and there is none.
+    """
+    provider_name, name = split_model(model)
+    headers = {"content-type": "application/json", "accept": "application/json"}
+    if provider_name == SIMULATOR:
+        if base_url is None:
+            raise UnknownModelError(model, "Its simulator has not been started.")
+        headers["authorization"] = "Bearer simulator"
+        return Endpoint(SIMULATOR, name, _chat_url(base_url), headers, "max_completion_tokens")
+    provider = PROVIDERS[provider_name]
+    key = environ.get(provider.key_variable, "").strip()
+    elsewhere = base_url or environ.get(provider.url_variable, "").strip() or None
+    if not key and elsewhere is None:
+        raise MissingKeyError(provider.name, provider.key_variable)
+    if key:
+        headers["authorization"] = f"Bearer {key}"
+    return Endpoint(
+        provider.name,
+        name,
+        _chat_url(elsewhere or provider.base_url),
+        headers,
+        provider.max_tokens_field if elsewhere is None else "max_tokens",
+    )
+
+
+@contextmanager
+def open_endpoint(
+    model: str, *, base_url: str | None = None, environ: Mapping[str, str] = os.environ
+) -> Iterator[Endpoint]:
+    """Resolve a model; for ``sim:`` names, run its simulator for as long as the block lasts.
+
+    Raises:
+        UnknownModelError: See ``resolve``.
+        MissingKeyError: See ``resolve``.
+        ConfigError: The simulator's profile has an impossible option.
+    """
+    provider, name = split_model(model)
+    if provider != SIMULATOR or base_url is not None:
+        yield resolve(model, base_url=base_url, environ=environ)
+        return
+    from batch_llm.simulator.server import SimulatorProcess
+
+    with SimulatorProcess(name) as simulator:
+        yield resolve(model, base_url=simulator.base_url, environ=environ)
+
+
+def _chat_url(base_url: str) -> str:
+    return f"{base_url.rstrip('/')}/chat/completions"
