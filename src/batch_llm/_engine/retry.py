@@ -116,7 +116,7 @@ class Retrier:
                     return outcome
                 wait = self._wait_after(number, code, info)
                 number += 1
-            self._counts.retries_by_code[code] += 1
+            self._counts.retries_by_code[code.value] += 1
             if wait > 0:
                 with pool.parking():
                     await asyncio.sleep(wait)

@@ -1,1 +1,79 @@
-"""TODO."""
+"""The ``batch-llm`` command."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+
+
+def main() -> int:
+    """Run the command line; return its exit code."""
+    from cyclopts.exceptions import CycloptsError
+
+    from batch_llm.cli.app import app
+    from batch_llm.cli.exit_codes import ExitCode
+    from batch_llm.exceptions import BatchLLMError
+
+    _load_dotenv()
+    try:
+        code = app(exit_on_error=False, print_error=True)
+        return int(code) if isinstance(code, int) else ExitCode.OK
+    except CycloptsError:
+        return ExitCode.REFUSED
+    except BatchLLMError as error:
+        _explain(error)
+        return ExitCode.REFUSED
+    except BrokenPipeError:
+        # Python would complain once more when it closes standard output.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.OK
+    except KeyboardInterrupt:
+        return ExitCode.INTERRUPTED
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return ExitCode.REFUSED
+    except Exception:  # the last line of defence: a bug is told as one, and its trace is kept
+        _report_bug()
+        return ExitCode.BUG
+
+
+def _explain(error: Exception) -> None:
+    """Say what happened and what to do, with the way to try the job without any provider."""
+    from batch_llm.exceptions import MissingKeyError, UnknownModelError
+
+    lines = str(error)
+    if isinstance(error, UnknownModelError):
+        from batch_llm.core.text import safe
+
+        hint = f" Did you mean {error.suggestion}?" if error.suggestion else ""
+        lines = (
+            f'unknown model "{safe(error.model)}"\n\n  {error.reason}{hint}\n\n'
+            "  batch-llm models           lists the names known to this version\n"
+            "  --model sim:fast           tries the job without any provider"
+        )
+    elif isinstance(error, MissingKeyError):
+        lines = (
+            f"no key for {error.provider}\n\n"
+            f"  {error.provider} reads {error.variable} from the environment, or from ./.env\n"
+            f"    export {error.variable}=…\n\n"
+            "  --model sim:fast           tries the job without a key"
+        )
+    print(f"error: {lines}", file=sys.stderr)
+
+
+def _load_dotenv() -> None:
+    if Path(".env").is_file():
+        from dotenv import load_dotenv
+
+        load_dotenv(".env", override=False)
+
+
+def _report_bug() -> None:
+    with tempfile.NamedTemporaryFile(
+        "w", prefix="batch-llm-bug-", suffix=".log", delete=False, encoding="utf-8"
+    ) as file:
+        traceback.print_exc(file=file)
+    print(f"error: this is a bug in batch-llm; its trace is in {file.name}", file=sys.stderr)

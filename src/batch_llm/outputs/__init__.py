@@ -1,1 +1,7 @@
-"""TODO."""
+"""Writing files of results."""
+
+from __future__ import annotations
+
+from batch_llm.outputs.writers import FIELDS, FailedWriter, Finished, OutputExistsError, ResultWriter
+
+__all__ = ["FIELDS", "FailedWriter", "Finished", "OutputExistsError", "ResultWriter"]

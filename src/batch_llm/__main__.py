@@ -1,0 +1,9 @@
+"""``python -m batch_llm``."""
+
+from __future__ import annotations
+
+import sys
+
+from batch_llm.cli import main
+
+sys.exit(main())

@@ -1,0 +1,286 @@
+"""The commands and their flags."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+from importlib import metadata, util
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any, Literal
+
+from cyclopts import App, Parameter
+
+from batch_llm.cli.exit_codes import ExitCode
+
+app = App(
+    name="batch-llm",
+    help="Send many prompts through a provider: every row answered once.",
+    version=metadata.version("batch-llm"),
+    result_action="return_value",
+)
+
+
+@dataclasses.dataclass(kw_only=True)
+class InputFlags:
+    """How the input is read, and what is asked."""
+
+    model: Annotated[str, Parameter(name=["--model", "-m"])] = "sim:fast"
+    "provider:model, such as openai-chat:gpt-6-luna or sim:flaky"
+    base_url: str | None = None
+    "any OpenAI-compatible server, up to /v1"
+    prompt: str | None = None
+    "template over columns: 'Classify {{ text }}'; @FILE reads it from a file"
+    system: str | None = None
+    "system message, a template too"
+    format: Literal["openai-batch", "chat", "prompt", "rows", "csv", "tsv", "txt"] | None = None
+    "default: seen from the name and the first record"
+    columns: str | None = None
+    "names for a CSV or TSV without a header line: label,text"
+    id_column: str | None = None
+    "default: custom_id, id, else row-N"
+    limit: int | None = None
+    "stop after so many rows"
+    schema: str | None = None
+    "JSON schema file or module:Type for structured answers"
+    choices: str | None = None
+    "a,b,c: the answer is one of them"
+    set: Annotated[list[str], Parameter(name=["--set", "-s"])] = dataclasses.field(
+        default_factory=list
+    )
+    "a setting, such as temperature=0 (repeat); temperature=0,0.5 is one per attempt"
+    bad_rows: Literal["stop", "fail", "skip"] = "stop"
+    "what to do about records that cannot be used"
+
+
+@dataclasses.dataclass(kw_only=True)
+class RunFlags(InputFlags):
+    """Where results go, and how fast."""
+
+    output: Annotated[str | None, Parameter(name=["--output", "-o"])] = None
+    "default: INPUT.results.jsonl; .csv and .tsv write tables; - is standard output"
+    failed: str | None = None
+    "default: INPUT.failed.<suffix>: the failed rows, ready to be run again"
+    order: Literal["done", "input"] = "done"
+    "write rows as they are done, or in the input's order"
+    overwrite: bool = False
+    "replace output files that exist"
+    concurrency: Annotated[int, Parameter(name=["--concurrency", "-c"])] = 50
+    "calls in flight at the most"
+    timeout: str = "120s"
+    "for one call"
+    retries: int = 5
+    "further attempts of a row; refusals by a rate limit do not count"
+    fail_over: str | None = None
+    "stop when more rows than this have failed: 50 or 1%"
+    progress: Literal["auto", "rich", "plain", "json", "none"] = "auto"
+    json: bool = False
+    "print a launch and a done record to standard output"
+    quiet: Annotated[bool, Parameter(name=["--quiet", "-q"])] = False
+    verbose: Annotated[bool, Parameter(name=["--verbose", "-v"])] = False
+    "log each failed attempt"
+
+
+def _job(source: str, flags: InputFlags) -> Any:
+    from batch_llm.cli import values
+    from batch_llm.cli.job import Job, default_paths
+
+    if source != "-" and not Path(source).is_file():
+        from batch_llm.cli.job import InputError
+
+        raise InputError(f"{source} is not a file that can be read")
+    fields = {
+        "input": source,
+        "model": flags.model,
+        "base_url": flags.base_url,
+        "format": flags.format,
+        "columns": tuple(flags.columns.split(",")) if flags.columns else None,
+        "id_column": flags.id_column,
+        "limit": flags.limit,
+        "prompt": values.read_text("--prompt", flags.prompt),
+        "system": values.read_text("--system", flags.system),
+        "settings": values.read_settings(flags.set),
+        "shape": values.read_shape(flags.schema, flags.choices),
+        "bad_rows": flags.bad_rows,
+    }
+    if isinstance(flags, RunFlags):
+        output, failed = default_paths(source)
+        fields |= {
+            "output": flags.output or output,
+            "failed": flags.failed or failed,
+            "order": flags.order,
+            "overwrite": flags.overwrite,
+            "concurrency": flags.concurrency,
+            "timeout": values.read_seconds("--timeout", flags.timeout),
+            "retries": flags.retries,
+            "fail_over": values.read_tolerance("--fail-over", flags.fail_over)
+            if flags.fail_over
+            else None,
+            "progress": flags.progress,
+            "as_json": flags.json,
+            "quiet": flags.quiet,
+        }
+    return Job(**fields)
+
+
+@app.command
+def run(input: str, *, flags: Annotated[RunFlags, Parameter(name="*")] | None = None) -> int:  # noqa: A002
+    """Send every row of INPUT (a file, or - for standard input) and write the results."""
+    from batch_llm.cli.job import InputError, check_paths, run_job
+
+    flags = flags or RunFlags()
+    if flags.verbose:
+        import logging
+
+        logging.basicConfig(stream=sys.stderr, format="%(message)s")
+        logging.getLogger("batch_llm.retry").setLevel(logging.DEBUG)
+    job = _job(input, flags)
+    if job.as_json and job.output == "-":
+        raise InputError("--json and --output - both want standard output; choose one")
+    check_paths(input, [job.output, job.failed])
+    return run_job(job)
+
+
+@app.command
+def check(
+    input: str,  # noqa: A002
+    *,
+    flags: Annotated[InputFlags, Parameter(name="*")] | None = None,
+    json: bool = False,
+) -> int:
+    """Do everything that `run` does before it sends: rows, ids, prompt, model, key."""
+    from batch_llm.cli.job import Plan
+    from batch_llm.providers.registry import resolve, split_model
+    from batch_llm.simulator import parse_profile
+
+    flags = flags or InputFlags()
+    plan = Plan(_job(input, flags))
+    provider, name = split_model(flags.model)
+    if provider == "sim":
+        parse_profile(name)
+    else:
+        resolve(flags.model, base_url=flags.base_url)
+    facts = {
+        "rows": plan.rows,
+        "bad_rows": len(plan.problems),
+        "format": plan.source.format,
+        "columns": plan.source.columns,
+        "input_tokens_estimate": plan.characters // 4,
+        "model": flags.model,
+    }
+    if json:
+        print(_dumps({"schema": 1} | facts))
+    else:
+        print(
+            f"{plan.source.name}: {plan.rows:,} rows ({plan.source.format}), "
+            f"about {plan.characters // 4:,} tokens in, {flags.model}; ready to run"
+        )
+    return ExitCode.OK
+
+
+@app.command
+def demo(*, prompts: int = 1000, concurrency: int = 50) -> int:
+    """Run sample prompts through the simulator with its faults on. No key, no network."""
+    from batch_llm.cli.job import Job, run_job, say
+
+    say(f"{prompts:,} sample prompts → provider simulator (429s, errors and bad JSON switched on)")
+    say("Same as: batch-llm run PROMPTS -m sim:flaky -o demo.results.jsonl\n")
+    with TemporaryDirectory(prefix="batch-llm-") as folder:
+        source = Path(folder, "demo.jsonl")
+        cities = ("Lima", "Oslo", "Accra", "Hanoi", "Quito", "Riga", "Suva", "Tunis")
+        with source.open("w", encoding="utf-8") as file:
+            for number in range(1, prompts + 1):
+                city = cities[number % len(cities)]
+                row = {"id": f"demo-{number}", "prompt": f"Fact {number} about {city}?"}
+                file.write(f"{_dumps(row)}\n")
+        return run_job(
+            Job(
+                input=str(source),
+                model="sim:flaky",
+                output="demo.results.jsonl",
+                failed="demo.failed.jsonl",
+                overwrite=True,
+                concurrency=concurrency,
+                timeout=5.0,
+            )
+        )
+
+
+@app.command
+def sim(profile: str = "fast", *, port: int = 0) -> int:
+    """Serve the provider simulator on this machine until Ctrl-C. PROFILE: fast?rpm=500&p429=0.05"""  # noqa: D400, D415
+    from batch_llm.simulator.server import serve
+
+    def announce(url: str) -> None:
+        print(url, flush=True)
+        print(
+            f"\nTry it:  export OPENAI_BASE_URL={url} OPENAI_API_KEY=anything\n"
+            "Stop it: Ctrl-C",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    try:
+        serve(profile, port=port, on_started=announce)
+    except OSError as error:
+        from batch_llm.cli.job import InputError
+
+        raise InputError(str(error)) from error
+    return ExitCode.OK
+
+
+@app.command
+def models(*, json: bool = False) -> int:
+    """List the providers, their keys, and the simulator's profiles."""
+    from batch_llm.providers.registry import PROVIDERS
+    from batch_llm.simulator import PROFILES
+
+    rows: list[dict[str, Any]] = [
+        {
+            "name": f"{provider.name}:MODEL",
+            "base_url": provider.base_url,
+            "key_variable": provider.key_variable,
+            "has_key": bool(os.environ.get(provider.key_variable)),
+        }
+        for provider in PROVIDERS.values()
+    ]
+    rows += [{"name": f"sim:{name}", "has_key": True} for name in PROFILES]
+    if json:
+        print(_dumps({"schema": 1, "models": rows}))
+        return ExitCode.OK
+    for row in rows:
+        key = row.get("key_variable")
+        state = f"{key} is {'set' if row['has_key'] else 'not set'}" if key else "needs no key"
+        print(f"{row['name']:<22} {state}")
+    print("\nAny OpenAI-compatible server: openai-chat:MODEL --base-url http://host/v1")
+    return ExitCode.OK
+
+
+@app.command
+def doctor() -> int:
+    """Look at this machine: versions, keys (never their values), limits, the folder."""
+    import platform
+
+    from batch_llm.providers.registry import PROVIDERS
+    from batch_llm.providers.transport import raise_file_limit
+
+    is_writable = os.access(".", os.W_OK)
+    possible = raise_file_limit(5000)
+    print(f"batch-llm   {metadata.version('batch-llm')}")
+    print(f"python      {platform.python_version()} on {platform.system()}")
+    for package in ("pyreqwest", "msgspec", "uvicorn", "pydantic", "pydantic_ai"):
+        found = util.find_spec(package) is not None
+        name = "pydantic-ai-slim" if package == "pydantic_ai" else package
+        print(f"{package:<11} {metadata.version(name) if found else 'not installed'}")
+    for provider in PROVIDERS.values():
+        state = "set" if os.environ.get(provider.key_variable) else "not set"
+        print(f"key         {provider.key_variable} is {state}")
+    print(f"connections {'5000 or more' if possible is None else possible}")
+    print(f"this folder {'writable' if is_writable else 'NOT writable'}")
+    return ExitCode.OK if is_writable else ExitCode.SOME_FAILED
+
+
+def _dumps(value: Any) -> str:
+    return json.dumps(value)

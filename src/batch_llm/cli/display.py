@@ -1,0 +1,157 @@
+"""A run's numbers as lines: for a terminal, for a log, for a program. Pure functions."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from batch_llm.core.text import safe
+
+if TYPE_CHECKING:
+    from batch_llm._engine.statistics import Statistics
+
+
+def short(number: float) -> str:
+    """Write a count in four characters or so: ``987``, ``41.2k``, ``3.01M``."""
+    for factor, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= factor:
+            return f"{number / factor:.3g}{unit}"
+    return f"{number:.3g}" if isinstance(number, float) else str(number)
+
+
+def clock(seconds: float) -> str:
+    """Write a duration as ``m:ss`` or ``h:mm:ss``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def time_left(now: Statistics, total: int | None) -> float | None:
+    """Estimate the seconds to the end from the rate so far, plus the rest of a cooldown."""
+    if not total or now.processed < 20 or now.elapsed_seconds <= 0:
+        return None
+    rate = now.processed / now.elapsed_seconds
+    return (total - now.processed) / rate + now.cooldown_remaining_seconds
+
+
+def live_lines(now: Statistics, *, title: str, total: int | None, width: int) -> list[str]:
+    """Return the display of a terminal: 7 lines, none wider than ``width``."""
+    rate = now.processed / now.elapsed_seconds if now.elapsed_seconds > 0 else 0.0
+    seconds = max(now.elapsed_seconds, 1e-9)
+    lines = [
+        safe(title, width),
+        _bar(now, total, width),
+        _fitted(
+            "items ",
+            [
+                f"ok {now.succeeded:,}",
+                f"failed {now.failed:,}",
+                f"retrying {now.retrying:,}",
+                f"in flight {now.in_flight:,}",
+                f"elapsed {clock(now.elapsed_seconds)}",
+            ],
+            width,
+        ),
+        _fitted(
+            "rate  ",
+            [
+                f"{rate:.1f} items/s",
+                f"in {short(now.input_tokens / seconds)} tok/s",
+                f"out {short(now.output_tokens / seconds)} tok/s",
+                *([f"latency p50 {now.latency_p50:.2g}s"] if now.latency_p50 else []),
+                *([f"p99 {now.latency_p99:.2g}s"] if now.latency_p99 else []),
+            ],
+            width,
+        ),
+        _fitted("limits", [f"concurrency {now.in_flight:,}/{now.concurrency:,}"], width),
+        _fitted("errors", _errors(now) or ["none"], width),
+        safe(_state(now), width),
+    ]
+    return [line[:width] for line in lines]
+
+
+def log_line(now: Statistics, total: int | None) -> str:
+    """Return one line of ``name=value`` pairs."""
+    rate = now.processed / now.elapsed_seconds if now.elapsed_seconds > 0 else 0.0
+    done = f"{now.processed}/{total} {100 * now.processed / total:.1f}%" if total else now.processed
+    pairs = [
+        f"ok={now.succeeded}",
+        f"failed={now.failed}",
+        f"retrying={now.retrying}",
+        f"inflight={now.in_flight}",
+        f"rps={rate:.1f}",
+    ]
+    if (left := time_left(now, total)) is not None:
+        pairs.append(f"eta_s={left:.0f}")
+    for code in sorted(now.failures_by_code.keys() | now.retries_by_code.keys()):
+        count = now.failures_by_code.get(code, 0) + now.retries_by_code.get(code, 0)
+        pairs.append(f"err.{code}={count}")
+    return f"batch-llm {now.state} {done} {' '.join(pairs)}"
+
+
+def summary_lines(now: Statistics, *, left: int | None) -> list[str]:
+    """Return the block that ends a run: what succeeded, failed, was retried, and why."""
+    total = max(1, now.processed)
+    lines = [
+        f"  succeeded {now.succeeded:>9,}   {100 * now.succeeded / total:5.1f} %",
+        f"  failed    {now.failed:>9,}   {100 * now.failed / total:5.1f} %"
+        + _reasons(now.failures_by_code),
+        f"  retried   {sum(now.retries_by_code.values()):>9,}          "
+        + _reasons(now.retries_by_code),
+    ]
+    if left:
+        lines.append(f"  not done  {left:>9,}")
+    rate = now.processed / now.elapsed_seconds if now.elapsed_seconds > 0 else 0.0
+    latency = "   ".join(
+        f"{name} {value:.2g}s"
+        for name, value in (("p50", now.latency_p50), ("p90", now.latency_p90), ("p99", now.latency_p99))
+        if value is not None
+    )
+    lines += [
+        "",
+        f"  rate      {rate:,.1f}/s" + (f"        latency  {latency}" if latency else ""),
+        f"  tokens    {short(now.input_tokens)} in, {short(now.output_tokens)} out",
+    ]
+    return [line.rstrip() for line in lines]
+
+
+def _reasons(counts: dict[str, int]) -> str:
+    ordered = sorted(counts.items(), key=lambda pair: -pair[1])
+    return "   " + ", ".join(f"{code} {count:,}" for code, count in ordered) if ordered else ""
+
+
+def _bar(now: Statistics, total: int | None, width: int) -> str:
+    if not total:
+        return f"{now.processed:,} done (total unknown)"[:width]
+    share = min(1.0, now.processed / total)
+    left = time_left(now, total)
+    tail = f"  {share:4.0%}  {now.processed:,}/{total:,}"
+    tail += f"  ETA {clock(left)}" if left is not None else ""
+    room = max(4, width - len(tail))
+    full = int(share * room)
+    return "━" * full + "╌" * (room - full) + tail
+
+
+def _errors(now: Statistics) -> list[str]:
+    """Failures before retries: what is lost matters more than what was healed."""
+    failed = sorted(now.failures_by_code.items(), key=lambda pair: -pair[1])
+    retried = sorted(now.retries_by_code.items(), key=lambda pair: -pair[1])
+    return [f"{code} {count:,} failed" for code, count in failed] + [
+        f"{code} {count:,} retried" for code, count in retried
+    ]
+
+
+def _state(now: Statistics) -> str:
+    if now.state == "cooling":
+        detail = f"resumes in {now.cooldown_remaining_seconds:.0f}s ({now.cooldown_reason})"
+        return f"state  cooling  {detail}"
+    return f"state  {now.state}"
+
+
+def _fitted(label: str, fields: list[str], width: int) -> str:
+    """Join fields as long as they fit; those on the right are dropped first."""
+    line = f"{label} {fields[0]}"
+    for field in fields[1:]:
+        if len(line) + 2 + len(field) > width:
+            break
+        line += f"  {field}"
+    return line

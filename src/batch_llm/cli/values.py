@@ -1,0 +1,115 @@
+"""Flags' values: durations, shares, settings."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from batch_llm.core.request import Settings
+from batch_llm.core.schema import OutputSchema
+from batch_llm.exceptions import ConfigError
+
+_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def read_seconds(flag: str, text: str) -> float:
+    """Read ``60``, ``30s``, ``2m`` or ``1.5h``."""
+    unit = next((u for u in ("ms", "s", "m", "h") if text.endswith(u)), "")
+    try:
+        seconds = float(text.removesuffix(unit)) * _SECONDS.get(unit, 1.0)
+    except ValueError:
+        seconds = -1.0
+    if not 0 < seconds < float("inf"):
+        raise ConfigError(flag, text, "a duration such as 60, 30s, 2m or 1h")
+    return seconds
+
+
+def read_tolerance(flag: str, text: str) -> tuple[float, bool]:
+    """Read ``50`` (rows) or ``1%``; return the number and whether it is a share."""
+    is_share = text.endswith("%")
+    try:
+        value = float(text.removesuffix("%"))
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf") or (is_share and value > 100):
+        raise ConfigError(flag, text, "a number of rows such as 50, or a share such as 1%")
+    return (value / 100, True) if is_share else (value, False)
+
+
+def read_text(flag: str, value: str | None) -> str | None:
+    """Return a flag's text; ``@FILE`` reads it from a file."""
+    if value is None or not value.startswith("@"):
+        return value
+    try:
+        return Path(value[1:]).read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(flag, value, f"@ and a readable file ({error})") from None
+
+
+def read_settings(pairs: list[str]) -> Settings:
+    """Read ``-s name=value`` pairs. ``temperature=0,0.3,0.7`` is one value per attempt."""
+    known: dict[str, Any] = {}
+    extra: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals or not name:
+            raise ConfigError("--set", pair, "name=value, such as temperature=0")
+        value = _json_or_text(text)
+        if name == "temperature":
+            values = tuple(_json_or_text(part) for part in text.split(","))
+            if not all(isinstance(one, int | float) for one in values):
+                raise ConfigError("temperature", text, "a number, or one per attempt: 0,0.3,0.7")
+            known[name] = values if len(values) > 1 else values[0]
+        elif name in {"max_tokens", "seed"}:
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise ConfigError(name, text, "a whole number")
+            known[name] = value
+        elif name == "top_p":
+            if not isinstance(value, int | float):
+                raise ConfigError(name, text, "a number")
+            known[name] = value
+        elif name == "stop":
+            known[name] = tuple(value) if isinstance(value, list) else (str(value),)
+        else:
+            extra[name] = value
+    return Settings(**known, extra=extra)
+
+
+def read_shape(schema: str | None, choices: str | None) -> OutputSchema | None:
+    """Read ``--schema FILE|MODULE:TYPE`` or ``--choices a,b,c``."""
+    if schema is not None and choices is not None:
+        raise ConfigError("--schema and --choices", "both", "given one at a time")
+    if choices is not None:
+        return OutputSchema.choices(*[name.strip() for name in choices.split(",") if name.strip()])
+    if schema is None:
+        return None
+    if Path(schema).suffix == ".json" or Path(schema).is_file():
+        try:
+            return OutputSchema.json_schema(json.loads(Path(schema).read_text("utf-8")))
+        except (OSError, ValueError) as error:
+            raise ConfigError("--schema", schema, f"a file with a JSON schema ({error})") from None
+    return OutputSchema.from_type(_imported(schema))
+
+
+def _imported(name: str) -> Any:
+    import importlib
+    import sys
+
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        raise ConfigError("--schema", name, "a JSON file, or module:Type")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError("--schema", name, f"importable ({error})") from None
+    finally:
+        sys.path.pop(0)
+
+
+def _json_or_text(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text

@@ -1,0 +1,299 @@
+"""Rows of a file: JSON lines of several shapes, CSV, TSV, plain lines. Read as a stream.
+
+A record that cannot be used is a ``Problem`` with its place, never an exception: the good rows
+around it are not lost.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO, Any
+
+import msgspec
+
+from batch_llm.core.text import safe
+from batch_llm.exceptions import ConfigError
+
+FORMATS = ("openai-batch", "chat", "prompt", "rows", "csv", "tsv", "txt")
+_ID_COLUMNS = ("custom_id", "id")
+_BOM = b"\xef\xbb\xbf"
+_WIDTH = 72
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One record.
+
+    Attributes:
+        item_id: From the id column, or ``row-N`` with the record's number.
+        line: Where it starts in the file, from 1.
+        data: Its columns; of a batch line, the whole record.
+    """
+
+    item_id: str
+    line: int
+    data: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A record that cannot be used.
+
+    Attributes:
+        line: Where it starts in the file, from 1.
+        code: One of OpenAI's codes for batch files, such as ``invalid_json_line``.
+        message: What is wrong.
+        column: Where in the line, from 1, when that is known.
+        excerpt: The line around that place.
+        data: What could be read of the record.
+        item_id: Its id, when that could be read.
+    """
+
+    line: int
+    code: str
+    message: str
+    column: int | None = None
+    excerpt: str | None = None
+    data: dict[str, Any] | None = None
+    item_id: str | None = None
+
+    def render(self, name: str) -> str:
+        """Return the lines that show it to a person."""
+        place = f"{name}:{self.line}" + (f":{self.column}" if self.column else "")
+        lines = [f"  {place}  {self.code}", f"    {self.message}"]
+        if self.excerpt and self.column:
+            start = max(0, self.column - 1 - _WIDTH // 2)
+            shown = safe(self.excerpt[start : start + _WIDTH])
+            lines += [f"    {shown}", "    " + " " * (self.column - 1 - start) + "^"]
+        return "\n".join(lines)
+
+
+class Source:
+    """An input file, opened as often as it is iterated. Gives ``Row`` and ``Problem`` in order.
+
+    Args:
+        path: The file; ``-`` reads standard input to its end into a temporary file first.
+        format: One of ``FORMATS``; None looks at the name and the first record.
+        columns: Names for a CSV or TSV without a header line.
+        has_header: Whether a CSV or TSV has one; None says yes unless ``columns`` are given.
+            Without names the columns are called ``1``, ``2``, …
+        id_column: Holds the ids; None looks for ``custom_id`` and ``id``.
+        limit: Stop after so many records.
+
+    Raises:
+        ConfigError: The format is unknown, or its shape is not supported.
+        OSError: The file cannot be read.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        format: str | None = None,  # noqa: A002 - the flag's name
+        columns: Sequence[str] | None = None,
+        has_header: bool | None = None,
+        id_column: str | None = None,
+        limit: int | None = None,
+    ) -> None:
+        self.name = "<stdin>" if path == "-" else Path(path).name
+        self._spool = _spooled() if path == "-" else None
+        self._path = Path(self._spool.name if self._spool else path)
+        self._id_column = id_column
+        self._limit = limit
+        self._given_columns = list(columns) if columns else None
+        self._has_header = has_header if has_header is not None else columns is None
+        if format is not None and format not in FORMATS:
+            raise ConfigError("--format", format, f"one of {', '.join(FORMATS)}")
+        self.format = format or self._sniff(Path(path).suffix.lower())
+        self.columns = self._find_columns()
+
+    def __iter__(self) -> Iterator[Row | Problem]:
+        seen: dict[str, int] = {}
+        records = self._tables() if self.format in {"csv", "tsv"} else self._lines()
+        for number, record in enumerate(records, 1):
+            if self._limit is not None and number > self._limit:
+                return
+            yield record if isinstance(record, Problem) else self._identify(record, number, seen)
+
+    def _identify(self, row: Row, number: int, seen: dict[str, int]) -> Row | Problem:
+        column = self._id_column or next((n for n in _ID_COLUMNS if n in row.data), None)
+        if column is None:
+            item_id = f"row-{number}"
+        else:
+            found = row.data.get(column)
+            if found is None or found == "" or isinstance(found, dict | list | bool):
+                message = f'"{safe(column, 40)}" must be a text that is not empty'
+                return Problem(row.line, "missing_id", message, data=row.data)
+            item_id = str(found)
+        first = seen.setdefault(item_id, row.line)
+        if first != row.line:
+            message = f'"{safe(item_id, 60)}" is already on line {first}'
+            return Problem(row.line, "duplicate_custom_id", message, data=row.data, item_id=item_id)
+        return replace(row, item_id=item_id)
+
+    # -- lines
+
+    def _lines(self) -> Iterator[Row | Problem]:
+        with self._path.open("rb") as file:
+            for number, raw in enumerate(file, 1):
+                line = raw.removeprefix(_BOM) if number == 1 else raw
+                line = line.rstrip(b"\r\n")
+                if not line.strip():
+                    continue
+                yield self._plain(line, number) if self.format == "txt" else _parse(line, number)
+
+    @staticmethod
+    def _plain(line: bytes, number: int) -> Row | Problem:
+        try:
+            return Row("", number, {"prompt": line.decode()})
+        except UnicodeDecodeError as error:
+            return Problem(number, "invalid_utf8", "not UTF-8", error.start + 1)
+
+    # -- tables
+
+    def _tables(self) -> Iterator[Row | Problem]:
+        with self._table() as records:
+            columns = self._given_columns
+            for line, fields in records:
+                if isinstance(fields, Problem):
+                    yield fields
+                    continue
+                if columns is None:
+                    if self._has_header:
+                        columns = _header(fields)
+                        continue
+                    columns = [str(position) for position in range(1, len(fields) + 1)]
+                elif self._has_header and self._given_columns is not None and line == 1:
+                    continue  # names were given for a file that has its own
+                if len(fields) != len(columns):
+                    message = f"{len(fields)} fields, expected {len(columns)}"
+                    data = dict(zip(columns, fields, strict=False))
+                    yield Problem(line, "wrong_field_count", message, data=data)
+                    continue
+                if any("\udc80" <= char <= "\udcff" for field in fields for char in field):
+                    yield Problem(line, "invalid_utf8", "not UTF-8")
+                    continue
+                yield Row("", line, dict(zip(columns, fields, strict=True)))
+
+    @contextmanager
+    def _table(self) -> Iterator[Iterator[tuple[int, list[str] | Problem]]]:
+        csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
+        with self._path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+            yield _read_tsv(file) if self.format == "tsv" else _read_csv(file)
+
+    # -- what it is
+
+    def _sniff(self, suffix: str) -> str:
+        if suffix in {".csv", ".tsv", ".txt"}:
+            return suffix[1:]
+        if suffix == ".tab":
+            return "tsv"
+        self.format = "rows"
+        first = next((r for r in self._lines() if isinstance(r, Row)), None)
+        if first is None:
+            return "rows"
+        data = first.data
+        if "custom_id" in data and "body" in data:
+            return "openai-batch"
+        for mark, shape in ((("custom_id", "params"), "Anthropic"), (("key", "request"), "Gemini")):
+            if all(name in data for name in mark):
+                raise ConfigError("the input's shape", f"{shape} batch lines", "another for now")
+        if isinstance(data.get("messages"), list):
+            return "chat"
+        return "prompt" if "prompt" in data else "rows"
+
+    def _find_columns(self) -> list[str]:
+        """Return the columns of the first good record."""
+        if self.format in {"csv", "tsv"} and self._given_columns is None and self._has_header:
+            with self._table() as records:
+                for _, fields in records:
+                    if not isinstance(fields, Problem):
+                        return _header(fields)
+            return []
+        records_found = self._tables() if self.format in {"csv", "tsv"} else self._lines()
+        first = next((r for r in records_found if isinstance(r, Row)), None)
+        return list(first.data) if first else []
+
+
+def _header(fields: list[str]) -> list[str]:
+    return [field.strip() or str(position) for position, field in enumerate(fields, 1)]
+
+
+def _read_csv(file: IO[str]) -> Iterator[tuple[int, list[str] | Problem]]:
+    reader = csv.reader(file, strict=True)
+    while True:
+        line = reader.line_num + 1
+        try:
+            fields = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield line, Problem(line, "invalid_csv", safe(error))
+            continue
+        if fields:
+            yield line, fields
+
+
+def _read_tsv(file: IO[str]) -> Iterator[tuple[int, list[str] | Problem]]:
+    """Read one record per line. Quotes are text, unless they enclose a field and are well-formed.
+
+    Real TSV files (chat logs, exports) are full of lone quotes, which a CSV parser takes for the
+    start of a field that goes on for lines.
+    """
+    for number, line in enumerate(file, 1):
+        text = line.rstrip("\r\n")
+        if text:
+            yield number, [_unquoted(field) for field in text.split("\t")]
+
+
+def _unquoted(field: str) -> str:
+    if len(field) >= 2 and field[0] == field[-1] == '"':
+        inner = field[1:-1].replace('""', "\0")
+        if '"' not in inner:
+            return inner.replace("\0", '"')
+    return field
+
+
+def _parse(line: bytes, number: int) -> Row | Problem:
+    try:
+        value = msgspec.json.decode(line)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return _explain(line, number)
+    if isinstance(value, str):
+        return Row("", number, {"prompt": value})
+    if not isinstance(value, dict):
+        kind = {list: "a list", bool: "true or false", type(None): "null"}.get(type(value))
+        message = f"expected an object, got {kind or 'a number'}"
+        return Problem(number, "invalid_row", message)
+    return Row("", number, value)
+
+
+def _explain(line: bytes, number: int) -> Problem:
+    """Say where and why a line is no JSON."""
+    try:
+        text = line.decode()
+    except UnicodeDecodeError as error:
+        return Problem(number, "invalid_utf8", "not UTF-8", error.start + 1)
+    try:
+        json.loads(text)
+    except json.JSONDecodeError as error:
+        # The decoder counts lines too, but a record has only one.
+        return Problem(number, "invalid_json_line", safe(error.msg), error.pos + 1, text)
+    except (RecursionError, ValueError) as error:
+        return Problem(number, "invalid_json_line", safe(error))
+    return Problem(number, "invalid_json_line", "a number or character that JSON does not allow")
+
+
+def _spooled() -> Any:
+    spool = tempfile.NamedTemporaryFile(prefix="batch-llm-", suffix=".jsonl")  # noqa: SIM115 - lives as long as its source
+    while chunk := sys.stdin.buffer.read(1 << 20):
+        spool.write(chunk)
+    spool.flush()
+    return spool

@@ -1,0 +1,101 @@
+"""Prompts with columns in them: ``Classify {{ text }}``. Jinja2, sandboxed, checked beforehand."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError, meta
+from jinja2.exceptions import SecurityError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from batch_llm.core.text import safe
+from batch_llm.exceptions import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_MAX_TEXT = 10_000_000
+_NUMBERED = re.compile(r"\{\{\s*(\d+)\s*\}\}")
+_PREFIX = "column_"
+
+
+class _Sandbox(ImmutableSandboxedEnvironment):
+    intercepted_binops = frozenset({"*", "**"})
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        """Keep a template from filling the memory."""
+        if operator == "**" or (
+            operator == "*" and not all(isinstance(side, int | float) for side in (left, right))
+        ):
+            raise SecurityError(f"`{operator}` is not allowed in a prompt")
+        return super().call_binop(context, operator, left, right)
+
+
+def _finish(value: Any) -> Any:
+    """Show a value in a prompt: text as it is, nothing for null, everything else as JSON."""
+    if isinstance(value, str | StrictUndefined):
+        return value
+    return "" if value is None else msgspec.json.encode(value).decode()
+
+
+class Template:
+    """A prompt over a row's columns. ``{{ 1 }}`` is the column called ``1``.
+
+    Raises:
+        ConfigError: The text is no template; the message names the line.
+    """
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        environment = _Sandbox(undefined=StrictUndefined, finalize=_finish, keep_trailing_newline=True)
+        source = _NUMBERED.sub(rf"{{{{ {_PREFIX}\1 }}}}", text)
+        try:
+            names = meta.find_undeclared_variables(environment.parse(source))
+            self._template = environment.from_string(source)
+        except TemplateSyntaxError as error:
+            raise ConfigError(
+                "--prompt", text, f"a template; line {error.lineno}: {error.message}"
+            ) from error
+        self._numbered = {n for n in names if re.fullmatch(rf"{_PREFIX}\d+", n)}
+        self.columns = {name.removeprefix(_PREFIX) if name in self._numbered else name for name in names}
+
+    @property
+    def is_numbered(self) -> bool:
+        """Whether it names columns by their position: then the file has no header."""
+        return bool(self._numbered)
+
+    def check(self, columns: Sequence[str], file: str) -> str | None:
+        """Return what to tell the user when a column is missing, or None when all are there."""
+        for name in sorted(self.columns - set(columns)):
+            near = difflib.get_close_matches(name, columns, 1)
+            lines = [f'the prompt uses "{safe(name)}", but {file} has no such column', ""]
+            for line in self.text.splitlines():
+                place = re.search(rf"(?<!\w){re.escape(name)}(?!\w)", line)
+                if place:
+                    lines += [f"    {safe(line)}", "    " + " " * place.start() + "^" * len(name), ""]
+                    break
+            lines.append(f"  columns: {', '.join(safe(column, 40) for column in columns)}")
+            if near:
+                lines.append(f"  did you mean {{{{ {near[0]} }}}}?")
+            return "\n".join(lines)
+        return None
+
+    def render(self, data: dict[str, Any]) -> str:
+        """Return the prompt of a row.
+
+        Raises:
+            ValueError: A column is missing in this row, or the template may not do what it does.
+        """
+        values = data
+        if self._numbered:
+            values = data | {name: data[name.removeprefix(_PREFIX)] for name in self._numbered}
+        try:
+            text = self._template.render(values)
+        except (TemplateError, TypeError, ArithmeticError, OverflowError) as error:
+            raise ValueError(safe(error)) from error
+        if len(text) > _MAX_TEXT:
+            raise ValueError(f"the prompt has {len(text)} characters")
+        return text

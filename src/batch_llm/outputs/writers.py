@@ -1,0 +1,221 @@
+"""Files of results: each row is appended as it is finished, as one whole line.
+
+After a crash the file holds every row that was written, and at most one torn line at its end.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import sys
+from pathlib import Path
+from typing import IO, Any
+
+import msgspec
+
+from batch_llm.exceptions import BatchLLMError
+from batch_llm.inputs.rows import Row  # noqa: TC001 - a field's type
+
+FIELDS = ("output", "status", "error", "model", "input_tokens", "output_tokens", "attempts", "seconds")
+
+
+class OutputExistsError(BatchLLMError):
+    """The output file is there already, and may hold answers that were paid for."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        self.path = path
+
+    def __str__(self) -> str:
+        return f"{self.path} exists. Name another --output, or replace it with --overwrite."
+
+
+class Finished(msgspec.Struct, frozen=True, kw_only=True):
+    """A row with what became of it, ready to be written."""
+
+    row: Row
+    output: Any = None
+    error: str | None = None
+    error_code: str | None = None
+    model: str | None = None
+    input_tokens: int = 0
+    output_tokens: int = 0
+    attempts: int = 0
+    seconds: float = 0.0
+
+    @property
+    def status(self) -> str:
+        """``ok`` or ``failed``."""
+        return "ok" if self.error is None else "failed"
+
+
+class ResultWriter:
+    """Writes finished rows: the input's columns first, then ``FIELDS``.
+
+    A column of the input that is called like one of ``FIELDS`` is kept as ``input_<name>``. Rows
+    of batch files are written in the provider's batch shape.
+
+    Args:
+        path: ``.csv`` and ``.tsv`` write tables, everything else JSON lines; ``-`` is standard
+            output.
+        is_batch: Whether the rows are batch lines.
+        overwrite: Replace a file that is there.
+
+    Raises:
+        OutputExistsError: The file is there.
+        OSError: It cannot be written.
+    """
+
+    def __init__(self, path: str, *, is_batch: bool = False, overwrite: bool = False) -> None:
+        self._is_batch = is_batch
+        self._lines = _LineFile(path, overwrite=overwrite)
+        self._delimiter = {".csv": ",", ".tsv": "\t"}.get(Path(path).suffix.lower())
+        self._columns: list[str] | None = None
+        self.rows = 0
+
+    def write(self, finished: Finished) -> None:
+        """Append one row.
+
+        Raises:
+            OSError: The disk is full, or the reader is gone.
+        """
+        record = _batch_line(finished) if self._is_batch else _record(finished)
+        if self._delimiter is None:
+            self._lines.append(_json(record))
+        else:
+            if self._columns is None:
+                self._columns = list(record)
+                self._lines.append(_cells(self._columns, self._delimiter))
+            self._lines.append(_cells([record.get(c) for c in self._columns], self._delimiter))
+        self.rows += 1
+
+    def close(self) -> None:
+        """Make all rows durable."""
+        self._lines.close()
+
+
+class FailedWriter:
+    """Writes failed rows in the input's own shape with an ``error``, so that they can be run again.
+
+    The file is made with the first failure.
+
+    Args:
+        path: Where; a table when the input is one.
+        overwrite: Replace a file that is there.
+    """
+
+    def __init__(self, path: str, *, overwrite: bool = False) -> None:
+        self._path = path
+        self._delimiter = {".csv": ",", ".tsv": "\t"}.get(Path(path).suffix.lower())
+        self._lines: _LineFile | None = None
+        self._columns: list[str] = []
+        if Path(path).exists():
+            if not overwrite:
+                raise OutputExistsError(path)
+            Path(path).unlink()
+        self.rows = 0
+
+    def write(self, data: dict[str, Any], error: str) -> None:
+        """Append one row."""
+        record = data | {"error": error}
+        if self._lines is None:
+            self._lines = _LineFile(self._path, overwrite=False)
+            if self._delimiter is not None:
+                self._columns = list(record)
+                self._lines.append(_cells(self._columns, self._delimiter))
+        if self._delimiter is None:
+            self._lines.append(_json(record))
+        else:
+            self._lines.append(_cells([record.get(c) for c in self._columns], self._delimiter))
+        self.rows += 1
+
+    def close(self) -> None:
+        """Make all rows durable."""
+        if self._lines is not None:
+            self._lines.close()
+
+
+class _LineFile:
+    """Appends lines, each handed to the system at once and whole."""
+
+    def __init__(self, path: str, *, overwrite: bool) -> None:
+        self._file: IO[bytes] | None = None
+        if path == "-":
+            self._descriptor = sys.stdout.fileno()
+            return
+        try:
+            self._file = Path(path).open("wb" if overwrite else "xb", buffering=0)
+        except FileExistsError:
+            raise OutputExistsError(path) from None
+        self._descriptor = self._file.fileno()
+
+    def append(self, line: bytes) -> None:
+        while line:  # a pipe may take less than all
+            line = line[os.write(self._descriptor, line) :]
+
+    def close(self) -> None:
+        if self._file is not None and not self._file.closed:
+            os.fsync(self._descriptor)
+            self._file.close()
+
+
+def _record(finished: Finished) -> dict[str, Any]:
+    row = finished.row
+    record: dict[str, Any] = {}
+    if row.item_id not in {str(row.data.get(name)) for name in ("custom_id", "id")} and (
+        row.item_id not in row.data.values()
+    ):
+        record["id"] = row.item_id
+    for name, value in row.data.items():
+        if name != "error":  # of an earlier run over a failed file
+            record[f"input_{name}" if name in FIELDS else name] = value
+    for name in FIELDS:
+        record[name] = getattr(finished, name)
+    record["seconds"] = round(finished.seconds, 3)
+    return record
+
+
+def _batch_line(finished: Finished) -> dict[str, Any]:
+    """Return the line that a provider's batch job would have written."""
+    custom_id = finished.row.item_id
+    if finished.error is not None:
+        error = {"code": finished.error_code, "message": finished.error}
+        return {"id": f"batch_req_{custom_id}", "custom_id": custom_id, "response": None, "error": error}
+    output = finished.output
+    text = output if isinstance(output, str) else _json(output).decode().rstrip("\n")
+    sent, got = finished.input_tokens, finished.output_tokens
+    message = {"role": "assistant", "content": text, "refusal": None}
+    body = {
+        "object": "chat.completion",
+        "model": finished.model,
+        "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": sent, "completion_tokens": got, "total_tokens": sent + got},
+    }
+    response = {"status_code": 200, "request_id": None, "body": body}
+    return {"id": f"batch_req_{custom_id}", "custom_id": custom_id, "response": response, "error": None}
+
+
+def _cells(values: list[Any], delimiter: str) -> bytes:
+    buffer = io.StringIO()
+    csv.writer(buffer, delimiter=delimiter, lineterminator="\n").writerow([
+        value if isinstance(value, str) else "" if value is None else _json(value).decode().strip()
+        for value in values
+    ])
+    return buffer.getvalue().encode("utf-8", "replace")
+
+
+def _json(value: Any) -> bytes:
+    """Write one line of JSON, whatever the value holds."""
+    try:
+        return msgspec.json.encode(value, enc_hook=_plain) + b"\n"
+    except (UnicodeEncodeError, TypeError, ValueError, RecursionError):
+        import json
+
+        text = json.dumps(value, default=lambda odd: str(_plain(odd)), ensure_ascii=True)
+        return text.encode() + b"\n"
+
+
+def _plain(value: Any) -> Any:
+    dump = getattr(value, "model_dump", None)
+    return dump(mode="json") if dump is not None else str(value)
