@@ -59,7 +59,7 @@ class InputFlags:
 class RunFlags(InputFlags):
     """Where results go, and how fast."""
 
-    output: Annotated[str | None, Parameter(name=["--output", "-o"])] = None
+    output: Annotated[str | None, Parameter(name=["--output", "-o"], allow_leading_hyphen=True)] = None
     "default: INPUT.results.jsonl; .csv and .tsv write tables; - is standard output"
     failed: str | None = None
     "default: INPUT.failed.<suffix>: the failed rows, ready to be run again"
@@ -126,7 +126,11 @@ def _job(source: str, flags: InputFlags) -> Any:
 
 
 @app.command
-def run(input: str, *, flags: Annotated[RunFlags, Parameter(name="*")] | None = None) -> int:  # noqa: A002
+def run(
+    input: Annotated[str, Parameter(allow_leading_hyphen=True)],  # noqa: A002
+    *,
+    flags: Annotated[RunFlags, Parameter(name="*")] | None = None,
+) -> int:
     """Send every row of INPUT (a file, or - for standard input) and write the results."""
     from batch_llm.cli.job import InputError, check_paths, run_job
 
@@ -145,7 +149,7 @@ def run(input: str, *, flags: Annotated[RunFlags, Parameter(name="*")] | None = 
 
 @app.command
 def check(
-    input: str,  # noqa: A002
+    input: Annotated[str, Parameter(allow_leading_hyphen=True)],  # noqa: A002
     *,
     flags: Annotated[InputFlags, Parameter(name="*")] | None = None,
     json: bool = False,
