@@ -35,7 +35,7 @@ def main() -> int:
     except OSError as error:
         print(f"error: {error}", file=sys.stderr)
         return ExitCode.REFUSED
-    except Exception:  # the last line of defence: a bug is told as one, and its trace is kept
+    except Exception:  # noqa: BLE001 - the last line of defence: a bug is told as one, and its trace is kept
         _report_bug()
         return ExitCode.BUG
 

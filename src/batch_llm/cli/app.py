@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, Parameter
 
 from batch_llm.cli.exit_codes import ExitCode
+from batch_llm.exceptions import ConfigError
 
 app = App(
     name="batch-llm",
@@ -59,7 +60,9 @@ class InputFlags:
 class RunFlags(InputFlags):
     """Where results go, and how fast."""
 
-    output: Annotated[str | None, Parameter(name=["--output", "-o"], allow_leading_hyphen=True)] = None
+    output: Annotated[str | None, Parameter(name=["--output", "-o"], allow_leading_hyphen=True)] = (
+        None
+    )
     "default: INPUT.results.jsonl; .csv and .tsv write tables; - is standard output"
     failed: str | None = None
     "default: INPUT.failed.<suffix>: the failed rows, ready to be run again"
@@ -91,7 +94,7 @@ def _job(source: str, flags: InputFlags) -> Any:
         from batch_llm.cli.job import InputError
 
         raise InputError(f"{source} is not a file that can be read")
-    fields = {
+    fields: dict[str, Any] = {
         "input": source,
         "model": flags.model,
         "base_url": flags.base_url,
@@ -106,6 +109,10 @@ def _job(source: str, flags: InputFlags) -> Any:
         "bad_rows": flags.bad_rows,
     }
     if isinstance(flags, RunFlags):
+        if flags.concurrency < 1:
+            raise ConfigError("--concurrency", flags.concurrency, ">= 1")
+        if flags.retries < 0:
+            raise ConfigError("--retries", flags.retries, ">= 0")
         output, failed = default_paths(source)
         fields |= {
             "output": flags.output or output,
@@ -214,14 +221,13 @@ def demo(*, prompts: int = 1000, concurrency: int = 50) -> int:
 
 @app.command
 def sim(profile: str = "fast", *, port: int = 0) -> int:
-    """Serve the provider simulator on this machine until Ctrl-C. PROFILE: fast?rpm=500&p429=0.05"""  # noqa: D400, D415
+    """Serve the provider simulator on this machine until Ctrl-C. PROFILE: fast?rpm=500&p429=0.05"""  # noqa: D415
     from batch_llm.simulator.server import serve
 
     def announce(url: str) -> None:
         print(url, flush=True)
         print(
-            f"\nTry it:  export OPENAI_BASE_URL={url} OPENAI_API_KEY=anything\n"
-            "Stop it: Ctrl-C",
+            f"\nTry it:  export OPENAI_BASE_URL={url} OPENAI_API_KEY=anything\nStop it: Ctrl-C",
             file=sys.stderr,
             flush=True,
         )

@@ -15,7 +15,7 @@ def short(number: float) -> str:
     for factor, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if number >= factor:
             return f"{number / factor:.3g}{unit}"
-    return f"{number:.3g}" if isinstance(number, float) else str(number)
+    return f"{number:.3g}"
 
 
 def clock(seconds: float) -> str:
@@ -88,22 +88,33 @@ def log_line(now: Statistics, total: int | None) -> str:
     return f"batch-llm {now.state} {done} {' '.join(pairs)}"
 
 
-def summary_lines(now: Statistics, *, left: int | None) -> list[str]:
-    """Return the block that ends a run: what succeeded, failed, was retried, and why."""
-    total = max(1, now.processed)
+def summary_lines(now: Statistics, *, not_done: int = 0, cancelled: int = 0) -> list[str]:
+    """Return the block that ends a run: what succeeded, failed, was retried, and why.
+
+    Args:
+        now: The run's numbers.
+        not_done: Rows without a result, the cancelled ones among them.
+        cancelled: Rows that were cut off when the run was stopped; they have not failed.
+    """
+    failed = now.failed - cancelled
+    total = max(1, now.succeeded + failed)
+    reasons = {code: count for code, count in now.failures_by_code.items() if code != "cancelled"}
     lines = [
         f"  succeeded {now.succeeded:>9,}   {100 * now.succeeded / total:5.1f} %",
-        f"  failed    {now.failed:>9,}   {100 * now.failed / total:5.1f} %"
-        + _reasons(now.failures_by_code),
+        f"  failed    {failed:>9,}   {100 * failed / total:5.1f} %" + _reasons(reasons),
         f"  retried   {sum(now.retries_by_code.values()):>9,}          "
         + _reasons(now.retries_by_code),
     ]
-    if left:
-        lines.append(f"  not done  {left:>9,}")
+    if not_done:
+        lines.append(f"  not done  {not_done:>9,}")
     rate = now.processed / now.elapsed_seconds if now.elapsed_seconds > 0 else 0.0
     latency = "   ".join(
         f"{name} {value:.2g}s"
-        for name, value in (("p50", now.latency_p50), ("p90", now.latency_p90), ("p99", now.latency_p99))
+        for name, value in (
+            ("p50", now.latency_p50),
+            ("p90", now.latency_p90),
+            ("p99", now.latency_p99),
+        )
         if value is not None
     )
     lines += [

@@ -109,20 +109,22 @@ class Plan:
 
     def _check_columns(self) -> None:
         source = self.source
-        if self._template is None and source.format in {"rows", "csv", "tsv"}:
-            if "prompt" not in source.columns:
-                columns = ", ".join(safe(column, 40) for column in source.columns)
-                raise InputError(
-                    f"{source.name} has rows of columns, so it needs a prompt\n\n"
-                    f"  columns: {columns}\n"
-                    "  --prompt 'Classify {{ column }}' makes one from each row"
-                )
+        has_prompts = source.format not in {"rows", "csv", "tsv"} or "prompt" in source.columns
+        if self._template is None and not has_prompts:
+            columns = ", ".join(safe(column, 40) for column in source.columns)
+            raise InputError(
+                f"{source.name} has rows of columns, so it needs a prompt\n\n"
+                f"  columns: {columns}\n"
+                "  --prompt 'Classify {{ column }}' makes one from each row"
+            )
         for template in (self._template, self._system):
             problem = template.check(source.columns, source.name) if template else None
             if problem:
                 raise InputError(problem)
         if self.job.id_column and self.job.id_column not in source.columns:
-            raise InputError(f'{source.name} has no column "{safe(self.job.id_column)}" for the ids')
+            raise InputError(
+                f'{source.name} has no column "{safe(self.job.id_column)}" for the ids'
+            )
 
     def _read_through(self) -> None:
         count = 0
@@ -134,7 +136,15 @@ class Plan:
             try:
                 request = self.request_for(record)
             except ValueError as error:
-                self.problems.append(Problem(record.line, "invalid_row", safe(error), data=record.data, item_id=record.item_id))
+                self.problems.append(
+                    Problem(
+                        record.line,
+                        "invalid_row",
+                        safe(error),
+                        data=record.data,
+                        item_id=record.item_id,
+                    )
+                )
                 continue
             self.rows += 1
             for message in request.messages:
@@ -174,7 +184,9 @@ class Plan:
             provider = job.model.partition(":")[0]
             return openai.read({"model": "-"} | data["body"], provider)
         if self.source.format == "chat" and self._template is None:
-            return openai.read({"model": "-", "messages": data.get("messages")} | _wire(job), "chat")
+            return openai.read(
+                {"model": "-", "messages": data.get("messages")} | _wire(job), "chat"
+            )
         if self._template is not None:
             prompt = self._template.render(data)
         else:
@@ -189,12 +201,14 @@ class Plan:
         for record in self.source:
             if isinstance(record, Row):
                 with contextlib.suppress(ValueError):  # found before, and told
-                    yield LLMWorkItem(record.item_id, request=self.request_for(record), context=record)
+                    yield LLMWorkItem(
+                        record.item_id, request=self.request_for(record), context=record
+                    )
 
 
 def _wire(job: Job) -> dict[str, Any]:
     """Return the settings and the shape of a job, as fields of a wire body."""
-    body = json.loads(
+    body: dict[str, Any] = json.loads(
         openai.encode(Request.of("x:-", "-", output=job.shape, settings=job.settings))
     )
     del body["messages"], body["model"]
@@ -244,12 +258,16 @@ def run_job(job: Job) -> ExitCode:
     with open_endpoint(job.model, base_url=job.base_url) as endpoint:
         possible = raise_file_limit(job.concurrency)
         if possible is not None:
-            say(f"warning: this system allows {possible} connections; --concurrency is lowered to that")
+            say(f"warning: only {possible} connections are possible here; taking as many")
         writers = _Writers(plan)
         for problem in plan.problems:
-            writers.failed.write(problem.data or {"line": problem.line}, f"{problem.code}: {problem.message}")
+            writers.failed.write(
+                problem.data or {"line": problem.line}, f"{problem.code}: {problem.message}"
+            )
         try:
-            return asyncio.run(_Execution(plan, endpoint, writers, possible or job.concurrency).run())
+            return asyncio.run(
+                _Execution(plan, endpoint, writers, possible or job.concurrency).run()
+            )
         except BrokenPipeError:
             return ExitCode.OK
         finally:
@@ -327,10 +345,14 @@ class _Execution:
             self._fatal_count = self._fatal_count + 1 if code == self._fatal_code else 1
             self._fatal_code = code
             if self._fatal_count >= FATAL_IN_A_ROW:
-                self._stop(ExitCode.PROVIDER_REFUSES, f"the provider refuses everything: {result.error}")
+                self._stop(
+                    ExitCode.PROVIDER_REFUSES, f"the provider refuses everything: {result.error}"
+                )
         if self._job.fail_over is not None:
             bound, is_share = self._job.fail_over
-            if self._processor.statistics().failed > (bound * self._plan.rows if is_share else bound):
+            if self._processor.statistics().failed > (
+                bound * self._plan.rows if is_share else bound
+            ):
                 self._stop(ExitCode.STOPPED_BY_LIMIT, "more rows failed than --fail-over allows")
 
     def _stop(self, code: ExitCode, reason: str) -> None:
@@ -381,7 +403,10 @@ class _Execution:
 
         def frame() -> Text:
             lines = live_lines(
-                self._processor.statistics(), title=title, total=self._plan.rows, width=console.width
+                self._processor.statistics(),
+                title=title,
+                total=self._plan.rows,
+                width=console.width,
             )
             return Text("\n".join(lines), no_wrap=True)
 
@@ -407,26 +432,28 @@ class _Execution:
         left = self._plan.rows - now.processed + cancelled
         code = self._exit_code(now, bad)
         if self._job.as_json:
-            _print_json({
-                "event": "done",
-                "exit_code": int(code),
-                "succeeded": now.succeeded,
-                "failed": now.failed - cancelled + bad,
-                "not_done": left,
-                "retries": now.retries_by_code,
-                "failures": now.failures_by_code,
-                "input_tokens": now.input_tokens,
-                "output_tokens": now.output_tokens,
-                "seconds": round(now.elapsed_seconds, 3),
-                "output": self._job.output,
-            })
+            _print_json(
+                {
+                    "event": "done",
+                    "exit_code": int(code),
+                    "succeeded": now.succeeded,
+                    "failed": now.failed - cancelled + bad,
+                    "not_done": left,
+                    "retries": now.retries_by_code,
+                    "failures": now.failures_by_code,
+                    "input_tokens": now.input_tokens,
+                    "output_tokens": now.output_tokens,
+                    "seconds": round(now.elapsed_seconds, 3),
+                    "output": self._job.output,
+                }
+            )
         if self._job.quiet:
             return code
         verb = "Stopped after" if self._signal or self._stop_code else "Done in"
         say(f"{verb} {now.elapsed_seconds:.1f} s  {self._job.model}")
         if self._stop_reason:
             say(f"\nerror: {safe(self._stop_reason)}")
-        say("\n" + "\n".join(summary_lines(now, left=left)) + "\n")
+        say("\n" + "\n".join(summary_lines(now, not_done=left, cancelled=cancelled)) + "\n")
         if self._job.output != "-":
             say(f"  results   {self._job.output} ({done:,} rows)")
         if self._writers.failed.rows:

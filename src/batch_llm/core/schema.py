@@ -102,7 +102,9 @@ class OutputSchema:
         def read(value: Any, text: str) -> Any:
             problems = [
                 f"{'.'.join(map(str, error.instance_path)) or 'the answer'}: {error.message}"
-                for error, _ in zip(validator.iter_errors(value), range(_MAX_PROBLEMS), strict=False)
+                for error, _ in zip(
+                    validator.iter_errors(value), range(_MAX_PROBLEMS), strict=False
+                )
             ]
             if problems:
                 raise BadOutputError(text, "; ".join(problems))
@@ -173,9 +175,11 @@ def _close(node: Any) -> bool:
         return True
     if node.get("type") == "object" or "properties" in node:
         properties = node.get("properties", {})
-        if node.get("additionalProperties") not in {None, False} if not isinstance(
-            node.get("additionalProperties"), dict
-        ) else True:
+        if (
+            node.get("additionalProperties") not in {None, False}
+            if not isinstance(node.get("additionalProperties"), dict)
+            else True
+        ):
             return False
         if set(node.get("required", [])) != set(properties):
             return False

@@ -10,16 +10,18 @@ import csv
 import json
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import msgspec
 
 from batch_llm.core.text import safe
 from batch_llm.exceptions import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
 
 FORMATS = ("openai-batch", "chat", "prompt", "rows", "csv", "tsv", "txt")
 _ID_COLUMNS = ("custom_id", "id")
@@ -280,15 +282,17 @@ def _explain(line: bytes, number: int) -> Problem:
     try:
         text = line.decode()
     except UnicodeDecodeError as error:
-        return Problem(number, "invalid_utf8", "not UTF-8", error.start + 1)
+        raw = {"raw": line.decode("utf-8", "replace")}
+        return Problem(number, "invalid_utf8", "not UTF-8", error.start + 1, data=raw)
+    message, column = "a number or character that JSON does not allow", None
     try:
         json.loads(text)
     except json.JSONDecodeError as error:
         # The decoder counts lines too, but a record has only one.
-        return Problem(number, "invalid_json_line", safe(error.msg), error.pos + 1, text)
+        message, column = safe(error.msg), error.pos + 1
     except (RecursionError, ValueError) as error:
-        return Problem(number, "invalid_json_line", safe(error))
-    return Problem(number, "invalid_json_line", "a number or character that JSON does not allow")
+        message = safe(error)
+    return Problem(number, "invalid_json_line", message, column, text, data={"raw": text})
 
 
 def _spooled() -> Any:

@@ -50,7 +50,9 @@ class Template:
 
     def __init__(self, text: str) -> None:
         self.text = text
-        environment = _Sandbox(undefined=StrictUndefined, finalize=_finish, keep_trailing_newline=True)
+        environment = _Sandbox(
+            undefined=StrictUndefined, finalize=_finish, keep_trailing_newline=True
+        )
         source = _NUMBERED.sub(rf"{{{{ {_PREFIX}\1 }}}}", text)
         try:
             names = meta.find_undeclared_variables(environment.parse(source))
@@ -60,7 +62,9 @@ class Template:
                 "--prompt", text, f"a template; line {error.lineno}: {error.message}"
             ) from error
         self._numbered = {n for n in names if re.fullmatch(rf"{_PREFIX}\d+", n)}
-        self.columns = {name.removeprefix(_PREFIX) if name in self._numbered else name for name in names}
+        self.columns = {
+            name.removeprefix(_PREFIX) if name in self._numbered else name for name in names
+        }
 
     @property
     def is_numbered(self) -> bool:
@@ -75,7 +79,11 @@ class Template:
             for line in self.text.splitlines():
                 place = re.search(rf"(?<!\w){re.escape(name)}(?!\w)", line)
                 if place:
-                    lines += [f"    {safe(line)}", "    " + " " * place.start() + "^" * len(name), ""]
+                    lines += [
+                        f"    {safe(line)}",
+                        "    " + " " * place.start() + "^" * len(name),
+                        "",
+                    ]
                     break
             lines.append(f"  columns: {', '.join(safe(column, 40) for column in columns)}")
             if near:

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
-from batch_llm.outputs.writers import FIELDS, FailedWriter, Finished, OutputExistsError, ResultWriter
+from batch_llm.outputs.writers import (
+    FIELDS,
+    FailedWriter,
+    Finished,
+    OutputExistsError,
+    ResultWriter,
+)
 
 __all__ = ["FIELDS", "FailedWriter", "Finished", "OutputExistsError", "ResultWriter"]

@@ -17,7 +17,16 @@ import msgspec
 from batch_llm.exceptions import BatchLLMError
 from batch_llm.inputs.rows import Row  # noqa: TC001 - a field's type
 
-FIELDS = ("output", "status", "error", "model", "input_tokens", "output_tokens", "attempts", "seconds")
+FIELDS = (
+    "output",
+    "status",
+    "error",
+    "model",
+    "input_tokens",
+    "output_tokens",
+    "attempts",
+    "seconds",
+)
 
 
 class OutputExistsError(BatchLLMError):
@@ -145,7 +154,8 @@ class _LineFile:
             self._descriptor = sys.stdout.fileno()
             return
         try:
-            self._file = Path(path).open("wb" if overwrite else "xb", buffering=0)
+            mode = "wb" if overwrite else "xb"
+            self._file = Path(path).open(mode, buffering=0)  # noqa: SIM115 - closed by `close`
         except FileExistsError:
             raise OutputExistsError(path) from None
         self._descriptor = self._file.fileno()
@@ -181,7 +191,12 @@ def _batch_line(finished: Finished) -> dict[str, Any]:
     custom_id = finished.row.item_id
     if finished.error is not None:
         error = {"code": finished.error_code, "message": finished.error}
-        return {"id": f"batch_req_{custom_id}", "custom_id": custom_id, "response": None, "error": error}
+        return {
+            "id": f"batch_req_{custom_id}",
+            "custom_id": custom_id,
+            "response": None,
+            "error": error,
+        }
     output = finished.output
     text = output if isinstance(output, str) else _json(output).decode().rstrip("\n")
     sent, got = finished.input_tokens, finished.output_tokens
@@ -193,15 +208,26 @@ def _batch_line(finished: Finished) -> dict[str, Any]:
         "usage": {"prompt_tokens": sent, "completion_tokens": got, "total_tokens": sent + got},
     }
     response = {"status_code": 200, "request_id": None, "body": body}
-    return {"id": f"batch_req_{custom_id}", "custom_id": custom_id, "response": response, "error": None}
+    return {
+        "id": f"batch_req_{custom_id}",
+        "custom_id": custom_id,
+        "response": response,
+        "error": None,
+    }
 
 
 def _cells(values: list[Any], delimiter: str) -> bytes:
     buffer = io.StringIO()
-    csv.writer(buffer, delimiter=delimiter, lineterminator="\n").writerow([
-        value if isinstance(value, str) else "" if value is None else _json(value).decode().strip()
-        for value in values
-    ])
+    csv.writer(buffer, delimiter=delimiter, lineterminator="\n").writerow(
+        [
+            value
+            if isinstance(value, str)
+            else ""
+            if value is None
+            else _json(value).decode().strip()
+            for value in values
+        ]
+    )
     return buffer.getvalue().encode("utf-8", "replace")
 
 

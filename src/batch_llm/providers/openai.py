@@ -5,8 +5,7 @@ The wire format is OpenAI's (``POST /v1/chat/completions``), which most servers 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -21,6 +20,9 @@ from batch_llm.exceptions import (
     TruncatedError,
 )
 from batch_llm.providers.base import Outcome
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 _EXCERPT = 200
 _SETTINGS = ("temperature", "top_p", "seed")
@@ -121,7 +123,9 @@ def _wire_message(message: Message) -> dict[str, Any]:
     content = message.content
     wire: dict[str, Any] = {
         "role": message.role,
-        "content": [_wire_part(part) for part in content] if isinstance(content, tuple) else content,
+        "content": [_wire_part(part) for part in content]
+        if isinstance(content, tuple)
+        else content,
     }
     if message.extra:
         wire.update(message.extra)
@@ -189,7 +193,7 @@ def _read_output(fields: dict[str, Any]) -> OutputSchema | None:
 
 def _read_message(message: Any) -> Message:
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-        raise ValueError("a message has no `role`")
+        raise ValueError("a message has no `role`")  # noqa: TRY004 - bad input, not a bug
     extra = {name: value for name, value in message.items() if name not in {"role", "content"}}
     content = message.get("content")
     if isinstance(content, list):

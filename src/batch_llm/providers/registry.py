@@ -85,7 +85,9 @@ def split_model(model: str) -> tuple[str, str]:
         return provider, name or "fast"
     if provider in _NOT_SPOKEN:
         reason = f'Requests are not sent to "{provider}" by this version; agents can use it.'
-        raise UnknownModelError(model, reason, f"openai-chat:{name}" if provider == "openai" else None)
+        raise UnknownModelError(
+            model, reason, f"openai-chat:{name}" if provider == "openai" else None
+        )
     if provider not in PROVIDERS:
         near = difflib.get_close_matches(provider, [*PROVIDERS, SIMULATOR, *_NOT_SPOKEN], 1, 0.5)
         if not near and "openai".startswith(provider[:2]):

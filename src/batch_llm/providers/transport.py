@@ -7,7 +7,6 @@ HTTP/1.1 on purpose: over HTTP/2 all calls would share one connection and its li
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlsplit
@@ -17,6 +16,8 @@ import msgspec
 from batch_llm.exceptions import TransportError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from pyreqwest.client import Client
 
 CONNECT_SECONDS = 10.0

@@ -7,10 +7,37 @@ import random
 from typing import Any
 
 ECHO = "<<echo>>"
-_WORDS = (
-    "The result follows from the figures in the question after a short calculation "
-    "so this answer should be read as an example of what a model would write here"
-).split()
+_WORDS = [
+    "The",
+    "result",
+    "follows",
+    "from",
+    "the",
+    "figures",
+    "in",
+    "the",
+    "question",
+    "after",
+    "a",
+    "short",
+    "calculation",
+    "so",
+    "this",
+    "answer",
+    "should",
+    "be",
+    "read",
+    "as",
+    "an",
+    "example",
+    "of",
+    "what",
+    "a",
+    "model",
+    "would",
+    "write",
+    "here",
+]
 _DEPTH = 12
 
 

@@ -22,7 +22,7 @@ class Bucket:
         self._at = now
 
     def wait_for(self, amount: float, now: float) -> float:
-        """Return the seconds until ``amount`` may pass; 0 for now. More than fits waits for full."""
+        """Return the seconds until ``amount`` may pass, or until full if it is more; 0 for now."""
         self._refill(now)
         missing = min(amount, self._size) - self._level
         return missing / self._rate if missing > 1e-9 else 0.0

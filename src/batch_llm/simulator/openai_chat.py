@@ -243,6 +243,11 @@ class Completion:
         if fault_name == "ptruncate" or (limit is not None and tokens > limit):
             tokens = min(tokens // 2 + 1, limit or DEFAULT_ANSWER_TOKENS)
             text, reason = (text or "")[: tokens * 4 - 1], "length"
-        message = {"role": "assistant", "content": text, "refusal": refusal, "annotations": []}
+        message: dict[str, Any] = {
+            "role": "assistant",
+            "content": text,
+            "refusal": refusal,
+            "annotations": [],
+        }
         choice = {"index": index, "message": message, "logprobs": None, "finish_reason": reason}
         return choice, tokens

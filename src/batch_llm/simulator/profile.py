@@ -133,7 +133,9 @@ def parse_profile(text: str) -> Profile:
     """
     name, _, query = text.partition("?")
     if name not in PROFILES:
-        raise ConfigError("profile", name, f"one of {', '.join(PROFILES)}{_nearest(name, PROFILES)}")
+        raise ConfigError(
+            "profile", name, f"one of {', '.join(PROFILES)}{_nearest(name, PROFILES)}"
+        )
     base = PROFILES[name]
     options = {option.name: getattr(base, option.name) for option in dataclasses.fields(base)}
     changes: dict[str, Any] = {}

@@ -31,7 +31,9 @@ def _open_socket(port: int) -> socket.socket:
         listener.bind((HOST, port))
     except OSError as error:
         listener.close()
-        raise OSError(error.errno, f"port {port} on {HOST} cannot be used: {error.strerror}") from None
+        raise OSError(
+            error.errno, f"port {port} on {HOST} cannot be used: {error.strerror}"
+        ) from None
     return listener
 
 

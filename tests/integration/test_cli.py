@@ -1,0 +1,259 @@
+"""The real command in a real process, against the real simulator."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from batch_llm.simulator import answer_digest
+from batch_llm.simulator.server import Simulator
+
+
+@pytest.fixture
+def cli(tmp_path):
+    environ = {k: v for k, v in os.environ.items() if not k.startswith("OPENAI_")}
+
+    def cli(*arguments, stdin=None, env=None):
+        return subprocess.run(
+            [sys.executable, "-m", "batch_llm", *arguments],
+            cwd=tmp_path,
+            env=environ | (env or {}),
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    return cli
+
+
+@pytest.fixture
+def questions(tmp_path):
+    path = tmp_path / "q.jsonl"
+    path.write_text("".join(f'{{"question": "Question {n}?"}}\n' for n in range(60)))
+    return path
+
+
+def rows(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_the_demo_recovers_from_every_fault(cli, tmp_path):
+    done = cli("demo", "--prompts", "120")
+
+    assert done.returncode == 0, done.stderr
+    assert len(rows(tmp_path / "demo.results.jsonl")) == 120
+    assert "succeeded       120   100.0 %" in done.stderr
+    assert "retried" in done.stderr
+    assert done.stdout == ""
+    assert "\x1b" not in done.stderr
+
+
+def test_each_answer_is_on_its_own_row_whatever_fails(cli, tmp_path, questions):
+    done = cli("run", "q.jsonl", "--prompt", "{{ question }}", "-m", "sim:flaky", "-o", "o.jsonl")
+
+    assert done.returncode == 0, done.stderr
+    found = rows(tmp_path / "o.jsonl")
+    assert {row["id"] for row in found} == {f"row-{n}" for n in range(1, 61)}
+    for row in found:
+        assert answer_digest(row["question"]) in row["output"]
+
+
+def test_choices_on_a_table_without_a_header(cli, tmp_path):
+    (tmp_path / "s.tsv").write_text('ham\tsay "hi\nspam\tFREE "prize"\n')
+
+    done = cli("run", "s.tsv", "--prompt", "{{ 2 }}", "--choices", "ham,spam", "--order", "input")
+
+    assert done.returncode == 0, done.stderr
+    found = rows(tmp_path / "s.results.jsonl")
+    assert [row["1"] for row in found] == ["ham", "spam"]
+    assert {row["output"] for row in found} <= {"ham", "spam"}
+
+
+def test_batch_lines_come_back_as_batch_lines(cli, tmp_path):
+    body = {"model": "x", "messages": [{"role": "user", "content": "<<echo>>hello"}]}
+    line = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": body}
+    (tmp_path / "b.jsonl").write_text(json.dumps(line))
+
+    done = cli("run", "b.jsonl")
+
+    assert done.returncode == 0, done.stderr
+    (found,) = rows(tmp_path / "b.results.jsonl")
+    assert found["custom_id"] == "a"
+    assert found["response"]["body"]["choices"][0]["message"]["content"] == "hello"
+
+
+def test_failed_rows_can_be_run_again_as_they_are(cli, tmp_path, questions):
+    first = cli("run", "q.jsonl", "--prompt", "{{ question }}", "-m", "sim:fast?prefuse=0.3")
+    assert first.returncode == 1
+    failed = rows(tmp_path / "q.failed.jsonl")
+
+    again = cli("run", "q.failed.jsonl", "--prompt", "{{ question }}")
+
+    assert again.returncode == 0, again.stderr
+    good, healed = rows(tmp_path / "q.results.jsonl"), rows(tmp_path / "q.failed.results.jsonl")
+    assert 0 < len(failed) < 60
+    assert len(good) + len(healed) == 60
+    assert "content_filter" in first.stderr
+
+
+def test_standard_input_to_standard_output(cli):
+    done = cli("run", "-", "-o", "-", "-q", stdin='{"prompt": "<<echo>>a"}\n"<<echo>>b"\n')
+
+    assert done.returncode == 0, done.stderr
+    assert sorted(json.loads(line)["output"] for line in done.stdout.splitlines()) == ["a", "b"]
+
+
+def test_json_prints_two_records_and_nothing_else(cli, questions):
+    done = cli("run", "q.jsonl", "--prompt", "{{ question }}", "--json", "-q")
+
+    launch, end = map(json.loads, done.stdout.splitlines())
+    assert (launch["event"], launch["rows"]) == ("launch", 60)
+    assert (end["event"], end["succeeded"], end["exit_code"]) == ("done", 60, 0)
+
+
+BAD = '{"custom_id":"a","body":{"messages":[{"role":"user","content":"x"}]}}\n{"custom_id" 1}\n'
+
+
+@pytest.mark.parametrize(
+    ("files", "arguments", "said"),
+    [
+        ({"b.jsonl": BAD}, ["b.jsonl"], "b.jsonl:2:14  invalid_json_line"),
+        (
+            {"a.csv": "id,text\n1,x\n1,y\n"},
+            ["a.csv", "--prompt", "{{ text }}"],
+            "already on line 2",
+        ),
+        (
+            {"a.csv": "id,text\n1,x\n"},
+            ["a.csv", "--prompt", "{{ txet }}"],
+            "did you mean {{ text }}",
+        ),
+        ({"a.csv": "id,text\n1,x\n"}, ["a.csv"], "needs a prompt"),
+        ({"a.txt": "hi"}, ["a.txt", "-m", "opnai:x"], 'No provider is called "opnai"'),
+        ({"a.txt": "hi"}, ["a.txt", "-m", "openai-chat:x"], "export OPENAI_API_KEY="),
+        ({"a.txt": "hi"}, ["a.txt", "-m", "sim:fsat"], "did you mean fast"),
+        ({"a.txt": "hi"}, ["a.txt", "--timeout", "soon"], "--timeout must be a duration"),
+        ({"a.txt": "hi"}, ["a.txt", "--concurrency", "0"], "--concurrency must be >= 1"),
+        ({"a.txt": "hi"}, ["a.txt", "-o", "a.txt"], "is used twice"),
+        ({"a.txt": "hi", "o.jsonl": ""}, ["a.txt", "-o", "o.jsonl"], "o.jsonl exists"),
+        ({"a.txt": ""}, ["a.txt"], "is empty"),
+        ({}, ["none.txt"], "not a file that can be read"),
+        ({"a.txt": "hi"}, ["a.txt", "--nope"], "--nope"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_sent(cli, tmp_path, files, arguments, said):
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+
+    done = cli("run", *arguments)
+
+    assert done.returncode == 2, done.stderr
+    assert said in done.stdout + done.stderr
+    assert not list(tmp_path.glob("*.results.jsonl"))
+
+
+def test_bad_rows_can_be_recorded_and_the_rest_sent(cli, tmp_path):
+    (tmp_path / "b.jsonl").write_text(BAD)
+
+    done = cli("run", "b.jsonl", "--bad-rows", "fail")
+
+    assert done.returncode == 1
+    assert len(rows(tmp_path / "b.results.jsonl")) == 1
+    assert rows(tmp_path / "b.failed.jsonl")[0]["raw"] == '{"custom_id" 1}'
+
+
+def test_a_provider_that_refuses_everything_ends_the_run(cli, tmp_path, questions):
+    with Simulator("fast") as simulator:
+        done = cli(
+            "run", "q.jsonl", "--prompt", "{{ question }}", "-m", "openai-chat:x", "-c", "4",
+            "--base-url", simulator.base_url, env={"OPENAI_API_KEY": "invalid"},
+        )  # fmt: skip
+        calls = simulator.stats().calls
+
+    assert done.returncode == 4
+    assert "the provider refuses everything" in done.stderr
+    assert calls < 60
+
+
+def test_too_many_failures_end_the_run(cli, questions):
+    done = cli(
+        "run", "q.jsonl", "--prompt", "{{ question }}", "-c", "2", "--fail-over", "5%",
+        "-m", "sim:fast?prefuse=1",
+    )  # fmt: skip
+
+    assert done.returncode == 3
+    assert "--fail-over" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("signals", "code"), [(["INT"], 130), (["TERM"], 143), (["INT", "INT"], 130)]
+)
+def test_a_signal_ends_the_run_with_valid_files(tmp_path, questions, signals, code):
+    command = ["run", "q.jsonl", "--prompt", "{{ question }}", "-c", "5"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "batch_llm", *command, "-m", "sim:fast?latency=0.6"],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    output = tmp_path / "q.results.jsonl"
+    deadline = time.monotonic() + 30
+    while not (output.exists() and output.stat().st_size) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    for name in signals:
+        process.send_signal(getattr(signal, f"SIG{name}"))
+        time.sleep(0.1)
+    _, said = process.communicate(timeout=30)
+
+    assert process.returncode == code, said
+    found = rows(output)
+    assert 5 <= len(found) < 60
+    assert len(found) % 5 == 0
+    assert "Stopping: waiting for" in said
+    assert f"not done         {60 - len(found)}" in said
+
+
+def test_a_reader_that_leaves_ends_the_run_quietly(tmp_path, questions):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "batch_llm", "run", "q.jsonl", "--prompt", "{{ question }}",
+         "-o", "-", "--progress", "none", "-c", "1", "-m", "sim:fast?latency=0.05"],
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    process.stdout.readline()
+    process.stdout.close()
+
+    said = process.stderr.read()
+    process.stderr.close()
+
+    assert process.wait(30) == 0
+    assert b"Traceback" not in said
+
+
+def test_help_check_models_and_doctor(cli, tmp_path, questions):
+    assert "run" in cli("--help").stdout
+    checked = cli("check", "q.jsonl", "--prompt", "{{ question }}", "--json")
+    assert json.loads(checked.stdout)["rows"] == 60
+    listed = cli("models", "--json", env={"OPENAI_API_KEY": "secret-key"}).stdout
+    assert json.loads(listed)["models"][0]["has_key"] is True
+    examined = cli("doctor", env={"OPENAI_API_KEY": "secret-key"})
+    assert examined.returncode == 0
+    assert "OPENAI_API_KEY is set" in examined.stdout
+    assert "secret-key" not in listed + examined.stdout
+
+
+def test_a_key_in_dotenv_is_read_and_never_shown(cli, tmp_path):
+    (tmp_path / ".env").write_text("OPENAI_API_KEY=invalid\n")
+    (tmp_path / "a.txt").write_text("hi")
+    with Simulator("fast") as simulator:
+        done = cli("run", "a.txt", "-m", "openai-chat:x", "--base-url", simulator.base_url)
+
+    assert done.returncode == 1
+    assert "auth 1" in done.stderr

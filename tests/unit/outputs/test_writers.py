@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import csv
+import json
+
+import pytest
+from pydantic import BaseModel
+
+from batch_llm.inputs import Row
+from batch_llm.outputs import FailedWriter, Finished, OutputExistsError, ResultWriter
+
+
+def finished(**fields):
+    return Finished(**({"row": Row("row-1", 1, {"text": "hi"}), "output": "out"} | fields))
+
+
+def written(tmp_path, *rows, name="a.jsonl", **options):
+    writer = ResultWriter(str(tmp_path / name), **options)
+    for row in rows:
+        writer.write(row)
+    writer.close()
+    return (tmp_path / name).read_text("utf-8")
+
+
+def test_a_row_keeps_its_columns_and_gets_the_results(tmp_path):
+    record = json.loads(written(tmp_path, finished(model="m", input_tokens=3, seconds=0.12345)))
+
+    assert list(record) == [
+        "id",
+        "text",
+        "output",
+        "status",
+        "error",
+        "model",
+        "input_tokens",
+        "output_tokens",
+        "attempts",
+        "seconds",
+    ]
+    assert (record["id"], record["status"], record["seconds"]) == ("row-1", "ok", 0.123)
+
+
+def test_a_column_with_a_results_name_is_kept_beside_it(tmp_path):
+    row = Row("7", 1, {"id": "7", "output": "old"})
+
+    record = json.loads(written(tmp_path, finished(row=row)))
+
+    assert (record["input_output"], record["output"]) == ("old", "out")
+
+
+class Review(BaseModel):
+    stars: int
+
+
+@pytest.mark.parametrize("odd", [Review(stars=5), {"a": {1, 2}}, "\ud800", float("nan"), object()])
+def test_whatever_the_output_is_the_line_is_json(tmp_path, odd):
+    text = written(tmp_path, finished(output=odd))
+
+    assert text.count("\n") == 1
+    assert "output" in json.loads(text)
+
+
+def test_a_csv_holds_what_was_written(tmp_path):
+    text = written(tmp_path, finished(output='a,"b"\nc'), name="a.csv")
+
+    rows = list(csv.DictReader(text.splitlines(keepends=True)))
+    assert rows[0]["output"] == 'a,"b"\nc'
+
+
+def test_batch_lines_have_the_providers_shape(tmp_path):
+    text = written(
+        tmp_path, finished(), finished(error="StatusError: no", error_code="auth"), is_batch=True
+    )
+
+    good, bad = map(json.loads, text.splitlines())
+    assert good["response"]["body"]["choices"][0]["message"]["content"] == "out"
+    assert (bad["response"], bad["error"]["code"]) == (None, "auth")
+
+
+def test_an_existing_file_is_refused_unless_it_may_be_replaced(tmp_path):
+    written(tmp_path, finished())
+
+    with pytest.raises(OutputExistsError, match="--overwrite"):
+        ResultWriter(str(tmp_path / "a.jsonl"))
+    assert written(tmp_path, overwrite=True) == ""
+
+
+def test_failed_rows_keep_the_inputs_shape_and_the_latest_error(tmp_path):
+    writer = FailedWriter(str(tmp_path / "f.jsonl"))
+    assert not (tmp_path / "f.jsonl").exists()
+
+    writer.write({"id": "a", "error": "old"}, "new")
+    writer.close()
+
+    assert json.loads((tmp_path / "f.jsonl").read_text()) == {"id": "a", "error": "new"}
