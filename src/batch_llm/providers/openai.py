@@ -291,7 +291,7 @@ def _status_error(status: int, headers: Mapping[str, str], body: bytes) -> Statu
         else:
             message = str(inner)
     else:
-        message = decoded[:_EXCERPT]
+        message = str(decoded)[:_EXCERPT]
     return StatusError(
         status, message, str(code) if code is not None else None, dict(headers), decoded
     )
