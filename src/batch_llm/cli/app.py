@@ -196,7 +196,7 @@ def demo(*, prompts: int = 1000, concurrency: int = 50) -> int:
     """Run sample prompts through the simulator with its faults on. No key, no network."""
     from batch_llm.cli.job import Job, run_job, say
 
-    say(f"{prompts:,} sample prompts → provider simulator (429s, errors and bad JSON switched on)")
+    say(f"{prompts:,} sample prompts → simulator (429s, errors and bad JSON switched on)")
     say("Same as: batch-llm run PROMPTS -m sim:flaky -o demo.results.jsonl\n")
     with TemporaryDirectory(prefix="batch-llm-") as folder:
         source = Path(folder, "demo.jsonl")

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import TYPE_CHECKING
 
 from batch_llm.core.text import safe
 
 if TYPE_CHECKING:
     from batch_llm._engine.statistics import Statistics
+
+
+_SUMMARY_WIDTH = 79
+_REASONS_AT = 34
 
 
 def short(number: float) -> str:
@@ -122,7 +127,18 @@ def summary_lines(now: Statistics, *, not_done: int = 0, cancelled: int = 0) -> 
         f"  rate      {rate:,.1f}/s" + (f"        latency  {latency}" if latency else ""),
         f"  tokens    {short(now.input_tokens)} in, {short(now.output_tokens)} out",
     ]
-    return [line.rstrip() for line in lines]
+    return [line.rstrip() for long in lines for line in _wrapped(long)]
+
+
+def _wrapped(line: str) -> list[str]:
+    """Break a line that is too long for a narrow terminal, below where its reasons start."""
+    return textwrap.wrap(
+        line,
+        _SUMMARY_WIDTH,
+        subsequent_indent=" " * _REASONS_AT,
+        drop_whitespace=True,
+        break_long_words=False,
+    ) or [""]
 
 
 def _reasons(counts: dict[str, int]) -> str:
