@@ -175,7 +175,7 @@ class Pipeline:
         if self._middlewares:
             kept = await self._before(item)
             if kept is None:
-                skipped = WorkItemResult[Any, Any](
+                skipped: Result = WorkItemResult(
                     item.item_id, success=False, error="Skipped by middleware", context=item.context
                 )
                 skipped.error_code = ErrorCode.CANCELLED.value
@@ -185,7 +185,7 @@ class Pipeline:
         outcome = await self._retrier.answer(changed, worker, self.pool, progress)
         error = outcome.error
         if error is None:
-            result = WorkItemResult[Any, Any](
+            result: Result = WorkItemResult(
                 item.item_id,
                 True,
                 outcome.output,
@@ -248,7 +248,7 @@ class Pipeline:
 
 
 def _failure(item: Item, error: BaseException, progress: Progress) -> Result:
-    result = WorkItemResult[Any, Any](
+    result: Result = WorkItemResult(
         item.item_id,
         success=False,
         error=describe(error),
