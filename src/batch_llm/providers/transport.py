@@ -1,6 +1,6 @@
 """HTTP: one small interface, and the one client behind it.
 
-pyreqwest (reqwest, in Rust) costs a third of aiohttp's CPU per request; see docs/benchmarks.md.
+pyreqwest (reqwest, in Rust) keeps TLS, proxies and the socket work out of Python's own time.
 HTTP/1.1 on purpose: over HTTP/2 all calls would share one connection and its limit on streams.
 """
 
