@@ -1,28 +1,17 @@
-"""The ASGI application: routes, keys, limits, latency, faults, and the book of what was done."""
+"""The ASGI application: routes, keys, limits, latency, faults, and the count of what was done."""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
-import json
 import random
 import time
-from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from batch_llm.simulator.faults import Faults
-from batch_llm.simulator.limits import Limit, make_limit
-from batch_llm.simulator.openai_chat import (
-    Call,
-    Completion,
-    Refusal,
-    fault,
-    go_duration,
-    out_of_quota,
-    rate_limited,
-)
+from batch_llm.simulator.account import Account, Stats
+from batch_llm.simulator.openai_chat import Call, Completion, Refusal, check_key, check_model
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -31,33 +20,23 @@ if TYPE_CHECKING:
 
     Receive = Callable[[], Awaitable[dict[str, Any]]]
     Send = Callable[[dict[str, Any]], Awaitable[None]]
+    Headers = list[tuple[bytes, bytes]]
 
-_CHAT = {"/v1/chat/completions", "/chat/completions"}
-_MODELS = "/v1/models"
-_JSON = (b"content-type", b"application/json")
+#: The key in an ASGI scope's ``extensions`` of a function that resets the connection.
+RESET = "batch_llm.reset"
+
+_CHAT = frozenset({"/v1/chat/completions", "/chat/completions"})
+_MODELS = frozenset({"/v1/models", "/models"})
+_MODEL = ("/v1/models/", "/models/")
+_LISTED = ("fast", "flaky", "slow")
+_TYPE_JSON = (b"content-type", b"application/json")
+_TYPE_EVENTS = (b"content-type", b"text/event-stream; charset=utf-8")
+_CONSTANT = [(b"openai-organization", b"org-simulator"), (b"openai-version", b"2020-10-01")]
+#: How long the client gets to read the first half of an answer before the connection is reset:
+#: a reset throws away what has arrived but was not yet read, the status line included.
+_READING_SECONDS = 0.02
 _numbers = itertools.count(1)
-
-
-class Stats(msgspec.Struct, frozen=True):
-    """What a simulator has done so far.
-
-    Attributes:
-        calls: Chat calls received.
-        answers: Calls answered with a completion, spoilt ones included.
-        refused: Calls refused by a limit of the profile.
-        faults: Faults by the name of their option.
-        input_tokens: Billed, of all answers.
-        output_tokens: The same.
-        peak_in_flight: Calls at the same time at the most.
-    """
-
-    calls: int
-    answers: int
-    refused: int
-    faults: dict[str, int]
-    input_tokens: int
-    output_tokens: int
-    peak_in_flight: int
+_encode = msgspec.json.Encoder().encode
 
 
 class SimulatorApp:
@@ -65,123 +44,144 @@ class SimulatorApp:
 
     Args:
         profile: How it behaves.
+        clock: Returns seconds that only grow.
     """
 
-    def __init__(self, profile: Profile) -> None:
+    def __init__(
+        self,
+        profile: Profile,
+        clock: Callable[[], float] = time.monotonic,  # noqa: TID251 - a server's own clock
+    ) -> None:
         self._profile = profile
+        self._clock = clock
+        self._in_flight = 0
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything: counts, limits, conversations."""
-        profile, now = self._profile, time.monotonic()  # noqa: TID251 - a server's own clock
-        self._faults = Faults(profile)
-        self._requests = make_limit(profile.rpm, profile.window, profile.burst, now)
-        self._tokens = make_limit(profile.tpm, profile.window, profile.burst, now)
-        self._latency = random.Random(profile.seed)  # noqa: S311 - repeatable on purpose
-        self._calls = self._answers = self._refused = 0
-        self._input_tokens = self._output_tokens = 0
-        self._in_flight = self._peak = 0
-        self._fault_counts: Counter[str] = Counter()
+        """Forget everything and start anew. Calls in flight still count for what was before.
+
+        May be called from any thread: one assignment makes the change.
+        """
+        self._latency = random.Random(self._profile.seed)  # noqa: S311 - repeatable on purpose
+        self._account = Account(self._profile, self._clock())
 
     def stats(self) -> Stats:
-        """Return what was done so far."""
-        return Stats(
-            self._calls,
-            self._answers,
-            self._refused,
-            dict(self._fault_counts),
-            self._input_tokens,
-            self._output_tokens,
-            self._peak,
-        )
+        """Return what was done so far; from any thread."""
+        return self._account.stats()
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         """Answer one HTTP request."""
         if scope["type"] != "http":
             return
-        path, method = scope["path"], scope["method"]
-        if path in _CHAT and method == "POST":
-            self._in_flight += 1
-            self._peak = max(self._peak, self._in_flight)
-            try:
-                await self._chat(scope, receive, send)
-            finally:
-                self._in_flight -= 1
-        elif path == "/sim/stats":
-            await _reply(send, 200, msgspec.json.encode(self.stats()))
-        elif path == "/sim/reset" and method == "POST":
-            self.reset()
-            await _reply(send, 200, b"{}")
-        elif path.startswith(_MODELS):
-            await _reply(send, 200, _models(path.removeprefix(_MODELS).strip("/")))
-        else:
-            message = f"Invalid URL ({method} {path})"
-            refusal = Refusal(404, message, "invalid_request_error")
-            await _reply(send, 404, refusal.body)
+        if scope["path"] in _CHAT and scope["method"] == "POST":
+            await self._counted_chat(scope, receive, send)
+            return
+        try:
+            await _send_json(send, 200, self._other(scope))
+        except Refusal as refusal:
+            await _send_json(send, refusal.status, refusal.body)
 
-    async def _chat(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
-        started = time.monotonic()  # noqa: TID251 - a server's own clock
-        self._calls += 1
+    def _other(self, scope: dict[str, Any]) -> bytes:
+        path, method = scope["path"], scope["method"]
+        if (path, method) == ("/sim/stats", "GET"):
+            return _encode(self.stats())
+        if (path, method) == ("/sim/reset", "POST"):
+            self.reset()
+            return b"{}"
+        if method == "GET" and path in _MODELS:
+            check_key(_authorization(scope))
+            return _encode({"object": "list", "data": [_model(name) for name in _LISTED]})
+        if method == "GET" and path.startswith(_MODEL):
+            check_key(_authorization(scope))
+            name = path.partition("/models/")[2]
+            check_model(name)
+            return _encode(_model(name))
+        if path in _CHAT or path in _MODELS:
+            message = f"Not allowed to {method} on {path} (HINT: Perhaps you meant another method)"
+            raise Refusal(405, message, "invalid_request_error", "method_not_supported")
+        message = f"Invalid URL ({method} {path})"
+        raise Refusal(404, message, "invalid_request_error")
+
+    async def _counted_chat(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
+        account = self._account  # the same one to the end, whatever is reset meanwhile
+        self._in_flight += 1
+        account.arrive(self._in_flight)
+        try:
+            await self._chat(account, scope, receive, send)
+        finally:
+            self._in_flight -= 1
+
+    async def _chat(
+        self, account: Account, scope: dict[str, Any], receive: Receive, send: Send
+    ) -> None:
+        started = self._clock()
         body = await _read_body(receive)
         headers: dict[str, str] = {}
         try:
-            _check_key(scope["headers"])
-            call = Call(body)
-            headers = self._admit(call, started)
-            name = self._faults.next_for(call.conversation)
-            if name is not None:
-                self._fault_counts[name] += 1
-                refusal = fault(name, call, self._profile.retry_after)
-                if refusal is not None:
-                    raise refusal
-            if self._profile.quota_after and self._answers >= self._profile.quota_after:
-                raise out_of_quota()
+            call = account.read(_authorization(scope), body)
+            headers = account.admit(call, self._clock())
+            completion, name = account.answer(call, time.time())  # noqa: TID251 - a date, for the wire
         except Refusal as refusal:
-            await _reply(send, refusal.status, refusal.body, (headers | refusal.headers).items())
+            lines = _lines(headers | refusal.headers)
+            lines.append(self._processing(started))
+            await _send_json(send, refusal.status, refusal.body, lines)
             return
-        if name == "ptimeout":
-            if await _hangs_up(receive, self._profile.hang):
-                return
-        else:
-            await asyncio.sleep(self._draw_latency())
-        answer = Completion(call, name, time.time())  # noqa: TID251 - the wire wants a date
-        self._answers += 1
-        self._input_tokens += answer.input_tokens
-        self._output_tokens += answer.output_tokens
-        elapsed = time.monotonic() - started  # noqa: TID251 - a server's own clock
-        headers["openai-processing-ms"] = str(round(elapsed * 1000))
-        if name == "preset":
-            await _break_off(send, answer.body)
+        if not await self._wait(name, completion, call, receive):
             return
-        spoilt = answer.body[: len(answer.body) // 2] if name == "pgarbage" else answer.body
-        await _reply(send, 200, spoilt, headers.items())
+        account.bill(completion, name)
+        lines = _lines(headers)
+        lines.append(self._processing(started))
+        await self._deliver(scope, send, call, completion, name, lines)
 
-    def _admit(self, call: Call, now: float) -> dict[str, str]:
-        """Pass the limits, both or none, and return the headers that tell of them."""
-        amounts: list[tuple[str, Limit, float]] = []
-        if self._requests is not None:
-            amounts.append(("requests", self._requests, 1))
-        if self._tokens is not None:
-            amounts.append(("tokens", self._tokens, call.reserved_tokens))
-        if not amounts:
-            return {}
-        waits = [(limit.wait_for(amount, now), kind, limit) for kind, limit, amount in amounts]
-        wait, kind, limit = max(waits, key=lambda one: one[0])
-        if wait <= 0:
-            for _, passed, amount in amounts:
-                passed.take(amount, now)
-            return _limit_headers(amounts)
-        self._refused += 1
-        refusal = rate_limited(
-            kind,
-            call,
-            wait,
-            self._profile.retry_after,
-            limit=limit.limit,
-            used=limit.limit - limit.remaining(),
-        )
-        refusal.headers |= _limit_headers(amounts)
-        raise refusal
+    async def _wait(
+        self, name: str | None, completion: Completion, call: Call, receive: Receive
+    ) -> bool:
+        """Let the time of the answer pass; return whether somebody is still there to get it."""
+        profile = self._profile
+        if name == "ptimeout":
+            return not await _hangs_up(receive, profile.hang)
+        seconds = self._draw_latency()
+        if not call.streams:
+            seconds += profile.per_token * completion.output_tokens
+        await asyncio.sleep(seconds)
+        return True
+
+    async def _deliver(
+        self,
+        scope: dict[str, Any],
+        send: Send,
+        call: Call,
+        completion: Completion,
+        name: str | None,
+        headers: Headers,
+    ) -> None:
+        if call.streams:
+            await self._stream(send, completion, name, headers)
+        elif name == "preset":
+            await _send_half(send, completion.body(), headers)
+        else:
+            body = completion.body()
+            sent = body[: len(body) // 2] if name == "pgarbage" else body
+            await _send_json(send, 200, sent, headers)
+        if name == "preset":
+            await asyncio.sleep(_READING_SECONDS)
+            scope["extensions"][RESET]()
+
+    async def _stream(
+        self, send: Send, completion: Completion, name: str | None, headers: Headers
+    ) -> None:
+        events = list(completion.events())
+        if name == "pgarbage":
+            events[1] = events[1][: len(events[1]) // 2] + b"\n\n"
+        elif name == "preset":
+            del events[len(events) // 2 :]
+        await _start(send, 200, [_TYPE_EVENTS, *headers])
+        for event in events:
+            await send({"type": "http.response.body", "body": event, "more_body": True})
+            if self._profile.per_token:
+                await asyncio.sleep(self._profile.per_token)
+        if name != "preset":
+            await send({"type": "http.response.body", "body": b""})
 
     def _draw_latency(self) -> float:
         profile = self._profile
@@ -189,34 +189,34 @@ class SimulatorApp:
             return profile.latency
         return profile.latency * self._latency.lognormvariate(0.0, profile.tail)
 
-
-def _limit_headers(amounts: list[tuple[str, Limit, float]]) -> dict[str, str]:
-    headers = {}
-    for kind, limit, _ in amounts:
-        headers[f"x-ratelimit-limit-{kind}"] = f"{limit.limit:.0f}"
-        headers[f"x-ratelimit-remaining-{kind}"] = str(limit.remaining())
-        headers[f"x-ratelimit-reset-{kind}"] = go_duration(limit.reset_seconds())
-    return headers
+    def _processing(self, started: float) -> tuple[bytes, bytes]:
+        return (b"openai-processing-ms", b"%d" % round((self._clock() - started) * 1000))
 
 
-def _check_key(headers: list[tuple[bytes, bytes]]) -> None:
-    given = next((value for name, value in headers if name == b"authorization"), b"")
-    scheme, _, key = given.partition(b" ")
-    if scheme.lower() != b"bearer" or not key:
-        message = "You didn't provide an API key."
-        raise Refusal(401, message, "invalid_request_error")
-    if key == b"invalid":
-        message = "Incorrect API key provided: invalid."
-        raise Refusal(401, message, "invalid_request_error", "invalid_api_key")
+def _lines(headers: dict[str, str]) -> Headers:
+    return [(name.encode(), value.encode()) for name, value in headers.items()]
+
+
+def _length(body: bytes) -> tuple[bytes, bytes]:
+    return (b"content-length", b"%d" % len(body))
+
+
+def _authorization(scope: dict[str, Any]) -> bytes:
+    for name, value in scope["headers"]:
+        if name == b"authorization":
+            return bytes(value)
+    return b""
 
 
 async def _read_body(receive: Receive) -> bytes:
     message = await receive()
-    body: bytes = message.get("body", b"")
+    if not message.get("more_body"):
+        return bytes(message.get("body", b""))
+    parts = [message.get("body", b"")]
     while message.get("more_body"):
         message = await receive()
-        body += message.get("body", b"")
-    return body
+        parts.append(message.get("body", b""))
+    return b"".join(parts)
 
 
 async def _hangs_up(receive: Receive, seconds: float) -> bool:
@@ -230,32 +230,21 @@ async def _hangs_up(receive: Receive, seconds: float) -> bool:
     return True
 
 
-async def _reply(
-    send: Send, status: int, body: bytes, headers: Iterable[tuple[str, str]] = ()
-) -> None:
-    lines = [
-        _JSON,
-        (b"content-length", b"%d" % len(body)),
-        (b"x-request-id", b"req_%012x" % next(_numbers)),
-        (b"openai-version", b"2020-10-01"),
-    ]
-    lines += [(name.encode(), value.encode()) for name, value in headers]
+async def _start(send: Send, status: int, headers: Headers) -> None:
+    number = (b"x-request-id", b"req_%032x" % next(_numbers))
+    lines = [*headers, number, *_CONSTANT]
     await send({"type": "http.response.start", "status": status, "headers": lines})
+
+
+async def _send_json(send: Send, status: int, body: bytes, headers: Iterable[Any] = ()) -> None:
+    await _start(send, status, [_TYPE_JSON, _length(body), *headers])
     await send({"type": "http.response.body", "body": body})
 
 
-async def _break_off(send: Send, body: bytes) -> None:
-    """Promise the whole body, send half: the server closes the connection when we return."""
-    length = (b"content-length", b"%d" % len(body))
-    await send({"type": "http.response.start", "status": 200, "headers": [_JSON, length]})
+async def _send_half(send: Send, body: bytes, headers: Headers) -> None:
+    await _start(send, 200, [_TYPE_JSON, _length(body), *headers])
     half = body[: len(body) // 2]
     await send({"type": "http.response.body", "body": half, "more_body": True})
-
-
-def _models(name: str) -> bytes:
-    if name:
-        return json.dumps(_model(name)).encode()
-    return json.dumps({"object": "list", "data": [_model("fast"), _model("flaky")]}).encode()
 
 
 def _model(name: str) -> dict[str, Any]:

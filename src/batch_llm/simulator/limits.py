@@ -32,6 +32,11 @@ class Bucket:
         self._refill(now)
         self._level -= amount
 
+    def charge(self, amount: float, now: float) -> None:
+        """Take ``amount`` for a call that was refused, but no more than there is."""
+        self._refill(now)
+        self._level -= min(amount, max(0.0, self._level))
+
     def remaining(self) -> int:
         """Return what may pass now."""
         return max(0, int(self._level))
@@ -69,6 +74,10 @@ class FixedWindow:
         """Let ``amount`` pass."""
         self._turn(now)
         self._used += amount
+
+    def charge(self, amount: float, now: float) -> None:
+        """Take ``amount`` for a call that was refused; the window's end forgives it."""
+        self.take(amount, now)
 
     def remaining(self) -> int:
         """Return what may pass in this window."""

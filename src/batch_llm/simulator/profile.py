@@ -5,10 +5,13 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
 from batch_llm.exceptions import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 _FACTORS = {"k": 1e3, "m": 1e6}
 
@@ -18,13 +21,15 @@ class Profile:
     """How a simulated provider behaves. Durations in seconds, probabilities from 0 to 1.
 
     Attributes:
-        latency: Median time to an answer.
+        latency: Median time to an answer, or to the first piece of a streamed one.
+        per_token: Further time for each token of the answer; 0 = none.
         tail: Spread of the log-normal latency; 0 is constant, 1 has a heavy tail.
         rpm: Requests per minute; 0 = unlimited.
         tpm: Tokens per minute, reserved as ``max_tokens`` or the prompt's estimate, whichever is
             larger; 0 = unlimited.
         window: ``bucket`` refills continuously, ``fixed`` every minute.
         burst: How many seconds of the limit a bucket holds.
+        rejects: Whether refused calls use up the limit too (``count``) or not (``free``).
         retry_after: What a 429 says: ``header`` (whole seconds), ``ms`` or ``none``.
         p429: Refused for a moment, for no countable reason.
         p500: Server error.
@@ -38,18 +43,23 @@ class Profile:
         prefuse: The model refuses; for good.
         pfilter: The content filter withholds the answer; for good.
         pquota: The account is out of credit, for this request, for good.
-        quota_after: The account is out of credit after so many answers; 0 = never.
+        quota_after: The account is out of credit after so many good answers; 0 = never.
+        down: From when to when every call gets a 503, counted from the start; written
+            ``START-END``. ``(0, 0)`` = never.
         hang: How long a held-back answer is held.
-        recover: After so many faults in a row, the same conversation gets its answer; 0 = never.
+        recover: After so many passing faults in a row, the same conversation gets its answer;
+            0 = never. Refusals, filters and ``pquota`` stay.
         seed: Two simulators of the same seed do the same to the same conversation.
     """
 
     latency: float = 0.005
+    per_token: float = 0.0
     tail: float = 0.0
     rpm: float = 0
     tpm: float = 0
     window: str = "bucket"
     burst: float = 60.0
+    rejects: str = "free"
     retry_after: str = "header"
     p429: float = 0.0
     p500: float = 0.0
@@ -64,28 +74,36 @@ class Profile:
     pfilter: float = 0.0
     pquota: float = 0.0
     quota_after: int = 0
+    down: tuple[float, float] = (0.0, 0.0)
     hang: float = 600.0
     recover: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for option in dataclasses.fields(self):
-            value = getattr(self, option.name)
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
             if isinstance(value, int | float) and not 0 <= value < float("inf"):
-                raise ConfigError(option.name, value, "a finite number >= 0")
-            if option.name.startswith("p") and value > 1:
-                raise ConfigError(option.name, value, "a probability from 0 to 1")
-        if self.window not in {"bucket", "fixed"}:
-            raise ConfigError("window", self.window, "bucket or fixed")
-        if self.retry_after not in {"header", "ms", "none"}:
-            raise ConfigError("retry_after", self.retry_after, "header, ms or none")
-        if sum(getattr(self, name) for name in FAULTS) > 1:
-            raise ConfigError("the sum of all p…", "more than 1", "1 or less")
+                raise ConfigError(field.name, value, "a finite number >= 0")
+        for fault, chance in self.chances(FAULTS):
+            if chance > 1:
+                raise ConfigError(fault, chance, "a probability from 0 to 1")
+        for option, words in _CHOICES.items():
+            _check_word(option, getattr(self, option), words)
+        start, end = self.down
+        if not 0 <= start <= end < float("inf"):
+            raise ConfigError("down", self.down, "START-END in seconds, START not after END")
+        total = sum(chance for _, chance in self.chances(FAULTS))
+        if total > 1 + 1e-9:
+            raise ConfigError("the sum of all p…", round(total, 6), "1 or less")
+
+    def chances(self, names: Iterable[str]) -> list[tuple[str, float]]:
+        """Return the named options with their probabilities, without those that are 0."""
+        return [(name, getattr(self, name)) for name in names if getattr(self, name)]
 
     @property
     def has_faults(self) -> bool:
         """Whether any call may fail."""
-        return any(getattr(self, name) for name in FAULTS)
+        return bool(self.chances(FAULTS))
 
 
 #: Faults that pass, and faults that stay with a conversation.
@@ -103,25 +121,10 @@ PASSING = (
 LASTING = ("prefuse", "pfilter", "pquota")
 FAULTS = PASSING + LASTING
 
-PROFILES = {
-    "fast": Profile(),
-    "slow": Profile(latency=1.5, tail=0.6),
-    "flaky": Profile(
-        latency=0.06,
-        tail=0.4,
-        retry_after="ms",
-        p429=0.03,
-        p500=0.02,
-        p503=0.01,
-        p529=0.01,
-        ptimeout=0.001,
-        preset=0.01,
-        pgarbage=0.01,
-        pschema=0.02,
-        ptruncate=0.01,
-        hang=8.0,
-        recover=3,
-    ),
+_CHOICES = {
+    "window": ("bucket", "fixed"),
+    "rejects": ("free", "count"),
+    "retry_after": ("header", "ms", "none"),
 }
 
 
@@ -150,14 +153,55 @@ def parse_profile(text: str) -> Profile:
 def _read(option: str, value: str, kind: type) -> Any:
     if kind is str:
         return value
-    factor = _FACTORS.get(value[-1:].lower(), 1.0)
+    if kind is tuple:
+        start, dash, end = value.partition("-")
+        if not dash:
+            raise ConfigError(option, value, "START-END in seconds, for example 5-20")
+        return _number(option, start), _number(option, end)
+    number = _number(option, value)
+    if kind is not int:
+        return number
+    if not number.is_integer():
+        raise ConfigError(option, value, "a whole number")
+    return int(number)
+
+
+def _number(option: str, text: str) -> float:
+    factor = _FACTORS.get(text[-1:].lower(), 1.0)
     try:
-        number = float(value[:-1] if factor != 1.0 else value) * factor
-        return int(number) if kind is int else number
-    except (ValueError, OverflowError):
-        raise ConfigError(option, value, "a number such as 500, 10k or 1.5M") from None
+        return float(text[:-1] if factor != 1.0 else text) * factor
+    except ValueError:
+        raise ConfigError(option, text, "a number such as 500, 10k or 1.5M") from None
 
 
-def _nearest(name: str, known: Any) -> str:
+def _check_word(option: str, word: str, words: tuple[str, ...]) -> None:
+    if word not in words:
+        listed = f"{', '.join(words[:-1])} or {words[-1]}"
+        raise ConfigError(option, word, f"{listed}{_nearest(word, words)}")
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, list(known), 1)
     return f" (did you mean {near[0]}?)" if near else ""
+
+
+PROFILES = {
+    "fast": Profile(),
+    "slow": Profile(latency=1.5, tail=0.6),
+    "flaky": Profile(
+        latency=0.06,
+        tail=0.4,
+        retry_after="ms",
+        p429=0.03,
+        p500=0.02,
+        p503=0.01,
+        p529=0.01,
+        ptimeout=0.001,
+        preset=0.01,
+        pgarbage=0.01,
+        pschema=0.02,
+        ptruncate=0.01,
+        hang=8.0,
+        recover=3,
+    ),
+}

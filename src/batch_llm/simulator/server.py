@@ -3,32 +3,60 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import socket
+import struct
 import subprocess
 import sys
 import threading
 from typing import TYPE_CHECKING
 
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from batch_llm.exceptions import ConfigError
-from batch_llm.simulator.app import SimulatorApp, Stats
+from batch_llm.simulator.app import RESET, SimulatorApp
 from batch_llm.simulator.profile import Profile, parse_profile
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Self
 
+    from batch_llm.simulator.account import Stats
+
 HOST = "127.0.0.1"
-START_SECONDS = 20.0
+_LOOPBACK = (HOST, "localhost")
 _BACKLOG = 4096
+#: Longer than clients keep idle connections, so that it is never we who close one just as they
+#: send: that would be a fault that nobody asked for.
+_KEEP_ALIVE_SECONDS = 600
+#: With this, closing a socket resets the connection instead of ending it in order.
+_LINGER_ZERO = struct.pack("ii", 1, 0)
+
+
+class _Protocol(HttpToolsProtocol):
+    """uvicorn's protocol, plus an ASGI extension that resets the connection."""
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self.scope["extensions"] = {RESET: self._reset}  # type: ignore[dict-item]
+
+    def _reset(self) -> None:
+        raw = self.transport.get_extra_info("socket")
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_ZERO)
+        self.transport.abort()
 
 
 def _open_socket(port: int) -> socket.socket:
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    if not 0 <= port <= 65535:
+        raise ConfigError("port", port, "from 0 to 65535")
+    # With the protocol named, asyncio turns Nagle's algorithm off. Without it (0), an answer
+    # waits 40 ms between its head and its body for the client's delayed acknowledgement.
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((HOST, port))
+        listener.listen(_BACKLOG)
     except OSError as error:
         listener.close()
         raise OSError(
@@ -45,15 +73,17 @@ def _server(app: SimulatorApp) -> uvicorn.Server:
     return uvicorn.Server(
         uvicorn.Config(
             app,
-            http="httptools",
+            http=_Protocol,
             ws="none",
             lifespan="off",
             access_log=False,
             log_config=None,
             log_level="critical",  # broken-off answers are on purpose
             backlog=_BACKLOG,
+            timeout_keep_alive=_KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=1,
             server_header=False,
+            proxy_headers=False,
         )
     )
 
@@ -66,14 +96,22 @@ class Simulator:
     Args:
         profile: A ``Profile``, or text such as ``"fast?rpm=500&p429=0.05"``.
         port: 0 picks a free one.
+        seed: Instead of the profile's own, unless None.
+
+    Attributes:
+        base_url: ``http://127.0.0.1:PORT/v1`` from ``start`` on; empty before.
 
     Raises:
         ConfigError: The profile is impossible.
-        OSError: The port is in use.
     """
 
-    def __init__(self, profile: str | Profile = "fast", *, port: int = 0) -> None:
-        self._app = SimulatorApp(parse_profile(profile) if isinstance(profile, str) else profile)
+    def __init__(
+        self, profile: str | Profile = "fast", *, port: int = 0, seed: int | None = None
+    ) -> None:
+        chosen = parse_profile(profile) if isinstance(profile, str) else profile
+        if seed is not None:
+            chosen = dataclasses.replace(chosen, seed=seed)
+        self._app = SimulatorApp(chosen)
         self._port = port
         self._server: uvicorn.Server | None = None
         self._thread: threading.Thread | None = None
@@ -86,13 +124,21 @@ class Simulator:
         self.stop()
 
     def start(self) -> Self:
-        """Start serving; returns when calls are accepted."""
+        """Start serving, with nothing remembered; returns when calls are accepted.
+
+        Raises:
+            ConfigError: The port is no port number.
+            OSError: The port is in use.
+        """
+        if self._thread is not None:
+            return self
+        # Calls that come before the thread runs wait in the backlog; none is refused.
         listener = _open_socket(self._port)
-        listener.listen(_BACKLOG)
         self.base_url = _url(listener)
+        self._app.reset()
         self._server = server = _server(self._app)
         self._thread = threading.Thread(
-            target=lambda: asyncio.run(server._serve([listener])),  # noqa: SLF001 - `serve` takes over the signals, which are the main thread's
+            target=lambda: asyncio.run(server.serve([listener])),
             name="batch-llm-simulator",
             daemon=True,
         )
@@ -107,7 +153,7 @@ class Simulator:
             self._server = self._thread = None
 
     def stats(self) -> Stats:
-        """Return what was done so far."""
+        """Return what was done so far; still there after ``stop``."""
         return self._app.stats()
 
     def reset(self) -> None:
@@ -122,20 +168,40 @@ class SimulatorProcess:
 
     Args:
         profile: Text such as ``"flaky?seed=7"``.
+        port: 0 picks a free one.
+
+    Attributes:
+        base_url: ``http://127.0.0.1:PORT/v1`` from ``start`` on; empty before.
 
     Raises:
         ConfigError: The profile is impossible; no process was started.
     """
 
-    def __init__(self, profile: str = "fast") -> None:
+    def __init__(self, profile: str = "fast", *, port: int = 0) -> None:
         parse_profile(profile)
         self._profile = profile
+        self._port = port
         self._process: subprocess.Popen[str] | None = None
         self.base_url = ""
 
     def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_error: object) -> None:
+        self.stop()
+
+    def start(self) -> Self:
+        """Start the process; returns when calls are accepted.
+
+        Raises:
+            OSError: It ended at once, most likely because the port is in use; its own words are
+                on standard error.
+        """
+        if self._process is not None:
+            return self
+        options = ["--profile", self._profile, "--port", str(self._port)]
         self._process = subprocess.Popen(  # noqa: S603 - our own module, our own arguments
-            [sys.executable, "-m", "batch_llm.simulator", self._profile],
+            [sys.executable, "-m", "batch_llm.simulator", *options],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -145,11 +211,8 @@ class SimulatorProcess:
         self.base_url = self._process.stdout.readline().strip()
         if not self.base_url:
             self.stop()
-            raise ConfigError("sim", self._profile, "startable; its process ended at once")
+            raise OSError(f"the simulator {self._profile!r} (port {self._port}) did not start")
         return self
-
-    def __exit__(self, *_error: object) -> None:
-        self.stop()
 
     def stop(self) -> None:
         """End the process."""
@@ -163,23 +226,27 @@ class SimulatorProcess:
                 pipe.close()
 
 
-def serve(profile: str, *, port: int = 0, on_started: Callable[[str], None]) -> None:
+def serve(
+    profile: str, *, port: int = 0, host: str = HOST, on_started: Callable[[str], None]
+) -> None:
     """Serve in the foreground, on the loopback address only, until SIGINT or SIGTERM.
 
     Args:
         profile: Text such as ``"fast?rpm=500"``.
         port: 0 picks a free one.
+        host: ``127.0.0.1`` or ``localhost``, which are the same; no other is served.
         on_started: Called with the base URL as soon as calls are accepted.
 
     Raises:
-        ConfigError: The profile is impossible.
+        ConfigError: The profile, the port or the host is impossible.
         OSError: The port is in use.
     """
+    if host not in _LOOPBACK:
+        raise ConfigError("host", host, f"{' or '.join(_LOOPBACK)}: it answers any key")
     app = SimulatorApp(parse_profile(profile))
     listener = _open_socket(port)
-    listener.listen(_BACKLOG)
-    on_started(_url(listener))
     try:
+        on_started(_url(listener))
         _server(app).run(sockets=[listener])
     except KeyboardInterrupt:
         pass

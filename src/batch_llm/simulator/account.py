@@ -1,0 +1,211 @@
+"""What a provider knows about its customer: limits, quota, faults to come, and the bill.
+
+Pure: the time is an argument, nothing is sent.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from batch_llm.simulator.faults import Faults
+from batch_llm.simulator.limits import Limit, make_limit
+from batch_llm.simulator.openai_chat import (
+    Call,
+    Completion,
+    Refusal,
+    check_key,
+    fault,
+    go_duration,
+    out_of_quota,
+    rate_limited,
+    unavailable,
+)
+
+if TYPE_CHECKING:
+    from batch_llm.simulator.profile import Profile
+
+
+class Stats(msgspec.Struct, frozen=True):
+    """What a simulator has done since it started or was last reset.
+
+    When nothing is in flight, ``calls`` is the sum of ``successes``, ``refused``, ``invalid`` and
+    all ``faults``. A client that hangs up while its answer is being made is billed, as a provider
+    would; one that hangs up on a held-back answer (``ptimeout``) is not.
+
+    Attributes:
+        calls: Chat calls received.
+        successes: Calls with a good answer.
+        answers: Calls answered with a completion, spoilt ones included: the ones that are billed.
+        refused: Calls refused by a limit of the profile.
+        invalid: Calls refused for their key, model or body.
+        faults: Faults by the name of their option.
+        input_tokens: Billed, of all answers.
+        output_tokens: The same.
+        peak_in_flight: Calls at the same time at the most.
+    """
+
+    calls: int
+    successes: int
+    answers: int
+    refused: int
+    invalid: int
+    faults: dict[str, int]
+    input_tokens: int
+    output_tokens: int
+    peak_in_flight: int
+
+
+@dataclass(slots=True)
+class _Counts:
+    calls: int = 0
+    successes: int = 0
+    answers: int = 0
+    refused: int = 0
+    invalid: int = 0
+    faults: Counter[str] = field(default_factory=Counter)
+    input_tokens: int = 0
+    output_tokens: int = 0
+    peak_in_flight: int = 0
+
+
+class Account:
+    """Everything that a reset forgets.
+
+    Args:
+        profile: How the provider behaves.
+        now: The time in seconds from which ``down`` and the limits count.
+    """
+
+    def __init__(self, profile: Profile, now: float) -> None:
+        self._profile = profile
+        self._started = now
+        self._counts = _Counts()
+        self._granted = 0
+        self._faults = Faults(profile)
+        self._limits: list[tuple[str, Limit]] = []
+        for kind, per_minute in (("requests", profile.rpm), ("tokens", profile.tpm)):
+            limit = make_limit(per_minute, profile.window, profile.burst, now)
+            if limit is not None:
+                self._limits.append((kind, limit))
+
+    def arrive(self, in_flight: int) -> None:
+        """Count a call; ``in_flight`` of them are here now."""
+        self._counts.calls += 1
+        self._counts.peak_in_flight = max(self._counts.peak_in_flight, in_flight)
+
+    def read(self, authorization: bytes, body: bytes) -> Call:
+        """Check a call's key and body.
+
+        Raises:
+            Refusal: One of them is wrong.
+        """
+        try:
+            check_key(authorization)
+            return Call(body)
+        except Refusal:
+            self._counts.invalid += 1
+            raise
+
+    def admit(self, call: Call, now: float) -> dict[str, str]:
+        """Let a call pass all limits or none.
+
+        Returns:
+            The headers that tell of the limits.
+
+        Raises:
+            Refusal: The provider is down, the account is out of credit, or a limit is reached.
+        """
+        start, end = self._profile.down
+        if start <= now - self._started < end:
+            self._counts.faults["down"] += 1
+            raise unavailable()
+        if self._profile.quota_after and self._granted >= self._profile.quota_after:
+            self._counts.faults["quota_after"] += 1
+            raise out_of_quota()
+        return self._pass_limits(call, now) if self._limits else {}
+
+    def _pass_limits(self, call: Call, now: float) -> dict[str, str]:
+        amounts = {"requests": 1, "tokens": call.reserved_tokens}
+        waits = [(limit.wait_for(amounts[kind], now), kind, limit) for kind, limit in self._limits]
+        wait, kind, tightest = max(waits, key=lambda one: one[0])
+        if wait <= 0:
+            for each, limit in self._limits:
+                limit.take(amounts[each], now)
+            return _limit_headers(self._limits)
+        self._counts.refused += 1
+        used = tightest.limit - tightest.remaining()
+        how = self._profile.retry_after
+        refusal = rate_limited(kind, call, wait, how, limit=tightest.limit, used=used)
+        if self._profile.rejects == "count":
+            for each, limit in self._limits:
+                limit.charge(amounts[each], now)
+        refusal.headers |= _limit_headers(self._limits)
+        raise refusal
+
+    def answer(self, call: Call, now_unix: float) -> tuple[Completion, str | None]:
+        """Return the answer, and the name of the fault that spoils it or its delivery.
+
+        Args:
+            call: A call that was admitted.
+            now_unix: Seconds since 1970.
+
+        Raises:
+            Refusal: The fault is an error answer, or nothing conforms to the schema.
+        """
+        name = self._faults.next_for(call.conversation)
+        if name == "pschema" and call.schema is None:
+            name = None
+        refusal = None if name is None else fault(name, call, self._profile.retry_after)
+        if refusal is not None:
+            self._count(name)
+            raise refusal
+        try:
+            completion = Completion(call, name, now_unix)
+        except Refusal:
+            self._counts.invalid += 1
+            raise
+        self._count(name)
+        return completion, name
+
+    def _count(self, fault_name: str | None) -> None:
+        if fault_name is None:
+            # Counted here, not when answered: calls in flight must not exceed the quota.
+            self._granted += 1
+        else:
+            self._counts.faults[fault_name] += 1
+
+    def bill(self, completion: Completion, fault_name: str | None) -> None:
+        """Count an answer that is about to be sent."""
+        counts = self._counts
+        counts.answers += 1
+        counts.successes += fault_name is None
+        counts.input_tokens += completion.input_tokens
+        counts.output_tokens += completion.output_tokens
+
+    def stats(self) -> Stats:
+        """Return what was done so far; from any thread."""
+        counts = self._counts
+        return Stats(
+            calls=counts.calls,
+            successes=counts.successes,
+            answers=counts.answers,
+            refused=counts.refused,
+            invalid=counts.invalid,
+            faults=dict(counts.faults),
+            input_tokens=counts.input_tokens,
+            output_tokens=counts.output_tokens,
+            peak_in_flight=counts.peak_in_flight,
+        )
+
+
+def _limit_headers(limits: list[tuple[str, Limit]]) -> dict[str, str]:
+    headers = {}
+    for kind, limit in limits:
+        headers[f"x-ratelimit-limit-{kind}"] = f"{limit.limit:.0f}"
+        headers[f"x-ratelimit-remaining-{kind}"] = str(limit.remaining())
+        headers[f"x-ratelimit-reset-{kind}"] = go_duration(limit.reset_seconds())
+    return headers

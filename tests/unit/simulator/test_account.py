@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from batch_llm.simulator import Profile
+from batch_llm.simulator.account import Account
+from batch_llm.simulator.openai_chat import Call, Refusal
+
+
+def call(content="hi", **fields):
+    messages = [{"role": "user", "content": content}]
+    return Call(json.dumps({"model": "gpt-x", "messages": messages} | fields).encode())
+
+
+def refusal(account, now=0.0, **fields):
+    with pytest.raises(Refusal) as caught:
+        account.admit(call(**fields), now)
+    return caught.value, json.loads(caught.value.body)["error"]
+
+
+def test_both_limits_are_passed_or_none():
+    account = Account(Profile(rpm=10, tpm=100, burst=60), 0.0)
+    account.admit(call(max_tokens=80), 0.0)
+
+    told, error = refusal(account, max_tokens=30)
+
+    assert (told.status, error["type"], error["code"]) == (429, "tokens", "rate_limit_exceeded")
+    assert "Limit 100, Used 80, Requested 30. Please try again in 6s." in error["message"]
+    assert told.headers["retry-after"] == "6"
+    # The refused call took nothing from the other limit.
+    assert told.headers["x-ratelimit-remaining-requests"] == "9"
+    assert told.headers["x-ratelimit-remaining-tokens"] == "20"
+    assert told.headers["x-ratelimit-reset-tokens"] == "48s"
+
+
+def test_the_limits_are_told_on_success_too():
+    headers = Account(Profile(rpm=10), 0.0).admit(call(), 0.0)
+
+    assert headers == {
+        "x-ratelimit-limit-requests": "10",
+        "x-ratelimit-remaining-requests": "9",
+        "x-ratelimit-reset-requests": "6s",
+    }
+
+
+@pytest.mark.parametrize(
+    ("how", "headers"),
+    [("header", {"retry-after": "1"}), ("ms", {"retry-after-ms": "500"}), ("none", {})],
+)
+def test_a_wait_is_told_as_the_profile_says(how, headers):
+    account = Account(Profile(rpm=120, burst=0, retry_after=how), 0.0)
+    account.admit(call(), 0.0)
+
+    told, _ = refusal(account)
+
+    assert {name: told.headers[name] for name in told.headers if "retry" in name} == headers
+
+
+@pytest.mark.parametrize(("rejects", "wait"), [("free", "500ms"), ("count", "1s")])
+def test_refused_calls_use_up_the_limit_if_the_profile_says_so(rejects, wait):
+    account = Account(Profile(rpm=60, burst=0, rejects=rejects, retry_after="none"), 0.0)
+    account.admit(call(), 0.0)
+    refusal(account, 0.5)
+
+    _, error = refusal(account, 0.5)
+
+    assert f"try again in {wait}." in error["message"]
+
+
+def test_a_quota_is_exact_with_calls_in_flight():
+    account = Account(Profile(quota_after=2), 0.0)
+    for _ in range(2):
+        account.admit(call(), 0.0)
+        account.answer(call(), 0.0)  # not billed yet: still in flight
+
+    told, error = refusal(account)
+
+    assert (told.status, error["code"], told.headers) == (429, "insufficient_quota", {})
+    assert account.stats().faults == {"quota_after": 1}
+
+
+def test_an_outage_has_a_beginning_and_an_end():
+    account = Account(Profile(down=(5, 20)), 100.0)
+    account.admit(call(), 104.9)
+
+    told, error = refusal(account, 105.0)
+
+    assert (told.status, error["code"]) == (503, "server_is_overloaded")
+    account.admit(call(), 120.0)
+
+
+def test_plain_text_cannot_violate_a_schema():
+    account = Account(Profile(pschema=1), 0.0)
+
+    _, fault = account.answer(call(), 0.0)
+
+    assert fault is None
+    assert account.stats().faults == {}
+
+
+def test_a_fault_that_is_an_error_is_not_billed():
+    account = Account(Profile(p500=1), 0.0)
+
+    with pytest.raises(Refusal):
+        account.answer(call(), 0.0)
+
+    assert account.stats().faults == {"p500": 1}
+    assert account.stats().output_tokens == 0
+
+
+def test_an_impossible_schema_counts_as_invalid_only():
+    shape = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "pasta"}}}
+    account = Account(Profile(ptruncate=1), 0.0)
+
+    with pytest.raises(Refusal):
+        account.answer(call(response_format=shape), 0.0)
+
+    assert (account.stats().invalid, account.stats().faults) == (1, {})

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from batch_llm.exceptions import ConfigError
+from batch_llm.simulator import PROFILES, Profile, parse_profile
+
+
+def test_a_profile_is_read_from_one_line():
+    profile = parse_profile("fast?rpm=500&tpm=100k&p429=0.05&seed=7&window=fixed&down=5-20")
+
+    assert profile == dataclasses.replace(
+        PROFILES["fast"],
+        rpm=500, tpm=100_000, p429=0.05, seed=7, window="fixed", down=(5, 20),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "number"), [("1.5M", 1_500_000), ("10k", 10_000), ("10K", 10_000), ("7", 7)]
+)
+def test_numbers_may_be_short(text, number):
+    assert parse_profile(f"fast?tpm={text}").tpm == number
+
+
+def test_a_name_alone_is_that_profile():
+    assert {name: parse_profile(name) for name in PROFILES} == PROFILES
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("fsat", "profile must be one of fast, slow, flaky .did you mean fast"),
+        ("fast?rmp=1", "did you mean rpm"),
+        ("fast?rpm=many", "rpm must be a number such as 500"),
+        ("fast?rpm", "rpm must be a number such as 500"),
+        ("fast?p429=2", "p429 must be a probability"),
+        ("fast?rpm=-1", "rpm must be a finite number >= 0"),
+        ("fast?latency=nan", "latency must be a finite number >= 0"),
+        ("fast?window=fixd", "window must be bucket or fixed .did you mean fixed"),
+        ("fast?rejects=x", "rejects must be free or count"),
+        ("fast?retry_after=x", "retry_after must be header, ms or none"),
+        ("fast?recover=1.5", "recover must be a whole number"),
+        ("fast?down=5", "down must be START-END"),
+        ("fast?down=9-5", "down must be START-END"),
+        ("fast?down=a-5", "down must be a number"),
+        ("fast?p429=0.6&p500=0.6", "the sum of all p… must be 1 or less"),
+    ],
+)
+def test_an_impossible_profile_says_why(text, message):
+    with pytest.raises(ConfigError, match=message):
+        parse_profile(text)
+
+
+def test_probabilities_may_add_up_to_exactly_one():
+    tenths = dict.fromkeys(
+        ("p429", "p500", "p503", "p529", "preset", "pgarbage", "pschema", "ptruncate"), 0.1
+    )
+
+    assert Profile(**tenths, prefuse=0.1, pfilter=0.1).has_faults
+
+
+def test_only_flaky_has_faults_and_none_that_last():
+    assert [name for name, profile in PROFILES.items() if profile.has_faults] == ["flaky"]
+    assert not PROFILES["flaky"].chances(["prefuse", "pfilter", "pquota"])
