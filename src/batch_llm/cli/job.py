@@ -104,6 +104,7 @@ class Plan:
         )
         self._check_columns()
         self.rows = self.characters = 0
+        self._names: dict[str, None] = dict.fromkeys(self.source.columns)
         self.problems: list[Problem] = []
         self._read_through()
 
@@ -147,6 +148,7 @@ class Plan:
                 )
                 continue
             self.rows += 1
+            self._names.update(dict.fromkeys(record.data))
             for message in request.messages:
                 content = message.content
                 self.characters += len(content) if isinstance(content, str) else 0
@@ -156,6 +158,12 @@ class Plan:
             raise InputError(self._explain())
         if self.job.bad_rows == "skip":
             self.problems = []
+
+    @property
+    def columns(self) -> list[str]:
+        """All columns that any record has, those of records that cannot be used among them."""
+        of_problems = [name for problem in self.problems for name in problem.data or ()]
+        return list(dict.fromkeys([*self._names, *of_problems]))
 
     def _explain(self) -> str:
         name, bad = self.source.name, len(self.problems)
@@ -221,8 +229,10 @@ class _Writers:
     def __init__(self, plan: Plan) -> None:
         job = plan.job
         is_batch = plan.source.format == "openai-batch"
-        self.failed = FailedWriter(job.failed, overwrite=job.overwrite)
-        self.results = ResultWriter(job.output, is_batch=is_batch, overwrite=job.overwrite)
+        self.failed = FailedWriter(job.failed, columns=plan.columns, overwrite=job.overwrite)
+        self.results = ResultWriter(
+            job.output, is_batch=is_batch, columns=plan.columns, overwrite=job.overwrite
+        )
         self._held: dict[int, Finished] = {}
         self._order: Iterator[int] | None = None
         self._next: int | None = None

@@ -68,7 +68,7 @@ class Problem:
 
     def render(self, name: str) -> str:
         """Return the lines that show it to a person."""
-        place = f"{name}:{self.line}" + (f":{self.column}" if self.column else "")
+        place = f"{safe(name)}:{self.line}" + (f":{self.column}" if self.column else "")
         lines = [f"  {place}  {self.code}", f"    {self.message}"]
         if self.excerpt and self.column:
             start = max(0, self.column - 1 - _WIDTH // 2)
@@ -86,7 +86,7 @@ class Source:
         columns: Names for a CSV or TSV without a header line.
         has_header: Whether a CSV or TSV has one; None says yes unless ``columns`` are given.
             Without names the columns are called ``1``, ``2``, …
-        id_column: Holds the ids; None looks for ``custom_id`` and ``id``.
+        id_column: Holds the ids; None looks for ``custom_id`` and ``id`` in the first record.
         limit: Stop after so many records.
 
     Raises:
@@ -107,14 +107,16 @@ class Source:
         self.name = "<stdin>" if path == "-" else Path(path).name
         self._spool = _spooled() if path == "-" else None
         self._path = Path(self._spool.name if self._spool else path)
-        self._id_column = id_column
         self._limit = limit
         self._given_columns = list(columns) if columns else None
         self._has_header = has_header if has_header is not None else columns is None
         if format is not None and format not in FORMATS:
             raise ConfigError("--format", format, f"one of {', '.join(FORMATS)}")
         self.format = format or self._sniff(Path(path).suffix.lower())
+        self._has_quoted_fields = self.format == "tsv" and _spans_lines(self._path)
         self.columns = self._find_columns()
+        found = (name for name in _ID_COLUMNS if name in self.columns)
+        self._id_column = id_column or next(found, None)
 
     def __iter__(self) -> Iterator[Row | Problem]:
         seen: dict[str, int] = {}
@@ -125,7 +127,7 @@ class Source:
             yield record if isinstance(record, Problem) else self._identify(record, number, seen)
 
     def _identify(self, row: Row, number: int, seen: dict[str, int]) -> Row | Problem:
-        column = self._id_column or next((n for n in _ID_COLUMNS if n in row.data), None)
+        column = self._id_column
         if column is None:
             item_id = f"row-{number}"
         else:
@@ -176,8 +178,8 @@ class Source:
                     continue  # names were given for a file that has its own
                 if len(fields) != len(columns):
                     message = f"{len(fields)} fields, expected {len(columns)}"
-                    data = dict(zip(columns, fields, strict=False))
-                    yield Problem(line, "wrong_field_count", message, data=data)
+                    raw = ("\t" if self.format == "tsv" else ",").join(fields)
+                    yield Problem(line, "wrong_field_count", message, data={"raw": raw})
                     continue
                 if any("\udc80" <= char <= "\udcff" for field in fields for char in field):
                     yield Problem(line, "invalid_utf8", "not UTF-8")
@@ -188,7 +190,12 @@ class Source:
     def _table(self) -> Iterator[Iterator[tuple[int, list[str] | Problem]]]:
         csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
         with self._path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            yield _read_tsv(file) if self.format == "tsv" else _read_csv(file)
+            if self.format == "csv":
+                yield _read_quoted(file, ",")
+            elif self._has_quoted_fields:
+                yield _read_quoted(file, "\t")
+            else:
+                yield _read_lines(file)
 
     # -- what it is
 
@@ -225,11 +232,20 @@ class Source:
 
 
 def _header(fields: list[str]) -> list[str]:
-    return [field.strip() or str(position) for position, field in enumerate(fields, 1)]
+    """Name each column, and no two alike: a second ``a`` becomes ``a_2``."""
+    names: list[str] = []
+    for position, field in enumerate(fields, 1):
+        base = field.strip() or str(position)
+        name, number = base, 1
+        while name in names:
+            number += 1
+            name = f"{base}_{number}"
+        names.append(name)
+    return names
 
 
-def _read_csv(file: IO[str]) -> Iterator[tuple[int, list[str] | Problem]]:
-    reader = csv.reader(file, strict=True)
+def _read_quoted(file: IO[str], delimiter: str) -> Iterator[tuple[int, list[str] | Problem]]:
+    reader = csv.reader(file, delimiter=delimiter, strict=True)
     while True:
         line = reader.line_num + 1
         try:
@@ -243,12 +259,27 @@ def _read_csv(file: IO[str]) -> Iterator[tuple[int, list[str] | Problem]]:
             yield line, fields
 
 
-def _read_tsv(file: IO[str]) -> Iterator[tuple[int, list[str] | Problem]]:
-    """Read one record per line. Quotes are text, unless they enclose a field and are well-formed.
+def _spans_lines(path: Path) -> bool:
+    """Tell whether a TSV has quoted fields with tabs or line ends in them.
 
     Real TSV files (chat logs, exports) are full of lone quotes, which a CSV parser takes for the
-    start of a field that goes on for lines.
+    start of a field that goes on for lines. So a file whose lines all have the same number of
+    fields has one record per line, whatever its quotes look like. Only where they have not, and
+    reading with quotes gives records that do, the quotes are believed.
     """
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        if len({line.count("\t") for line in file if line.strip("\r\n")}) < 2:
+            return False
+        file.seek(0)
+        counts = {
+            None if isinstance(fields, Problem) else len(fields)
+            for _, fields in _read_quoted(file, "\t")
+        }
+    return len(counts) == 1 and None not in counts
+
+
+def _read_lines(file: IO[str]) -> Iterator[tuple[int, list[str] | Problem]]:
+    """Read one record per line. Quotes are text, unless they enclose a field as they should."""
     for number, line in enumerate(file, 1):
         text = line.rstrip("\r\n")
         if text:

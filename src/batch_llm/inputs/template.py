@@ -18,18 +18,36 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _MAX_TEXT = 10_000_000
-_NUMBERED = re.compile(r"\{\{\s*(\d+)\s*\}\}")
+_NUMBERED = re.compile(r"(\{\{-?\s*)(\d+)(?=\s*(?:\||-?\}\}))")
 _PREFIX = "column_"
+_WIDE_FILTERS = ("center", "format", "indent", "wordwrap")
+_WIDE_METHODS = frozenset(
+    {"ljust", "rjust", "center", "zfill", "format", "format_map", "expandtabs", "replace"}
+)
 
 
 class _Sandbox(ImmutableSandboxedEnvironment):
-    intercepted_binops = frozenset({"*", "**"})
+    """Keeps a template from running for ever or filling the memory.
+
+    It can loop over a row's data only, and cannot ask for widths. The prompt's author is not
+    hostile, but a slip must not stop a run of a million rows.
+    """
+
+    intercepted_binops = frozenset({"*", "**", "%"})
+
+    def __init__(self) -> None:
+        super().__init__(undefined=StrictUndefined, finalize=_finish, keep_trailing_newline=True)
+        self.globals.clear()  # no `range`, no `lipsum`
+        for name in _WIDE_FILTERS:
+            del self.filters[name]
+
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        """Refuse the methods of texts that take a width, and what the sandbox refuses."""
+        return attr not in _WIDE_METHODS and super().is_safe_attribute(obj, attr, value)
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        """Keep a template from filling the memory."""
-        if operator == "**" or (
-            operator == "*" and not all(isinstance(side, int | float) for side in (left, right))
-        ):
+        """Refuse powers, and `*` and `%` on anything but numbers."""
+        if operator == "**" or (not all(isinstance(side, int | float) for side in (left, right))):
             raise SecurityError(f"`{operator}` is not allowed in a prompt")
         return super().call_binop(context, operator, left, right)
 
@@ -50,10 +68,8 @@ class Template:
 
     def __init__(self, text: str) -> None:
         self.text = text
-        environment = _Sandbox(
-            undefined=StrictUndefined, finalize=_finish, keep_trailing_newline=True
-        )
-        source = _NUMBERED.sub(rf"{{{{ {_PREFIX}\1 }}}}", text)
+        environment = _Sandbox()
+        source = _NUMBERED.sub(rf"\1{_PREFIX}\2", text)
         try:
             names = meta.find_undeclared_variables(environment.parse(source))
             self._template = environment.from_string(source)
@@ -98,8 +114,10 @@ class Template:
             ValueError: A column is missing in this row, or the template may not do what it does.
         """
         values = data
+        if None in data.values():  # a filter would make the word "None" of it
+            values = {name: "" if value is None else value for name, value in data.items()}
         if self._numbered:
-            values = data | {name: data[name.removeprefix(_PREFIX)] for name in self._numbered}
+            values = values | {name: values[name.removeprefix(_PREFIX)] for name in self._numbered}
         try:
             text = self._template.render(values)
         except (TemplateError, TypeError, ArithmeticError, OverflowError) as error:

@@ -9,6 +9,7 @@ import csv
 import io
 import os
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,6 +18,8 @@ import msgspec
 from batch_llm.exceptions import BatchLLMError
 from batch_llm.inputs.rows import Row  # noqa: TC001 - a field's type
 
+#: Nested deeper than this, a value that needs cleaning is cut.
+_MAX_DEPTH = 50
 FIELDS = (
     "output",
     "status",
@@ -65,10 +68,14 @@ class ResultWriter:
     A column of the input that is called like one of ``FIELDS`` is kept as ``input_<name>``. Rows
     of batch files are written in the provider's batch shape.
 
+    A table's columns are fixed before its first row: what a row has beyond them would be lost, so
+    all that may come are to be named.
+
     Args:
         path: ``.csv`` and ``.tsv`` write tables, everything else JSON lines; ``-`` is standard
             output.
         is_batch: Whether the rows are batch lines.
+        columns: All columns that the rows may have; only a table needs to know.
         overwrite: Replace a file that is there.
 
     Raises:
@@ -76,11 +83,19 @@ class ResultWriter:
         OSError: It cannot be written.
     """
 
-    def __init__(self, path: str, *, is_batch: bool = False, overwrite: bool = False) -> None:
+    def __init__(
+        self,
+        path: str,
+        *,
+        is_batch: bool = False,
+        columns: Sequence[str] = (),
+        overwrite: bool = False,
+    ) -> None:
         self._is_batch = is_batch
         self._lines = _LineFile(path, overwrite=overwrite)
-        self._delimiter = {".csv": ",", ".tsv": "\t"}.get(Path(path).suffix.lower())
-        self._columns: list[str] | None = None
+        self._table = _Table.for_path(path)
+        self._known = columns
+        self._names: dict[str, str] = {}
         self.rows = 0
 
     def write(self, finished: Finished) -> None:
@@ -89,15 +104,41 @@ class ResultWriter:
         Raises:
             OSError: The disk is full, or the reader is gone.
         """
-        record = _batch_line(finished) if self._is_batch else _record(finished)
-        if self._delimiter is None:
+        record = _batch_line(finished) if self._is_batch else self._record(finished)
+        if self._table is None:
             self._lines.append(_json(record))
         else:
-            if self._columns is None:
-                self._columns = list(record)
-                self._lines.append(_cells(self._columns, self._delimiter))
-            self._lines.append(_cells([record.get(c) for c in self._columns], self._delimiter))
+            if not self._table.columns:
+                names = [self._name(name, record) for name in self._known]
+                self._lines.append(self._table.header([*record, *names], last=FIELDS))
+            self._lines.append(self._table.row(record))
         self.rows += 1
+
+    def _record(self, finished: Finished) -> dict[str, Any]:
+        row = finished.row
+        record: dict[str, Any] = {}
+        if row.item_id not in {str(row.data.get(name)) for name in ("custom_id", "id")} and (
+            row.item_id not in row.data.values()
+        ):
+            record["id"] = row.item_id
+        for name, value in row.data.items():
+            record[self._name(name, row.data)] = value
+        for name in FIELDS:
+            record[name] = getattr(finished, name)
+        record["seconds"] = round(finished.seconds, 3)
+        return record
+
+    def _name(self, column: str, taken: Mapping[str, Any]) -> str:
+        """Return the name under which a column is kept beside the results' own."""
+        if column not in FIELDS:
+            return column
+        name = self._names.get(column)
+        if name is None:
+            name = f"input_{column}"
+            while name in taken or name in self._known:
+                name = f"input_{name}"
+            self._names[column] = name
+        return name
 
     def close(self) -> None:
         """Make all rows durable."""
@@ -107,18 +148,20 @@ class ResultWriter:
 class FailedWriter:
     """Writes failed rows in the input's own shape with an ``error``, so that they can be run again.
 
-    The file is made with the first failure.
+    The file is made with the first failure. A column ``error`` of the input, such as an earlier
+    failed file has, is replaced.
 
     Args:
         path: Where; a table when the input is one.
+        columns: All columns that the rows may have; only a table needs to know.
         overwrite: Replace a file that is there.
     """
 
-    def __init__(self, path: str, *, overwrite: bool = False) -> None:
+    def __init__(self, path: str, *, columns: Sequence[str] = (), overwrite: bool = False) -> None:
         self._path = path
-        self._delimiter = {".csv": ",", ".tsv": "\t"}.get(Path(path).suffix.lower())
+        self._table = _Table.for_path(path)
+        self._known = columns
         self._lines: _LineFile | None = None
-        self._columns: list[str] = []
         if Path(path).exists():
             if not overwrite:
                 raise OutputExistsError(path)
@@ -130,13 +173,13 @@ class FailedWriter:
         record = data | {"error": error}
         if self._lines is None:
             self._lines = _LineFile(self._path, overwrite=False)
-            if self._delimiter is not None:
-                self._columns = list(record)
-                self._lines.append(_cells(self._columns, self._delimiter))
-        if self._delimiter is None:
+            if self._table is not None:
+                names = [*record, *self._known]
+                self._lines.append(self._table.header(names, last=("error",)))
+        if self._table is None:
             self._lines.append(_json(record))
         else:
-            self._lines.append(_cells([record.get(c) for c in self._columns], self._delimiter))
+            self._lines.append(self._table.row(record))
         self.rows += 1
 
     def close(self) -> None:
@@ -170,22 +213,6 @@ class _LineFile:
             self._file.close()
 
 
-def _record(finished: Finished) -> dict[str, Any]:
-    row = finished.row
-    record: dict[str, Any] = {}
-    if row.item_id not in {str(row.data.get(name)) for name in ("custom_id", "id")} and (
-        row.item_id not in row.data.values()
-    ):
-        record["id"] = row.item_id
-    for name, value in row.data.items():
-        if name != "error":  # of an earlier run over a failed file
-            record[f"input_{name}" if name in FIELDS else name] = value
-    for name in FIELDS:
-        record[name] = getattr(finished, name)
-    record["seconds"] = round(finished.seconds, 3)
-    return record
-
-
 def _batch_line(finished: Finished) -> dict[str, Any]:
     """Return the line that a provider's batch job would have written."""
     custom_id = finished.row.item_id
@@ -216,32 +243,72 @@ def _batch_line(finished: Finished) -> dict[str, Any]:
     }
 
 
-def _cells(values: list[Any], delimiter: str) -> bytes:
-    buffer = io.StringIO()
-    csv.writer(buffer, delimiter=delimiter, lineterminator="\n").writerow(
-        [
-            value
-            if isinstance(value, str)
-            else ""
-            if value is None
-            else _json(value).decode().strip()
-            for value in values
-        ]
-    )
-    return buffer.getvalue().encode("utf-8", "replace")
+class _Table:
+    """Rows as lines of a CSV or TSV, under columns that are fixed with the header."""
+
+    def __init__(self, delimiter: str) -> None:
+        self._delimiter = delimiter
+        self.columns: list[str] = []
+
+    @classmethod
+    def for_path(cls, path: str) -> _Table | None:
+        delimiter = {".csv": ",", ".tsv": "\t"}.get(Path(path).suffix.lower())
+        return cls(delimiter) if delimiter else None
+
+    def header(self, names: Sequence[str], *, last: Sequence[str]) -> bytes:
+        """Fix the columns: each once, ``last`` behind the others."""
+        self.columns = [name for name in dict.fromkeys(names) if name not in last] + list(last)
+        return self._line(self.columns)
+
+    def row(self, record: Mapping[str, Any]) -> bytes:
+        return self._line([_cell(record.get(name)) for name in self.columns])
+
+    def _line(self, cells: Sequence[str]) -> bytes:
+        # The csv module leaves a lone carriage return bare, which no reader takes for text.
+        is_odd = any("\r" in cell for cell in cells)
+        buffer = io.StringIO()
+        writer = csv.writer(
+            buffer,
+            delimiter=self._delimiter,
+            lineterminator="\n",
+            quoting=csv.QUOTE_ALL if is_odd else csv.QUOTE_MINIMAL,
+        )
+        writer.writerow(cells)
+        return buffer.getvalue().encode("utf-8", "replace")
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    return "" if value is None else _json(value).decode().rstrip("\n")
 
 
 def _json(value: Any) -> bytes:
-    """Write one line of JSON, whatever the value holds."""
+    """Write one line of JSON, whatever the value holds. Our own reader can read it."""
     try:
         return msgspec.json.encode(value, enc_hook=_plain) + b"\n"
-    except (UnicodeEncodeError, TypeError, ValueError, RecursionError):
-        import json
-
-        text = json.dumps(value, default=lambda odd: str(_plain(odd)), ensure_ascii=True)
-        return text.encode() + b"\n"
+    except (ValueError, TypeError, RecursionError):
+        return msgspec.json.encode(_cleaned(value, _MAX_DEPTH)) + b"\n"
 
 
 def _plain(value: Any) -> Any:
     dump = getattr(value, "model_dump", None)
     return dump(mode="json") if dump is not None else str(value)
+
+
+def _cleaned(value: Any, depth: int) -> Any:
+    """Return what JSON can hold of a value: no lone surrogates, no cycles, no odd keys."""
+    if value is None or isinstance(value, bool | int | float):
+        return value  # NaN and infinity are written as null
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
+    if depth == 0:
+        return "…"
+    dump = getattr(value, "model_dump", None)
+    if dump is not None:
+        value = dump()
+    if isinstance(value, Mapping):
+        return {_cleaned(str(k), 1): _cleaned(inner, depth - 1) for k, inner in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_cleaned(inner, depth - 1) for inner in value]
+    return _cleaned(str(value), 1)

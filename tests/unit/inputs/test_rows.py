@@ -166,12 +166,33 @@ def test_a_broken_template_names_its_line():
 @pytest.mark.parametrize(
     "text",
     [
-        "{{ range(10**9) | list }}",
         "{{ 'a' * 10000000000 }}",
+        "{{ '%0900000000d' % 1 }}",
+        "{{ x.ljust(900000000) }}",
+        "{{ '{:900000000}'.format(1) }}",
         "{{ x.__class__.__mro__ }}",
+        "{{ 9 ** 9 ** 9 }}",
         "{{ 1/0 }}",
     ],
 )
 def test_a_template_cannot_do_harm(text):
     with pytest.raises(ValueError, match=r"\w"):
         Template(text).render({"x": "text"})
+
+
+@pytest.mark.parametrize("text", ["{{ x | indent(900000000) }}", "{{ '%s' | format(x) }}"])
+def test_a_filter_that_takes_a_width_does_not_exist(text):
+    with pytest.raises(ConfigError, match="No filter named"):
+        Template(text)
+
+
+@pytest.mark.parametrize("name", ["range", "lipsum", "namespace"])
+def test_what_jinja_offers_elsewhere_is_a_column_here(name):
+    template = Template(f"{{{{ {name} }}}}")
+
+    assert template.columns == {name}
+    assert template.render({name: "x"}) == "x"
+
+
+def test_filters_work_on_numbered_columns_and_on_null():
+    assert Template("{{ 1|upper }}{{ 2 | upper }}").render({"1": "a", "2": None}) == "A"
