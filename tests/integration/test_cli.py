@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import http.server
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -120,6 +123,8 @@ def test_json_prints_two_records_and_nothing_else(cli, questions):
 
 
 BAD = '{"custom_id":"a","body":{"messages":[{"role":"user","content":"x"}]}}\n{"custom_id" 1}\n'
+BATCH = BAD.splitlines()[0]
+CHAT = '{"messages":[{"role":"user","content":"x"}]}\n'
 
 
 @pytest.mark.parametrize(
@@ -145,6 +150,11 @@ BAD = '{"custom_id":"a","body":{"messages":[{"role":"user","content":"x"}]}}\n{"
         ({"a.txt": "hi"}, ["a.txt", "-o", "a.txt"], "is used twice"),
         ({"a.txt": "hi", "o.jsonl": ""}, ["a.txt", "-o", "o.jsonl"], "o.jsonl exists"),
         ({"a.txt": ""}, ["a.txt"], "is empty"),
+        ({"a.txt": "hi"}, ["a.txt", "--limit", "0"], "--limit must be >= 1"),
+        ({"p.jsonl": '{"prompt" "a"}\n'}, ["p.jsonl"], "p.jsonl:1:11  invalid_json_line"),
+        ({"b.jsonl": BATCH}, ["b.jsonl", "--choices", "a,b"], "--choices cannot change"),
+        ({"b.jsonl": BATCH}, ["b.jsonl", "-s", "temperature=0"], "--set cannot change"),
+        ({"c.jsonl": CHAT}, ["c.jsonl", "--system", "x"], "--system cannot change"),
         ({}, ["none.txt"], "not a file that can be read"),
         ({"a.txt": "hi"}, ["a.txt", "--nope"], "--nope"),
     ],
@@ -237,6 +247,65 @@ def test_a_reader_that_leaves_ends_the_run_quietly(tmp_path, questions):
     assert b"Traceback" not in said
 
 
+def test_a_choice_over_chat_rows_is_the_bare_name(cli, tmp_path):
+    (tmp_path / "c.jsonl").write_text(CHAT)
+
+    done = cli("run", "c.jsonl", "--choices", "ham,spam")
+
+    assert done.returncode == 0, done.stderr
+    assert rows(tmp_path / "c.results.jsonl")[0]["output"] in {"ham", "spam"}
+
+
+class _Hostile(http.server.BaseHTTPRequestHandler):
+    def do_POST(self):
+        self.rfile.read(int(self.headers["content-length"]))
+        body = b'{"error":{"message":"\\u001b]0;pwned\\u0007 [/x] \\u202e","code":"\\u001b[31m"}}'
+        self.send_response(400)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+def test_no_escape_of_a_provider_reaches_the_terminal(cli, tmp_path):
+    (tmp_path / "a.txt").write_text("hi")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Hostile) as server:
+        threading.Thread(target=server.serve_forever).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        done = cli("run", "a.txt", "-m", "openai-chat:x", "--base-url", url, "-v")
+        server.shutdown()
+
+    assert done.returncode == 1
+    assert "Attempt 1" in done.stderr
+    assert not set(done.stderr) & {"\x1b", "\x07", "\u202e"}
+
+
+def test_no_escape_of_an_argument_reaches_the_terminal(cli):
+    for arguments in (["\x1b[31m.txt"], ["\x1b[31m.txt", "-m", "\x1b]0;x:y"]):
+        done = cli("run", *arguments)
+        assert done.returncode == 2
+        assert "\x1b" not in done.stderr
+
+
+def test_a_signal_in_a_cooldown_does_not_wait_for_its_end(tmp_path, questions):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "batch_llm", "run", "q.jsonl", "--prompt", "{{ question }}",
+         "-m", "sim:fast?p429=1", "-c", "4"],
+        cwd=tmp_path, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        time.sleep(8)  # cooldowns have doubled to some seconds by now
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=3)
+    finally:
+        process.kill()
+
+    assert process.returncode == 130, said
+    assert "not done         60" in said
+
+
 def test_help_check_models_and_doctor(cli, tmp_path, questions):
     assert "run" in cli("--help").stdout
     checked = cli("check", "q.jsonl", "--prompt", "{{ question }}", "--json")
@@ -257,3 +326,12 @@ def test_a_key_in_dotenv_is_read_and_never_shown(cli, tmp_path):
 
     assert done.returncode == 1
     assert "auth 1" in done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_is_named_and_has_its_own_exit_code(cli, questions):
+    done = cli("run", "q.jsonl", "--prompt", "{{ question }}", "-o", "/dev/full", "--overwrite")
+
+    assert done.returncode == 74, done.stderr
+    assert "could not be written to /dev/full: No space left" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -11,6 +11,13 @@ from pathlib import Path
 
 def main() -> int:
     """Run the command line; return its exit code."""
+    try:
+        return _main()
+    except KeyboardInterrupt:  # before a run listens to signals, the imports included
+        return 130
+
+
+def _main() -> int:
     from cyclopts.exceptions import CycloptsError
 
     from batch_llm.cli.app import app
@@ -24,16 +31,16 @@ def main() -> int:
     except CycloptsError:
         return ExitCode.REFUSED
     except BatchLLMError as error:
+        from batch_llm.outputs import OutputLostError
+
         _explain(error)
-        return ExitCode.REFUSED
+        return ExitCode.CANNOT_WRITE if isinstance(error, OutputLostError) else ExitCode.REFUSED
     except BrokenPipeError:
         # Python would complain once more when it closes standard output.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.OK
-    except KeyboardInterrupt:
-        return ExitCode.INTERRUPTED
     except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _explain(error)
         return ExitCode.REFUSED
     except Exception:  # noqa: BLE001 - the last line of defence: a bug is told as one, and its trace is kept
         _report_bug()
@@ -42,12 +49,11 @@ def main() -> int:
 
 def _explain(error: Exception) -> None:
     """Say what happened and what to do, with the way to try the job without any provider."""
+    from batch_llm.core.text import safe
     from batch_llm.exceptions import MissingKeyError, UnknownModelError
 
     lines = str(error)
     if isinstance(error, UnknownModelError):
-        from batch_llm.core.text import safe
-
         hint = f" Did you mean {error.suggestion}?" if error.suggestion else ""
         lines = (
             f'unknown model "{safe(error.model)}"\n\n  {error.reason}{hint}\n\n'
@@ -61,7 +67,8 @@ def _explain(error: Exception) -> None:
             f"    export {error.variable}=…\n\n"
             "  --model sim:fast           tries the job without a key"
         )
-    print(f"error: {lines}", file=sys.stderr)
+    # Line by line: names of files, columns and models are other people's text.
+    print("\n".join(map(safe, f"error: {lines}".split("\n"))), file=sys.stderr)
 
 
 def _load_dotenv() -> None:

@@ -14,7 +14,6 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, Parameter
 
 from batch_llm.cli.exit_codes import ExitCode
-from batch_llm.exceptions import ConfigError
 
 app = App(
     name="batch-llm",
@@ -42,8 +41,8 @@ class InputFlags:
     "names for a CSV or TSV without a header line: label,text"
     id_column: str | None = None
     "default: custom_id, id, else row-N"
-    limit: int | None = None
-    "stop after so many rows"
+    limit: str | None = None
+    "stop after so many rows: 500, 10k"
     schema: str | None = None
     "JSON schema file or module:Type for structured answers"
     choices: str | None = None
@@ -65,16 +64,16 @@ class RunFlags(InputFlags):
     )
     "default: INPUT.results.jsonl; .csv and .tsv write tables; - is standard output"
     failed: str | None = None
-    "default: INPUT.failed.<suffix>: the failed rows, ready to be run again"
+    "default: INPUT.failed.SUFFIX: the failed rows, ready to be run again"
     order: Literal["done", "input"] = "done"
     "write rows as they are done, or in the input's order"
     overwrite: bool = False
     "replace output files that exist"
-    concurrency: Annotated[int, Parameter(name=["--concurrency", "-c"])] = 50
+    concurrency: Annotated[str, Parameter(name=["--concurrency", "-c"])] = "50"
     "calls in flight at the most"
     timeout: str = "120s"
     "for one call"
-    retries: int = 5
+    retries: str = "5"
     "further attempts of a row; refusals by a rate limit do not count"
     fail_over: str | None = None
     "stop when more rows than this have failed: 50 or 1%"
@@ -101,7 +100,9 @@ def _job(source: str, flags: InputFlags) -> Any:
         "format": flags.format,
         "columns": tuple(flags.columns.split(",")) if flags.columns else None,
         "id_column": flags.id_column,
-        "limit": flags.limit,
+        "limit": None
+        if flags.limit is None
+        else values.read_count("--limit", flags.limit, at_least=1),
         "prompt": values.read_text("--prompt", flags.prompt),
         "system": values.read_text("--system", flags.system),
         "settings": values.read_settings(flags.set),
@@ -109,19 +110,15 @@ def _job(source: str, flags: InputFlags) -> Any:
         "bad_rows": flags.bad_rows,
     }
     if isinstance(flags, RunFlags):
-        if flags.concurrency < 1:
-            raise ConfigError("--concurrency", flags.concurrency, ">= 1")
-        if flags.retries < 0:
-            raise ConfigError("--retries", flags.retries, ">= 0")
         output, failed = default_paths(source)
         fields |= {
             "output": flags.output or output,
             "failed": flags.failed or failed,
             "order": flags.order,
             "overwrite": flags.overwrite,
-            "concurrency": flags.concurrency,
+            "concurrency": values.read_count("--concurrency", flags.concurrency, at_least=1),
             "timeout": values.read_seconds("--timeout", flags.timeout),
-            "retries": flags.retries,
+            "retries": values.read_count("--retries", flags.retries),
             "fail_over": values.read_tolerance("--fail-over", flags.fail_over)
             if flags.fail_over
             else None,
@@ -143,15 +140,27 @@ def run(
 
     flags = flags or RunFlags()
     if flags.verbose:
-        import logging
-
-        logging.basicConfig(stream=sys.stderr, format="%(message)s")
-        logging.getLogger("batch_llm.retry").setLevel(logging.DEBUG)
+        _log_attempts()
     job = _job(input, flags)
     if job.as_json and job.output == "-":
         raise InputError("--json and --output - both want standard output; choose one")
     check_paths(input, [job.output, job.failed])
     return run_job(job)
+
+
+def _log_attempts() -> None:
+    import logging
+
+    from batch_llm.core.text import safe
+
+    class Plain(logging.Formatter):
+        def format(self, record: logging.LogRecord) -> str:
+            return safe(record.getMessage())  # providers' words are in it
+
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(Plain())
+    logging.basicConfig(handlers=[handler])
+    logging.getLogger("batch_llm.retry").setLevel(logging.DEBUG)
 
 
 @app.command

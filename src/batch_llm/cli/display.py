@@ -84,6 +84,8 @@ def log_line(now: Statistics, total: int | None) -> str:
         f"retrying={now.retrying}",
         f"inflight={now.in_flight}",
         f"rps={rate:.1f}",
+        f"in_tps={short(now.input_tokens / max(now.elapsed_seconds, 1e-9))}",
+        f"out_tps={short(now.output_tokens / max(now.elapsed_seconds, 1e-9))}",
     ]
     if (left := time_left(now, total)) is not None:
         pairs.append(f"eta_s={left:.0f}")

@@ -14,5 +14,6 @@ class ExitCode(IntEnum):
     STOPPED_BY_LIMIT = 3
     PROVIDER_REFUSES = 4
     BUG = 70
+    CANNOT_WRITE = 74  # rows were sent, but a result could not be written
     INTERRUPTED = 130
     TERMINATED = 143

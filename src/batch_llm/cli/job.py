@@ -7,7 +7,8 @@ import contextlib
 import json
 import signal
 import sys
-from dataclasses import dataclass, field
+import time
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,7 @@ PLAIN_SECONDS = 10.0
 FATAL_IN_A_ROW = 20
 _FATAL = {"auth", "quota", "not_found"}
 _FRAMES_PER_SECOND = 4
+_DRAINED_AFTER_SECONDS = 0.2
 
 
 class InputError(BatchLLMError):
@@ -110,6 +112,9 @@ class Plan:
 
     def _check_columns(self) -> None:
         source = self.source
+        self._check_flags_are_used()
+        if not source.columns:
+            return  # not one good record: what is wrong with them says more
         has_prompts = source.format not in {"rows", "csv", "tsv"} or "prompt" in source.columns
         if self._template is None and not has_prompts:
             columns = ", ".join(safe(column, 40) for column in source.columns)
@@ -125,6 +130,26 @@ class Plan:
         if self.job.id_column and self.job.id_column not in source.columns:
             raise InputError(
                 f'{source.name} has no column "{safe(self.job.id_column)}" for the ids'
+            )
+
+    def _check_flags_are_used(self) -> None:
+        """Refuse flags that this shape of input would leave without effect."""
+        job, shape = self.job, self.source.format
+        flags: dict[str, bool] = {}
+        if shape == "openai-batch":
+            flags = {
+                "--prompt": job.prompt is not None,
+                "--system": job.system is not None,
+                "--schema or --choices": job.shape is not None,
+                "--set": job.settings != Settings(),
+            }
+        elif shape == "chat" and job.prompt is None:
+            flags = {"--system": job.system is not None}
+        given = ", ".join(name for name, is_given in flags.items() if is_given)
+        if given:
+            raise InputError(
+                f"{self.source.name} has whole requests ({shape}), which {given} cannot change\n\n"
+                "  Leave the flag out, or put it into each line's own request."
             )
 
     def _read_through(self) -> None:
@@ -192,9 +217,11 @@ class Plan:
             provider = job.model.partition(":")[0]
             return openai.read({"model": "-"} | data["body"], provider)
         if self.source.format == "chat" and self._template is None:
-            return openai.read(
+            request = openai.read(
                 {"model": "-", "messages": data.get("messages")} | _wire(job), "chat"
             )
+            # The wire knows JSON schemas only; a choice comes back as the bare name.
+            return request if job.shape is None else replace(request, output=job.shape)
         if self._template is not None:
             prompt = self._template.render(data)
         else:
@@ -293,6 +320,7 @@ class _Execution:
         self._stop_code: ExitCode | None = None
         self._stop_reason = ""
         self._fatal_code, self._fatal_count = "", 0
+        self._draining: asyncio.Task[None] | None = None
         self._transport = ReqwestTransport(concurrency)
         self._processor: ParallelBatchProcessor[Any, Any, Row] = ParallelBatchProcessor(
             config=ProcessorConfig(
@@ -321,8 +349,10 @@ class _Execution:
                 async for result in results:
                     self._take(result)
         finally:
-            shown.cancel()
-            await asyncio.wait([shown])
+            helpers = [task for task in (shown, self._draining) if task is not None]
+            for task in helpers:
+                task.cancel()
+            await asyncio.wait(helpers)
             await self._transport.aclose()
         return self._conclude()
 
@@ -368,7 +398,25 @@ class _Execution:
     def _stop(self, code: ExitCode, reason: str) -> None:
         if self._stop_code is None:
             self._stop_code, self._stop_reason = code, reason
-            self._processor.stop()
+            self._drain()
+
+    def _drain(self) -> None:
+        self._processor.stop()
+        if self._draining is None:
+            self._draining = asyncio.create_task(self._abandon_what_only_waits())
+
+    async def _abandon_what_only_waits(self) -> None:
+        """End a drain when no call is under way any more.
+
+        What is left then waits for a cooldown or for its next attempt, perhaps for an hour, and
+        nothing has been paid for it. Two looks in a row: an answer that came just before the
+        first is in its file by the second.
+        """
+        quiet = 0
+        while quiet < 2:
+            await asyncio.sleep(_DRAINED_AFTER_SECONDS)
+            quiet = quiet + 1 if self._processor.statistics().in_flight == 0 else 0
+        self._processor.stop(drain=False)
 
     # -- signals
 
@@ -388,7 +436,7 @@ class _Execution:
             f"Stopping: waiting for {waiting} requests in flight. "
             "Press Ctrl-C again to abandon them."
         )
-        self._processor.stop()
+        self._drain()
 
     # -- what people see
 
@@ -433,7 +481,8 @@ class _Execution:
             if now.elapsed_seconds < next_at and now.state in {last_state, "cooling", "running"}:
                 continue
             last_state, next_at = now.state, now.elapsed_seconds + PLAIN_SECONDS
-            say(_as_json(now) if as_json else log_line(now, self._plan.rows))
+            clock = time.strftime("%H:%M:%S")
+            say(_as_json(now) if as_json else f"{clock} {log_line(now, self._plan.rows)}")
 
     def _conclude(self) -> ExitCode:
         now = self._processor.statistics()

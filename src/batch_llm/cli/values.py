@@ -10,7 +10,20 @@ from batch_llm.core.request import Settings
 from batch_llm.core.schema import OutputSchema
 from batch_llm.exceptions import ConfigError
 
+_FACTORS = {"k": 1_000, "M": 1_000_000, "G": 1_000_000_000}
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def read_count(flag: str, text: str, *, at_least: int = 0) -> int:
+    """Read ``500``, ``10k`` or ``1.5M``."""
+    factor = _FACTORS.get(text[-1:], 1)
+    try:
+        number = float(text[:-1] if factor > 1 else text) * factor
+    except ValueError:
+        number = float("nan")
+    if not number.is_integer() or number < at_least:
+        raise ConfigError(flag, text, f">= {at_least}: a whole number such as 500 or 10k")
+    return int(number)
 
 
 def read_seconds(flag: str, text: str) -> float:

@@ -7,7 +7,15 @@ from batch_llm.outputs.writers import (
     FailedWriter,
     Finished,
     OutputExistsError,
+    OutputLostError,
     ResultWriter,
 )
 
-__all__ = ["FIELDS", "FailedWriter", "Finished", "OutputExistsError", "ResultWriter"]
+__all__ = [
+    "FIELDS",
+    "FailedWriter",
+    "Finished",
+    "OutputExistsError",
+    "OutputLostError",
+    "ResultWriter",
+]

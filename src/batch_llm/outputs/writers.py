@@ -43,6 +43,21 @@ class OutputExistsError(BatchLLMError):
         return f"{self.path} exists. Name another --output, or replace it with --overwrite."
 
 
+class OutputLostError(BatchLLMError):
+    """A result could not be written. Everything before it is in the file."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(path, reason)
+        self.path = path
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return (
+            f"a result could not be written to {self.path}: {self.reason}. The run was stopped; "
+            "the rows before it are in the file."
+        )
+
+
 class Finished(msgspec.Struct, frozen=True, kw_only=True):
     """A row with what became of it, ready to be written."""
 
@@ -80,7 +95,7 @@ class ResultWriter:
 
     Raises:
         OutputExistsError: The file is there.
-        OSError: It cannot be written.
+        OSError: It cannot be made.
     """
 
     def __init__(
@@ -102,7 +117,8 @@ class ResultWriter:
         """Append one row.
 
         Raises:
-            OSError: The disk is full, or the reader is gone.
+            OutputLostError: The disk is full, say.
+            BrokenPipeError: The reader of standard output is gone.
         """
         record = _batch_line(finished) if self._is_batch else self._record(finished)
         if self._table is None:
@@ -192,6 +208,7 @@ class _LineFile:
     """Appends lines, each handed to the system at once and whole."""
 
     def __init__(self, path: str, *, overwrite: bool) -> None:
+        self._path = path
         self._file: IO[bytes] | None = None
         if path == "-":
             self._descriptor = sys.stdout.fileno()
@@ -204,12 +221,18 @@ class _LineFile:
         self._descriptor = self._file.fileno()
 
     def append(self, line: bytes) -> None:
-        while line:  # a pipe may take less than all
-            line = line[os.write(self._descriptor, line) :]
+        try:
+            while line:  # a pipe may take less than all
+                line = line[os.write(self._descriptor, line) :]
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise OutputLostError(self._path, error.strerror or str(error)) from error
 
     def close(self) -> None:
         if self._file is not None and not self._file.closed:
-            os.fsync(self._descriptor)
+            if Path(self._path).is_file():  # a device or a pipe cannot be synchronised
+                os.fsync(self._descriptor)
             self._file.close()
 
 

@@ -86,3 +86,14 @@ def test_tolerances_are_read():
     assert values.read_tolerance("--fail-over", "50") == (50, False)
     with pytest.raises(ConfigError):
         values.read_tolerance("--fail-over", "many")
+
+
+@pytest.mark.parametrize(("text", "count"), [("500", 500), ("10k", 10_000), ("1.5M", 1_500_000)])
+def test_counts_are_read(text, count):
+    assert values.read_count("--limit", text, at_least=1) == count
+
+
+@pytest.mark.parametrize("text", ["", "0", "-3", "1.5", "many", "inf", "nan", "k"])
+def test_nonsense_is_no_count(text):
+    with pytest.raises(ConfigError, match="--limit must be >= 1"):
+        values.read_count("--limit", text, at_least=1)
