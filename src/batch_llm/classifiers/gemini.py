@@ -21,10 +21,11 @@ class GeminiErrorClassifier:
         """Return the verdict; unknown errors are retryable."""
         try:
             text = str(exception)
-        except Exception:  # noqa: BLE001 - a stranger's ``__str__``
-            text = ""
+            details = getattr(exception, "details", None)
+        except Exception:  # noqa: BLE001 - a stranger's exception may raise when it is looked at
+            return self._default.classify(exception)
         if "429" in text and "RESOURCE_EXHAUSTED" in text:
-            return judge_status(429, getattr(exception, "details", None) or text)
+            return judge_status(429, details if details is not None else text)
         verdict = self._default.classify(exception)
         if verdict.error_category == "unknown" and _TIMEOUT.search(text):
             return ErrorInfo(

@@ -41,7 +41,7 @@ class Image:
 class OtherPart:
     """A content part of a kind this package does not model, passed through as it is."""
 
-    data: Mapping[str, Any]
+    data: Mapping[str, Any] = field(hash=False)
 
 
 Part = Text | Image | OtherPart
@@ -53,13 +53,13 @@ class Message:
 
     Attributes:
         role: Who speaks.
-        content: Plain text, or parts; None where the wire has null (a tool call has no text).
+        content: Plain text, or parts; None where the wire has none (a tool call has no text).
         extra: Further fields of the wire message (``name``, ``tool_calls`` …), passed through.
     """
 
     role: str
     content: str | tuple[Part, ...] | None
-    extra: Mapping[str, Any] = field(default_factory=dict)
+    extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ class Settings:
     top_p: float | None = None
     seed: int | None = None
     stop: tuple[str, ...] | None = None
-    extra: Mapping[str, Any] = field(default_factory=dict)
+    extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def temperature_for(self, attempt: int) -> float | None:
         """Return the temperature of attempt ``attempt``, 1-based."""

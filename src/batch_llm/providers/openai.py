@@ -1,18 +1,21 @@
 """The OpenAI chat completions codec: request ↔ wire JSON. Pure functions, no network.
 
-The wire format is OpenAI's (``POST /v1/chat/completions``), which most servers speak.
+The wire format is OpenAI's (``POST /v1/chat/completions``), which most servers speak. Where calls
+go and how is for ``registry`` and ``transport``; what an error means, for ``strategies``.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import re
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from batch_llm.core.request import Image, Message, OtherPart, Part, Request, Settings, Text
-from batch_llm.core.schema import OutputSchema
+from batch_llm.core.schema import OutputSchema, is_wire_name
 from batch_llm.exceptions import (
     BadOutputError,
+    ConfigError,
     ContentFilteredError,
     MalformedResponseError,
     RefusedError,
@@ -24,8 +27,16 @@ from batch_llm.providers.base import Outcome
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_EXCERPT = 200
-_SETTINGS = ("temperature", "top_p", "seed")
+_EXCERPT_CHARACTERS = 200
+_MAX_KEPT_BODY_BYTES = 100_000
+#: What looks like a key, wherever a server repeats it.
+_KEY_LIKE = re.compile(
+    rb"(?<![A-Za-z0-9])(sk|rk|pk|gsk|xai)-[A-Za-z0-9_*-]{8,}|(?<=Bearer )[^\s\"]{8,}"
+)
+_HIDDEN = b"[key]"
+#: Shorter ones are placeholders for servers that want any key; they may be ordinary words.
+_MIN_SECRET_CHARACTERS = 8
+_NUMBERS: Final = {"temperature": (int, float), "top_p": (int, float), "seed": (int,)}
 
 
 class _Details(msgspec.Struct):
@@ -35,8 +46,8 @@ class _Details(msgspec.Struct):
 
 
 class _Usage(msgspec.Struct):
-    prompt_tokens: int | None = 0
-    completion_tokens: int | None = 0
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
     total_tokens: int | None = None
     prompt_tokens_details: _Details | None = None
     completion_tokens_details: _Details | None = None
@@ -48,12 +59,13 @@ class _Answer(msgspec.Struct):
 
 
 class _Choice(msgspec.Struct):
-    message: _Answer
+    message: _Answer | None = None
     finish_reason: str | None = None
+    error: Any = None
 
 
 class _Completion(msgspec.Struct):
-    choices: list[_Choice] = msgspec.field(default_factory=list)
+    choices: list[_Choice] | None = None
     usage: _Usage | None = None
     model: str | None = None
     error: Any = None
@@ -111,9 +123,10 @@ def encode(
             "json_schema": {
                 "name": request.output.name,
                 "schema": request.output.schema,
-                "strict": request.output.is_strict,
             },
         }
+        if request.output.is_strict is not None:
+            body["response_format"]["json_schema"]["strict"] = request.output.is_strict
     if settings.extra:
         body.update(settings.extra)
     return _encode(body)
@@ -121,12 +134,11 @@ def encode(
 
 def _wire_message(message: Message) -> dict[str, Any]:
     content = message.content
-    wire: dict[str, Any] = {
-        "role": message.role,
-        "content": [_wire_part(part) for part in content]
-        if isinstance(content, tuple)
-        else content,
-    }
+    wire: dict[str, Any] = {"role": message.role}
+    if isinstance(content, tuple):
+        wire["content"] = [_wire_part(part) for part in content]
+    elif content is not None:
+        wire["content"] = content
     if message.extra:
         wire.update(message.extra)
     return wire
@@ -141,14 +153,23 @@ def _wire_part(part: Part) -> Mapping[str, Any]:
     return part.data
 
 
-def read(body: Mapping[str, Any], provider: str) -> Request:
+def read(body: Mapping[str, Any] | bytes, provider: str) -> Request:
     """Return the request that a wire body makes: the inverse of ``encode``.
 
-    Fields that a request does not model are kept in its ``extra`` and go out again as they came.
+    Nothing is lost: what a request does not model is kept in ``extra`` and goes out again as it
+    came. A limit called ``max_tokens`` (its old name) stays in ``extra`` under that name.
 
     Raises:
-        ValueError: ``messages`` or ``model`` is missing or of the wrong kind.
+        ValueError: The body is no JSON object, or ``messages`` or ``model`` is missing or of the
+            wrong kind.
     """
+    if isinstance(body, bytes):
+        try:
+            body = msgspec.json.decode(body)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise ValueError(f"the body is not JSON: {error}") from None
+        if not isinstance(body, dict):
+            raise ValueError("the body must be an object")  # noqa: TRY004 - bad input, not a bug
     fields = dict(body)
     model, messages = fields.pop("model", None), fields.pop("messages", None)
     if not isinstance(model, str) or not model:
@@ -156,16 +177,17 @@ def read(body: Mapping[str, Any], provider: str) -> Request:
     if not isinstance(messages, list) or not messages:
         raise ValueError("the body has no `messages`")
     found: dict[str, Any] = {}
-    for name in _SETTINGS:
-        if isinstance(fields.get(name), int | float) and not isinstance(fields[name], bool):
+    for name, kinds in _NUMBERS.items():
+        if type(fields.get(name)) in kinds:
             found[name] = fields.pop(name)
-    for name in ("max_completion_tokens", "max_tokens"):
-        if name == "max_completion_tokens" and isinstance(fields.get(name), int):
-            found["max_tokens"] = fields.pop(name)
+    if type(fields.get("max_completion_tokens")) is int:
+        found["max_tokens"] = fields.pop("max_completion_tokens")
     stop = fields.get("stop")
     if isinstance(stop, list) and all(isinstance(one, str) for one in stop):
         found["stop"] = tuple(fields.pop("stop"))
-    output = _read_output(fields)
+    output = _read_output(fields.get("response_format"))
+    if output is not None:
+        del fields["response_format"]
     return Request(
         f"{provider}:{model}",
         tuple(_read_message(message) for message in messages),
@@ -174,21 +196,22 @@ def read(body: Mapping[str, Any], provider: str) -> Request:
     )
 
 
-def _read_output(fields: dict[str, Any]) -> OutputSchema | None:
-    """Take the schema out of the fields, if it would be written again just as it is."""
-    shape = fields.get("response_format")
-    if not isinstance(shape, dict) or set(shape) != {"type", "json_schema"}:
+def _read_output(shape: Any) -> OutputSchema | None:
+    """Return the schema, if it would be written again just as it is."""
+    if not isinstance(shape, dict) or shape.keys() != {"type", "json_schema"}:
         return None
     inner = shape["json_schema"]
     if shape["type"] != "json_schema" or not isinstance(inner, dict):
         return None
-    if not isinstance(inner.get("schema"), dict) or not isinstance(inner.get("name"), str):
+    if not inner.keys() <= {"name", "schema", "strict"} or not is_wire_name(inner.get("name")):
+        return None
+    strict = inner.get("strict")
+    if not isinstance(inner.get("schema"), dict) or ("strict" in inner) != isinstance(strict, bool):
         return None
     try:
-        output = OutputSchema.json_schema({"title": inner["name"]} | inner["schema"])
-    except ValueError:
+        return OutputSchema.json_schema(inner["schema"], inner["name"], is_strict=strict)
+    except ConfigError:  # the provider will say what is wrong with it
         return None
-    return output if fields.pop("response_format") else None
 
 
 def _read_message(message: Any) -> Message:
@@ -198,7 +221,10 @@ def _read_message(message: Any) -> Message:
     content = message.get("content")
     if isinstance(content, list):
         return Message(message["role"], tuple(_read_part(part) for part in content), extra)
-    if content is not None and not isinstance(content, str):
+    if content is None:
+        if "content" in message:
+            extra["content"] = None  # null is not the same as nothing
+    elif not isinstance(content, str):
         raise ValueError("a message's `content` must be text or a list of parts")
     return Message(message["role"], content, extra)
 
@@ -222,24 +248,37 @@ def _read_part(part: Any) -> Part:
     return OtherPart(part)
 
 
-def decode(status: int, headers: Mapping[str, str], body: bytes, request: Request) -> Outcome:
-    """Read an answer. What is wrong with it is in the outcome, together with what it cost."""
-    if status >= 400:
-        return Outcome(error=_status_error(status, headers, body))
+def decode(
+    status: int, headers: Mapping[str, str], body: bytes, request: Request, *, secret: str = ""
+) -> Outcome:
+    """Read an answer. What is wrong with it is in the outcome, together with what it cost.
+
+    Args:
+        status: The HTTP status.
+        headers: Looked at only when something is wrong.
+        body: As it came.
+        request: What was asked.
+        secret: The key that was sent: no error repeats it, whatever the server says.
+    """
+    if not 200 <= status < 300:
+        return Outcome(error=_status_error(status, headers, body, secret))
     try:
         completion = _decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return Outcome(error=_malformed("The answer is not a chat completion", body))
-    if completion.error is not None:  # some routers send their errors inside a 200
-        inner = completion.error if isinstance(completion.error, dict) else {}
-        code = inner.get("code")
-        inner_status = code if isinstance(code, int) and 400 <= code <= 599 else 500
-        return Outcome(error=_status_error(inner_status, headers, body))
-    usage = _usage(completion.usage)
-    if not completion.choices:
-        error: Exception = _malformed("The answer has no choices", body)
-        return Outcome(usage=usage, error=error, model=completion.model)
-    choice = completion.choices[0]
+        salvaged = _salvaged(body)
+        if salvaged is None:
+            error: Exception = _malformed("The answer is not a chat completion", body, secret)
+            return Outcome(error=error)
+        completion = salvaged
+    usage, model = _usage(completion.usage), completion.model
+    choice = completion.choices[0] if completion.choices else None
+    trouble = completion.error or (choice.error if choice is not None else None)
+    if trouble:  # some routers send their errors inside a 200
+        inner = _status_error(_inner_status(trouble), headers, body, secret, trouble)
+        return Outcome(usage=usage, error=inner, model=model)
+    if choice is None or choice.message is None:
+        error = _malformed("The answer has no choices", body, secret)
+        return Outcome(usage=usage, error=error, model=model)
     text, reason = choice.message.content, choice.finish_reason
     if choice.message.refusal:
         error = RefusedError(choice.message.refusal)
@@ -248,50 +287,150 @@ def decode(status: int, headers: Mapping[str, str], body: bytes, request: Reques
     elif reason == "length":
         error = TruncatedError(text or "", request.settings.max_tokens)
     elif text is None:
-        error = _malformed("The answer has no content", body)
+        kind = "a tool call, not text" if reason == "tool_calls" else "without content"
+        error = _malformed(f"The answer is {kind}", body, secret)
+    elif request.output is None:
+        return Outcome(text, usage, None, model)
     else:
         try:
-            output = text if request.output is None else request.output.parse(text)
+            return Outcome(request.output.parse(text), usage, None, model)
         except BadOutputError as bad:
-            return Outcome(usage=usage, error=bad, model=completion.model)
-        return Outcome(output, usage, None, completion.model)
-    return Outcome(usage=usage, error=error, model=completion.model)
+            error = bad
+    return Outcome(usage=usage, error=error, model=model)
+
+
+def _salvaged(body: bytes) -> _Completion | None:
+    """Read an answer field by field, so that an odd one in a place of no matter spoils nothing."""
+    try:
+        raw = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    if not isinstance(raw, dict) or raw.keys().isdisjoint({"choices", "error"}):
+        return None
+    choices = raw.get("choices")
+    found = []
+    for one in choices if isinstance(choices, list) else ():
+        if isinstance(one, dict):
+            reason, message = one.get("finish_reason"), one.get("message")
+            answer = None
+            if isinstance(message, dict):
+                answer = _Answer(_text_of(message.get("content")), _text_of(message.get("refusal")))
+            found.append(_Choice(answer, _text_of(reason), one.get("error")))
+    return _Completion(
+        found, _usage_of(raw.get("usage")), _text_of(raw.get("model")), raw.get("error")
+    )
+
+
+def _text_of(value: Any) -> str | None:
+    """Return a text, or the text in a list of parts (Mistral's way), or None."""
+    if isinstance(value, list):
+        texts = [part.get("text") for part in value if isinstance(part, dict)]
+        found = [text for text in texts if isinstance(text, str)]
+        return "".join(found) if found else None
+    return value if isinstance(value, str) else None
+
+
+def _usage_of(raw: Any) -> _Usage | None:
+    if not isinstance(raw, dict):
+        return None
+    return _Usage(
+        _count(raw.get("prompt_tokens")),
+        _count(raw.get("completion_tokens")),
+        None,
+        _details_of(raw.get("prompt_tokens_details")),
+        _details_of(raw.get("completion_tokens_details")),
+    )
+
+
+def _details_of(raw: Any) -> _Details | None:
+    if not isinstance(raw, dict):
+        return None
+    return _Details(*(_count(raw.get(name)) for name in _Details.__struct_fields__))
+
+
+def _count(value: Any) -> int | None:
+    is_whole = type(value) is int or (isinstance(value, float) and value.is_integer())
+    return int(value) if is_whole and value >= 0 else None
 
 
 def _usage(usage: _Usage | None) -> dict[str, int] | None:
     if usage is None:
         return None
-    sent, got = usage.prompt_tokens or 0, usage.completion_tokens or 0
+    sent, got = usage.prompt_tokens, usage.completion_tokens
+    if sent is None and got is None:
+        return None
+    sent, got = sent or 0, got or 0
     found = {"input_tokens": sent, "output_tokens": got, "total_tokens": sent + got}
     if (details := usage.prompt_tokens_details) is not None:
-        if details.cached_tokens:
+        if details.cached_tokens is not None:
             found["cache_read_tokens"] = details.cached_tokens
-        if details.cache_write_tokens:
+        if details.cache_write_tokens is not None:
             found["cache_write_tokens"] = details.cache_write_tokens
-    if (spent := usage.completion_tokens_details) is not None and spent.reasoning_tokens:
+    if (
+        spent := usage.completion_tokens_details
+    ) is not None and spent.reasoning_tokens is not None:
         found["reasoning_tokens"] = spent.reasoning_tokens
     return found
 
 
-def _malformed(reason: str, body: bytes) -> MalformedResponseError:
-    return MalformedResponseError(reason, body[:_EXCERPT].decode("utf-8", "replace"))
+def _malformed(reason: str, body: bytes, secret: str) -> MalformedResponseError:
+    text = _without_keys(body, secret)[:_EXCERPT_CHARACTERS]
+    return MalformedResponseError(reason, text.decode("utf-8", "replace"))
 
 
-def _status_error(status: int, headers: Mapping[str, str], body: bytes) -> StatusError:
+def _inner_status(trouble: Any) -> int:
+    """Return the status that an error inside a 200 would have had outside."""
+    fields = trouble if isinstance(trouble, dict) else {}
+    named = [fields.get(name) for name in ("code", "status", "type")]
+    for code in named:
+        number = (
+            int(code) if isinstance(code, str) and code.isdecimal() and len(code) == 3 else code
+        )
+        if type(number) is int and 400 <= number <= 599:
+            return number
+    if any(isinstance(code, str) and ("rate_limit" in code or "quota" in code) for code in named):
+        return 429
+    return 500
+
+
+def _status_error(
+    status: int, headers: Mapping[str, str], body: bytes, secret: str, trouble: Any = None
+) -> StatusError:
+    """Build the error of a body; ``trouble`` is its error object when that is not at the top."""
+    body = _without_keys(body[:_MAX_KEPT_BODY_BYTES], secret)
+    decoded: Any
     try:
         decoded = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        decoded = body[: 10 * _EXCERPT].decode("utf-8", "replace")
+        decoded = body.decode("utf-8", "replace")
     message, code = "", None
+    inner = decoded
     if isinstance(decoded, dict):
-        inner = decoded.get("error", decoded)
-        if isinstance(inner, dict):
-            message = str(inner.get("message") or "")
-            code = inner.get("code") or inner.get("type")
-        else:
-            message = str(inner)
-    else:
-        message = str(decoded)[:_EXCERPT]
+        inner = decoded.get("error") or (trouble if trouble is not None else decoded)
+    if isinstance(inner, dict):
+        message = str(inner.get("message") or "")
+        code = inner.get("code") or inner.get("type")
+    elif inner is not None:
+        message = str(inner)[:_EXCERPT_CHARACTERS]
+    if 300 <= status < 400 and not message:
+        message = "the server redirects; the base URL is wrong"
     return StatusError(
-        status, message, str(code) if code is not None else None, dict(headers), decoded
+        status, message, str(code) if code is not None else None, _plain(headers), decoded
     )
+
+
+def _without_keys(body: bytes, secret: str) -> bytes:
+    if len(secret) >= _MIN_SECRET_CHARACTERS:
+        body = body.replace(secret.encode(), _HIDDEN)
+    return _KEY_LIKE.sub(_HIDDEN, body)
+
+
+def _plain(headers: Mapping[str, str]) -> dict[str, str]:
+    """Copy headers to a dict, leaving out values that are no text."""
+    found = {}
+    for name in headers:
+        try:
+            found[name.lower()] = headers[name]
+        except (ValueError, KeyError):  # bytes outside ASCII
+            continue
+    return found

@@ -7,8 +7,9 @@ import os
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
-from batch_llm.exceptions import MissingKeyError, UnknownModelError
+from batch_llm.exceptions import ConfigError, MissingKeyError, UnknownModelError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -40,16 +41,18 @@ class Endpoint:
     Attributes:
         provider: The provider's name.
         model: The model's name on the wire.
-        url: Of the calls.
+        url: Of the calls. Never shown: it may hold a password.
         headers: Of the calls. Never shown: they hold the key.
         max_tokens_field: See ``Provider``.
+        secret: The key, so that it can be struck out of what servers say; empty without one.
     """
 
     provider: str
     model: str
-    url: str
+    url: str = field(repr=False)
     headers: Mapping[str, str] = field(repr=False)
     max_tokens_field: str = "max_tokens"
+    secret: str = field(default="", repr=False)
 
 
 PROVIDERS = {
@@ -89,15 +92,22 @@ def split_model(model: str) -> tuple[str, str]:
             model, reason, f"openai-chat:{name}" if provider == "openai" else None
         )
     if provider not in PROVIDERS:
-        near = difflib.get_close_matches(provider, [*PROVIDERS, SIMULATOR, *_NOT_SPOKEN], 1, 0.5)
-        if not near and "openai".startswith(provider[:2]):
-            near = ["openai-chat"]
-        known = {"openai": "openai-chat"}
-        suggestion = f"{known.get(near[0], near[0])}:{name}" if near else None
-        raise UnknownModelError(model, f'No provider is called "{provider}".', suggestion)
+        raise UnknownModelError(
+            model, f'No provider is called "{provider}".', _nearest(provider, name)
+        )
     if not name:
         raise UnknownModelError(model, "The name of the model is missing after the colon.")
     return provider, name
+
+
+def _nearest(provider: str, name: str) -> str | None:
+    """Return a name that requests can be sent to, if one of them may have been meant."""
+    known = [*PROVIDERS, SIMULATOR, *sorted(_NOT_SPOKEN)]
+    near = difflib.get_close_matches(provider.lower(), known, 1, 0.6)
+    if not near:
+        return None
+    found = "openai-chat" if near[0] == "openai" else near[0]
+    return None if found in _NOT_SPOKEN else f"{found}:{name or 'MODEL'}"
 
 
 def resolve(
@@ -107,19 +117,21 @@ def resolve(
 
     Args:
         model: ``provider:model``.
-        base_url: Of a compatible server, up to and including ``/v1``; a key is optional then.
+        base_url: Of a compatible server, up to and including ``/v1``; a key is optional then, and
+            is sent to that server if there is one, as the provider's own SDK does.
         environ: Where keys and base URLs are looked up.
 
     Raises:
         UnknownModelError: The name cannot be resolved.
         MissingKeyError: The provider's own API needs a key, and there is none.
+        ConfigError: The base URL or the key cannot be used.
     """
     provider_name, name = split_model(model)
     headers = {"content-type": "application/json", "accept": "application/json"}
     if provider_name == SIMULATOR:
         if base_url is None:
             raise UnknownModelError(model, "Its simulator has not been started.")
-        headers["authorization"] = "Bearer simulator"
+        headers["authorization"] = "Bearer simulator"  # never the user's key
         return Endpoint(SIMULATOR, name, _chat_url(base_url), headers, "max_completion_tokens")
     provider = PROVIDERS[provider_name]
     key = environ.get(provider.key_variable, "").strip()
@@ -127,13 +139,17 @@ def resolve(
     if not key and elsewhere is None:
         raise MissingKeyError(provider.name, provider.key_variable)
     if key:
+        if not (key.isascii() and key.isprintable()):
+            raise ConfigError(provider.key_variable, "(hidden)", "one line of plain ASCII")
         headers["authorization"] = f"Bearer {key}"
+    is_own = elsewhere is None or elsewhere.rstrip("/") == provider.base_url
     return Endpoint(
         provider.name,
         name,
         _chat_url(elsewhere or provider.base_url),
         headers,
-        provider.max_tokens_field if elsewhere is None else "max_tokens",
+        provider.max_tokens_field if is_own else "max_tokens",
+        key,
     )
 
 
@@ -146,7 +162,7 @@ def open_endpoint(
     Raises:
         UnknownModelError: See ``resolve``.
         MissingKeyError: See ``resolve``.
-        ConfigError: The simulator's profile has an impossible option.
+        ConfigError: See ``resolve``; or the simulator's profile has an impossible option.
     """
     provider, name = split_model(model)
     if provider != SIMULATOR or base_url is not None:
@@ -159,4 +175,15 @@ def open_endpoint(
 
 
 def _chat_url(base_url: str) -> str:
-    return f"{base_url.rstrip('/')}/chat/completions"
+    shown = base_url.rpartition("@")[2]  # without a password
+    try:
+        parts = urlsplit(base_url)
+        is_good = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is no number
+        parts, is_good = urlsplit(""), False
+    if not is_good or not base_url.isprintable() or " " in base_url:
+        raise ConfigError("base_url", shown, "a URL such as http://127.0.0.1:8000/v1")
+    path = parts.path.rstrip("/")
+    if path.endswith("/chat/completions"):
+        raise ConfigError("base_url", shown, "the part before /chat/completions")
+    return parts._replace(path=f"{path}/chat/completions", fragment="").geturl()

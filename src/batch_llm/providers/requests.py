@@ -8,6 +8,8 @@ from batch_llm.exceptions import BadOutputError
 from batch_llm.providers import openai
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from batch_llm.base import LLMWorkItem
     from batch_llm.providers.base import Outcome, Try
     from batch_llm.providers.registry import Endpoint
@@ -15,15 +17,20 @@ if TYPE_CHECKING:
 
 
 class RequestCaller:
-    """Sends requests to one endpoint.
+    """Sends requests to where their model is.
 
     Args:
-        endpoint: Where they go. It decides the model's name on the wire.
+        endpoint: Where they go: one endpoint for all, whose model then replaces the requests'
+            own; or a function from a request's model to its endpoint, called once per model.
         transport: How they get there.
     """
 
-    def __init__(self, endpoint: Endpoint, transport: Transport) -> None:
-        self._endpoint = endpoint
+    def __init__(
+        self, endpoint: Endpoint | Callable[[str], Endpoint], transport: Transport
+    ) -> None:
+        self._only = None if callable(endpoint) else endpoint
+        self._resolve = endpoint if callable(endpoint) else None
+        self._endpoints: dict[str, Endpoint] = {}
         self._transport = transport
 
     async def call(self, item: LLMWorkItem[Any, Any, Any], attempt: Try, /) -> Outcome:
@@ -31,11 +38,14 @@ class RequestCaller:
 
         Raises:
             TransportError: There was no complete answer.
+            AttemptTimeoutError: There was none in the attempt's time.
+            UnknownModelError: The request's model cannot be resolved.
+            MissingKeyError: There is no key for it.
         """
         request = item.request
         assert request is not None  # noqa: S101 - only such items are given to us
         previous = attempt.previous_error
-        endpoint = self._endpoint
+        endpoint = self._only or self._endpoint_for(request.model)
         body = openai.encode(
             request,
             attempt=attempt.number,
@@ -43,5 +53,16 @@ class RequestCaller:
             feedback=previous if isinstance(previous, BadOutputError) else None,
             max_tokens_field=endpoint.max_tokens_field,
         )
-        response = await self._transport.post(endpoint.url, endpoint.headers, body)
-        return openai.decode(response.status, response.headers, response.body, request)
+        response = await self._transport.post(
+            endpoint.url, endpoint.headers, body, attempt.timeout_seconds
+        )
+        return openai.decode(
+            response.status, response.headers, response.body, request, secret=endpoint.secret
+        )
+
+    def _endpoint_for(self, model: str) -> Endpoint:
+        endpoint = self._endpoints.get(model)
+        if endpoint is None:
+            assert self._resolve is not None  # noqa: S101 - else there is only one
+            endpoint = self._endpoints[model] = self._resolve(model)
+        return endpoint

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -11,19 +12,35 @@ from batch_llm.exceptions import (
     ConfigError,
     ContentFilteredError,
     MalformedResponseError,
+    MissingKeyError,
     RefusedError,
+    StatusError,
     TruncatedError,
+    UnknownModelError,
 )
 from batch_llm.strategies.errors import ErrorCode, ErrorInfo
 from batch_llm.strategies.http_errors import judge_status, suggested_wait
 
 _HTTP_PACKAGES = {"httpx", "httpx2", "httpcore", "httpcore2", "aiohttp", "requests", "urllib3"}
-#: Errors that say that the code is wrong: the same call will fail the same way.
-_BUGS = (TypeError, NameError, AttributeError, ImportError, SyntaxError, ConfigError)
+#: Errors that say that the code is wrong: the same call will fail the same way. ``KeyError``,
+#: ``IndexError``, ``ValueError`` and ``AssertionError`` are not among them: code that reads a
+#: model's answer raises them when the answer is odd, and the next answer may be better.
+_BUGS = (
+    TypeError,
+    NameError,
+    AttributeError,
+    ImportError,
+    SyntaxError,
+    NotImplementedError,
+    ConfigError,
+)
+#: Their texts quote data, in which "429" is a number like any other.
+_DATA_ERRORS = (ValueError, LookupError, ArithmeticError, AssertionError)
 _RATE_LIMIT_TEXT = re.compile(
     r"\b429\b|rate.?limit|too many requests|resource.?exhausted", re.IGNORECASE
 )
-_MAX_CAUSES = 5
+_MAX_DEPTH = 8
+_MAX_MEMBERS = 20
 
 
 def _verdict(
@@ -37,12 +54,49 @@ _TIMEOUT = _verdict("timeout", retry=True, timeout=True)
 _CONNECTION = _verdict("connection_error", retry=True)
 _VALIDATION = _verdict("validation_error", retry=True)
 _UNKNOWN = _verdict("unknown", retry=True)
+_CONTENT_FILTER = _verdict(ErrorCode.CONTENT_FILTER, retry=False)
+_TRUNCATED = _verdict(ErrorCode.TRUNCATED, retry=True)
+_SERVER_ERROR = _verdict(ErrorCode.SERVER_ERROR, retry=True)
+_OVERLOADED = _verdict(ErrorCode.OVERLOADED, retry=True)
+_AUTH = _verdict(ErrorCode.AUTH, retry=False)
+_NOT_FOUND = _verdict(ErrorCode.NOT_FOUND, retry=False)
+_BAD_REQUEST = _verdict(ErrorCode.BAD_REQUEST, retry=False)
+_INTERNAL = _verdict(ErrorCode.INTERNAL, retry=False)
 _OURS = {
     BadOutputError: _VALIDATION,
-    TruncatedError: _verdict(ErrorCode.TRUNCATED, retry=True),
-    RefusedError: _verdict(ErrorCode.CONTENT_FILTER, retry=False),
-    ContentFilteredError: _verdict(ErrorCode.CONTENT_FILTER, retry=False),
-    MalformedResponseError: _verdict(ErrorCode.SERVER_ERROR, retry=True),
+    TruncatedError: _TRUNCATED,
+    RefusedError: _CONTENT_FILTER,
+    ContentFilteredError: _CONTENT_FILTER,
+    MalformedResponseError: _SERVER_ERROR,
+    MissingKeyError: _AUTH,
+    UnknownModelError: _NOT_FOUND,
+}
+#: Verdicts on classes of libraries, by name, for errors that carry no HTTP status. The most
+#: telling names first: an error's base classes are looked up too.
+_BY_NAME = {
+    "ContentFilterError": _CONTENT_FILTER,
+    "ContentFilterFinishReasonError": _CONTENT_FILTER,
+    "LengthFinishReasonError": _TRUNCATED,
+    "APITimeoutError": _TIMEOUT,
+    "TimeoutException": _TIMEOUT,
+    "ModelTimeoutError": _TIMEOUT,
+    "ModelRequestTimeout": _TIMEOUT,
+    "RunTimedOut": _TIMEOUT,
+    "APIConnectionError": _CONNECTION,
+    "ModelConnectionError": _CONNECTION,
+    "ModelRateLimitError": _verdict("rate_limit", retry=True),
+    "ModelQuotaExceededError": _verdict(ErrorCode.QUOTA, retry=False),
+    "ModelUnavailableError": _OVERLOADED,
+    "ModelServerError": _SERVER_ERROR,
+    "ModelAuthenticationError": _AUTH,
+    "ModelNotFoundError": _NOT_FOUND,
+    "ModelContextWindowExceededError": _verdict(ErrorCode.CONTEXT_LENGTH, retry=False),
+    "ModelRequestRejectedError": _BAD_REQUEST,
+    "UsageLimitExceeded": _BAD_REQUEST,
+    "UserError": _INTERNAL,
+    "APIResponseValidationError": _SERVER_ERROR,
+    "ValidationError": _VALIDATION,
+    "UnexpectedModelBehavior": _VALIDATION,
 }
 
 
@@ -62,21 +116,42 @@ class DefaultErrorClassifier:
 
 
 def _judge_chain(exception: BaseException) -> ErrorInfo:
-    current: BaseException | None = exception
-    for _ in range(_MAX_CAUSES):
-        if current is None:
-            break
-        if isinstance(current, BaseExceptionGroup):
-            current = current.exceptions[-1]
-        verdict = _judge(current)
+    return _judge_causes(exception, _MAX_DEPTH) or _judge_text(exception)
+
+
+def _judge_causes(error: BaseException | None, depth: int) -> ErrorInfo | None:
+    """Judge an exception by its kind, else by its cause's; a group by its members'."""
+    while error is not None and depth > 0:
+        depth -= 1
+        if isinstance(error, BaseExceptionGroup):
+            return _judge_group(error, depth)
+        verdict = _judge(error)
         if verdict is not None:
             return verdict
-        current = current.__cause__
+        if isinstance(error, _BUGS) and error.__cause__ is None:
+            return _INTERNAL
+        error = error.__cause__
+    return None
+
+
+def _judge_group(group: BaseExceptionGroup[BaseException], depth: int) -> ErrorInfo | None:
+    """Return the most cautious way of going on: wait for a limit, else try again, else give up."""
+    found = [
+        verdict
+        for member in group.exceptions[:_MAX_MEMBERS]
+        if (verdict := _judge_causes(member, depth)) is not None
+    ]
+    return max(found, key=lambda one: (one.is_rate_limit, one.is_retryable), default=None)
+
+
+def _judge_text(exception: BaseException) -> ErrorInfo:
+    if isinstance(exception, _BUGS):
+        return _INTERNAL
+    if isinstance(exception, _DATA_ERRORS):
+        return _UNKNOWN
     text = str(exception)
     if _RATE_LIMIT_TEXT.search(text):
         return _verdict("rate_limit", retry=True, wait=suggested_wait(text, {}))
-    if isinstance(exception, _BUGS):
-        return _verdict(ErrorCode.INTERNAL, retry=False)
     return _UNKNOWN
 
 
@@ -85,33 +160,43 @@ def _judge(error: BaseException) -> ErrorInfo | None:
     for kind, verdict in _OURS.items():
         if isinstance(error, kind):
             return verdict
-    names = {(kind.__module__.partition(".")[0], kind.__name__) for kind in type(error).__mro__}
+    names = [(kind.__module__.partition(".")[0], kind.__name__) for kind in type(error).__mro__]
     by_name = {name for _, name in names}
-    if "ContentFilterError" in by_name:
-        return _OURS[ContentFilteredError]
+    if "ContentFilterError" in by_name:  # Azure's comes with a status
+        return _CONTENT_FILTER
     status = _status_of(error)
     if status is not None:
         return judge_status(status, _body_of(error), _headers_of(error))
-    is_network = any(package in _HTTP_PACKAGES for package, _ in names)
-    if isinstance(error, TimeoutError) or by_name & {
-        "APITimeoutError",
-        "TimeoutException",
-        "ModelTimeoutError",
-        "RunTimedOut",
-    }:
+    if isinstance(error, TimeoutError):
         return _TIMEOUT
-    if (
-        isinstance(error, ConnectionError)
-        or by_name & {"APIConnectionError", "ModelConnectionError"}
-        or (is_network and by_name & {"TransportError", "ClientConnectionError", "HTTPError"})
-    ):
+    if isinstance(error, ConnectionError):
         return _CONNECTION
-    if by_name & {"ValidationError", "UnexpectedModelBehavior"}:
-        return _VALIDATION
+    named = next((_BY_NAME[name] for _, name in names if name in _BY_NAME), None)
+    if named is not None:
+        return _refined(error, named)
+    if any(package in _HTTP_PACKAGES for package, _ in names):
+        if by_name & {"Timeout", "TimeoutError"}:
+            return _TIMEOUT
+        if by_name & {"TransportError", "ClientConnectionError", "HTTPError", "RequestException"}:
+            return _CONNECTION
+    if by_name & {"gaierror", "SSLError"}:  # names that do not resolve, TLS that breaks off
+        return _CONNECTION
     return None
 
 
+def _refined(error: BaseException, verdict: ErrorInfo) -> ErrorInfo:
+    if verdict.is_rate_limit:
+        wait = getattr(error, "retry_after", None)
+        if isinstance(wait, int | float) and 0 <= wait < math.inf:
+            return _verdict("rate_limit", retry=True, wait=float(wait))
+    # pydantic-ai has no class of its own for this one.
+    if verdict is _VALIDATION and "token limit" in str(error) and "exceeded" in str(error):
+        return _TRUNCATED
+    return verdict
+
+
 def _status_of(error: BaseException) -> int | None:
+    lowest = 300 if isinstance(error, StatusError) else 400  # a stranger's 3xx may be anything
     for holder, name in (
         (error, "status_code"),
         (error, "code"),  # google-genai
@@ -119,8 +204,8 @@ def _status_of(error: BaseException) -> int | None:
         (getattr(error, "response", None), "status_code"),
     ):
         value = getattr(holder, name, None)
-        if isinstance(value, int) and not isinstance(value, bool) and 400 <= value <= 599:
-            return value
+        if isinstance(value, int) and not isinstance(value, bool) and lowest <= value <= 599:
+            return int(value)
     return None
 
 

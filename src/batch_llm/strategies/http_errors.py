@@ -7,6 +7,7 @@ misleads (a 429 that is an exhausted account), the body decides.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -43,7 +44,7 @@ _RETRYABLE = {
 }
 _GO_UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
 _GO_PART = re.compile(r"(\d+(?:\.\d+)?)(h|ms|us|µs|ns|m|s)")
-_TRY_AGAIN = re.compile(r"try again in ((?:\d+(?:\.\d+)?(?:h|ms|us|µs|ns|m|s))+)")
+_TRY_AGAIN = re.compile(r"(?:try again|retry) in ((?:\d+(?:\.\d+)?(?:h|ms|us|µs|ns|m|s))+)")
 _RETRY_DELAY = re.compile(r'"retryDelay"\s*:\s*"(\d+(?:\.\d+)?)s"')
 #: Longer bodies are cut before they are searched.
 _MAX_SEARCHED = 20_000
@@ -58,6 +59,8 @@ def judge_status(
         status: The HTTP status.
         body: The decoded JSON body, its inner ``error`` object, or text. Any shape is accepted.
         headers: Response headers; names in any case.
+
+    Never raises.
     """
     text = _as_text(body)
     code = _code_for(status, text, _error_codes(body))
@@ -107,10 +110,11 @@ def _code_for(status: int, text: str, codes: set[str]) -> ErrorCode:
 def suggested_wait(text: str, headers: Mapping[str, str]) -> float | None:
     """Return the seconds that the provider asked to wait, wherever it says so, or None.
 
-    Looked for in ``retry-after-ms``, ``retry-after`` (seconds or a date), Google's ``RetryInfo``
-    and the prose "try again in 1m2.5s". ``x-should-retry`` is for SDKs and is not read.
+    Looked for, in this order, in ``retry-after-ms``, ``retry-after`` (seconds or a date), Google's
+    ``RetryInfo``, the prose "try again in 1m2.5s", and the reset headers of the limits that are
+    used up. ``x-should-retry`` is for SDKs and is no proof of anything: it is not read.
     """
-    found = {str(name).lower(): str(value) for name, value in headers.items()}
+    found = _lowered(headers)
     milliseconds = _number(found.get("retry-after-ms"))
     if milliseconds is not None:
         return milliseconds / 1000
@@ -122,10 +126,28 @@ def suggested_wait(text: str, headers: Mapping[str, str]) -> float | None:
         if seconds is not None:
             return seconds
     if match := _RETRY_DELAY.search(text):
-        return float(match[1])
-    if match := _TRY_AGAIN.search(text):
-        return go_seconds(match[1])
-    return None
+        return _number(match[1])
+    if (match := _TRY_AGAIN.search(text)) and (seconds := go_seconds(match[1])) is not None:
+        return seconds
+    return _until_reset(found)
+
+
+def _until_reset(headers: Mapping[str, str]) -> float | None:
+    """Return the longest reset among the limits of which nothing remains, or None.
+
+    OpenAI and Groq: ``x-ratelimit-remaining-tokens: 0``, ``x-ratelimit-reset-tokens: 6m0s``.
+    Anthropic: ``anthropic-ratelimit-tokens-remaining``, ``…-reset`` with an RFC 3339 date.
+    """
+    waits = []
+    for name, value in headers.items():
+        if "ratelimit" in name and "remaining" in name and _number(value) == 0:
+            reset = headers.get(name.replace("remaining", "reset"), "")
+            wait = go_seconds(reset)
+            if wait is None:
+                wait = _seconds_until(reset)
+            if wait is not None:
+                waits.append(wait)
+    return max(waits, default=None)
 
 
 def go_seconds(duration: str) -> float | None:
@@ -133,7 +155,8 @@ def go_seconds(duration: str) -> float | None:
     parts = _GO_PART.findall(duration)
     if not parts or "".join(number + unit for number, unit in parts) != duration:
         return None
-    return sum(float(number) * _GO_UNITS[unit] for number, unit in parts)
+    seconds = sum(float(number) * _GO_UNITS[unit] for number, unit in parts)
+    return seconds if math.isfinite(seconds) else None
 
 
 def _number(text: str | None) -> float | None:
@@ -141,17 +164,32 @@ def _number(text: str | None) -> float | None:
         value = float(text) if text is not None else -1.0
     except ValueError:
         return None
-    return value if 0 <= value < float("inf") else None
+    return value if 0 <= value < math.inf else None
 
 
 def _seconds_until(date: str) -> float | None:
     try:
-        moment = parsedate_to_datetime(date)
-    except (ValueError, TypeError, IndexError):
+        try:
+            moment = datetime.fromisoformat(date)
+        except ValueError:
+            moment = parsedate_to_datetime(date)
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=UTC)
+        return max(0.0, (moment - datetime.now(UTC)).total_seconds())
+    except (ValueError, TypeError, IndexError, OverflowError):
         return None
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC)
-    return max(0.0, (moment - datetime.now(UTC)).total_seconds())
+
+
+def _lowered(headers: Any) -> dict[str, str]:
+    """Return headers of any kind with lower-case names, as far as they can be looked at."""
+    try:
+        return {_as_line(name).lower(): _as_line(value) for name, value in headers.items()}
+    except Exception:  # noqa: BLE001 - a stranger's mapping
+        return {}
+
+
+def _as_line(value: Any) -> str:
+    return value.decode("latin-1") if isinstance(value, bytes) else str(value)
 
 
 def _as_text(body: Any) -> str:
@@ -162,25 +200,26 @@ def _as_text(body: Any) -> str:
     if body is None:
         return ""
     try:
-        return json.dumps(body, default=str)[:_MAX_SEARCHED]
-    except (TypeError, ValueError, RecursionError):
+        return json.dumps(body, default=str, skipkeys=True)[:_MAX_SEARCHED]
+    except Exception:  # noqa: BLE001 - a stranger's ``__str__``
         return ""
 
 
 def _error_codes(body: Any) -> set[str]:
     """Collect the ``code`` and ``type`` of an error body, at whatever depth the vendor has them."""
-    if isinstance(body, str | bytes):
-        try:
-            body = json.loads(body)
-        except (ValueError, RecursionError):
-            return set()
     codes: set[str] = set()
-    for _depth in range(3):
-        if not isinstance(body, Mapping):
-            break
-        for name in ("code", "type", "error_code", "status"):
-            if isinstance(body.get(name), str):
-                codes.add(body[name])
-        inner = body.get("error")
-        body = inner if inner is not None else body.get("details")
+    try:
+        if isinstance(body, str | bytes | bytearray):
+            body = json.loads(body)
+        for _depth in range(3):
+            if isinstance(body, list) and body:
+                body = body[0]  # Google's, when streamed
+            if not isinstance(body, Mapping):
+                break
+            named = (body.get(name) for name in ("code", "type", "error_code", "status"))
+            codes.update(code for code in named if isinstance(code, str))
+            inner = body.get("error")
+            body = inner if inner is not None else body.get("details")
+    except Exception:  # noqa: BLE001 - text that is no JSON, or a stranger's mapping
+        return codes
     return codes

@@ -1,0 +1,225 @@
+from __future__ import annotations
+
+import asyncio
+import gzip
+import subprocess
+import sys
+from contextlib import asynccontextmanager
+
+import pytest
+
+from batch_llm import AttemptTimeoutError, TransportError
+from batch_llm.providers.transport import ReqwestTransport
+
+
+class Server:
+    """Answers each request with given bytes; keeps what it got and how connections ended."""
+
+    def __init__(self, answer=b"", *, closes=False, hangs=False):
+        self.answer, self.closes, self.hangs = answer, closes, hangs
+        self.requests = []
+        self.connections = 0
+        self.open = 0
+        self.got = asyncio.Event()
+        self.closed = asyncio.Event()
+
+    async def serve(self, reader, writer):
+        self.connections += 1
+        self.open += 1
+        try:
+            while head := await reader.readuntil(b"\r\n\r\n"):
+                length = int(head.lower().partition(b"content-length:")[2].partition(b"\r\n")[0])
+                self.requests.append((head.decode("latin-1"), await reader.readexactly(length)))
+                self.got.set()
+                if self.hangs:
+                    await reader.read()
+                    break
+                writer.write(self.answer)
+                await writer.drain()
+                if self.closes:
+                    break
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            self.open -= 1
+            self.closed.set()
+            writer.close()
+
+
+def reply(body=b"{}", *headers, status=200):
+    lines = [f"HTTP/1.1 {status} X", f"content-length: {len(body)}", *headers]
+    return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + body
+
+
+@asynccontextmanager
+async def running(server, concurrency=10):
+    listener = await asyncio.start_server(server.serve, "127.0.0.1", 0)
+    port = listener.sockets[0].getsockname()[1]
+    transport = ReqwestTransport(concurrency)
+    try:
+        yield transport, f"http://127.0.0.1:{port}/v1/chat/completions"
+    finally:
+        await transport.aclose()
+        listener.close()
+
+
+async def test_a_body_goes_out_and_the_answer_comes_back():
+    server = Server(reply(b'{"a":1}', "X-Thing: Yes"))
+    async with running(server) as (transport, url):
+        response = await transport.post(url, {"authorization": "Bearer k"}, b'{"q":2}', 30)
+
+    assert (response.status, response.body) == (200, b'{"a":1}')
+    assert type(response.body) is bytes
+    assert response.headers["x-thing"] == "Yes"
+    head, body = server.requests[0]
+    assert head.startswith("POST /v1/chat/completions HTTP/1.1\r\n")
+    assert "authorization: bearer k\r\n" in head.lower()
+    assert "user-agent: batch-llm" in head.lower()
+    assert body == b'{"q":2}'
+
+
+@pytest.mark.parametrize("status", [400, 429, 503])
+async def test_an_error_status_is_an_answer_like_any_other(status):
+    async with running(Server(reply(b"no", "Retry-After: 3", status=status))) as (transport, url):
+        response = await transport.post(url, {}, b"{}", 30)
+
+    assert (response.status, response.body) == (status, b"no")
+    assert response.headers["retry-after"] == "3"
+
+
+async def test_connections_are_used_again_and_no_more_are_opened_than_calls_in_flight():
+    server = Server(reply())
+    async with running(server, concurrency=5) as (transport, url):
+        for _ in range(10):
+            await asyncio.gather(*(transport.post(url, {}, b"{}", 30) for _ in range(5)))
+
+    assert len(server.requests) == 50
+    assert server.connections == 5
+
+
+async def test_a_packed_answer_is_unpacked():
+    packed = reply(gzip.compress(b'{"a":1}'), "content-encoding: gzip")
+    async with running(Server(packed)) as (transport, url):
+        assert (await transport.post(url, {}, b"{}", 30)).body == b'{"a":1}'
+
+
+async def test_a_redirect_is_not_followed():
+    server = Server(reply(b"", "location: /elsewhere", status=302))
+    async with running(server) as (transport, url):
+        assert (await transport.post(url, {"authorization": "Bearer k"}, b"{}", 30)).status == 302
+
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (b"", "broke before the answer was complete"),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{", "cut off"),
+        (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n", "broke before"),
+        (b"220 smtp.example.com\r\n\r\n", "not HTTP"),
+        (reply(b"no gzip", "content-encoding: gzip"), "cannot be unpacked"),
+    ],
+)
+async def test_an_answer_that_is_not_whole_is_a_transport_error(answer, reason):
+    async with running(Server(answer, closes=True)) as (transport, url):
+        with pytest.raises(TransportError, match=reason):
+            await transport.post(url, {}, b"{}", 30)
+
+
+async def test_a_server_that_is_not_there_is_named_without_its_password():
+    transport = ReqwestTransport(1)
+
+    with pytest.raises(TransportError) as caught:
+        await transport.post("http://me:hush@127.0.0.1:9/v1", {}, b"{}", 30)
+    await transport.aclose()
+
+    assert str(caught.value) == "could not connect to 127.0.0.1:9"
+    assert caught.value.__cause__ is None
+
+
+@pytest.mark.parametrize(
+    ("url", "headers"),
+    [
+        ("ftp://127.0.0.1/", {}),
+        ("http://127.0.0.1:9/", {"authorization": "Bearer hush\nhush"}),
+    ],
+)
+async def test_what_http_cannot_carry_is_a_transport_error_that_does_not_quote_it(url, headers):
+    transport = ReqwestTransport(1)
+
+    with pytest.raises(TransportError) as caught:
+        await transport.post(url, headers, b"{}", 30)
+    await transport.aclose()
+
+    assert "hush" not in str(caught.value)
+
+
+async def test_an_exchange_ends_with_its_time_and_its_connection_with_it():
+    server = Server(hangs=True)
+    async with running(server) as (transport, url):
+        with pytest.raises(AttemptTimeoutError, match=r"within 0\.2 s"):
+            await transport.post(url, {}, b"{}", 0.2)
+
+        async with asyncio.timeout(5):
+            await server.closed.wait()
+        assert server.open == 0
+
+
+async def test_a_cancelled_call_returns_at_once_and_its_connection_closes_within_its_time():
+    server = Server(hangs=True)
+    async with running(server) as (transport, url):
+        call = asyncio.create_task(transport.post(url, {}, b"{}", 0.5))
+        await server.got.wait()
+
+        call.cancel()
+
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        async with asyncio.timeout(5):
+            await server.closed.wait()
+        assert server.open == 0
+
+
+async def test_a_time_without_end_is_no_error():
+    async with running(Server(reply())) as (transport, url):
+        assert (await transport.post(url, {}, b"{}", float("inf"))).status == 200
+
+
+async def test_closing_closes_the_connections():
+    server = Server(reply())
+    async with running(server) as (transport, url):
+        await transport.post(url, {}, b"{}", 30)
+        await transport.aclose()
+
+        async with asyncio.timeout(5):
+            await server.closed.wait()
+        assert server.open == 0
+
+
+async def test_this_machine_is_not_reached_through_a_proxy(monkeypatch):
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    async with running(Server(reply())) as (transport, url):
+        assert (await transport.post(url, {}, b"{}", 30)).status == 200
+
+
+async def test_other_machines_are_reached_through_the_proxy_of_the_environment(monkeypatch):
+    proxy = Server(reply(b"from the proxy"))
+    async with running(proxy) as (transport, url):
+        monkeypatch.setenv("http_proxy", url.removesuffix("/v1/chat/completions"))
+        monkeypatch.delenv("no_proxy", raising=False)
+        monkeypatch.delenv("NO_PROXY", raising=False)
+
+        response = await transport.post("http://model.invalid/v1", {}, b"{}", 30)
+
+    assert response.body == b"from the proxy"
+    assert proxy.requests[0][0].startswith("POST http://model.invalid/v1 ")
+
+
+def test_importing_the_transport_does_not_load_the_client():
+    code = "import sys, batch_llm.providers.requests, batch_llm.providers.transport\n"
+    code += "heavy = {'pyreqwest', 'pydantic', 'jsonschema_rs'} & set(sys.modules)\n"
+    code += "assert not heavy, heavy"
+
+    subprocess.run([sys.executable, "-c", code], check=True)

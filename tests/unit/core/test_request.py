@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import pickle
+
+import pytest
+
+from batch_llm import Message, OtherPart, Request, Settings
+from batch_llm.core.schema import OutputSchema
+
+
+@pytest.mark.parametrize(
+    ("temperature", "sent"),
+    [(None, [None, None]), (0.3, [0.3, 0.3]), ((0.0, 0.5), [0.0, 0.5, 0.5]), ((), [None])],
+)
+def test_each_attempt_has_its_temperature_and_the_last_serves_the_rest(temperature, sent):
+    settings = Settings(temperature=temperature)
+
+    assert [settings.temperature_for(n) for n in range(1, len(sent) + 1)] == sent
+
+
+def test_requests_are_values():
+    def make():
+        parts = (OtherPart({"type": "file", "file": {"id": "1"}}),)
+        return Request(
+            "openai-chat:m",
+            (Message("user", parts, {"name": "ada"}),),
+            Settings(extra={"tools": [{}]}),
+            OutputSchema.choices("a", "b"),
+        )
+
+    assert make() == make()
+    assert len({make(), make()}) == 1
+    assert pickle.loads(pickle.dumps(make())) == make()
+
+
+def test_the_common_case_is_a_prompt_with_or_without_a_system_message():
+    assert Request.of("sim:fast", "hi").messages == (Message("user", "hi"),)
+    assert Request.of("sim:fast", "hi", system="be brief").messages == (
+        Message("system", "be brief"),
+        Message("user", "hi"),
+    )

@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from batch_llm import BadOutputError, LLMWorkItem, Request, Settings, StatusError, TransportError
+from batch_llm.core.schema import OutputSchema
+from batch_llm.providers.base import Try
+from batch_llm.providers.registry import resolve
+from batch_llm.providers.requests import RequestCaller
+from batch_llm.providers.transport import Response
+
+ANSWER = b'{"model":"m-1","choices":[{"message":{"content":"Lima"},"finish_reason":"stop"}]}'
+ENDPOINT = resolve("openai-chat:m", environ={"OPENAI_API_KEY": "sk-0123456789"})
+
+
+class Wire:
+    """A transport that keeps what is sent and gives one answer."""
+
+    def __init__(self, answer=Response(200, {}, ANSWER)):  # noqa: B008 - frozen
+        self.answer = answer
+        self.sent = []
+
+    async def post(self, url, headers, body, timeout_seconds, /):
+        self.timeout_seconds = timeout_seconds
+        self.sent.append((url, headers, json.loads(body)))
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+    async def aclose(self):
+        pass
+
+
+def item(model="openai-chat:m", **fields):
+    return LLMWorkItem("1", request=Request.of(model, "Capital of Peru?", **fields))
+
+
+def attempt(number=1, previous=None):
+    return Try(number, 60.0, previous, {})
+
+
+async def test_a_request_goes_out_and_its_answer_comes_back():
+    wire = Wire()
+
+    outcome = await RequestCaller(ENDPOINT, wire).call(item(), attempt())
+
+    assert (outcome.output, outcome.model, outcome.error) == ("Lima", "m-1", None)
+    url, headers, body = wire.sent[0]
+    assert url == "https://api.openai.com/v1/chat/completions"
+    assert headers["authorization"] == "Bearer sk-0123456789"
+    assert body["model"] == "m"
+
+
+async def test_the_attempts_time_bounds_the_exchange():
+    wire = Wire()
+
+    await RequestCaller(ENDPOINT, wire).call(item(), Try(1, 7.5, None, {}))
+
+    assert wire.timeout_seconds == 7.5
+
+
+async def test_the_endpoint_decides_the_name_of_the_limit():
+    wire = Wire()
+    elsewhere = resolve("openai-chat:m", base_url="http://h/v1", environ={})
+    limited = item(settings=Settings(max_tokens=5))
+
+    await RequestCaller(ENDPOINT, wire).call(limited, attempt())
+    await RequestCaller(elsewhere, wire).call(limited, attempt())
+
+    assert wire.sent[0][2]["max_completion_tokens"] == 5
+    assert wire.sent[1][2]["max_tokens"] == 5
+
+
+async def test_the_attempt_picks_the_temperature():
+    wire = Wire()
+    warm = item(settings=Settings(temperature=(0.0, 0.9)))
+
+    await RequestCaller(ENDPOINT, wire).call(warm, attempt(2))
+
+    assert wire.sent[0][2]["temperature"] == 0.9
+
+
+@pytest.mark.parametrize(
+    ("previous", "turns"), [(BadOutputError("{", "no"), 3), (TimeoutError(), 1), (None, 1)]
+)
+async def test_only_an_answer_that_did_not_fit_is_shown_to_the_model(previous, turns):
+    wire = Wire()
+
+    await RequestCaller(ENDPOINT, wire).call(item(), attempt(2, previous))
+
+    assert len(wire.sent[0][2]["messages"]) == turns
+
+
+async def test_an_answer_that_does_not_fit_is_in_the_outcome():
+    choosing = item(output=OutputSchema.choices("Quito", "Bogotá"))
+
+    outcome = await RequestCaller(ENDPOINT, Wire()).call(choosing, attempt())
+
+    assert isinstance(outcome.error, BadOutputError)
+
+
+async def test_the_key_is_struck_out_of_what_the_server_says():
+    wire = Wire(Response(401, {}, b'{"error":{"message":"Bad key: of-my-own-making"}}'))
+    endpoint = resolve("openai-chat:m", environ={"OPENAI_API_KEY": "of-my-own-making"})
+
+    outcome = await RequestCaller(endpoint, wire).call(item(), attempt())
+
+    assert isinstance(outcome.error, StatusError)
+    assert "making" not in repr(outcome.error)
+
+
+async def test_an_exchange_that_failed_raises():
+    with pytest.raises(TransportError, match="cut off"):
+        await RequestCaller(ENDPOINT, Wire(TransportError("cut off"))).call(item(), attempt())
+
+
+async def test_each_model_can_have_an_endpoint_of_its_own_resolved_once():
+    wire, asked = Wire(), []
+
+    def endpoint_of(model):
+        asked.append(model)
+        return resolve(model, base_url=f"http://{model[-1]}/v1", environ={})
+
+    caller = RequestCaller(endpoint_of, wire)
+    for model in ("openai-chat:a", "openai-chat:b", "openai-chat:a"):
+        await caller.call(item(model), attempt())
+
+    assert [url for url, _, _ in wire.sent] == [
+        f"http://{host}/v1/chat/completions" for host in "aba"
+    ]
+    assert asked == ["openai-chat:a", "openai-chat:b"]
