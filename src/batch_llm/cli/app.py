@@ -289,7 +289,7 @@ def doctor() -> int:
     possible = raise_file_limit(5000)
     print(f"batch-llm   {metadata.version('batch-llm')}")
     print(f"python      {platform.python_version()} on {platform.system()}")
-    for package in ("pyreqwest", "msgspec", "uvicorn", "pydantic", "pydantic_ai"):
+    for package in ("aiohttp", "msgspec", "uvicorn", "pydantic", "pydantic_ai"):
         found = util.find_spec(package) is not None
         name = "pydantic-ai-slim" if package == "pydantic_ai" else package
         print(f"{package:<11} {metadata.version(name) if found else 'not installed'}")

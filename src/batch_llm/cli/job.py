@@ -25,7 +25,7 @@ from batch_llm.parallel import ParallelBatchProcessor
 from batch_llm.providers import openai
 from batch_llm.providers.registry import Endpoint, open_endpoint
 from batch_llm.providers.requests import RequestCaller
-from batch_llm.providers.transport import ReqwestTransport, raise_file_limit
+from batch_llm.providers.transport import HttpTransport, raise_file_limit
 from batch_llm.strategies.rate_limit import ExponentialBackoffStrategy
 
 if TYPE_CHECKING:
@@ -321,7 +321,7 @@ class _Execution:
         self._stop_reason = ""
         self._fatal_code, self._fatal_count = "", 0
         self._draining: asyncio.Task[None] | None = None
-        self._transport = ReqwestTransport(concurrency)
+        self._transport = HttpTransport()
         self._processor: ParallelBatchProcessor[Any, Any, Row] = ParallelBatchProcessor(
             config=ProcessorConfig(
                 max_workers=concurrency,

@@ -426,11 +426,7 @@ def _without_keys(body: bytes, secret: str) -> bytes:
 
 
 def _plain(headers: Mapping[str, str]) -> dict[str, str]:
-    """Copy headers to a dict, leaving out values that are no text."""
-    found = {}
-    for name in headers:
-        try:
-            found[name.lower()] = headers[name]
-        except (ValueError, KeyError):  # bytes outside ASCII
-            continue
-    return found
+    """Copy headers to a dict of clean text: bytes that are none came as lone surrogates."""
+    return {
+        name.lower(): value.encode("utf-8", "replace").decode() for name, value in headers.items()
+    }

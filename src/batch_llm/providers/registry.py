@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import difflib
 import os
+from base64 import b64encode
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from batch_llm.exceptions import ConfigError, MissingKeyError, UnknownModelError
 
@@ -41,10 +42,11 @@ class Endpoint:
     Attributes:
         provider: The provider's name.
         model: The model's name on the wire.
-        url: Of the calls. Never shown: it may hold a password.
+        url: Of the calls. Never shown: its query may hold a key.
         headers: Of the calls. Never shown: they hold the key.
         max_tokens_field: See ``Provider``.
-        secret: The key, so that it can be struck out of what servers say; empty without one.
+        secret: The key or password, so that it can be struck out of what servers say; empty
+            without one.
     """
 
     provider: str
@@ -118,7 +120,8 @@ def resolve(
     Args:
         model: ``provider:model``.
         base_url: Of a compatible server, up to and including ``/v1``; a key is optional then, and
-            is sent to that server if there is one, as the provider's own SDK does.
+            is sent to that server if there is one, as the provider's own SDK does. A name and
+            password in the URL are sent instead of the key.
         environ: Where keys and base URLs are looked up.
 
     Raises:
@@ -132,7 +135,8 @@ def resolve(
         if base_url is None:
             raise UnknownModelError(model, "Its simulator has not been started.")
         headers["authorization"] = "Bearer simulator"  # never the user's key
-        return Endpoint(SIMULATOR, name, _chat_url(base_url), headers, "max_completion_tokens")
+        url, _ = _chat_url(base_url)
+        return Endpoint(SIMULATOR, name, url, headers, "max_completion_tokens")
     provider = PROVIDERS[provider_name]
     key = environ.get(provider.key_variable, "").strip()
     elsewhere = base_url or environ.get(provider.url_variable, "").strip() or None
@@ -142,15 +146,13 @@ def resolve(
         if not (key.isascii() and key.isprintable()):
             raise ConfigError(provider.key_variable, "(hidden)", "one line of plain ASCII")
         headers["authorization"] = f"Bearer {key}"
+    url, login = _chat_url(elsewhere or provider.base_url)
+    if login is not None:
+        headers["authorization"] = f"Basic {b64encode(login.encode()).decode()}"
+        key = login.partition(":")[2]
     is_own = elsewhere is None or elsewhere.rstrip("/") == provider.base_url
-    return Endpoint(
-        provider.name,
-        name,
-        _chat_url(elsewhere or provider.base_url),
-        headers,
-        provider.max_tokens_field if is_own else "max_tokens",
-        key,
-    )
+    field = provider.max_tokens_field if is_own else "max_tokens"
+    return Endpoint(provider.name, name, url, headers, field, key)
 
 
 @contextmanager
@@ -174,7 +176,8 @@ def open_endpoint(
         yield resolve(model, base_url=simulator.base_url, environ=environ)
 
 
-def _chat_url(base_url: str) -> str:
+def _chat_url(base_url: str) -> tuple[str, str | None]:
+    """Return the URL of the calls, and the ``name:password`` that stood in it."""
     shown = base_url.rpartition("@")[2]  # without a password
     try:
         parts = urlsplit(base_url)
@@ -186,4 +189,6 @@ def _chat_url(base_url: str) -> str:
     path = parts.path.rstrip("/")
     if path.endswith("/chat/completions"):
         raise ConfigError("base_url", shown, "the part before /chat/completions")
-    return parts._replace(path=f"{path}/chat/completions", fragment="").geturl()
+    login, at, host = parts.netloc.rpartition("@")
+    url = parts._replace(netloc=host, path=f"{path}/chat/completions", fragment="").geturl()
+    return url, unquote(login) if at else None

@@ -38,7 +38,6 @@ class RequestCaller:
 
         Raises:
             TransportError: There was no complete answer.
-            AttemptTimeoutError: There was none in the attempt's time.
             UnknownModelError: The request's model cannot be resolved.
             MissingKeyError: There is no key for it.
         """
@@ -53,9 +52,7 @@ class RequestCaller:
             feedback=previous if isinstance(previous, BadOutputError) else None,
             max_tokens_field=endpoint.max_tokens_field,
         )
-        response = await self._transport.post(
-            endpoint.url, endpoint.headers, body, attempt.timeout_seconds
-        )
+        response = await self._transport.post(endpoint.url, endpoint.headers, body)
         return openai.decode(
             response.status, response.headers, response.body, request, secret=endpoint.secret
         )

@@ -1,43 +1,55 @@
 """HTTP: one small interface, and the one client behind it.
 
-pyreqwest (reqwest, in Rust) keeps TLS, proxies and the socket work out of Python's own time.
-HTTP/1.1 on purpose: over HTTP/2 all calls would share one connection and its limit on streams.
+aiohttp: the fastest of the clients that close the connection when a call is cancelled, so that the
+provider can stop working on it. What it offers of cookies, redirects and timers is switched off.
+HTTP/1.1: over HTTP/2 all calls would share one connection and its limit on streams.
 """
 
 from __future__ import annotations
 
-import atexit
+import io
 import sys
-import threading
-from datetime import timedelta
-from functools import cache
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import msgspec
 
-from batch_llm.exceptions import AttemptTimeoutError, TransportError
+from batch_llm.exceptions import ConfigError, TransportError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from pyreqwest.client import Client
+    from aiohttp import ClientSession
+    from yarl import URL
 
 CONNECT_SECONDS = 10.0
-IDLE_SECONDS = 60.0
-EXIT_SECONDS = 0.05
-#: More URLs than any run has; the shortcut by URL must not grow for ever.
-_MAX_URLS = 1000
-_MAX_TIMEOUT_SECONDS = 86_400.0 * 365
+#: Shorter than most servers', so that a call seldom meets a connection that is being closed.
+IDLE_SECONDS = 30.0
+DNS_SECONDS = 300
+#: Gateways send long policies and cookies along.
+MAX_HEADER_BYTES = 65_536
+#: aiohttp wants larger bodies (images) as a file: it writes those piece by piece.
+_LARGE_BODY_BYTES = 1 << 20
+#: More URLs than any run has; the routes must not grow for ever.
+_MAX_ROUTES = 1000
+#: What failed, by the client's classes; the first that fits an error is said.
 _REASONS = {
-    "BodyDecodeError": "the answer was cut off or cannot be unpacked, from",
-    "BuilderError": "the URL cannot be called:",
-    "ConnectError": "could not connect to",
-    "ConnectTimeoutError": "could not connect in time to",
-    "DecodeError": "the answer is not HTTP, from",
-    "ReadError": "the connection broke before the answer was complete, from",
+    "ConnectionTimeoutError": "could not connect in time to",
+    "ClientConnectorCertificateError": "the certificate is not trusted of",
+    "ClientConnectorSSLError": "no TLS connection to",
+    "ClientConnectorDNSError": "no address is known for",
+    "ClientProxyConnectionError": "could not connect to the proxy on the way to",
+    "ClientHttpProxyError": "the proxy refused the way to",
+    "ClientConnectorError": "could not connect to",
+    "ServerDisconnectedError": "the connection broke before the answer was complete, from",
+    "ClientPayloadError": "the answer was cut off or cannot be unpacked, from",
+    "ClientResponseError": "the answer is not HTTP, from",
+    "InvalidURL": "the URL cannot be called:",
+    "NonHttpUrlClientError": "the URL cannot be called:",
+    "ClientConnectionResetError": "the connection broke while sending to",
+    "OSError": "the connection broke before the answer was complete, from",
     "ValueError": "the URL or a header (the key?) has characters that HTTP forbids, for",
-    "WriteError": "the connection broke while sending to",
 }
 #: Descriptors that the process needs for everything else.
 SPARE_FILES = 100
@@ -48,7 +60,7 @@ class Response(msgspec.Struct, frozen=True):
 
     Attributes:
         status: The HTTP status.
-        headers: Found by names in any case. Looking at them costs; a good answer needs none.
+        headers: Found by names in any case.
         body: All of it, unpacked.
     """
 
@@ -60,17 +72,13 @@ class Response(msgspec.Struct, frozen=True):
 class Transport(Protocol):
     """Makes one HTTP exchange at a time, for many tasks at once."""
 
-    async def post(
-        self, url: str, headers: Mapping[str, str], body: bytes, timeout_seconds: float, /
-    ) -> Response:
-        """Send ``body`` and read the whole answer.
-
-        The caller bounds the time of an attempt by cancelling; ``timeout_seconds`` is the latest
-        moment at which the exchange itself has ended then, and its connection is closed.
+    async def post(self, url: str, headers: Mapping[str, str], body: bytes, /) -> Response:
+        """Send ``body`` and read the whole answer, however long that takes.
 
         Raises:
             TransportError: There was no complete answer.
-            AttemptTimeoutError: There was none within ``timeout_seconds``.
+            ConfigError: The environment names a proxy that cannot be used.
+            asyncio.CancelledError: Passed on at once; the connection is closed.
         """
         ...
 
@@ -79,115 +87,102 @@ class Transport(Protocol):
         ...
 
 
-class ReqwestTransport:
-    """The transport on pyreqwest.
+class HttpTransport:
+    """The transport on aiohttp.
 
-    Redirects are not followed: they would carry the key elsewhere. Proxies come from the usual
-    environment variables, except for this machine's own addresses.
-
-    A cancelled ``post`` returns at once, but its exchange goes on until ``timeout_seconds`` are
-    over: pyreqwest (0.15) detaches its task instead of aborting it, and closing the client does
-    not abort it either. Only its own timeout closes the connection.
-
-    Args:
-        concurrency: Exchanges at a time at the most: as many connections are kept open.
+    A call that finds no idle connection opens one: who calls bounds their number. Redirects are
+    not followed: they would carry the key elsewhere. Proxies come from the usual environment
+    variables, except for this machine's own addresses.
     """
 
-    def __init__(self, concurrency: int) -> None:
-        self._concurrency = concurrency
-        self._clients: dict[bool, Client] = {}
-        self._client_by_url: dict[str, Client] = {}
+    def __init__(self) -> None:
+        self._session: ClientSession | None = None
+        self._routes: dict[str, dict[str, Any]] = {}
 
-    async def post(
-        self, url: str, headers: Mapping[str, str], body: bytes, timeout_seconds: float, /
-    ) -> Response:
+    async def post(self, url: str, headers: Mapping[str, str], body: bytes, /) -> Response:
         """Send ``body`` and read the whole answer."""
-        from pyreqwest.exceptions import PyreqwestError
+        from aiohttp import ClientError
 
-        client = self._client_by_url.get(url) or self._client_for(url)
-        timeout = timedelta(seconds=min(timeout_seconds, _MAX_TIMEOUT_SECONDS))
+        session = self._session or self._open()
+        data = body if len(body) < _LARGE_BODY_BYTES else io.BytesIO(body)
         try:
-            request = client.post(url).headers(headers).timeout(timeout).body_bytes(body).build()
-            response = await request.send()
-            content = (await response.bytes()).to_bytes()
-        except TimeoutError as error:
-            if _failed_to_connect(error):
-                raise TransportError(_reason(error, url)) from None
-            raise AttemptTimeoutError(timeout_seconds) from None
-        except (PyreqwestError, ValueError) as error:
+            route = self._routes.get(url) or self._find_route(url)
+            response = await session.post(
+                headers=headers, data=data, allow_redirects=False, **route
+            )
+            content = await response.read()
+        except (ClientError, OSError, ValueError) as error:
+            if isinstance(error, ConfigError):
+                raise
             # Not as the cause: the client's message may hold the URL's password or a header.
             raise TransportError(_reason(error, url)) from None
         return Response(response.status, response.headers, content)
 
     async def aclose(self) -> None:
         """Close all connections."""
-        clients, self._clients, self._client_by_url = self._clients, {}, {}
-        for client in clients.values():
-            await client.close()
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
 
-    def _client_for(self, url: str) -> Client:
-        is_local = _is_loopback(url)
-        client = self._clients.get(is_local)
-        if client is None:
-            client = self._clients[is_local] = self._build(is_local=is_local)
-        if len(self._client_by_url) < _MAX_URLS:
-            self._client_by_url[url] = client
-        return client
+    def _open(self) -> ClientSession:
+        import aiohttp
 
-    def _build(self, *, is_local: bool) -> Client:
-        from pyreqwest.client import ClientBuilder
-
-        _let_client_threads_finish()
-        builder = (
-            ClientBuilder()
-            .http1_only()
-            .tcp_nodelay(True)
-            .follow_redirects(False)
-            .gzip(True)
-            .connect_timeout(timedelta(seconds=CONNECT_SECONDS))
-            .pool_idle_timeout(timedelta(seconds=IDLE_SECONDS))
-            .pool_max_idle_per_host(self._concurrency)
-            .user_agent("batch-llm")
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(
+                limit=0, keepalive_timeout=IDLE_SECONDS, ttl_dns_cache=DNS_SECONDS
+            ),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers={"User-Agent": "batch-llm"},
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS),
+            max_line_size=MAX_HEADER_BYTES,
+            max_field_size=MAX_HEADER_BYTES,
         )
-        if is_local:  # a proxy from the environment cannot reach this machine's own servers
-            builder = builder.no_proxy()
-        return builder.build()
+        return self._session
+
+    def _find_route(self, url: str) -> dict[str, Any]:
+        from yarl import URL
+
+        route: dict[str, Any] = {"url": URL(url, encoded=True)}
+        if (proxy := _proxy_for(url)) is not None:
+            route["proxy"] = _checked_proxy(proxy)
+        if len(self._routes) < _MAX_ROUTES:
+            self._routes[url] = route
+        return route
 
 
-@cache
-def _let_client_threads_finish() -> None:
-    """At the exit of the process, wait a moment for pyreqwest's own thread.
-
-    It should end before the interpreter does, but pyreqwest (0.15) neither ends nor joins it.
-    When an answer or a close has woken our loop, that thread still has to take the GIL once more
-    to return from ``call_soon_threadsafe``; an interpreter that is finalizing by then aborts the
-    process ("PyGILState_Release: thread state must be current"): 9 of 360 runs under load, closed
-    or not, none with the wait. To be removed when pyreqwest joins its thread.
-    """
-    atexit.register(threading.Event().wait, EXIT_SECONDS)
+def _proxy_for(url: str) -> str | None:
+    """Return the proxy that the environment names for a URL."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    if _is_loopback(host) or proxy_bypass(host):
+        return None
+    proxies = getproxies()
+    return proxies.get(parts.scheme) or proxies.get("all")
 
 
-def _is_loopback(url: str) -> bool:
-    host = urlsplit(url).hostname or ""
+def _checked_proxy(proxy: str) -> URL:
+    from yarl import URL
+
+    url = URL(proxy if "://" in proxy else f"http://{proxy}")
+    if url.scheme not in {"http", "https"}:
+        raise ConfigError("the proxy", f"{url.scheme}://{url.host}", "one that speaks HTTP")
+    return url
+
+
+def _is_loopback(host: str) -> bool:
     return host in {"localhost", "::1"} or (host.startswith("127.") and host[-1].isdigit())
-
-
-def _failed_to_connect(error: Exception) -> bool:
-    """Tell whether there was no connection; pyreqwest's classes say so until the answer begins."""
-    causes = getattr(error, "details", {}).get("causes") or ()
-    return any("(Connect)" in cause["message"] for cause in causes)
 
 
 def _reason(error: Exception, url: str) -> str:
     """Say what failed in our own words: the client's may hold credentials."""
-    parts = urlsplit(url)
-    where = parts.hostname or "?"
-    if parts.port:
-        where = f"{where}:{parts.port}"
-    kind = type(error).__name__
-    if kind == "ConnectError" and not _failed_to_connect(error):
-        kind = "ReadError"
-    return f"{_REASONS.get(kind, f'{kind} from')} {where}"
+    try:
+        parts = urlsplit(url)
+        where = f"{parts.hostname}:{parts.port}" if parts.port else parts.hostname or "?"
+    except ValueError:  # a port that is no number
+        where = "?"
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    known = (words for name, words in _REASONS.items() if name in kinds)
+    return f"{next(known, f'{type(error).__name__} from')} {where}"
 
 
 def raise_file_limit(concurrency: int) -> int | None:

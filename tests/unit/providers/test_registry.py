@@ -31,7 +31,14 @@ def test_an_endpoint_never_shows_its_key_or_a_password():
 
     assert KEY not in repr(endpoint)
     assert "hush" not in repr(endpoint)
-    assert endpoint.secret == KEY
+
+
+def test_a_name_and_password_in_the_base_url_go_into_the_header_instead_of_the_key():
+    endpoint = resolve("openai-chat:m", base_url="http://me:hu%40sh@h/v1", environ=WITH_KEY)
+
+    assert endpoint.url == "http://h/v1/chat/completions"
+    assert endpoint.headers["authorization"] == "Basic bWU6aHVAc2g="  # me:hu@sh
+    assert endpoint.secret == "hu@sh"
 
 
 def test_a_compatible_server_needs_no_key():

@@ -22,8 +22,7 @@ class Wire:
         self.answer = answer
         self.sent = []
 
-    async def post(self, url, headers, body, timeout_seconds, /):
-        self.timeout_seconds = timeout_seconds
+    async def post(self, url, headers, body, /):
         self.sent.append((url, headers, json.loads(body)))
         if isinstance(self.answer, Exception):
             raise self.answer
@@ -51,14 +50,6 @@ async def test_a_request_goes_out_and_its_answer_comes_back():
     assert url == "https://api.openai.com/v1/chat/completions"
     assert headers["authorization"] == "Bearer sk-0123456789"
     assert body["model"] == "m"
-
-
-async def test_the_attempts_time_bounds_the_exchange():
-    wire = Wire()
-
-    await RequestCaller(ENDPOINT, wire).call(item(), Try(1, 7.5, None, {}))
-
-    assert wire.timeout_seconds == 7.5
 
 
 async def test_the_endpoint_decides_the_name_of_the_limit():

@@ -4,8 +4,7 @@ import sys
 
 import pytest
 
-from batch_llm.providers import transport
-from batch_llm.providers.transport import EXIT_SECONDS, SPARE_FILES, raise_file_limit
+from batch_llm.providers.transport import SPARE_FILES, raise_file_limit
 
 resource = pytest.importorskip("resource")
 
@@ -66,16 +65,3 @@ def test_windows_has_no_such_limit(limits, monkeypatch):
 
     assert raise_file_limit(1000) is None
     assert fake.soft == 20
-
-
-def test_the_exit_of_the_process_waits_once_for_the_clients_thread(monkeypatch):
-    registered = []
-    monkeypatch.setattr(transport.atexit, "register", lambda *call: registered.append(call))
-    transport._let_client_threads_finish.cache_clear()
-
-    transport._let_client_threads_finish()
-    transport._let_client_threads_finish()
-
-    [(wait, seconds)] = registered
-    assert wait(0) is False  # an event that nobody sets: it waits, and lets other threads run
-    assert seconds == EXIT_SECONDS > 0
