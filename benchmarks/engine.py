@@ -1,6 +1,10 @@
-"""What the engine costs per item, beside a bare pool and a semaphore. Run by hand.
+"""What the engine costs per item, beside a bare pool, a semaphore and other libraries.
 
-python benchmarks/engine.py
+    uv run --group bench python benchmarks/engine.py
+
+Each run is a process of its own that imports only what it measures: a larger heap makes Python's
+garbage collector dearer for everyone in it. The runs of all contestants are interleaved; medians
+are printed, with the range in brackets.
 """
 
 from __future__ import annotations
@@ -12,8 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
-
-from batch_llm import LLMWorkItem, ParallelBatchProcessor, ProcessorConfig
+from importlib.metadata import version
 
 ITEMS, WORKERS, RUNS = 20_000, 100, 5
 
@@ -50,50 +53,103 @@ async def semaphore():
 
 
 def build(workers):
+    from batch_llm import ParallelBatchProcessor, ProcessorConfig
+
     return ParallelBatchProcessor(config=ProcessorConfig(max_workers=workers, progress_interval=0))
 
 
+def items(count, call):
+    from batch_llm import LLMWorkItem
+
+    return (LLMWorkItem(item_id=str(n), direct_call=call) for n in range(count))
+
+
 async def engine():
-    items = (LLMWorkItem(item_id=str(n), direct_call=no_op) for n in range(ITEMS))
-    result = await build(WORKERS).process(items)
+    result = await build(WORKERS).process(items(ITEMS, no_op))
     assert result.succeeded == ITEMS
 
 
+async def with_aiometer():
+    import aiometer
+
+    async def one(_):
+        return await no_op(1, 1.0)
+
+    async with aiometer.amap(one, range(ITEMS), max_at_once=WORKERS) as results:
+        assert len([result async for result in results]) == ITEMS
+
+
+async def with_async_batch_llm():
+    import async_batch_llm
+
+    class NoOp(async_batch_llm.LLMCallStrategy):
+        async def execute(self, prompt, attempt, timeout, state=None):
+            return 1, {"input_tokens": 1, "output_tokens": 1, "total_tokens": 2}, None
+
+    config = async_batch_llm.ProcessorConfig(max_workers=WORKERS, progress_interval=ITEMS)
+    strategy = NoOp()
+    async with async_batch_llm.ParallelBatchProcessor(config=config) as processor:
+        for n in range(ITEMS):
+            await processor.add_work(async_batch_llm.LLMWorkItem(str(n), strategy=strategy))
+        assert (await processor.process_all()).succeeded == ITEMS
+
+
 async def sleepers():
-    items = (LLMWorkItem(item_id=str(n), direct_call=twenty_ms) for n in range(ITEMS))
-    result = await build(200).process(items)
+    result = await build(200).process(items(ITEMS, twenty_ms))
     assert result.succeeded == ITEMS
 
 
 async def stream(count):
-    items = (LLMWorkItem(item_id=str(n), direct_call=no_op) for n in range(count))
-    async for result in build(WORKERS).stream(items):
+    async for result in build(WORKERS).stream(items(count, no_op)):
         assert result.success
 
 
-def cpu_us(main):
-    taken = []
-    for _ in range(RUNS):
-        started = time.process_time()
-        asyncio.run(main())
-        taken.append((time.process_time() - started) / ITEMS * 1e6)
-    return taken
+CONTESTANTS = {
+    "bare pool over an iterator": bare_pool,
+    "`Semaphore + gather`": semaphore,
+    "batch-llm": engine,
+    "aiometer": with_aiometer,
+    "async-batch-llm": with_async_batch_llm,
+}
+
+
+def cpu_us(name):
+    asyncio.run(CONTESTANTS[name]())  # imports and warm-up
+    started = time.process_time()
+    asyncio.run(CONTESTANTS[name]())
+    return (time.process_time() - started) / ITEMS * 1e6
 
 
 def peak_mb(count):
+    asyncio.run(stream(count))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def apart(what, argument):
+    """Measure in a process of its own."""
     out = subprocess.run(
-        [sys.executable, __file__, str(count)], capture_output=True, text=True, check=True
+        [sys.executable, __file__, what, str(argument)], capture_output=True, text=True, check=True
     )
     return float(out.stdout)
 
 
+def named(name):
+    return f"{name} {version(name)}" if name in {"aiometer", "async-batch-llm"} else name
+
+
 def report():
-    print(f"Python {platform.python_version()}, {ITEMS} items, {WORKERS} workers, {RUNS} runs")
-    mains = {"bare pool": bare_pool, "Semaphore + gather": semaphore, "batch-llm": engine}
-    for name, main in mains.items():
-        taken = cpu_us(main)
-        spread = f"{min(taken):.1f} to {max(taken):.1f}"
-        print(f"{name:<20} {statistics.median(taken):6.1f} us CPU per no-op item ({spread})")
+    taken = {name: [] for name in CONTESTANTS}
+    for _ in range(RUNS):
+        for name, runs in taken.items():
+            runs.append(apart("cpu", name))
+    base = statistics.median(taken["`Semaphore + gather`"])
+    print(f"Python {platform.python_version()}, {ITEMS} items, {WORKERS} workers, {RUNS} runs\n")
+    print("| what | CPU per no-op item | of the semaphore |")
+    print("|---|---|---|")
+    for name, runs in taken.items():
+        median = statistics.median(runs)
+        print(f"| {named(name)} | {median:.1f} µs ({min(runs):.1f} to {max(runs):.1f}) ", end="")
+        print(f"| {median / base:.2f} × |")
     walls = []
     for _ in range(RUNS):
         started = time.perf_counter()
@@ -101,15 +157,17 @@ def report():
         walls.append(time.perf_counter() - started)
     median = statistics.median(walls)
     print(
-        f"20,000 x 20 ms at 200: {median:.2f} s ({min(walls):.2f} to {max(walls):.2f}), ideal 2.00"
+        f"\n20,000 x 20 ms at 200: {median:.2f} s ({min(walls):.2f} to {max(walls):.2f}), ideal 2.00"
     )
-    small, large = peak_mb(10_000), peak_mb(1_000_000)
+    small, large = apart("peak", 10_000), apart("peak", 1_000_000)
     print(f"peak memory, streamed: 10,000 items {small:.0f} MB, 1,000,000 items {large:.0f} MB")
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        asyncio.run(stream(int(sys.argv[1])))
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
-    else:
-        report()
+    match sys.argv[1:]:
+        case ["cpu", name]:
+            print(cpu_us(name))
+        case ["peak", count]:
+            print(peak_mb(int(count)))
+        case _:
+            report()

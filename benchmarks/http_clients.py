@@ -1,12 +1,12 @@
-"""CPU and memory per request of HTTP clients, and of ours with its codec, on loopback.
+"""What a request costs: HTTP clients, our transport, our whole engine, and other libraries.
 
-    python benchmarks/http_clients.py [--requests 20000] [--rounds 5]
+    uv run --group bench python benchmarks/http_clients.py [--requests 20000] [--rounds 5]
 
 Each measurement is a process of its own, so that clients do not share memory; the server is
 another one and answers a fixed chat completion of 1 kB. CPU is user + system of the client's
 process, all its threads, per request, after a warm-up that opens the connections. Memory is the
 growth of the resident set from before the client was made to the end, per request in flight. The
-rounds of all clients are interleaved; the median is shown, and the spread in brackets.
+rounds of all clients are interleaved; the median is shown, and the range in brackets.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import argparse
 import asyncio
 import json
 import multiprocessing
+import os
 import platform
 import resource
 import statistics
@@ -24,12 +25,14 @@ from importlib.metadata import version
 from pathlib import Path
 
 from batch_llm.base import LLMWorkItem
+from batch_llm.core.config import ProcessorConfig
 from batch_llm.core.request import Request
+from batch_llm.parallel import ParallelBatchProcessor
 from batch_llm.providers import openai
 from batch_llm.providers.base import Try
 from batch_llm.providers.registry import resolve
 from batch_llm.providers.requests import RequestCaller
-from batch_llm.providers.transport import ReqwestTransport, raise_file_limit
+from batch_llm.providers.transport import HttpTransport, raise_file_limit
 
 PROMPT = "Summarise the following complaint in one sentence. " * 10
 ANSWER = json.dumps(
@@ -90,30 +93,19 @@ def serve(pipe):
     asyncio.run(main())
 
 
-async def with_pyreqwest(url, in_flight):
-    from pyreqwest.client import ClientBuilder
+def by_workers(one, in_flight):
+    """Make a run of ``one``: ``in_flight`` tasks call it, so many times in all."""
 
-    client = ClientBuilder().http1_only().no_proxy().pool_max_idle_per_host(in_flight).build()
+    async def run(count):
+        left = iter(range(count))
 
-    async def one():
-        response = await client.post(url).headers(HEADERS).body_bytes(BODY).build().send()
-        assert len(await response.bytes()) == len(ANSWER)
+        async def worker():
+            for _ in left:
+                await one()
 
-    return one, client.close
+        await asyncio.gather(*(worker() for _ in range(in_flight)))
 
-
-async def with_batch_llm(url, in_flight):
-    transport = ReqwestTransport(in_flight)
-    base_url = url.removesuffix("/chat/completions")
-    caller = RequestCaller(resolve("openai-chat:m", base_url=base_url, environ={}), transport)
-    item = LLMWorkItem("1", request=Request.of("openai-chat:m", PROMPT))
-    attempt = Try(1, 60.0, None, {})
-
-    async def one():
-        outcome = await caller.call(item, attempt)
-        assert outcome.usage["total_tokens"] == 220
-
-    return one, transport.aclose
+    return run
 
 
 async def with_aiohttp(url, in_flight):
@@ -125,7 +117,19 @@ async def with_aiohttp(url, in_flight):
         async with session.post(url, headers=HEADERS, data=BODY) as response:
             assert len(await response.read()) == len(ANSWER)
 
-    return one, session.close
+    return by_workers(one, in_flight), session.close
+
+
+async def with_pyreqwest(url, in_flight):
+    from pyreqwest.client import ClientBuilder
+
+    client = ClientBuilder().http1_only().no_proxy().pool_max_idle_per_host(in_flight).build()
+
+    async def one():
+        response = await client.post(url).headers(HEADERS).body_bytes(BODY).build().send()
+        assert len(await response.bytes()) == len(ANSWER)
+
+    return by_workers(one, in_flight), client.close
 
 
 async def with_httpx2(url, in_flight):
@@ -138,14 +142,117 @@ async def with_httpx2(url, in_flight):
         response = await client.post(url, headers=HEADERS, content=BODY)
         assert len(response.content) == len(ANSWER)
 
-    return one, client.aclose
+    return by_workers(one, in_flight), client.aclose
 
 
+async def with_our_transport(url, in_flight):
+    transport = HttpTransport()
+
+    async def one():
+        assert len((await transport.post(url, HEADERS, BODY)).body) == len(ANSWER)
+
+    return by_workers(one, in_flight), transport.aclose
+
+
+def our_endpoint(url):
+    base_url = url.removesuffix("/chat/completions")
+    return resolve("openai-chat:m", base_url=base_url, environ={})
+
+
+async def with_our_codec(url, in_flight):
+    transport = HttpTransport()
+    caller = RequestCaller(our_endpoint(url), transport)
+    item = LLMWorkItem("1", request=Request.of("openai-chat:m", PROMPT))
+    attempt = Try(1, 60.0, None, {})
+
+    async def one():
+        outcome = await caller.call(item, attempt)
+        assert outcome.usage["total_tokens"] == 220
+
+    return by_workers(one, in_flight), transport.aclose
+
+
+async def with_batch_llm(url, in_flight):
+    transport = HttpTransport()
+    processor = ParallelBatchProcessor(
+        config=ProcessorConfig(max_workers=in_flight, progress_interval=0),
+        requests=RequestCaller(our_endpoint(url), transport),
+    )
+
+    async def run(count):
+        items = (
+            LLMWorkItem(str(n), request=Request.of("openai-chat:m", PROMPT)) for n in range(count)
+        )
+        async for result in processor.stream(items):
+            assert result.token_usage["total_tokens"] == 220
+
+    return run, transport.aclose
+
+
+async def with_lm_deluge(url, in_flight):
+    import lm_deluge
+    from lm_deluge.models import register_model
+
+    base_url = url.removesuffix("/chat/completions")
+    os.environ["NO_KEY"] = "none"
+    register_model("bench", "m", base_url, "NO_KEY", "openai")
+    client = lm_deluge.LLMClient(
+        "bench",
+        max_requests_per_minute=10**9,
+        max_tokens_per_minute=10**12,
+        max_concurrent_requests=in_flight,
+    )
+
+    async def run(count):
+        for answer in await client.process_prompts_async([PROMPT] * count, show_progress=False):
+            assert answer.usage.output_tokens == 120
+
+    async def close():
+        client.close()
+
+    return run, close
+
+
+async def with_openai(url, in_flight):
+    import openai as sdk
+
+    client = sdk.AsyncOpenAI(
+        base_url=url.removesuffix("/chat/completions"), api_key="none", max_retries=0
+    )
+    messages = [{"role": "user", "content": PROMPT}]
+
+    async def one():
+        answer = await client.chat.completions.create(model="m", messages=messages)
+        assert answer.usage.total_tokens == 220
+
+    return by_workers(one, in_flight), client.close
+
+
+async def with_pydantic_ai(url, in_flight):
+    from pydantic_ai import Agent
+    from pydantic_ai.models.openai import OpenAIChatModel
+    from pydantic_ai.providers.openai import OpenAIProvider
+
+    provider = OpenAIProvider(base_url=url.removesuffix("/chat/completions"), api_key="none")
+    agent = Agent(OpenAIChatModel("m", provider=provider))
+
+    async def one():
+        assert (await agent.run(PROMPT)).usage.total_tokens == 220
+
+    return by_workers(one, in_flight), provider.client.close
+
+
+#: name: (what opens it, the package it is, how many times fewer requests it gets)
 CLIENTS = {
-    "pyreqwest": with_pyreqwest,
-    "batch-llm": with_batch_llm,
-    "aiohttp": with_aiohttp,
-    "httpx2": with_httpx2,
+    "aiohttp": (with_aiohttp, "aiohttp", 1),
+    "pyreqwest": (with_pyreqwest, "pyreqwest", 1),
+    "httpx2": (with_httpx2, "httpx2", 10),
+    "our transport": (with_our_transport, None, 1),
+    "+ codec": (with_our_codec, None, 1),
+    "+ engine: batch-llm": (with_batch_llm, None, 1),
+    "lm-deluge": (with_lm_deluge, "lm-deluge", 10),
+    "openai SDK": (with_openai, "openai", 20),
+    "pydantic-ai": (with_pydantic_ai, "pydantic-ai-slim", 20),
 }
 
 
@@ -160,17 +267,9 @@ def cpu_seconds():
 
 
 async def measure(name, port, in_flight, requests):
-    async def run(count):
-        left = iter(range(count))
-
-        async def worker():
-            for _ in left:
-                await one()
-
-        await asyncio.gather(*(worker() for _ in range(in_flight)))
-
     before = resident_kib()
-    one, close = await CLIENTS[name](f"http://127.0.0.1:{port}/v1/chat/completions", in_flight)
+    open_client, _, _ = CLIENTS[name]
+    run, close = await open_client(f"http://127.0.0.1:{port}/v1/chat/completions", in_flight)
     await run(2 * in_flight)
     start, loop = cpu_seconds(), asyncio.get_running_loop()
     started = loop.time()
@@ -190,8 +289,9 @@ def main():
     if options.one:
         raise_file_limit(5000)
         name, port, in_flight = options.one
-        print(json.dumps(asyncio.run(measure(name, port, int(in_flight), options.requests))))
-        return
+        found = asyncio.run(measure(name, port, int(in_flight), options.requests))
+        print(json.dumps(found), flush=True)
+        os._exit(0)  # pyreqwest 0.15 at times aborts the process when the interpreter ends
     ours, theirs = multiprocessing.Pipe()
     server = multiprocessing.Process(target=serve, args=(theirs,), daemon=True)
     server.start()
@@ -199,26 +299,28 @@ def main():
     found = {}
     for in_flight in (50, 500):
         for _ in range(options.rounds):
-            for name in CLIENTS:
-                # httpx2 walks its whole pool for each request: fewer will do.
-                count = options.requests // 10 if name == "httpx2" else options.requests
+            for name, (_, _, fewer) in CLIENTS.items():
+                # Each gets enough for a second or two of work; some walk their whole pool for
+                # each request.
+                count = options.requests // fewer
                 command = [sys.executable, __file__, "--requests", str(count)]
                 command += ["--one", name, str(port), str(in_flight)]
                 out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-                found.setdefault((name, in_flight), []).append(json.loads(out))
+                found.setdefault((name, in_flight), []).append(json.loads(out.splitlines()[-1]))
     server.terminate()
 
     print(f"Python {platform.python_version()}, {platform.system()}, {options.rounds} rounds\n")
-    print("| client | in flight | CPU µs a request | of pyreqwest | requests/s | KiB a call |")
+    print("| client | in flight | CPU µs a request | of aiohttp | requests/s | KiB a call |")
     print("|---|---|---|---|---|---|")
     for (name, in_flight), rounds in found.items():
         cpu = [one["cpu_us"] for one in rounds]
-        base = statistics.median(one["cpu_us"] for one in found["pyreqwest", in_flight])
+        base = statistics.median(one["cpu_us"] for one in found["aiohttp", in_flight])
+        package = CLIENTS[name][1]
         print(
-            f"| {name} {version(name)} | {in_flight} "
-            f"| {statistics.median(cpu):.0f} ({min(cpu):.0f} to {max(cpu):.0f}) "
-            f"| {statistics.median(cpu) / base:.2f} "
-            f"| {statistics.median(one['per_second'] for one in rounds):.0f} "
+            f"| {name}{f' {version(package)}' if package else ''} | {in_flight} "
+            f"| {statistics.median(cpu):,.0f} ({min(cpu):,.0f} to {max(cpu):,.0f}) "
+            f"| {statistics.median(cpu) / base:.2f} × "
+            f"| {statistics.median(one['per_second'] for one in rounds):,.0f} "
             f"| {statistics.median(one['kib'] for one in rounds):.0f} |"
         )
 
