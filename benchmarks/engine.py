@@ -149,7 +149,7 @@ def report():
     for name, runs in taken.items():
         median = statistics.median(runs)
         print(f"| {named(name)} | {median:.1f} µs ({min(runs):.1f} to {max(runs):.1f}) ", end="")
-        print(f"| {median / base:.2f} × |")
+        print(f"| {median / base:.2f} x |")
     walls = []
     for _ in range(RUNS):
         started = time.perf_counter()
@@ -157,7 +157,8 @@ def report():
         walls.append(time.perf_counter() - started)
     median = statistics.median(walls)
     print(
-        f"\n20,000 x 20 ms at 200: {median:.2f} s ({min(walls):.2f} to {max(walls):.2f}), ideal 2.00"
+        f"\n20,000 x 20 ms at 200: {median:.2f} s "
+        f"({min(walls):.2f} to {max(walls):.2f}), ideal 2.00"
     )
     small, large = apart("peak", 10_000), apart("peak", 1_000_000)
     print(f"peak memory, streamed: 10,000 items {small:.0f} MB, 1,000,000 items {large:.0f} MB")

@@ -319,7 +319,7 @@ def main():
         print(
             f"| {name}{f' {version(package)}' if package else ''} | {in_flight} "
             f"| {statistics.median(cpu):,.0f} ({min(cpu):,.0f} to {max(cpu):,.0f}) "
-            f"| {statistics.median(cpu) / base:.2f} × "
+            f"| {statistics.median(cpu) / base:.2f} x "
             f"| {statistics.median(one['per_second'] for one in rounds):,.0f} "
             f"| {statistics.median(one['kib'] for one in rounds):.0f} |"
         )

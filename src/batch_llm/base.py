@@ -79,8 +79,9 @@ class WorkItemResult(Generic[TOutput, TContext]):
         gemini_safety_ratings: Gemini's ratings by category, when it sent any.
         error_code: The failure's code from the closed list (``strategies.errors.ErrorCode``).
         attempts: Calls made for the item, refused and failed ones included.
-        duration_seconds: From the first attempt's start to the end, waits included.
+        duration_seconds: From when the item was taken to its result, hooks and waits included.
         model: The model's name as the provider answered it, when it did.
+        response_body: The provider's answer as it came, where the caller keeps it.
     """
 
     item_id: str
@@ -94,14 +95,14 @@ class WorkItemResult(Generic[TOutput, TContext]):
     attempts: int = 0
     duration_seconds: float = 0.0
     model: str | None = None
+    response_body: bytes | None = None
 
 
 @dataclass(slots=True)
 class BatchResult(Generic[TOutput, TContext]):
     """All results of a run, in the order in which they were finished.
 
-    The counts are taken from ``results`` when the object is made, so that always
-    ``total_items == succeeded + failed == len(results)``.
+    The counts are taken from ``results`` once, when the object is made.
     """
 
     results: list[WorkItemResult[TOutput, TContext]] = field(default_factory=list)

@@ -6,6 +6,9 @@
     ├── MissingExtraError (also ImportError)      an optional package is not installed
     ├── UnknownModelError (also ValueError)       no such provider, or no model in the name
     ├── MissingKeyError                           the provider's key is not in the environment
+    ├── InputError                                a file or flag cannot be used; nothing was sent
+    ├── OutputExistsError                         an output file is there already
+    ├── OutputLostError                           a result could not be written; the run stops
     ├── StoreError                                a result could not be saved; the run stops
     ├── SourceError                               the iterable of items failed in mid-run
     └── ItemError                                 one attempt of one item failed; the run goes on
@@ -118,6 +121,49 @@ class MissingKeyError(BatchLLMError):
         return (
             f"No key for {self.provider}: it reads {self.variable} from the environment. "
             f"Run: export {self.variable}=…"
+        )
+
+
+class InputError(BatchLLMError):
+    """The input, or a flag, cannot be used as it is. Nothing was sent."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.text = text
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class OutputExistsError(BatchLLMError):
+    """An output file is there already, and may hold answers that were paid for.
+
+    Attributes:
+        path: The file.
+        flag: The flag that names another one.
+    """
+
+    def __init__(self, path: str, flag: str = "--output") -> None:
+        super().__init__(path, flag)
+        self.path = path
+        self.flag = flag
+
+    def __str__(self) -> str:
+        return f"{self.path} exists. Name another with {self.flag}, or replace it: --overwrite."
+
+
+class OutputLostError(BatchLLMError):
+    """A result could not be written. Everything before it is in the file."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(path, reason)
+        self.path = path
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return (
+            f"a result could not be written to {self.path}: {self.reason}. The run was stopped; "
+            "the rows before it are in the file."
         )
 
 

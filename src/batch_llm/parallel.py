@@ -500,6 +500,7 @@ def _snapshot(
         input_tokens=counts.input_tokens,
         output_tokens=counts.output_tokens,
         state=state,
+        cooldown_seconds=gate.cooldown_seconds if gate else 0.0,
         cooldown_remaining_seconds=gate.cooldown_remaining_seconds if gate else 0.0,
         cooldown_reason=counts.cooldown_reason if is_cooling else None,
         concurrency=config.max_workers,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -90,7 +91,9 @@ def test_batch_lines_come_back_as_batch_lines(cli, tmp_path):
     assert done.returncode == 0, done.stderr
     (found,) = rows(tmp_path / "b.results.jsonl")
     assert found["custom_id"] == "a"
-    assert found["response"]["body"]["choices"][0]["message"]["content"] == "hello"
+    body = found["response"]["body"]
+    assert body["choices"][0]["message"]["content"] == "hello"
+    assert body["id"].startswith("chatcmpl-")  # the provider's own answer, whole
 
 
 def test_failed_rows_can_be_run_again_as_they_are(cli, tmp_path, questions):
@@ -105,6 +108,67 @@ def test_failed_rows_can_be_run_again_as_they_are(cli, tmp_path, questions):
     assert 0 < len(failed) < 60
     assert len(good) + len(healed) == 60
     assert "content_filter" in first.stderr
+
+
+def test_the_command_that_is_said_to_be_next_runs_the_failed_rows_under_their_ids(cli, tmp_path):
+    (tmp_path / "s.tsv").write_text("".join(f"ham\tText {n}\n" for n in range(1, 41)))
+    asked = ["--prompt", "{{ 2 }}", "--limit", "40", "--set", "seed=1"]
+    first = cli("run", "s.tsv", *asked, "-o", "o.jsonl", "-m", "sim:fast?prefuse=0.3")
+    assert first.returncode == 1, first.stderr
+    (line,) = [line for line in first.stderr.splitlines() if line.startswith("  next")]
+    words = shlex.split(line.partition("next")[2])
+    assert words[:3] == ["batch-llm", "run", "o.failed.tsv"]
+
+    words[words.index("-m") + 1] = "sim:fast"
+    again = cli(*words[1:])
+
+    assert again.returncode == 0, again.stderr
+    found = rows(tmp_path / "o.jsonl") + rows(tmp_path / "o.failed.results.jsonl")
+    assert sorted(row["id"] for row in found) == sorted(f"row-{n}" for n in range(1, 41))
+    assert all(row["id"] == f"row-{row['2'].removeprefix('Text ')}" for row in found)
+
+
+def test_settings_come_from_the_command_line_then_the_environment_then_a_file(cli, tmp_path):
+    (tmp_path / "a.txt").write_text("<<echo>>hi")
+    (tmp_path / "batch-llm.toml").write_text('output = "t.jsonl"\nretries = 2\nquiet = true\n')
+    (tmp_path / "pyproject.toml").write_text('[tool.batch-llm]\nfailed = "p.jsonl"\n')
+
+    assert cli("run", "a.txt").stderr == ""
+    cli("run", "a.txt", env={"BATCH_LLM_OUTPUT": "e.jsonl"})
+    cli("run", "a.txt", "-o", "c.jsonl", env={"BATCH_LLM_OUTPUT": "e2.jsonl"})
+
+    assert {path.name for path in tmp_path.glob("?.jsonl")} == {"t.jsonl", "e.jsonl", "c.jsonl"}
+
+
+def test_a_misspelt_setting_in_a_file_is_named_with_its_place(cli, tmp_path):
+    (tmp_path / "a.txt").write_text("hi")
+    (tmp_path / "batch-llm.toml").write_text('mdel = "sim:fast"\n')
+
+    done = cli("run", "a.txt")
+
+    assert done.returncode == 2
+    assert done.stdout == ""
+    said = "".join(done.stderr.replace("│", " ").split())
+    assert "batch-llm.toml" in said
+    assert "Didyoumean--model?" in said
+
+
+def test_rows_are_written_in_the_inputs_order_when_asked(cli, tmp_path, questions):
+    done = cli(
+        "run", "q.jsonl", "--prompt", "{{ question }}", "-m", "sim:flaky", "--order", "input"
+    )
+
+    assert done.returncode == 0, done.stderr
+    found = [row["id"] for row in rows(tmp_path / "q.results.jsonl")]
+    assert found == [f"row-{n}" for n in range(1, 61)]
+
+
+def test_progress_as_json_is_records_only(cli, questions):
+    done = cli("run", "q.jsonl", "--prompt", "{{ question }}", "--progress", "json")
+
+    records = [json.loads(line) for line in done.stderr.splitlines()]
+    assert records[-1]["event"] == "done"
+    assert records[-1]["succeeded"] == 60
 
 
 def test_standard_input_to_standard_output(cli):
@@ -155,6 +219,22 @@ CHAT = '{"messages":[{"role":"user","content":"x"}]}\n'
         ({"b.jsonl": BATCH}, ["b.jsonl", "--choices", "a,b"], "--choices cannot change"),
         ({"b.jsonl": BATCH}, ["b.jsonl", "-s", "temperature=0"], "--set cannot change"),
         ({"c.jsonl": CHAT}, ["c.jsonl", "--system", "x"], "--system cannot change"),
+        ({"a.txt": "hi"}, ["a.txt", "-s", "temprature=0"], "did you mean temperature"),
+        ({"a.txt": "hi"}, ["a.txt", "-s", "n=3"], "one whole answer"),
+        ({"a.txt": "hi"}, ["a.txt", "--base-url", "http://127.0.0.1:9/v1"], "--model must be"),
+        ({"a.txt": "hi"}, ["a.txt", "-o", "a.parquet"], "written as .jsonl"),
+        ({"a.txt": "hi"}, ["a.txt", "--prompt", " "], "not empty"),
+        ({"a.txt": "hi"}, ["a.txt", "-m", "openai/x"], "Did you mean openai-chat:x?"),
+        ({"a.txt": "hi"}, ["a.txt", "-m", "sim:fast?foo=1"], "one of latency"),
+        ({"a.txt": "hi"}, ["a.txt", "--schema", "no.json"], "no.json cannot be read: No such"),
+        ({"a.txt": "hi", "s.json": "{"}, ["a.txt", "--schema", "s.json"], "s.json:1:2 is no JSON"),
+        ({"a.txt": "hi", "a.failed.jsonl": ""}, ["a.txt"], "Name another with --failed"),
+        ({"b.jsonl": BATCH.replace("}]}", '}],"stream":true}')}, ["b.jsonl"], "`stream`"),
+        (
+            {"b.jsonl": BATCH.replace('"body"', '"url":"/v1/embeddings","body"')},
+            ["b.jsonl"],
+            "sends /v1/chat/completions only",
+        ),
         ({}, ["none.txt"], "not a file that can be read"),
         ({"a.txt": "hi"}, ["a.txt", "--nope"], "--nope"),
     ],
@@ -178,18 +258,24 @@ def test_bad_rows_can_be_recorded_and_the_rest_sent(cli, tmp_path):
     assert done.returncode == 1
     assert len(rows(tmp_path / "b.results.jsonl")) == 1
     assert rows(tmp_path / "b.failed.jsonl")[0]["raw"] == '{"custom_id" 1}'
+    assert "bad rows          1" in done.stderr
+
+    again = cli("check", "b.failed.jsonl", "--prompt", "{{ raw }}", "-o", "x.jsonl")
+
+    assert again.returncode == 2
+    assert "an earlier run could not read this record" in again.stderr
 
 
 def test_a_provider_that_refuses_everything_ends_the_run(cli, tmp_path, questions):
     with Simulator("fast") as simulator:
         done = cli(
             "run", "q.jsonl", "--prompt", "{{ question }}", "-m", "openai-chat:x", "-c", "4",
-            "--base-url", simulator.base_url, env={"OPENAI_API_KEY": "invalid"},
+            "--base-url", simulator.base_url, "-q", env={"OPENAI_API_KEY": "invalid"},
         )  # fmt: skip
         calls = simulator.stats().calls
 
     assert done.returncode == 4
-    assert "the provider refuses everything" in done.stderr
+    assert "error: the provider refuses everything" in done.stderr
     assert calls < 60
 
 

@@ -36,8 +36,8 @@ def write_failed(folder, suffix, rows):
     path = folder / f"f{suffix}"
     path.unlink(missing_ok=True)
     writer = FailedWriter(str(path), columns=["text", "more"])
-    for row in rows:
-        writer.write(row, "StatusError: no")
+    for number, row in enumerate(rows, 1):
+        writer.write(Row(f"row-{number}", number, row), "StatusError: no")
     writer.close()
     return path
 

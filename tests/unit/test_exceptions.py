@@ -13,6 +13,9 @@ EXAMPLES = [
     exceptions.MissingExtraError("mistral", "mistral"),
     exceptions.UnknownModelError("opnai:x", "No such provider.", "openai:x"),
     exceptions.MissingKeyError("openai", "OPENAI_API_KEY"),
+    exceptions.InputError("a.jsonl is empty"),
+    exceptions.OutputExistsError("a.jsonl"),
+    exceptions.OutputLostError("a.jsonl", "disk full"),
     exceptions.StoreError("a", "disk full"),
     exceptions.SourceError(3, "ValueError: line 4"),
     exceptions.AttemptTimeoutError(2.5),
@@ -53,18 +56,21 @@ def test_every_error_is_drawn_in_the_tree():
 
 
 @pytest.mark.parametrize(
-    ("error", "message"),
+    ("kind", "message"),
     [
-        (EXAMPLES[0], "max_workers must be >= 1, got 0."),
-        (EXAMPLES[1], "item_id 'a' is already in this run."),
-        (EXAMPLES[2], "pip install 'batch-llm[mistral]'"),
-        (EXAMPLES[3], "Did you mean openai:x?"),
-        (EXAMPLES[4], "export OPENAI_API_KEY="),
-        (EXAMPLES[7], "No answer within 2.5 s."),
-        (EXAMPLES[8], "Rate limited 101 times"),
-        (EXAMPLES[11], "HTTP 500 (server_error): oops"),
-        (EXAMPLES[15], "cut off at the limit of 10 tokens after 4 characters"),
+        ("ConfigError", "max_workers must be >= 1, got 0."),
+        ("DuplicateItemError", "item_id 'a' is already in this run."),
+        ("MissingExtraError", "pip install 'batch-llm[mistral]'"),
+        ("UnknownModelError", "Did you mean openai:x?"),
+        ("MissingKeyError", "export OPENAI_API_KEY="),
+        ("OutputExistsError", "Name another with --output"),
+        ("AttemptTimeoutError", "No answer within 2.5 s."),
+        ("RateLimitedTooOftenError", "Rate limited 101 times"),
+        ("StatusError", "HTTP 500 (server_error): oops"),
+        ("TruncatedError", "cut off at the limit of 10 tokens after 4 characters"),
     ],
 )
-def test_messages_say_what_happened_and_what_to_do(error, message):
+def test_messages_say_what_happened_and_what_to_do(kind, message):
+    (error,) = [error for error in EXAMPLES if type(error).__name__ == kind]
+
     assert message in str(error)

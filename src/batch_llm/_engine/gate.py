@@ -50,6 +50,8 @@ class Gate:
         self._retries: deque[asyncio.Future[None]] = deque()
         self._fresh: deque[asyncio.Future[None]] = deque()
         self._cooldown: asyncio.Task[None] | None = None
+        self._cooldown_since = 0.0
+        self._cooled_seconds = 0.0
         self._resume_at = 0.0
         self._is_ramping = False
         self._released_since_resume = 0
@@ -69,6 +71,12 @@ class Gate:
     def cooldown_remaining_seconds(self) -> float:
         """Seconds until the cooldown ends; 0 outside of one."""
         return max(0.0, self._resume_at - self._loop.time()) if self.is_cooling else 0.0
+
+    @property
+    def cooldown_seconds(self) -> float:
+        """Seconds spent in cooldowns so far."""
+        current = self._loop.time() - self._cooldown_since if self.is_cooling else 0.0
+        return self._cooled_seconds + current
 
     @property
     def waiting(self) -> int:
@@ -142,6 +150,7 @@ class Gate:
         self.episode += 1
         self.consecutive += 1
         self._is_ramping = False
+        self._cooldown_since = now
         if suggested_seconds is not None:
             self._resume_at = now + suggested_seconds
         self._cooldown = self._loop.create_task(
@@ -174,6 +183,7 @@ class Gate:
         # A later refusal of the same episode may ask for more while we sleep.
         while (remaining := self._resume_at - self._loop.time()) > 0:  # noqa: ASYNC110
             await asyncio.sleep(remaining)
+        self._cooled_seconds = self.cooldown_seconds
         self._cooldown = None
         self._is_ramping = True
         self._released_since_resume = 0

@@ -194,7 +194,7 @@ class Pipeline:
                 progress.usage,
                 outcome.safety_ratings,
             )
-            result.model = outcome.model
+            result.model, result.response_body = outcome.model, outcome.body
             return (await self._after(result) if self._middlewares else result), None
         attach_usage(error, progress.usage)
         if self._middlewares:

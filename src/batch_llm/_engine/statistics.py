@@ -32,6 +32,7 @@ class Statistics(msgspec.Struct, frozen=True, kw_only=True):
         input_tokens: Of all finished attempts, failed ones included.
         output_tokens: The same.
         state: ``running``, ``cooling``, ``draining`` or ``finished``.
+        cooldown_seconds: Spent in cooldowns so far.
         cooldown_remaining_seconds: Until everyone goes on; 0 outside of a cooldown.
         cooldown_reason: Why, as text of the provider (hostile); None outside of a cooldown.
         concurrency: Calls in flight at the most.
@@ -58,6 +59,7 @@ class Statistics(msgspec.Struct, frozen=True, kw_only=True):
     input_tokens: int
     output_tokens: int
     state: str
+    cooldown_seconds: float
     cooldown_remaining_seconds: float
     cooldown_reason: str | None
     concurrency: int

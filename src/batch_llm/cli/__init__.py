@@ -31,7 +31,7 @@ def _main() -> int:
     except CycloptsError:
         return ExitCode.REFUSED
     except BatchLLMError as error:
-        from batch_llm.outputs import OutputLostError
+        from batch_llm.exceptions import OutputLostError
 
         _explain(error)
         return ExitCode.CANNOT_WRITE if isinstance(error, OutputLostError) else ExitCode.REFUSED

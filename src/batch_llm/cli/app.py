@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter
+from cyclopts.config import Env, Toml
 
 from batch_llm.cli.exit_codes import ExitCode
 
@@ -20,15 +21,30 @@ app = App(
     help="Send many prompts through a provider: every row answered once.",
     version=metadata.version("batch-llm"),
     result_action="return_value",
+    default_parameter=Parameter(negative=()),
 )
+#: Where the flags of ``run`` and ``check`` come from when the command line does not say.
+_SOURCES = [
+    Env("BATCH_LLM_", command=False, show=False),
+    Toml("batch-llm.toml", use_commands_as_keys=False),
+    Toml("pyproject.toml", root_keys=["tool", "batch-llm"], use_commands_as_keys=False),
+]
+_EPILOGUE = """\
+Every flag can also be set in the environment (`BATCH_LLM_CONCURRENCY=200`), in `batch-llm.toml` or
+in `[tool.batch-llm]` of `pyproject.toml` (`concurrency = 200`). Keys are read from the environment
+and `./.env`.
+
+Exit codes: 0 every row succeeded, 1 some failed, 2 refused and nothing was sent, 3 stopped by
+`--fail-over`, 4 the provider refuses everything, 70 a bug, 74 a result could not be written, 130
+and 143 stopped by Ctrl-C and SIGTERM."""
 
 
 @dataclasses.dataclass(kw_only=True)
-class InputFlags:
-    """How the input is read, and what is asked."""
+class Flags:
+    """The flags of ``run`` and ``check``."""
 
-    model: Annotated[str, Parameter(name=["--model", "-m"])] = "sim:fast"
-    "provider:model, such as openai-chat:gpt-6-luna or sim:flaky"
+    model: Annotated[str | None, Parameter(name=["--model", "-m"])] = None
+    "provider:model, such as openai-chat:gpt-6-luna; default: sim:fast, the simulator"
     base_url: str | None = None
     "any OpenAI-compatible server, up to /v1"
     prompt: str | None = None
@@ -53,18 +69,12 @@ class InputFlags:
     "a setting, such as temperature=0 (repeat); temperature=0,0.5 is one per attempt"
     bad_rows: Literal["stop", "fail", "skip"] = "stop"
     "what to do about records that cannot be used"
-
-
-@dataclasses.dataclass(kw_only=True)
-class RunFlags(InputFlags):
-    """Where results go, and how fast."""
-
     output: Annotated[str | None, Parameter(name=["--output", "-o"], allow_leading_hyphen=True)] = (
         None
     )
     "default: INPUT.results.jsonl; .csv and .tsv write tables; - is standard output"
     failed: str | None = None
-    "default: INPUT.failed.SUFFIX: the failed rows, ready to be run again"
+    "the failed rows, ready to be run again; default: beside the results"
     order: Literal["done", "input"] = "done"
     "write rows as they are done, or in the input's order"
     overwrite: bool = False
@@ -78,67 +88,67 @@ class RunFlags(InputFlags):
     fail_over: str | None = None
     "stop when more rows than this have failed: 50 or 1%"
     progress: Literal["auto", "rich", "plain", "json", "none"] = "auto"
+    "a display in terminals, else a line every 10 s; json: records on standard error"
     json: bool = False
-    "print a launch and a done record to standard output"
+    "print machine-readable records to standard output"
     quiet: Annotated[bool, Parameter(name=["--quiet", "-q"])] = False
+    "say nothing but errors"
     verbose: Annotated[bool, Parameter(name=["--verbose", "-v"])] = False
     "log each failed attempt"
 
 
-def _job(source: str, flags: InputFlags) -> Any:
+def _job(source: str, flags: Flags) -> Any:
     from batch_llm.cli import values
     from batch_llm.cli.job import Job, default_paths
+    from batch_llm.exceptions import ConfigError, InputError
 
     if source != "-" and not Path(source).is_file():
-        from batch_llm.cli.job import InputError
-
         raise InputError(f"{source} is not a file that can be read")
-    fields: dict[str, Any] = {
-        "input": source,
-        "model": flags.model,
-        "base_url": flags.base_url,
-        "format": flags.format,
-        "columns": tuple(flags.columns.split(",")) if flags.columns else None,
-        "id_column": flags.id_column,
-        "limit": None
-        if flags.limit is None
-        else values.read_count("--limit", flags.limit, at_least=1),
-        "prompt": values.read_text("--prompt", flags.prompt),
-        "system": values.read_text("--system", flags.system),
-        "settings": values.read_settings(flags.set),
-        "shape": values.read_shape(flags.schema, flags.choices),
-        "bad_rows": flags.bad_rows,
-    }
-    if isinstance(flags, RunFlags):
-        output, failed = default_paths(source)
-        fields |= {
-            "output": flags.output or output,
-            "failed": flags.failed or failed,
-            "order": flags.order,
-            "overwrite": flags.overwrite,
-            "concurrency": values.read_count("--concurrency", flags.concurrency, at_least=1),
-            "timeout": values.read_seconds("--timeout", flags.timeout),
-            "retries": values.read_count("--retries", flags.retries),
-            "fail_over": values.read_tolerance("--fail-over", flags.fail_over)
-            if flags.fail_over
-            else None,
-            "progress": flags.progress,
-            "as_json": flags.json,
-            "quiet": flags.quiet,
-        }
-    return Job(**fields)
+    if flags.base_url is not None and flags.model is None:
+        raise ConfigError("--model", None, "given with --base-url: openai-chat:NAME")
+    output, failed = default_paths(source, flags.output)
+    limit = flags.limit
+    return Job(
+        input=source,
+        model=flags.model or "sim:fast",
+        base_url=flags.base_url,
+        format=flags.format,
+        columns=tuple(flags.columns.split(",")) if flags.columns else None,
+        id_column=flags.id_column,
+        limit=None if limit is None else values.read_count("--limit", limit, at_least=1),
+        prompt=values.read_text("--prompt", flags.prompt),
+        system=values.read_text("--system", flags.system),
+        settings=values.read_settings(flags.set),
+        shape=values.read_shape(flags.schema, flags.choices),
+        bad_rows=flags.bad_rows,
+        output=output,
+        failed=flags.failed or failed,
+        order=flags.order,
+        overwrite=flags.overwrite,
+        concurrency=values.read_count("--concurrency", flags.concurrency, at_least=1),
+        timeout=values.read_seconds("--timeout", flags.timeout),
+        retries=values.read_count("--retries", flags.retries),
+        fail_over=values.read_tolerance("--fail-over", flags.fail_over)
+        if flags.fail_over
+        else None,
+        progress=flags.progress,
+        as_json=flags.json,
+        quiet=flags.quiet,
+    )
 
 
-@app.command
-def run(
-    input: Annotated[str, Parameter(allow_leading_hyphen=True)],  # noqa: A002
-    *,
-    flags: Annotated[RunFlags, Parameter(name="*")] | None = None,
-) -> int:
+Input = Annotated[str, Parameter(name="INPUT", allow_leading_hyphen=True)]
+FlagsOfRun = Annotated[Flags | None, Parameter(name="*")]
+
+
+@app.command(config=_SOURCES, help_epilogue=_EPILOGUE)
+def run(input: Input, /, *, flags: FlagsOfRun = None) -> int:  # noqa: A002
     """Send every row of INPUT (a file, or - for standard input) and write the results."""
-    from batch_llm.cli.job import InputError, check_paths, run_job
+    from batch_llm.cli.execution import run_job
+    from batch_llm.cli.job import check_paths
+    from batch_llm.exceptions import InputError
 
-    flags = flags or RunFlags()
+    flags = flags or Flags()
     if flags.verbose:
         _log_attempts()
     job = _job(input, flags)
@@ -163,39 +173,37 @@ def _log_attempts() -> None:
     logging.getLogger("batch_llm.retry").setLevel(logging.DEBUG)
 
 
-@app.command
-def check(
-    input: Annotated[str, Parameter(allow_leading_hyphen=True)],  # noqa: A002
-    *,
-    flags: Annotated[InputFlags, Parameter(name="*")] | None = None,
-    json: bool = False,
-) -> int:
-    """Do everything that `run` does before it sends: rows, ids, prompt, model, key."""
-    from batch_llm.cli.job import Plan
+@app.command(config=_SOURCES, help_epilogue=_EPILOGUE)
+def check(input: Input, /, *, flags: FlagsOfRun = None) -> int:  # noqa: A002
+    """Do everything that `run` does before it sends: rows, ids, prompt, model, key, files."""
+    from batch_llm.cli.job import check_paths
+    from batch_llm.cli.plan import Plan
     from batch_llm.providers.registry import resolve, split_model
     from batch_llm.simulator import parse_profile
 
-    flags = flags or InputFlags()
-    plan = Plan(_job(input, flags))
-    provider, name = split_model(flags.model)
+    flags = flags or Flags()
+    job = _job(input, flags)
+    check_paths(input, [job.output, job.failed])
+    plan = Plan(job)
+    provider, name = split_model(job.model)
     if provider == "sim":
         parse_profile(name)
     else:
-        resolve(flags.model, base_url=flags.base_url)
+        resolve(job.model, base_url=job.base_url)
     facts = {
         "rows": plan.rows,
         "bad_rows": len(plan.problems),
         "format": plan.source.format,
         "columns": plan.source.columns,
         "input_tokens_estimate": plan.characters // 4,
-        "model": flags.model,
+        "model": job.model,
     }
-    if json:
+    if flags.json:
         print(_dumps({"schema": 1} | facts))
     else:
         print(
             f"{plan.source.name}: {plan.rows:,} rows ({plan.source.format}), "
-            f"about {plan.characters // 4:,} tokens in, {flags.model}; ready to run"
+            f"about {plan.characters // 4:,} tokens in, {job.model}; ready to run"
         )
     return ExitCode.OK
 
@@ -203,10 +211,15 @@ def check(
 @app.command
 def demo(*, prompts: int = 1000, concurrency: int = 50) -> int:
     """Run sample prompts through the simulator with its faults on. No key, no network."""
-    from batch_llm.cli.job import Job, run_job, say
+    from batch_llm.cli.execution import run_job
+    from batch_llm.cli.job import Job
+    from batch_llm.cli.progress import say
+    from batch_llm.exceptions import ConfigError
 
+    if prompts < 1 or concurrency < 1:
+        raise ConfigError("--prompts and --concurrency", min(prompts, concurrency), ">= 1")
     say(f"{prompts:,} sample prompts → simulator (429s, errors and bad JSON switched on)")
-    say("Same as: batch-llm run PROMPTS -m sim:flaky -o demo.results.jsonl\n")
+    say("Like: batch-llm run PROMPTS -m sim:flaky --timeout 5s --overwrite -o demo.results.jsonl\n")
     with TemporaryDirectory(prefix="batch-llm-") as folder:
         source = Path(folder, "demo.jsonl")
         cities = ("Lima", "Oslo", "Accra", "Hanoi", "Quito", "Riga", "Suva", "Tunis")
@@ -244,7 +257,7 @@ def sim(profile: str = "fast", *, port: int = 0) -> int:
     try:
         serve(profile, port=port, on_started=announce)
     except OSError as error:
-        from batch_llm.cli.job import InputError
+        from batch_llm.exceptions import InputError
 
         raise InputError(str(error)) from error
     return ExitCode.OK

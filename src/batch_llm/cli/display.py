@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import textwrap
-from typing import TYPE_CHECKING
+from collections import deque
+from typing import TYPE_CHECKING, NamedTuple
 
 from batch_llm.core.text import safe
 
@@ -30,18 +31,45 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
+class Rates(NamedTuple):
+    """What a run got done per second."""
+
+    items: float
+    input_tokens: float
+    output_tokens: float
+
+
+class RateWindow:
+    """Rates over the last seconds of a run, from looks at its numbers."""
+
+    def __init__(self, seconds: float = 30.0) -> None:
+        self._seconds = seconds
+        self._points = deque([(0.0, 0, 0, 0)])
+
+    def rates(self, now: Statistics) -> Rates:
+        """Take one more look; return the rates since the oldest one within the window."""
+        points = self._points
+        last = (now.elapsed_seconds, now.processed, now.input_tokens, now.output_tokens)
+        points.append(last)
+        while last[0] - points[1][0] >= self._seconds:
+            points.popleft()
+        first = points[0]
+        seconds = max(last[0] - first[0], 1e-9)
+        return Rates(*((new - old) / seconds for old, new in zip(first[1:], last[1:], strict=True)))
+
+
 def time_left(now: Statistics, total: int | None) -> float | None:
-    """Estimate the seconds to the end from the rate so far, plus the rest of a cooldown."""
-    if not total or now.processed < 20 or now.elapsed_seconds <= 0:
+    """Estimate the seconds to the end: from the rate outside of cooldowns, plus this one's rest."""
+    open_seconds = now.elapsed_seconds - now.cooldown_seconds
+    if not total or now.processed < 20 or open_seconds <= 0:
         return None
-    rate = now.processed / now.elapsed_seconds
-    return (total - now.processed) / rate + now.cooldown_remaining_seconds
+    return (total - now.processed) * open_seconds / now.processed + now.cooldown_remaining_seconds
 
 
-def live_lines(now: Statistics, *, title: str, total: int | None, width: int) -> list[str]:
+def live_lines(
+    now: Statistics, rates: Rates, *, title: str, total: int | None, width: int
+) -> list[str]:
     """Return the display of a terminal: 7 lines, none wider than ``width``."""
-    rate = now.processed / now.elapsed_seconds if now.elapsed_seconds > 0 else 0.0
-    seconds = max(now.elapsed_seconds, 1e-9)
     lines = [
         safe(title, width),
         _bar(now, total, width),
@@ -59,9 +87,9 @@ def live_lines(now: Statistics, *, title: str, total: int | None, width: int) ->
         _fitted(
             "rate  ",
             [
-                f"{rate:.1f} items/s",
-                f"in {short(now.input_tokens / seconds)} tok/s",
-                f"out {short(now.output_tokens / seconds)} tok/s",
+                f"{rates.items:.1f} items/s",
+                f"in {short(rates.input_tokens)} tok/s",
+                f"out {short(rates.output_tokens)} tok/s",
                 *([f"latency p50 {now.latency_p50:.2g}s"] if now.latency_p50 else []),
                 *([f"p99 {now.latency_p99:.2g}s"] if now.latency_p99 else []),
             ],
@@ -74,18 +102,17 @@ def live_lines(now: Statistics, *, title: str, total: int | None, width: int) ->
     return [line[:width] for line in lines]
 
 
-def log_line(now: Statistics, total: int | None) -> str:
+def log_line(now: Statistics, rates: Rates, total: int | None) -> str:
     """Return one line of ``name=value`` pairs."""
-    rate = now.processed / now.elapsed_seconds if now.elapsed_seconds > 0 else 0.0
     done = f"{now.processed}/{total} {100 * now.processed / total:.1f}%" if total else now.processed
     pairs = [
         f"ok={now.succeeded}",
         f"failed={now.failed}",
         f"retrying={now.retrying}",
         f"inflight={now.in_flight}",
-        f"rps={rate:.1f}",
-        f"in_tps={short(now.input_tokens / max(now.elapsed_seconds, 1e-9))}",
-        f"out_tps={short(now.output_tokens / max(now.elapsed_seconds, 1e-9))}",
+        f"rps={rates.items:.1f}",
+        f"in_tps={short(rates.input_tokens)}",
+        f"out_tps={short(rates.output_tokens)}",
     ]
     if (left := time_left(now, total)) is not None:
         pairs.append(f"eta_s={left:.0f}")
@@ -95,13 +122,16 @@ def log_line(now: Statistics, total: int | None) -> str:
     return f"batch-llm {now.state} {done} {' '.join(pairs)}"
 
 
-def summary_lines(now: Statistics, *, not_done: int = 0, cancelled: int = 0) -> list[str]:
+def summary_lines(
+    now: Statistics, *, not_done: int = 0, cancelled: int = 0, bad_rows: int = 0
+) -> list[str]:
     """Return the block that ends a run: what succeeded, failed, was retried, and why.
 
     Args:
         now: The run's numbers.
         not_done: Rows without a result, the cancelled ones among them.
         cancelled: Rows that were cut off when the run was stopped; they have not failed.
+        bad_rows: Records that could not be sent.
     """
     failed = now.failed - cancelled
     total = max(1, now.succeeded + failed)
@@ -112,6 +142,8 @@ def summary_lines(now: Statistics, *, not_done: int = 0, cancelled: int = 0) -> 
         f"  retried   {sum(now.retries_by_code.values()):>9,}          "
         + _reasons(now.retries_by_code),
     ]
+    if bad_rows:
+        lines.append(f"  bad rows  {bad_rows:>9,}            not sent; see the file of failed rows")
     if not_done:
         lines.append(f"  not done  {not_done:>9,}")
     rate = now.processed / now.elapsed_seconds if now.elapsed_seconds > 0 else 0.0
@@ -177,10 +209,11 @@ def _state(now: Statistics) -> str:
 
 
 def _fitted(label: str, fields: list[str], width: int) -> str:
-    """Join fields as long as they fit; those on the right are dropped first."""
+    """Join fields as long as they fit; those on the right are dropped first, and that is shown."""
     line = f"{label} {fields[0]}"
-    for field in fields[1:]:
-        if len(line) + 2 + len(field) > width:
-            break
+    for position, field in enumerate(fields[1:], 1):
+        is_last = position == len(fields) - 1
+        if len(line) + 2 + len(field) + (0 if is_last else 3) > width:
+            return f"{line}  …"
         line += f"  {field}"
     return line

@@ -2,15 +2,44 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from pathlib import Path
 from typing import Any
 
 from batch_llm.core.request import Settings
 from batch_llm.core.schema import OutputSchema
-from batch_llm.exceptions import ConfigError
+from batch_llm.exceptions import ConfigError, InputError
 
 _FACTORS = {"k": 1_000, "M": 1_000_000, "G": 1_000_000_000}
+#: Settings of chat completions, to find slips near them. Others are passed on as they are.
+_SETTINGS = (
+    "frequency_penalty",
+    "logit_bias",
+    "logprobs",
+    "max_completion_tokens",
+    "max_tokens",
+    "metadata",
+    "min_p",
+    "n",
+    "parallel_tool_calls",
+    "presence_penalty",
+    "prediction",
+    "reasoning_effort",
+    "repetition_penalty",
+    "seed",
+    "service_tier",
+    "stop",
+    "store",
+    "temperature",
+    "tool_choice",
+    "tools",
+    "top_k",
+    "top_logprobs",
+    "top_p",
+    "user",
+    "verbosity",
+)
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
@@ -57,7 +86,11 @@ def read_text(flag: str, value: str | None) -> str | None:
     try:
         return Path(value[1:]).read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(flag, value, f"@ and a readable file ({error})") from None
+        raise InputError(f"{flag}: {value[1:]} cannot be read: {_reason(error)}") from None
+
+
+def _reason(error: OSError | UnicodeDecodeError) -> str:
+    return "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error.strerror)
 
 
 def read_settings(pairs: list[str]) -> Settings:
@@ -85,8 +118,18 @@ def read_settings(pairs: list[str]) -> Settings:
         elif name == "stop":
             known[name] = tuple(value) if isinstance(value, list) else (str(value),)
         else:
+            _check_setting(name, pair, value)
             extra[name] = value
     return Settings(**known, extra=extra)
+
+
+def _check_setting(name: str, pair: str, value: Any) -> None:
+    """Refuse what would break the run, and what looks like a slip of the finger."""
+    if name in {"model", "messages", "stream", "stream_options"} or (name == "n" and value != 1):
+        raise ConfigError("--set", pair, "a setting; a row is one message and has one whole answer")
+    near = difflib.get_close_matches(name, _SETTINGS, 1, 0.86)
+    if near and name not in _SETTINGS:
+        raise ConfigError("--set", pair, f"a known setting (did you mean {near[0]}?)")
 
 
 def read_shape(schema: str | None, choices: str | None) -> OutputSchema | None:
@@ -99,9 +142,13 @@ def read_shape(schema: str | None, choices: str | None) -> OutputSchema | None:
         return None
     if Path(schema).suffix == ".json" or Path(schema).is_file():
         try:
-            return OutputSchema.json_schema(json.loads(Path(schema).read_text("utf-8")))
-        except (OSError, ValueError) as error:
-            raise ConfigError("--schema", schema, f"a file with a JSON schema ({error})") from None
+            text = Path(schema).read_text("utf-8")
+            return OutputSchema.json_schema(json.loads(text))
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"--schema: {schema} cannot be read: {_reason(error)}") from None
+        except json.JSONDecodeError as error:
+            place = f"{schema}:{error.lineno}:{error.colno}"
+            raise InputError(f"--schema: {place} is no JSON: {error.msg}") from None
     return OutputSchema.from_type(_imported(schema))
 
 

@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 
 #: C0 and C1 controls, and the marks that reorder what is shown.
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+
+
+def width(text: str) -> int:
+    """Return the cells that ``text`` takes in a terminal: wide characters two, marks none."""
+    if text.isascii():
+        return len(text)
+    wide = sum(unicodedata.east_asian_width(char) in "WF" for char in text)
+    return len(text) + wide - sum(unicodedata.combining(char) > 0 for char in text)
 
 
 def safe(text: object, limit: int = 500) -> str:

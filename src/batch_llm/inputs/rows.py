@@ -17,7 +17,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import msgspec
 
-from batch_llm.core.text import safe
+from batch_llm.core.text import safe, width
 from batch_llm.exceptions import ConfigError
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 FORMATS = ("openai-batch", "chat", "prompt", "rows", "csv", "tsv", "txt")
 _ID_COLUMNS = ("custom_id", "id")
+#: Columns that a file of failed rows has beyond its input's.
+_OURS = {"id", "raw", "error"}
 _BOM = b"\xef\xbb\xbf"
 _WIDTH = 72
 
@@ -73,7 +75,8 @@ class Problem:
         if self.excerpt and self.column:
             start = max(0, self.column - 1 - _WIDTH // 2)
             shown = safe(self.excerpt[start : start + _WIDTH])
-            lines += [f"    {shown}", "    " + " " * (self.column - 1 - start) + "^"]
+            before = width(shown[: self.column - 1 - start])
+            lines += [f"    {shown}", "    " + " " * before + "^"]
         return "\n".join(lines)
 
 
@@ -107,6 +110,7 @@ class Source:
         self.name = "<stdin>" if path == "-" else Path(path).name
         self._spool = _spooled() if path == "-" else None
         self._path = Path(self._spool.name if self._spool else path)
+        self._mark = self._fingerprint()
         self._limit = limit
         self._given_columns = list(columns) if columns else None
         self._has_header = has_header if has_header is not None else columns is None
@@ -126,8 +130,22 @@ class Source:
                 return
             yield record if isinstance(record, Problem) else self._identify(record, number, seen)
 
+    def has_changed(self) -> bool:
+        """Tell whether the file was written to since it was opened first."""
+        return self._fingerprint() != self._mark
+
+    def _fingerprint(self) -> tuple[int, int] | None:
+        try:
+            found = self._path.stat()
+        except OSError:  # gone meanwhile
+            return None
+        return found.st_size, found.st_mtime_ns
+
     def _identify(self, row: Row, number: int, seen: dict[str, int]) -> Row | Problem:
         column = self._id_column
+        if _is_left_over(row.data):
+            message = "an earlier run could not read this record; mend it, or leave it out"
+            return Problem(row.line, "invalid_row", message, data=row.data)
         if column is None:
             item_id = f"row-{number}"
         else:
@@ -164,18 +182,22 @@ class Source:
 
     def _tables(self) -> Iterator[Row | Problem]:
         with self._table() as records:
-            columns = self._given_columns
+            columns, is_first = self._given_columns, True
             for line, fields in records:
                 if isinstance(fields, Problem):
                     yield fields
                     continue
-                if columns is None:
-                    if self._has_header:
+                if is_first:
+                    is_first = False
+                    if _is_failed_header(fields, self._given_columns):
                         columns = _header(fields)
                         continue
-                    columns = [str(position) for position in range(1, len(fields) + 1)]
-                elif self._has_header and self._given_columns is not None and line == 1:
-                    continue  # names were given for a file that has its own
+                    if self._has_header:
+                        columns = self._given_columns or _header(fields)
+                        continue
+                    if columns is None:
+                        columns = [str(position) for position in range(1, len(fields) + 1)]
+                assert columns is not None  # noqa: S101 - the first record has set them
                 if len(fields) != len(columns):
                     message = f"{len(fields)} fields, expected {len(columns)}"
                     raw = ("\t" if self.format == "tsv" else ",").join(fields)
@@ -244,6 +266,25 @@ def _header(fields: list[str]) -> list[str]:
     return names
 
 
+def _is_failed_header(fields: list[str], given: Sequence[str] | None) -> bool:
+    """Recognise the header of our own file of failed rows, whose input may have had none.
+
+    It repeats the names of the columns and has ``error`` behind them. Where the columns have only
+    their positions for names, none holds an id, so one stands before them.
+    """
+    if fields[-1] != "error" or (given is None and fields[0] != "id"):
+        return False
+    kept = [name for name in fields if name not in _OURS or name in (given or ())]
+    return kept == (given or [str(position) for position in range(1, len(kept) + 1)])
+
+
+def _is_left_over(data: dict[str, Any]) -> bool:
+    """Tell whether our own file of failed rows holds a record here that never was a row."""
+    if not data.get("raw") or not data.get("error"):
+        return False
+    return not any(value for name, value in data.items() if name not in {"raw", "error"})
+
+
 def _read_quoted(file: IO[str], delimiter: str) -> Iterator[tuple[int, list[str] | Problem]]:
     reader = csv.reader(file, delimiter=delimiter, strict=True)
     while True:
@@ -253,7 +294,10 @@ def _read_quoted(file: IO[str], delimiter: str) -> Iterator[tuple[int, list[str]
         except StopIteration:
             return
         except csv.Error as error:
-            yield line, Problem(line, "invalid_csv", safe(error))
+            message = safe(error)
+            if message == "unexpected end of data":
+                message = "a quote opens in this record and is never closed"
+            yield line, Problem(line, "invalid_csv", message)
             continue
         if fields:
             yield line, fields

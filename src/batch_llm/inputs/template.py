@@ -11,7 +11,7 @@ from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError, meta
 from jinja2.exceptions import SecurityError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from batch_llm.core.text import safe
+from batch_llm.core.text import safe, width
 from batch_llm.exceptions import ConfigError
 
 if TYPE_CHECKING:
@@ -59,6 +59,15 @@ def _finish(value: Any) -> Any:
     return "" if value is None else msgspec.json.encode(value).decode()
 
 
+def _place_of(name: str, line: str) -> int | None:
+    """Find a name inside of a line's braces; the same word may stand in the text outside."""
+    for block in re.finditer(r"\{[{%](.*?)[}%]\}", line):
+        found = re.search(rf"(?<!\w){re.escape(name)}(?!\w)", block[1])
+        if found:
+            return block.start(1) + found.start()
+    return None
+
+
 class Template:
     """A prompt over a row's columns. ``{{ 1 }}`` is the column called ``1``.
 
@@ -68,6 +77,8 @@ class Template:
 
     def __init__(self, text: str) -> None:
         self.text = text
+        if not text.strip():
+            raise ConfigError("--prompt", text, "a template that is not empty")
         environment = _Sandbox()
         source = _NUMBERED.sub(rf"\1{_PREFIX}\2", text)
         try:
@@ -93,11 +104,11 @@ class Template:
             near = difflib.get_close_matches(name, columns, 1)
             lines = [f'the prompt uses "{safe(name)}", but {file} has no such column', ""]
             for line in self.text.splitlines():
-                place = re.search(rf"(?<!\w){re.escape(name)}(?!\w)", line)
-                if place:
+                place = _place_of(name, line)
+                if place is not None:
                     lines += [
                         f"    {safe(line)}",
-                        "    " + " " * place.start() + "^" * len(name),
+                        "    " + " " * width(safe(line[:place])) + "^" * width(name),
                         "",
                     ]
                     break

@@ -2,20 +2,6 @@
 
 from __future__ import annotations
 
-from batch_llm.outputs.writers import (
-    FIELDS,
-    FailedWriter,
-    Finished,
-    OutputExistsError,
-    OutputLostError,
-    ResultWriter,
-)
+from batch_llm.outputs.writers import FIELDS, FailedWriter, Finished, ResultWriter
 
-__all__ = [
-    "FIELDS",
-    "FailedWriter",
-    "Finished",
-    "OutputExistsError",
-    "OutputLostError",
-    "ResultWriter",
-]
+__all__ = ["FIELDS", "FailedWriter", "Finished", "ResultWriter"]

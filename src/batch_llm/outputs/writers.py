@@ -15,8 +15,8 @@ from typing import IO, Any
 
 import msgspec
 
-from batch_llm.exceptions import BatchLLMError
-from batch_llm.inputs.rows import Row  # noqa: TC001 - a field's type
+from batch_llm.exceptions import OutputExistsError, OutputLostError
+from batch_llm.inputs.rows import Problem, Row  # noqa: TC001 - a field's type
 
 #: Nested deeper than this, a value that needs cleaning is cut.
 _MAX_DEPTH = 50
@@ -32,32 +32,6 @@ FIELDS = (
 )
 
 
-class OutputExistsError(BatchLLMError):
-    """The output file is there already, and may hold answers that were paid for."""
-
-    def __init__(self, path: str) -> None:
-        super().__init__(path)
-        self.path = path
-
-    def __str__(self) -> str:
-        return f"{self.path} exists. Name another --output, or replace it with --overwrite."
-
-
-class OutputLostError(BatchLLMError):
-    """A result could not be written. Everything before it is in the file."""
-
-    def __init__(self, path: str, reason: str) -> None:
-        super().__init__(path, reason)
-        self.path = path
-        self.reason = reason
-
-    def __str__(self) -> str:
-        return (
-            f"a result could not be written to {self.path}: {self.reason}. The run was stopped; "
-            "the rows before it are in the file."
-        )
-
-
 class Finished(msgspec.Struct, frozen=True, kw_only=True):
     """A row with what became of it, ready to be written."""
 
@@ -70,6 +44,7 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True):
     output_tokens: int = 0
     attempts: int = 0
     seconds: float = 0.0
+    body: bytes | None = None
 
     @property
     def status(self) -> str:
@@ -132,13 +107,7 @@ class ResultWriter:
 
     def _record(self, finished: Finished) -> dict[str, Any]:
         row = finished.row
-        record: dict[str, Any] = {}
-        if row.item_id not in {str(row.data.get(name)) for name in ("custom_id", "id")} and (
-            row.item_id not in row.data.values()
-        ):
-            record["id"] = row.item_id
-        for name, value in row.data.items():
-            record[self._name(name, row.data)] = value
+        record = {self._name(name, row.data): value for name, value in _identified(row).items()}
         for name in FIELDS:
             record[name] = getattr(finished, name)
         record["seconds"] = round(finished.seconds, 3)
@@ -180,13 +149,20 @@ class FailedWriter:
         self._lines: _LineFile | None = None
         if Path(path).exists():
             if not overwrite:
-                raise OutputExistsError(path)
+                raise OutputExistsError(path, "--failed")
             Path(path).unlink()
         self.rows = 0
 
-    def write(self, data: dict[str, Any], error: str) -> None:
-        """Append one row."""
-        record = data | {"error": error}
+    def write(self, row: Row, error: str) -> None:
+        """Append one row. Without an id column of its own it gets one: it keeps its id."""
+        self._append(_identified(row) | {"error": error})
+
+    def write_problem(self, problem: Problem) -> None:
+        """Append a record that could not be used, as far as it could be read."""
+        data = problem.data or {"raw": f"line {problem.line}"}
+        self._append(data | {"error": f"{problem.code}: {problem.message}"})
+
+    def _append(self, record: dict[str, Any]) -> None:
         if self._lines is None:
             self._lines = _LineFile(self._path, overwrite=False)
             if self._table is not None:
@@ -202,6 +178,15 @@ class FailedWriter:
         """Make all rows durable."""
         if self._lines is not None:
             self._lines.close()
+
+
+def _identified(row: Row) -> dict[str, Any]:
+    """Return a row's columns, with its id in front where none of them holds it."""
+    data = row.data
+    ids = {str(data.get("custom_id")), str(data.get("id"))}
+    if row.item_id in ids or row.item_id in data.values():
+        return data
+    return {"id": row.item_id} | data
 
 
 class _LineFile:
@@ -239,24 +224,7 @@ class _LineFile:
 def _batch_line(finished: Finished) -> dict[str, Any]:
     """Return the line that a provider's batch job would have written."""
     custom_id = finished.row.item_id
-    if finished.error is not None:
-        error = {"code": finished.error_code, "message": finished.error}
-        return {
-            "id": f"batch_req_{custom_id}",
-            "custom_id": custom_id,
-            "response": None,
-            "error": error,
-        }
-    output = finished.output
-    text = output if isinstance(output, str) else _json(output).decode().rstrip("\n")
-    sent, got = finished.input_tokens, finished.output_tokens
-    message = {"role": "assistant", "content": text, "refusal": None}
-    body = {
-        "object": "chat.completion",
-        "model": finished.model,
-        "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
-        "usage": {"prompt_tokens": sent, "completion_tokens": got, "total_tokens": sent + got},
-    }
+    body = msgspec.Raw(finished.body) if finished.body is not None else finished.output
     response = {"status_code": 200, "request_id": None, "body": body}
     return {
         "id": f"batch_req_{custom_id}",

@@ -43,6 +43,7 @@ class Outcome(msgspec.Struct, frozen=True):
         error: Why there is no usable answer, although the call was made and may have cost.
         model: The model's name as the provider answered it.
         safety_ratings: Gemini's ratings, when it sent any.
+        body: The provider's answer as it came, when the caller was asked to keep it.
     """
 
     output: Any = None
@@ -50,6 +51,7 @@ class Outcome(msgspec.Struct, frozen=True):
     error: Exception | None = None
     model: str | None = None
     safety_ratings: dict[str, str] | None = None
+    body: bytes | None = None
 
 
 class Caller(Protocol):

@@ -56,6 +56,7 @@ class _Usage(msgspec.Struct):
 class _Answer(msgspec.Struct):
     content: str | None = None
     refusal: str | None = None
+    tool_calls: list[Any] | None = None
 
 
 class _Choice(msgspec.Struct):
@@ -253,6 +254,9 @@ def decode(
 ) -> Outcome:
     """Read an answer. What is wrong with it is in the outcome, together with what it cost.
 
+    The output is the text, or what the request's schema makes of it; the list of tool calls, as
+    on the wire, when the model answered with those.
+
     Args:
         status: The HTTP status.
         headers: Looked at only when something is wrong.
@@ -286,9 +290,10 @@ def decode(
         error = ContentFilteredError()
     elif reason == "length":
         error = TruncatedError(text or "", request.settings.max_tokens)
+    elif text is None and choice.message.tool_calls and request.output is None:
+        return Outcome(choice.message.tool_calls, usage, None, model)  # tools came with the request
     elif text is None:
-        kind = "a tool call, not text" if reason == "tool_calls" else "without content"
-        error = _malformed(f"The answer is {kind}", body, secret)
+        error = _malformed("The answer is without content", body, secret)
     elif request.output is None:
         return Outcome(text, usage, None, model)
     else:
@@ -314,7 +319,12 @@ def _salvaged(body: bytes) -> _Completion | None:
             reason, message = one.get("finish_reason"), one.get("message")
             answer = None
             if isinstance(message, dict):
-                answer = _Answer(_text_of(message.get("content")), _text_of(message.get("refusal")))
+                calls = message.get("tool_calls")
+                answer = _Answer(
+                    _text_of(message.get("content")),
+                    _text_of(message.get("refusal")),
+                    calls if isinstance(calls, list) else None,
+                )
             found.append(_Choice(answer, _text_of(reason), one.get("error")))
     return _Completion(
         found, _usage_of(raw.get("usage")), _text_of(raw.get("model")), raw.get("error")

@@ -84,11 +84,11 @@ def split_model(model: str) -> tuple[str, str]:
     if not colon:
         if "/" in model:
             reason = "Names are written provider:model, with a colon."
-            raise UnknownModelError(model, reason, model.replace("/", ":", 1))
+            raise UnknownModelError(model, reason, _nearest(*model.split("/", 1)))
         raise UnknownModelError(model, "It names no provider.", f"openai-chat:{model}")
     if provider == SIMULATOR:
         return provider, name or "fast"
-    if provider in _NOT_SPOKEN:
+    if provider in _NOT_SPOKEN and provider not in PROVIDERS:
         reason = f'Requests are not sent to "{provider}" by this version; agents can use it.'
         raise UnknownModelError(
             model, reason, f"openai-chat:{name}" if provider == "openai" else None

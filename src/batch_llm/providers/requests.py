@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from batch_llm.exceptions import BadOutputError
 from batch_llm.providers import openai
 
@@ -23,15 +25,21 @@ class RequestCaller:
         endpoint: Where they go: one endpoint for all, whose model then replaces the requests'
             own; or a function from a request's model to its endpoint, called once per model.
         transport: How they get there.
+        keep_bodies: Hand the provider's answers through to the results, as they came.
     """
 
     def __init__(
-        self, endpoint: Endpoint | Callable[[str], Endpoint], transport: Transport
+        self,
+        endpoint: Endpoint | Callable[[str], Endpoint],
+        transport: Transport,
+        *,
+        keep_bodies: bool = False,
     ) -> None:
         self._only = None if callable(endpoint) else endpoint
         self._resolve = endpoint if callable(endpoint) else None
         self._endpoints: dict[str, Endpoint] = {}
         self._transport = transport
+        self._keep_bodies = keep_bodies
 
     async def call(self, item: LLMWorkItem[Any, Any, Any], attempt: Try, /) -> Outcome:
         """Make one call. After an answer that did not fit, the model is told why.
@@ -53,9 +61,12 @@ class RequestCaller:
             max_tokens_field=endpoint.max_tokens_field,
         )
         response = await self._transport.post(endpoint.url, endpoint.headers, body)
-        return openai.decode(
+        outcome = openai.decode(
             response.status, response.headers, response.body, request, secret=endpoint.secret
         )
+        if self._keep_bodies and outcome.error is None:
+            return msgspec.structs.replace(outcome, body=response.body)
+        return outcome
 
     def _endpoint_for(self, model: str) -> Endpoint:
         endpoint = self._endpoints.get(model)

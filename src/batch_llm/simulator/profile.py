@@ -144,8 +144,8 @@ def parse_profile(text: str) -> Profile:
     changes: dict[str, Any] = {}
     for option, value in parse_qsl(query, keep_blank_values=True):
         if option not in options:
-            expected = f"an option of the simulator{_nearest(option, options)}"
-            raise ConfigError("option", option, expected)
+            expected = f"one of {', '.join(options)}{_nearest(option, options)}"
+            raise ConfigError("the simulator's option", option, expected)
         changes[option] = _read(option, value, type(options[option]))
     return dataclasses.replace(base, **changes)
 

@@ -6,7 +6,14 @@ import pytest
 
 from batch_llm import ConfigError
 from batch_llm.cli import values
-from batch_llm.cli.display import clock, live_lines, log_line, short, summary_lines
+from batch_llm.cli.display import (
+    RateWindow,
+    clock,
+    live_lines,
+    log_line,
+    short,
+    summary_lines,
+)
 from fakes import PermanentError, Script, item, processor
 
 
@@ -22,7 +29,9 @@ async def numbers():
 
 @pytest.mark.parametrize("width", [40, 80, 120])
 async def test_the_display_has_seven_lines_that_fit(width):
-    lines = live_lines(await numbers(), title="sim:\x1b[31m → x" * 9, total=100, width=width)
+    now = await numbers()
+    rates = RateWindow().rates(now)
+    lines = live_lines(now, rates, title="sim:\x1b[31m → x" * 9, total=100, width=width)
 
     assert len(lines) == 7
     assert max(map(len, lines)) <= width
@@ -30,13 +39,15 @@ async def test_the_display_has_seven_lines_that_fit(width):
 
 
 async def test_failures_stand_before_retries():
-    lines = live_lines(await numbers(), title="t", total=3, width=80)
+    now = await numbers()
+    lines = live_lines(now, RateWindow().rates(now), title="t", total=3, width=80)
 
     assert lines[5] == "errors bad_request 1 failed  bad_output 1 retried"
 
 
 async def test_a_log_line_says_how_far_it_is():
-    line = log_line(await numbers(), 8)
+    now = await numbers()
+    line = log_line(now, RateWindow().rates(now), 8)
 
     assert line.startswith("batch-llm running 2/8 25.0% ok=1 failed=1 retrying=0 inflight=1")
     assert "err.bad_output=1 err.bad_request=1" in line

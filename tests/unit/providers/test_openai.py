@@ -191,11 +191,21 @@ def test_a_cut_answer_keeps_its_text_and_its_limit():
     assert (error.text, error.max_tokens) == ("half", 9)
 
 
-def test_a_tool_call_is_said_to_be_one():
+CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+
+
+def test_tool_calls_are_an_answer():
+    outcome = decode(answer({"content": None, "tool_calls": [CALL]}, "tool_calls"))
+
+    assert outcome.error is None
+    assert outcome.output == [CALL]
+
+
+def test_an_answer_without_content_or_tool_calls_is_none():
     error = decode(answer({"content": None, "tool_calls": []}, "tool_calls")).error
 
     assert isinstance(error, MalformedResponseError)
-    assert "tool call" in str(error)
+    assert "without content" in str(error)
 
 
 @pytest.mark.parametrize(

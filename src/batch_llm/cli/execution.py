@@ -1,0 +1,325 @@
+"""One run over a file: send, and write each result as it comes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import shlex
+import signal
+import sys
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from batch_llm.cli.display import summary_lines
+from batch_llm.cli.exit_codes import ExitCode
+from batch_llm.cli.plan import Plan
+from batch_llm.cli.progress import say, show_progress
+from batch_llm.core.config import ProcessorConfig, RetryConfig
+from batch_llm.core.text import safe
+from batch_llm.outputs import FailedWriter, Finished, ResultWriter
+from batch_llm.parallel import ParallelBatchProcessor
+from batch_llm.providers.registry import open_endpoint
+from batch_llm.providers.requests import RequestCaller
+from batch_llm.providers.transport import HttpTransport, raise_file_limit
+from batch_llm.strategies.rate_limit import ExponentialBackoffStrategy
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterable, AsyncIterator, Iterable
+
+    from batch_llm._engine.statistics import Statistics
+    from batch_llm.base import LLMWorkItem, WorkItemResult
+    from batch_llm.cli.job import Job
+    from batch_llm.inputs import Row
+    from batch_llm.providers.registry import Endpoint
+
+    Item = LLMWorkItem[Any, Any, Row]
+
+FATAL_IN_A_ROW = 20
+_FATAL = {"auth", "quota", "not_found"}
+_DRAINED_AFTER_SECONDS = 0.2
+#: With ``--order input``: finished rows that wait for an earlier one.
+MAX_HELD = 10_000
+#: Flags that say what is left to do does not share with what was done.
+_NOT_REPEATED = {"-o": 1, "--output": 1, "--failed": 1, "--limit": 1, "--overwrite": 0}
+
+
+class _Writers:
+    """The two output files, and the order in which rows reach them."""
+
+    def __init__(self, plan: Plan) -> None:
+        job = plan.job
+        is_batch = plan.source.format == "openai-batch"
+        self.failed = FailedWriter(job.failed, columns=plan.columns, overwrite=job.overwrite)
+        self.results = ResultWriter(
+            job.output, is_batch=is_batch, columns=plan.columns, overwrite=job.overwrite
+        )
+        self._keeps_order = job.order == "input"
+        self._due: deque[int] = deque()
+        self._held: dict[int, Finished] = {}
+        self._has_room = asyncio.Event()
+
+    async def in_order(self, items: Iterable[Item]) -> AsyncIterator[Item]:
+        """Note the order of ``items``; wait while too many finished rows wait for an earlier one.
+
+        That one is in work already, so it always comes.
+        """
+        for item in items:
+            while len(self._held) >= MAX_HELD:
+                self._has_room.clear()
+                await self._has_room.wait()
+            assert item.context is not None  # noqa: S101 - each item comes with its row
+            self._due.append(item.context.line)
+            yield item
+
+    def write(self, finished: Finished) -> None:
+        if not self._keeps_order:
+            self._put(finished)
+            return
+        self._held[finished.row.line] = finished
+        while self._due and self._due[0] in self._held:
+            self._put(self._held.pop(self._due.popleft()))
+        self._has_room.set()
+
+    def _put(self, finished: Finished) -> None:
+        if finished.error is None:
+            self.results.write(finished)
+        else:
+            self.failed.write(finished.row, finished.error)
+
+    def close(self) -> None:
+        for finished in sorted(self._held.values(), key=lambda one: one.row.line):
+            self._put(finished)
+        self.results.close()
+        self.failed.close()
+
+
+def run_job(job: Job) -> ExitCode:
+    """Do it. Everything that can be checked is checked before the first call."""
+    plan = Plan(job)
+    plan.check_unchanged()
+    with open_endpoint(job.model, base_url=job.base_url) as endpoint:
+        possible = raise_file_limit(job.concurrency)
+        if possible is not None:
+            say(f"warning: only {possible} connections are possible here; taking as many")
+        writers = _Writers(plan)
+        for problem in plan.problems:
+            writers.failed.write_problem(problem)
+        try:
+            return asyncio.run(
+                _Execution(plan, endpoint, writers, possible or job.concurrency).run()
+            )
+        except BrokenPipeError:
+            return ExitCode.OK
+        finally:
+            with contextlib.suppress(BrokenPipeError):
+                writers.close()
+
+
+class _Execution:
+    def __init__(self, plan: Plan, endpoint: Endpoint, writers: _Writers, concurrency: int) -> None:
+        self._plan, self._job, self._writers = plan, plan.job, writers
+        self._endpoint = endpoint
+        self._signal: int | None = None
+        self._stop_code: ExitCode | None = None
+        self._stop_reason = ""
+        self._fatal_code, self._fatal_count = "", 0
+        self._draining: asyncio.Task[None] | None = None
+        self._transport = HttpTransport()
+        self._processor: ParallelBatchProcessor[Any, Any, Row] = ParallelBatchProcessor(
+            config=ProcessorConfig(
+                max_workers=concurrency,
+                timeout_per_item=self._job.timeout,
+                retry=RetryConfig(max_attempts=self._job.retries + 1, initial_wait=0.5),
+                progress_interval=0,
+            ),
+            rate_limit_strategy=ExponentialBackoffStrategy(
+                initial_cooldown=1.0,
+                max_cooldown=60.0,
+                slow_start_items=10,
+                slow_start_initial_delay=0.02,
+                slow_start_final_delay=0.002,
+            ),
+            requests=RequestCaller(
+                endpoint, self._transport, keep_bodies=plan.source.format == "openai-batch"
+            ),
+        )
+
+    async def run(self) -> ExitCode:
+        self._listen_to_signals()
+        shown = asyncio.create_task(
+            show_progress(
+                "none" if self._job.quiet else self._job.progress,
+                self._processor.statistics,
+                title=f"{self._job.model}  {self._plan.source.name} → {self._job.output}",
+                total=self._plan.rows,
+            )
+        )
+        if self._job.as_json:
+            launch = {"schema": 1, "event": "launch", "model": self._job.model}
+            print(json.dumps(launch | {"rows": self._plan.rows}), flush=True)
+        given = self._plan.items()
+        items: Iterable[Item] | AsyncIterable[Item] = given
+        if self._job.order == "input":
+            items = self._writers.in_order(given)
+        try:
+            async with contextlib.aclosing(self._processor.stream(items)) as results:
+                async for result in results:
+                    self._take(result)
+        finally:
+            helpers = [task for task in (shown, self._draining) if task is not None]
+            for task in helpers:
+                task.cancel()
+            await asyncio.wait(helpers)
+            await self._transport.aclose()
+        return self._conclude()
+
+    def _take(self, result: WorkItemResult[Any, Row]) -> None:
+        if result.error_code == "cancelled" or result.context is None:
+            return
+        usage = result.token_usage
+        self._writers.write(
+            Finished(
+                row=result.context,
+                output=result.output,
+                error=result.error,
+                error_code=result.error_code,
+                model=result.model,
+                input_tokens=usage["input_tokens"],
+                output_tokens=usage["output_tokens"],
+                attempts=result.attempts,
+                seconds=result.duration_seconds,
+                body=result.response_body,
+            )
+        )
+        self._watch(result)
+
+    def _watch(self, result: WorkItemResult[Any, Row]) -> None:
+        """Stop when the provider refuses everything, or too much has failed."""
+        if result.success:
+            self._fatal_count = 0
+            return
+        code = result.error_code or ""
+        if code in _FATAL:
+            self._fatal_count = self._fatal_count + 1 if code == self._fatal_code else 1
+            self._fatal_code = code
+            if self._fatal_count >= FATAL_IN_A_ROW:
+                self._stop(
+                    ExitCode.PROVIDER_REFUSES, f"the provider refuses everything: {result.error}"
+                )
+        if self._job.fail_over is not None:
+            bound, is_share = self._job.fail_over
+            if self._processor.statistics().failed > (
+                bound * self._plan.rows if is_share else bound
+            ):
+                self._stop(ExitCode.STOPPED_BY_LIMIT, "more rows failed than --fail-over allows")
+
+    def _stop(self, code: ExitCode, reason: str) -> None:
+        if self._stop_code is None:
+            self._stop_code, self._stop_reason = code, reason
+            self._drain()
+
+    def _drain(self) -> None:
+        self._processor.stop()
+        if self._draining is None:
+            self._draining = asyncio.create_task(self._abandon_what_only_waits())
+
+    async def _abandon_what_only_waits(self) -> None:
+        """End a drain when no call is under way any more.
+
+        What is left then waits for a cooldown or for its next attempt, perhaps for an hour, and
+        nothing has been paid for it. Two looks in a row: an answer that came just before the
+        first is in its file by the second.
+        """
+        quiet = 0
+        while quiet < 2:
+            await asyncio.sleep(_DRAINED_AFTER_SECONDS)
+            quiet = quiet + 1 if self._processor.statistics().in_flight == 0 else 0
+        self._processor.stop(drain=False)
+
+    # -- signals
+
+    def _listen_to_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            with contextlib.suppress(NotImplementedError):
+                loop.add_signal_handler(number, self._on_signal, number)
+
+    def _on_signal(self, number: int) -> None:
+        if self._signal is not None:
+            self._processor.stop(drain=False)
+            return
+        self._signal = number
+        waiting = self._processor.statistics().in_flight
+        if waiting:
+            noun = "request" if waiting == 1 else "requests"
+            say(
+                f"Stopping: waiting for {waiting} {noun} in flight. "
+                "Press Ctrl-C again to abandon them."
+            )
+        else:
+            say("Stopping: nothing is in flight.")
+        self._drain()
+
+    def _conclude(self) -> ExitCode:
+        now = self._processor.statistics()
+        done, bad = self._writers.results.rows, len(self._plan.problems)
+        cancelled = now.failures_by_code.get("cancelled", 0)
+        left = self._plan.rows - now.processed + cancelled
+        code = self._exit_code(now, bad or left)
+        record = {
+            "schema": 1,
+            "event": "done",
+            "exit_code": int(code),
+            "succeeded": now.succeeded,
+            "failed": now.failed - cancelled,
+            "bad_rows": bad,
+            "not_done": left,
+            "retries": now.retries_by_code,
+            "failures": now.failures_by_code,
+            "input_tokens": now.input_tokens,
+            "output_tokens": now.output_tokens,
+            "seconds": round(now.elapsed_seconds, 3),
+            "output": self._job.output,
+        }
+        if self._job.as_json:
+            print(json.dumps(record), flush=True)
+        if self._stop_reason:
+            say(f"error: {safe(self._stop_reason)}")
+        if self._job.quiet:
+            return code
+        if self._job.progress == "json":
+            say(json.dumps(record))
+            return code
+        verb = "Stopped after" if self._signal or self._stop_code else "Done in"
+        say(f"{verb} {now.elapsed_seconds:.1f} s  {self._job.model}")
+        summary = summary_lines(now, not_done=left, cancelled=cancelled, bad_rows=bad)
+        say("\n" + "\n".join(summary) + "\n")
+        if self._job.output != "-":
+            say(f"  results   {self._job.output} ({done:,} rows)")
+        if self._writers.failed.rows:
+            say(f"  failed    {self._job.failed} ({self._writers.failed.rows:,} rows)")
+            say(f"  next      {safe(self._next_command())}")
+        if self._plan.source.has_changed():
+            say(f"\nwarning: {safe(self._job.input)} changed while it was read; check its rows")
+        return code
+
+    def _next_command(self) -> str:
+        """Return the command that runs the failed rows: this one, with their file as its input."""
+        words = []
+        arguments = iter(sys.argv[2:])
+        for word in arguments:
+            name, equals, _ = word.partition("=")
+            if name in _NOT_REPEATED:
+                if _NOT_REPEATED[name] and not equals:
+                    next(arguments, None)
+                continue
+            words.append(self._job.failed if word == self._job.input else word)
+        return shlex.join(["batch-llm", "run", *words])
+
+    def _exit_code(self, now: Statistics, without_answer: int) -> ExitCode:
+        if self._signal is not None:
+            return ExitCode.TERMINATED if self._signal == signal.SIGTERM else ExitCode.INTERRUPTED
+        if self._stop_code is not None:
+            return self._stop_code
+        return ExitCode.SOME_FAILED if now.failed or without_answer else ExitCode.OK

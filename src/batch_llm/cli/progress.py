@@ -1,0 +1,86 @@
+"""Shows a run while it goes on: a live display in a terminal, lines elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from batch_llm.cli.display import RateWindow, live_lines, log_line
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from batch_llm._engine.statistics import Statistics
+
+LINE_SECONDS = 10.0
+#: A change of state is told at once, but a run that flickers does not fill the log.
+CHANGE_SECONDS = 2.0
+_LOOK_SECONDS = 0.5
+_FRAMES_PER_SECOND = 4
+
+
+def say(text: str) -> None:
+    """Talk to people: on standard error."""
+    print(text, file=sys.stderr, flush=True)
+
+
+async def show_progress(
+    mode: str, read: Callable[[], Statistics], *, title: str, total: int
+) -> None:
+    """Show a run until cancelled.
+
+    Args:
+        mode: ``rich``, ``plain``, ``json``, ``none``; ``auto`` asks the terminal.
+        read: Returns the run's numbers.
+        title: What runs.
+        total: Rows to be done.
+    """
+    if mode == "auto":
+        mode = "rich" if sys.stderr.isatty() and os.environ.get("TERM") != "dumb" else "plain"
+    if mode == "rich":
+        await _show_live(read, title, total)
+    elif mode != "none":
+        await _show_lines(read, total, as_json=mode == "json")
+
+
+async def _show_live(read: Callable[[], Statistics], title: str, total: int) -> None:
+    from rich.console import Console
+    from rich.live import Live
+    from rich.text import Text
+
+    console = Console(stderr=True)
+    window = RateWindow()
+
+    def frame() -> Text:
+        now = read()
+        rates = window.rates(now)
+        lines = live_lines(now, rates, title=title, total=total, width=console.width)
+        return Text("\n".join(lines), no_wrap=True)
+
+    with Live(frame(), console=console, auto_refresh=False, transient=True) as live:
+        while True:
+            live.update(frame(), refresh=True)
+            await asyncio.sleep(1 / _FRAMES_PER_SECOND)
+
+
+async def _show_lines(read: Callable[[], Statistics], total: int, *, as_json: bool) -> None:
+    window = RateWindow()
+    last_state, last_at = "running", 0.0
+    while True:
+        await asyncio.sleep(_LOOK_SECONDS)
+        now = read()
+        rates = window.rates(now)
+        wait = LINE_SECONDS if now.state == last_state else CHANGE_SECONDS
+        if now.elapsed_seconds < last_at + wait:
+            continue
+        last_state, last_at = now.state, now.elapsed_seconds
+        if as_json:
+            record = {"schema": 1, "event": "progress"} | msgspec.to_builtins(now)
+            say(msgspec.json.encode(record | {"total": total}).decode())
+        else:
+            say(f"{time.strftime('%H:%M:%S')} {log_line(now, rates, total)}")
