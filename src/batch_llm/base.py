@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from batch_llm.core.usage import no_usage
+from batch_llm.core.usage import no_usage, tokens
 
 if TYPE_CHECKING:
     from batch_llm.core.request import Request
@@ -116,9 +116,9 @@ class BatchResult(Generic[TOutput, TContext]):
         self.total_items = len(self.results)
         self.succeeded = sum(1 for result in self.results if result.success)
         self.failed = self.total_items - self.succeeded
-        usages = [result.token_usage or {} for result in self.results]
-        self.total_input_tokens = sum(usage.get("input_tokens", 0) for usage in usages)
-        self.total_output_tokens = sum(usage.get("output_tokens", 0) for usage in usages)
+        usages = [result.token_usage for result in self.results]
+        self.total_input_tokens = sum(tokens(usage, "input_tokens") for usage in usages)
+        self.total_output_tokens = sum(tokens(usage, "output_tokens") for usage in usages)
 
 
 class BatchProcessor(ABC, Generic[TInput, TOutput, TContext]):

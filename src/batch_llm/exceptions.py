@@ -38,7 +38,14 @@ from typing import Any
 
 
 class BatchLLMError(Exception):
-    """Base of every error raised on purpose by this package."""
+    """Base of every error raised on purpose by this package.
+
+    Attributes:
+        partial: When the error ended a run: the ``BatchResult`` of the items that were finished.
+            None otherwise, and from a stream, which has handed its results out already.
+    """
+
+    partial: Any = None
 
 
 class ConfigError(BatchLLMError, ValueError):
@@ -187,15 +194,12 @@ class SourceError(BatchLLMError):
     Attributes:
         given: Items taken from the iterable before it failed.
         reason: The iterable's error, as text.
-        partial: The ``BatchResult`` of the items that were finished, when the call that raised
-            would have returned one; None from a stream, which has handed them out already.
     """
 
     def __init__(self, given: int, reason: str) -> None:
         super().__init__(given, reason)
         self.given = given
         self.reason = reason
-        self.partial: Any = None
 
     def __str__(self) -> str:
         return f"The source of items failed after {self.given} items: {self.reason}"

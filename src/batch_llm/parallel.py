@@ -4,15 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import logging
-from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from batch_llm._engine.events import EventDispatcher
-from batch_llm._engine.gate import Gate
-from batch_llm._engine.pipeline import Pipeline
-from batch_llm._engine.pool import Pool
-from batch_llm._engine.retry import Retrier
+from batch_llm._engine.channel import Channel
+from batch_llm._engine.run import Run, Setup
 from batch_llm._engine.sources import IterableSource, QueueSource
 from batch_llm._engine.statistics import Counts, Statistics
 from batch_llm.base import (
@@ -25,8 +20,7 @@ from batch_llm.base import (
     WorkItemResult,
 )
 from batch_llm.core.config import ProcessorConfig
-from batch_llm.exceptions import DuplicateItemError, SourceError
-from batch_llm.observers.base import ProcessingEvent
+from batch_llm.exceptions import BatchLLMError, DuplicateItemError
 from batch_llm.providers.agents import CallByMode
 from batch_llm.stores.memory import MemoryStore
 from batch_llm.strategies.default_classifier import DefaultErrorClassifier
@@ -36,8 +30,6 @@ if TYPE_CHECKING:
     from collections.abc import (
         AsyncGenerator,
         AsyncIterable,
-        Awaitable,
-        Callable,
         Iterable,
         Sequence,
     )
@@ -45,6 +37,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
+    from batch_llm._engine.run import Emit
     from batch_llm._engine.sources import Source
     from batch_llm.base import PostProcessor
     from batch_llm.core.config import RateLimitConfig
@@ -54,10 +47,6 @@ if TYPE_CHECKING:
     from batch_llm.stores.base import Store
     from batch_llm.strategies.errors import ErrorClassifier
 
-    Emit = Callable[[WorkItemResult[Any, Any]], Awaitable[None] | None]
-
-#: Items that may wait between two attempts while others take their workers, per worker.
-PARKED_PER_WORKER = 10
 #: The longest cooldown of the default strategy, in seconds, unless the first is longer.
 MAX_COOLDOWN_SECONDS = 600.0
 
@@ -72,8 +61,9 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
     Args:
         max_workers: Overrides ``config.max_workers``.
         batch_size: Accepted for old callers; has no effect.
-        post_processor: Called once per item with its result, sync or async. What it raises is
-            logged, and it is given up after 75 s; the result stands.
+        post_processor: Called once per item with its result, before anyone else sees it. What it
+            raises is logged and the result stands. An async one is given up after 75 s; a sync
+            one holds up everything while it runs.
         timeout_per_item: Overrides ``config.timeout_per_item``.
         rate_limit_cooldown: Overrides ``config.rate_limit.cooldown_seconds``.
         config: Everything else. The object is not changed.
@@ -114,8 +104,9 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
         self.observers = list(observers or ())
         self._caller = CallByMode(requests)
         self._queue = QueueSource(self.config.max_queue_size)
+        #: Of all items that are queued, in work or finished since the last run of the queue ended.
         self._queued_ids: set[str] = set()
-        self._run: _Run | None = None
+        self._run: Run | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def __aenter__(self) -> Self:
@@ -131,22 +122,25 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
         """Abandon what is still in work; after a finished run there is nothing."""
         self.stop(drain=False)
 
-    # -- items in
-
     async def add_work(self, work_item: LLMWorkItem[TInput, TOutput, TContext]) -> None:
         """Queue an item, before a run or during one.
 
-        Waits while ``config.max_queue_size`` items are queued.
+        Waits while ``config.max_queue_size`` items are queued; not from inside of the run itself,
+        in a call or a hook: those would wait for room that only they can make.
 
         Raises:
-            DuplicateItemError: The id was added before in this run. Also a ``ValueError``.
+            DuplicateItemError: An item of this id is queued, or was since the last run of the
+                queue began. Also a ``ValueError``.
         """
         self._loop = asyncio.get_running_loop()
+        if not isinstance(work_item, LLMWorkItem):
+            raise TypeError(f"add_work takes an LLMWorkItem, got {type(work_item).__name__}")
         if work_item.item_id in self._queued_ids:
             raise DuplicateItemError(work_item.item_id)
         self._queued_ids.add(work_item.item_id)
+        is_inside = self._run is not None and self._run.owns_current_task()
         try:
-            await self._queue.put(work_item)
+            await self._queue.put(work_item, may_wait=not is_inside)
         except asyncio.CancelledError:
             self._queued_ids.discard(work_item.item_id)
             raise
@@ -168,8 +162,6 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
             )
         return asyncio.run_coroutine_threadsafe(self.add_work(work_item), self._loop)
 
-    # -- results out
-
     async def process_all(self) -> BatchResult[TOutput, TContext]:
         """Process what is queued, and what is added meanwhile, and return all results.
 
@@ -178,16 +170,15 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
             stay queued.
 
         Raises:
-            StoreError: A result could not be saved.
-            asyncio.CancelledError: All work was cancelled and has ended.
+            StoreError: A result could not be saved; ``partial`` holds the results before.
+            asyncio.CancelledError: All work was cancelled and has ended. Items without a result
+                are queued again.
         """
-        results: list[WorkItemResult[Any, Any]] = []
+        self._check_is_free()
         try:
-            await self._execute(self._queue, results.append, MemoryStore(keep_ids=False))
+            return await self._collect(self._queue, MemoryStore(keep_ids=False))
         finally:
-            if not len(self._queue):
-                self._queued_ids.clear()
-        return BatchResult(results)
+            self._queued_ids = self._queue.ids()
 
     async def process(
         self,
@@ -197,13 +188,18 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
         """Process an iterable's items and return all results.
 
         Raises:
-            SourceError: ``items`` raised; ``partial`` holds the results of the items before.
-            DuplicateItemError: Two items have the same id; those before were finished.
+            SourceError: ``items`` raised, or gave something else than items.
+            DuplicateItemError: Two items have the same id.
+
+        Both come after the items before were finished, and ``partial`` holds their results.
         """
+        return await self._collect(IterableSource(items), MemoryStore())
+
+    async def _collect(self, source: Source, store: Store) -> BatchResult[TOutput, TContext]:
         results: list[WorkItemResult[Any, Any]] = []
         try:
-            await self._execute(IterableSource(items), results.append, MemoryStore())
-        except SourceError as error:
+            await self._execute(source, results.append, store)
+        except BatchLLMError as error:
             error.partial = BatchResult(results)
             raise
         return BatchResult(results)
@@ -230,7 +226,7 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
             DuplicateItemError: Two items in work have the same id; the results before were
                 yielded.
         """
-        channel = _Channel(buffer or 2 * self.config.max_workers)
+        channel = Channel(buffer or 2 * self.config.max_workers)
         store = MemoryStore(keep_ids=False)
 
         async def execute() -> None:
@@ -264,8 +260,6 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
         if self._run is not None and not self._run.is_finished:
             self._run.stop(drain=drain)
 
-    # -- numbers
-
     async def get_stats(self) -> dict[str, Any]:
         """Return a consistent snapshot of the current run, or of the last one.
 
@@ -287,160 +281,31 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
 
     def statistics(self) -> Statistics:
         """Return the numbers of the current run, or of the last one, as a frozen snapshot."""
-        run = self._run
         queued = len(self._queue)
-        if run is None:
-            return _snapshot(Counts(0.0), self.config, total=queued, state="finished")
-        return run.statistics(self.config, queued)
+        if self._run is not None:
+            return self._run.statistics(queued)
+        return Counts().snapshot(
+            total=queued, state="finished", concurrency=self.config.max_workers
+        )
 
-    # -- one run
-
-    async def _execute(self, source: Source, emit: Emit, store: Store) -> None:
+    def _check_is_free(self) -> None:
         if self._run is not None and not self._run.is_finished:
             raise RuntimeError("This processor is in a run already; wait for it, or make another.")
+
+    async def _execute(self, source: Source, emit: Emit, store: Store) -> None:
+        self._check_is_free()
         self._loop = asyncio.get_running_loop()
-        self._run = run = _Run(self, self._caller, source, emit, store)
+        setup = Setup(
+            config=self.config,
+            caller=self._caller,
+            error_classifier=self.error_classifier,
+            rate_limit_strategy=self.rate_limit_strategy,
+            post_processor=self.post_processor,
+            middlewares=self.middlewares,
+            observers=self.observers,
+        )
+        self._run = run = Run(setup, source, emit, store)
         await run.execute()
-
-
-class _Run:
-    """One execution: its gate, its workers, its counts."""
-
-    def __init__(
-        self,
-        processor: ParallelBatchProcessor[Any, Any, Any],
-        caller: Caller,
-        source: Source,
-        emit: Emit,
-        store: Store,
-    ) -> None:
-        config = processor.config
-        loop = asyncio.get_running_loop()
-        self._loop = loop
-        self._source = source
-        self._is_draining = False
-        self.is_finished = False
-        self._ended_at: float | None = None
-        self._counts = Counts(loop.time())
-        self._events = EventDispatcher(processor.observers)
-        self._gate = Gate(config.max_workers, processor.rate_limit_strategy, self._events.emit)
-        retrier = Retrier(
-            caller=caller,
-            gate=self._gate,
-            classifier=processor.error_classifier,
-            config=config.retry,
-            timeout_seconds=config.timeout_per_item,
-            counts=self._counts,
-            events=self._events,
-            log_level=logging.INFO if config.enable_detailed_logging else logging.DEBUG,
-        )
-        self._pipeline = Pipeline(
-            retrier=retrier,
-            store=store,
-            middlewares=processor.middlewares,
-            post_processor=processor.post_processor,
-            events=self._events,
-            counts=self._counts,
-            emit=emit,
-            progress_interval=config.progress_interval,
-        )
-        self._pool = Pool(
-            config.max_workers,
-            config.max_workers * PARKED_PER_WORKER,
-            self._pipeline.handle,
-            lambda worker_id: self._note(ProcessingEvent.WORKER_STARTED, worker_id=worker_id),
-            lambda worker_id: self._note(ProcessingEvent.WORKER_STOPPED, worker_id=worker_id),
-        )
-        self._pipeline.pool = self._pool
-
-    def _note(self, event: ProcessingEvent, **data: Any) -> None:
-        if self._events.is_active:
-            self._events.emit(event, data)
-
-    async def execute(self) -> None:
-        self._note(ProcessingEvent.BATCH_STARTED)
-        try:
-            await self._pool.run(self._source)
-        finally:
-            self.is_finished = True
-            self._ended_at = self._loop.time()
-            await self._gate.close()
-            counts = self._counts
-            self._note(
-                ProcessingEvent.BATCH_COMPLETED,
-                duration=self._ended_at - counts.started_at,
-                tokens=counts.input_tokens + counts.output_tokens,
-            )
-            await self._events.close()
-
-    def stop(self, *, drain: bool) -> None:
-        self._is_draining = True
-        if drain:
-            self._pool.drain()
-        else:
-            self._pipeline.is_abandoned = True
-            self._pool.abandon()
-
-    def statistics(self, config: ProcessorConfig, queued: int) -> Statistics:
-        gate = self._gate
-        if self.is_finished:
-            state = "finished"
-        elif self._is_draining:
-            state = "draining"
-        else:
-            state = "cooling" if gate.is_cooling else "running"
-        is_queue = isinstance(self._source, QueueSource)
-        now = self._ended_at if self._ended_at is not None else self._loop.time()
-        return _snapshot(
-            self._counts,
-            config,
-            total=self._counts.started + queued if is_queue else None,
-            state=state,
-            gate=gate,
-            retrying=self._pool.parked,
-            elapsed_seconds=now - self._counts.started_at,
-        )
-
-
-class _Channel:
-    """Results on their way to a consumer; producers wait while it is full."""
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._results: list[WorkItemResult[Any, Any]] = []
-        self._has_some = asyncio.Event()
-        self._producers: deque[asyncio.Future[None]] = deque()
-        self._is_closed = False
-
-    @property
-    def has_ended(self) -> bool:
-        return self._is_closed and not self._results
-
-    def put(self, result: WorkItemResult[Any, Any]) -> Awaitable[None] | None:
-        """Take the result; return something to wait for when the channel is full now."""
-        self._results.append(result)
-        self._has_some.set()
-        if len(self._results) < self._size:
-            return None
-        room: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._producers.append(room)
-        return room
-
-    async def take(self) -> list[WorkItemResult[Any, Any]]:
-        """Wait for results and return all that are there; none only at the end."""
-        await self._has_some.wait()
-        results, self._results = self._results, []
-        if not self._is_closed:
-            self._has_some.clear()
-        while self._producers:
-            room = self._producers.popleft()
-            if not room.done():
-                room.set_result(None)
-        return results
-
-    def close(self) -> None:
-        self._is_closed = True
-        self._has_some.set()
 
 
 def _overridden(
@@ -469,44 +334,4 @@ def _strategy_from(config: RateLimitConfig) -> RateLimitStrategy:
         slow_start_items=config.slow_start_items,
         slow_start_initial_delay=config.slow_start_initial_delay,
         slow_start_final_delay=config.slow_start_final_delay,
-    )
-
-
-def _snapshot(
-    counts: Counts,
-    config: ProcessorConfig,
-    *,
-    total: int | None,
-    state: str,
-    gate: Gate | None = None,
-    retrying: int = 0,
-    elapsed_seconds: float = 0.0,
-) -> Statistics:
-    is_cooling = gate is not None and gate.is_cooling
-    return Statistics(
-        total=total,
-        started=counts.started,
-        processed=counts.succeeded + counts.failed,
-        succeeded=counts.succeeded,
-        failed=counts.failed,
-        in_flight=gate.in_flight if gate else 0,
-        waiting=gate.waiting if gate else 0,
-        retrying=retrying,
-        attempts=counts.attempts,
-        rate_limit_count=counts.rate_limit_count,
-        retries_by_code=dict(counts.retries_by_code),
-        failures_by_code=dict(counts.failures_by_code),
-        error_counts=dict(counts.error_counts),
-        input_tokens=counts.input_tokens,
-        output_tokens=counts.output_tokens,
-        state=state,
-        cooldown_seconds=gate.cooldown_seconds if gate else 0.0,
-        cooldown_remaining_seconds=gate.cooldown_remaining_seconds if gate else 0.0,
-        cooldown_reason=counts.cooldown_reason if is_cooling else None,
-        concurrency=config.max_workers,
-        elapsed_seconds=elapsed_seconds,
-        latency_p50=counts.latency(0.5),
-        latency_p90=counts.latency(0.9),
-        latency_p99=counts.latency(0.99),
-        start_time=counts.start_time if gate else None,
     )

@@ -342,7 +342,7 @@ async def test_items_that_never_wait_do_not_starve_the_loop():
     assert ticks >= 10
 
 
-@pytest.mark.parametrize(("interval", "lines"), [(10, 3), (0, 0)])
+@pytest.mark.parametrize(("interval", "lines"), [(10, 3), (7, 5), (0, 0)])
 async def test_progress_is_logged_at_its_interval(interval, lines, caplog):
     caplog.set_level("INFO", "batch_llm.pipeline")
     built = processor(config=ProcessorConfig(progress_interval=interval))

@@ -74,6 +74,10 @@ class _Mailbox:
                 event, data = self._waiting.popleft()
                 try:
                     await self._observer.on_event(event, data)
+                except asyncio.CancelledError:
+                    if self._task.cancelling():
+                        raise
+                    logger.exception("An observer was cancelled on %s.", event.value)
                 except Exception:  # the user's code; the run and the other events go on
                     logger.exception("An observer failed on %s.", event.value)
             if self._is_closing:

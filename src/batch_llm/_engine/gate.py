@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections import deque
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,10 @@ logger = logging.getLogger("batch_llm.gate")
 STRATEGY_SECONDS = 10.0
 #: The cooldown when the strategy failed to name one.
 FALLBACK_COOLDOWN_SECONDS = 60.0
+#: What the second refusal in a row waits at least, whatever the provider says; each further one
+#: twice as long. A provider that says "0 seconds" for a minute is asked ten times, not thousands.
+SECOND_COOLDOWN_SECONDS = 0.2
+LONGEST_FLOOR_SECONDS = 60.0
 
 
 class Gate:
@@ -152,6 +157,7 @@ class Gate:
         self._is_ramping = False
         self._cooldown_since = now
         if suggested_seconds is not None:
+            suggested_seconds = max(suggested_seconds, _floor(self.consecutive))
             self._resume_at = now + suggested_seconds
         self._cooldown = self._loop.create_task(
             self._cool_down(worker_id, self.consecutive, now, suggested_seconds)
@@ -197,12 +203,18 @@ class Gate:
     async def _ask_strategy(self, worker_id: int, consecutive: int) -> float:
         try:
             async with asyncio.timeout(STRATEGY_SECONDS):
-                return max(0.0, float(await self._strategy.on_rate_limit(worker_id, consecutive)))
+                seconds = float(await self._strategy.on_rate_limit(worker_id, consecutive))
+            if seconds < math.inf:
+                return max(0.0, seconds)
+            raise ValueError(f"on_rate_limit returned {seconds}")  # noqa: TRY301
+        except asyncio.CancelledError:
+            if self._cooldown is None:  # the gate was closed
+                raise
+            logger.exception("on_rate_limit was cancelled")
         except Exception:  # the user's code; everyone waits for its answer, so one is given
-            logger.exception(
-                "on_rate_limit failed; cooling down for %g s", FALLBACK_COOLDOWN_SECONDS
-            )
-            return FALLBACK_COOLDOWN_SECONDS
+            logger.exception("on_rate_limit failed")
+        logger.warning("Cooling down for %g s instead.", FALLBACK_COOLDOWN_SECONDS)
+        return FALLBACK_COOLDOWN_SECONDS
 
     def _release(self) -> None:
         """Let in as many as may go now; on the ramp, one at a time."""
@@ -234,13 +246,24 @@ class Gate:
         self._release()
 
     def _step_ramp(self) -> None:
+        now = self._loop.time()
         try:
             goes_on, seconds = self._strategy.should_apply_slow_start(self._released_since_resume)
+            next_release_at = now + float(seconds)
+            if goes_on and not next_release_at < math.inf:
+                raise ValueError(f"should_apply_slow_start returned {seconds} seconds")  # noqa: TRY301
         except Exception:  # the user's code; without a ramp the run still goes on
             logger.exception("should_apply_slow_start failed; the ramp ends here")
-            goes_on, seconds = False, 0.0
+            goes_on, next_release_at = False, now
         self._released_since_resume += 1
         if goes_on:
-            self._next_release_at = self._loop.time() + seconds
+            self._next_release_at = next_release_at
         else:
             self._is_ramping = False
+
+
+def _floor(consecutive: int) -> float:
+    """Return what the ``consecutive``-th refusal in a row waits at least, in seconds."""
+    if consecutive < 2:
+        return 0.0
+    return min(SECOND_COOLDOWN_SECONDS * 2.0 ** min(consecutive - 2, 30), LONGEST_FLOOR_SECONDS)

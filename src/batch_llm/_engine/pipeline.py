@@ -16,27 +16,31 @@ import asyncio
 import dataclasses
 import inspect
 import logging
-from typing import TYPE_CHECKING, Any
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from batch_llm._engine.retry import Progress, Retrier, describe
-from batch_llm.base import WorkItemResult
-from batch_llm.core.usage import attach_usage
+from batch_llm.base import LLMWorkItem, WorkItemResult
+from batch_llm.core.usage import attach_usage, tokens
 from batch_llm.exceptions import AbandonedError
 from batch_llm.observers.base import ProcessingEvent
 from batch_llm.strategies.errors import ErrorCode
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Iterator, Sequence
 
     from batch_llm._engine.events import EventDispatcher
-    from batch_llm._engine.pool import Pool, Worker
+    from batch_llm._engine.pool import Worker
     from batch_llm._engine.statistics import Counts
-    from batch_llm.base import LLMWorkItem, PostProcessor
+    from batch_llm.base import PostProcessor
     from batch_llm.middleware.base import Middleware
+    from batch_llm.providers.base import Outcome
     from batch_llm.stores.base import Store
 
     Item = LLMWorkItem[Any, Any, Any]
     Result = WorkItemResult[Any, Any]
+
+T = TypeVar("T")
 
 logger = logging.getLogger("batch_llm.pipeline")
 
@@ -68,7 +72,6 @@ class Pipeline:
         self._emit = emit
         self._progress_interval = progress_interval
         self._time = asyncio.get_running_loop().time
-        self.pool: Pool | None = None
         self.is_abandoned = False
 
     async def handle(self, item: Item, worker: Worker) -> None:
@@ -86,30 +89,32 @@ class Pipeline:
             data = {"item_id": item.item_id, "worker_id": worker.id}
             self._events.emit(ProcessingEvent.ITEM_STARTED, data)
         progress = Progress()
-        error_type: str | None = None
         try:
-            result, error_type = await self._with_middleware(item, worker, progress)
+            result = await self._with_middleware(item, worker, progress)
         except asyncio.CancelledError:
             self._store.forget(item.item_id)
-            if not self.is_abandoned:
+            if not self._goes_on_after_cancellation(worker):
                 raise
-            worker.deadline.task.uncancel()
-            error = AbandonedError()
-            progress.error_code, error_type = ErrorCode.CANCELLED, type(error).__name__
-            result = _failure(item, error, progress)
+            progress.error_code = ErrorCode.CANCELLED
+            result = _failure(item, AbandonedError(), progress)
             self._stamp(result, progress, started_at)
         else:
             self._stamp(result, progress, started_at)
-            await self._save(result, progress)
-        await self._show(result, worker, error_type)
+            await self._save(result, worker, progress)
+        await self._show(result, worker, progress)
 
     def _stamp(self, result: Result, progress: Progress, started_at: float) -> None:
         result.attempts = len(progress.history)
         result.duration_seconds = self._time() - started_at
 
-    # -- journal
+    def _goes_on_after_cancellation(self, worker: Worker) -> bool:
+        """Tell whether a run that is abandoned cancelled this; then the worker ends its item."""
+        if not self.is_abandoned:
+            return False
+        worker.take_back_cancellation()
+        return True
 
-    async def _save(self, result: Result, progress: Progress) -> None:
+    async def _save(self, result: Result, worker: Worker, progress: Progress) -> None:
         saved = self._store.finish(result, progress.history)
         if saved is None:
             return
@@ -120,18 +125,20 @@ class Pipeline:
         except asyncio.CancelledError:
             if not pending.done():
                 await asyncio.wait([pending])
-            raise
+            pending.result()  # raises what the store raised
+            if not self._goes_on_after_cancellation(worker):
+                raise
 
-    async def _show(self, result: Result, worker: Worker, error_type: str | None) -> None:
+    async def _show(self, result: Result, worker: Worker, progress: Progress) -> None:
         counts = self._counts
         if result.success:
             counts.succeeded += 1
         else:
             counts.failed += 1
-            counts.error_counts[error_type or "unknown"] += 1
+            counts.error_counts[progress.error_type or "unknown"] += 1
             counts.failures_by_code[result.error_code or ErrorCode.INTERNAL.value] += 1
         if self._events.is_active:
-            self._emit_finished(result, worker, error_type)
+            self._emit_finished(result, worker, progress)
         if self._post_processor is not None:
             await self._post_process(result, worker)
         if (shown := self._emit(result)) is not None:
@@ -143,111 +150,124 @@ class Pipeline:
                     "%d items done: %d ok, %d failed", processed, counts.succeeded, counts.failed
                 )
 
-    def _emit_finished(self, result: Result, worker: Worker, error_type: str | None) -> None:
+    def _emit_finished(self, result: Result, worker: Worker, progress: Progress) -> None:
         data: dict[str, Any] = {
             "item_id": result.item_id,
             "worker_id": worker.id,
             "duration": result.duration_seconds,
-            "tokens": (result.token_usage or {}).get("total_tokens", 0),
+            "tokens": tokens(result.token_usage, "total_tokens"),
         }
         if result.success:
             self._events.emit(ProcessingEvent.ITEM_COMPLETED, data)
         else:
-            data["error_type"] = error_type
+            data["error_type"] = progress.error_type
             self._events.emit(ProcessingEvent.ITEM_FAILED, data)
 
     async def _post_process(self, result: Result, worker: Worker) -> None:
         assert self._post_processor is not None  # noqa: S101 - the caller has looked
-        try:
+        with self._passed_over("post_processor", result.item_id, worker):
             pending = self._post_processor(result)
             if inspect.isawaitable(pending):
                 await worker.deadline.bound(pending, POST_PROCESSOR_SECONDS)
-        except Exception:  # the user's code; the item's result stands
-            logger.exception("post_processor failed on %r", result.item_id)
 
-    # -- middleware
+    @contextmanager
+    def _passed_over(
+        self, hook: str, item_id: str, worker: Worker, *, has_outcome: bool = True
+    ) -> Iterator[None]:
+        """Log what a hook raises and go on: the user's code never costs an item its result.
 
-    async def _with_middleware(
-        self, item: Item, worker: Worker, progress: Progress
-    ) -> tuple[Result, str | None]:
-        """Return the result, and the type of the error that made it a failure."""
-        changed = item
+        Raises:
+            asyncio.CancelledError: The worker was cancelled; but a run that is abandoned does not
+                give up an item that has its outcome.
+        """
+        try:
+            yield
+        except asyncio.CancelledError:
+            if not worker.is_cancelled:
+                logger.exception("%s of %r cancelled itself; passed over", hook, item_id)
+            elif not (has_outcome and self._goes_on_after_cancellation(worker)):
+                raise
+        except Exception:  # a broken hook is as good as none
+            logger.exception("%s failed on %r; passed over", hook, item_id)
+
+    async def _with_middleware(self, item: Item, worker: Worker, progress: Progress) -> Result:
+        changed = await self._before(item, worker) if self._middlewares else item
+        if changed is None:
+            return self._skipped(item, progress)
+        outcome = await self._retrier.answer(changed, worker, progress)
+        if outcome.error is None:
+            result = _success(item.item_id, changed, outcome, progress)
+            return await self._after(result, worker) if self._middlewares else result
+        progress.error_type = type(outcome.error).__name__
+        attach_usage(outcome.error, progress.usage)
         if self._middlewares:
-            kept = await self._before(item)
-            if kept is None:
-                skipped: Result = WorkItemResult(
-                    item.item_id, success=False, error="Skipped by middleware", context=item.context
-                )
-                skipped.error_code = ErrorCode.CANCELLED.value
-                return skipped, "Skipped"
-            changed = kept
-        assert self.pool is not None  # noqa: S101 - set before the first item
-        outcome = await self._retrier.answer(changed, worker, self.pool, progress)
-        error = outcome.error
-        if error is None:
-            result: Result = WorkItemResult(
-                item.item_id,
-                True,
-                outcome.output,
-                None,
-                changed.context,
-                progress.usage,
-                outcome.safety_ratings,
-            )
-            result.model, result.response_body = outcome.model, outcome.body
-            return (await self._after(result) if self._middlewares else result), None
-        attach_usage(error, progress.usage)
-        if self._middlewares:
-            substitute = await self._on_error(changed, error)
+            substitute = await self._on_error(changed, outcome.error, worker)
             if substitute is not None:
                 substitute = _with_id(substitute, item.item_id)
                 if not any((substitute.token_usage or {}).values()):
                     substitute.token_usage = progress.usage  # the failed attempts were paid for
-                return substitute, None if substitute.success else type(error).__name__
-        result = _failure(changed, error, progress)
+                return substitute
+        result = _failure(changed, outcome.error, progress)
         result.item_id, result.model = item.item_id, outcome.model
-        return result, type(error).__name__
-
-    async def _before(self, item: Item) -> Item | None:
-        current = item
-        for middleware in self._middlewares:
-            try:
-                changed = await middleware.before_process(current)
-            except Exception:  # the user's code; a broken hook is as good as none
-                logger.exception("before_process failed on %r; passed over", item.item_id)
-                continue
-            if changed is None:
-                return None
-            current = changed
-        return current
-
-    async def _after(self, result: Result) -> Result:
-        for middleware in reversed(self._middlewares):
-            try:
-                changed = await middleware.after_process(result)
-                if not isinstance(changed, WorkItemResult):
-                    raise TypeError(f"expected a WorkItemResult, got {type(changed).__name__}")  # noqa: TRY301
-            except Exception:  # the user's code; a broken hook is as good as none
-                logger.exception("after_process failed on %r; passed over", result.item_id)
-                continue
-            result = _with_id(changed, result.item_id)
         return result
 
-    async def _on_error(self, item: Item, error: Exception) -> Result | None:
+    @staticmethod
+    def _skipped(item: Item, progress: Progress) -> Result:
+        progress.error_type = "Skipped"
+        result: Result = WorkItemResult(
+            item.item_id, success=False, error="Skipped by middleware", context=item.context
+        )
+        result.error_code = ErrorCode.CANCELLED.value
+        return result
+
+    async def _before(self, item: Item, worker: Worker) -> Item | None:
+        current = item
+        for middleware in self._middlewares:
+            with self._passed_over("before_process", item.item_id, worker, has_outcome=False):
+                changed = await middleware.before_process(current)
+                if changed is None:
+                    return None
+                current = _checked(changed, LLMWorkItem)
+        return current
+
+    async def _after(self, result: Result, worker: Worker) -> Result:
         for middleware in reversed(self._middlewares):
-            try:
+            with self._passed_over("after_process", result.item_id, worker):
+                changed = _checked(await middleware.after_process(result), WorkItemResult)
+                result = _with_id(changed, result.item_id)
+        return result
+
+    async def _on_error(self, item: Item, error: Exception, worker: Worker) -> Result | None:
+        for middleware in reversed(self._middlewares):
+            with self._passed_over("on_error", item.item_id, worker):
                 substitute = await middleware.on_error(item, error)
-                if substitute is not None and not isinstance(substitute, WorkItemResult):
-                    raise TypeError(f"expected a WorkItemResult, got {type(substitute).__name__}")  # noqa: TRY301
-            except Exception:  # the user's code; a broken hook is as good as none
-                logger.exception("on_error failed on %r; passed over", item.item_id)
-                continue
-            if substitute is not None:
-                return substitute
+                if substitute is not None:
+                    return _checked(substitute, WorkItemResult)
         return None
 
 
-def _failure(item: Item, error: BaseException, progress: Progress) -> Result:
+def _checked(value: T, kind: type[T]) -> T:
+    if not isinstance(value, kind):
+        raise TypeError(f"expected a {kind.__name__}, got {type(value).__name__}")
+    return value
+
+
+def _success(item_id: str, item: Item, outcome: Outcome, progress: Progress) -> Result:
+    result: Result = WorkItemResult(
+        item_id,
+        True,
+        outcome.output,
+        None,
+        item.context,
+        progress.usage,
+        outcome.safety_ratings,
+    )
+    result.model, result.response_body = outcome.model, outcome.body
+    return result
+
+
+def _failure(item: Item, error: Exception, progress: Progress) -> Result:
+    progress.error_type = type(error).__name__
     result: Result = WorkItemResult(
         item.item_id,
         success=False,

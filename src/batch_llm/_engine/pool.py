@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from batch_llm._engine.deadlines import Deadline, DeadlineSweeper
@@ -18,16 +19,31 @@ if TYPE_CHECKING:
 ITEMS_PER_TURN = 64
 
 
+#: The pool in whose worker the current code runs, in a hook or a call, directly or in its tasks.
+current_pool: ContextVar[Pool | None] = ContextVar("current_pool", default=None)
+
+
 class Worker:
     """One coroutine's identity and its timeout."""
 
-    __slots__ = ("deadline", "id", "is_idle", "is_leaving")
+    __slots__ = ("deadline", "id", "is_idle", "is_leaving", "parking")
 
-    def __init__(self, worker_id: int, deadline: Deadline) -> None:
+    def __init__(self, worker_id: int, deadline: Deadline, pool: Pool) -> None:
         self.id = worker_id
         self.deadline = deadline
+        self.parking = pool.parking
         self.is_idle = False
         self.is_leaving = False
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether a ``CancelledError`` is meant for the worker, and was not raised by its item."""
+        return self.deadline.task.cancelling() > 0
+
+    def take_back_cancellation(self) -> None:
+        """Go on after a cancellation that has been dealt with."""
+        while self.deadline.task.cancelling():
+            self.deadline.task.uncancel()
 
 
 class Pool:
@@ -102,7 +118,7 @@ class Pool:
     def parking(self) -> Iterator[None]:
         """Let another worker take this one's place for as long as the block lasts."""
         self.parked += 1
-        if self.parked <= self._max_parked and not self._is_draining:
+        if not self._is_draining:
             self._spawn_if_room()
         try:
             yield
@@ -122,13 +138,14 @@ class Pool:
         worker_id = self._free_ids.pop() if self._free_ids else len(self._tasks)
         # `_work` cannot start before the entry below is made: tasks start on the next step.
         task = asyncio.create_task(self._work())
-        self._tasks[task] = Worker(worker_id, self._sweeper.open_deadline(task))
+        self._tasks[task] = Worker(worker_id, self._sweeper.open_deadline(task), self)
         task.add_done_callback(self._stopped)
 
     async def _work(self) -> None:
         task = asyncio.current_task()
         assert task is not None and self._source is not None  # noqa: S101, PT018
         worker, source = self._tasks[task], self._source
+        current_pool.set(self)
         self._on_started(worker.id)
         is_first = True
         turn = ITEMS_PER_TURN
@@ -151,6 +168,9 @@ class Pool:
                 self._spawn_if_room()  # each worker that finds work starts the next one
             try:
                 await self._handle(item, worker)
+            except asyncio.CancelledError:
+                source.give_back(item)
+                raise
             finally:
                 source.finished()
             if self._headcount > self._size:
@@ -170,7 +190,8 @@ class Pool:
         self._sweeper.close_deadline(worker.deadline)
         self._free_ids.append(worker.id)
         self._on_stopped(worker.id)
-        if not task.cancelled() and (error := task.exception()) is not None:
+        error = _error_of(task)
+        if error is not None and not (self._is_draining and task.cancelled()):
             self._error = self._error or error
             self.drain()
         if not self._tasks:
@@ -183,3 +204,9 @@ class Pool:
         while self._tasks:
             await asyncio.wait(list(self._tasks))
             await asyncio.sleep(0)  # the done callbacks run before us now
+
+
+def _error_of(task: asyncio.Task[None]) -> BaseException | None:
+    if task.cancelled():
+        return RuntimeError("A worker of the run was cancelled from outside.")
+    return task.exception()

@@ -7,7 +7,9 @@ attempt may start is the gate's business.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
+import math
 import random
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +24,7 @@ from batch_llm.strategies.errors import ErrorCode, ErrorInfo, code_of
 if TYPE_CHECKING:
     from batch_llm._engine.events import EventDispatcher
     from batch_llm._engine.gate import Gate
-    from batch_llm._engine.pool import Pool, Worker
+    from batch_llm._engine.pool import Worker
     from batch_llm._engine.statistics import Counts
     from batch_llm.base import LLMWorkItem
     from batch_llm.core.config import RetryConfig
@@ -40,12 +42,13 @@ _UNKNOWN = ErrorInfo(
 class Progress:
     """What has happened to one item so far."""
 
-    __slots__ = ("error_code", "history", "usage")
+    __slots__ = ("error_code", "error_type", "history", "usage")
 
     def __init__(self) -> None:
         self.history: list[Attempt] = []
         self.usage = no_usage()
         self.error_code: ErrorCode | None = None
+        self.error_type: str | None = None
 
 
 class Retrier:
@@ -76,7 +79,7 @@ class Retrier:
         self._time = asyncio.get_running_loop().time
 
     async def answer(
-        self, item: LLMWorkItem[Any, Any, Any], worker: Worker, pool: Pool, progress: Progress
+        self, item: LLMWorkItem[Any, Any, Any], worker: Worker, progress: Progress
     ) -> Outcome:
         """Return the first good outcome, or the last bad one.
 
@@ -84,70 +87,72 @@ class Retrier:
             asyncio.CancelledError: Passed on at once; the gate's place was given back.
         """
         number, refusals = 1, 0
-        is_retry = False
-        error: Exception | None = None
+        previous: Exception | None = None
         memory: dict[str, Any] = {}
         while True:
-            episode = await self._gate.enter(is_retry=is_retry)
+            episode = await self._gate.enter(is_retry=previous is not None)
             try:
-                attempt = Try(number, self._timeout_seconds, error, memory)
-                outcome = await self._attempt(item, worker, attempt, progress)
-                error = outcome.error
-                if error is None:
+                attempt = Try(number, self._timeout_seconds, previous, memory)
+                started_at = self._time()
+                outcome = await self._call(item, worker, attempt)
+                seconds = self._time() - started_at
+                usage = self._note_usage(outcome, attempt, progress)
+                previous = outcome.error
+                if previous is None:
                     self._gate.succeeded(episode)
+                    self._counts.note_latency(seconds)
+                    progress.history.append(Attempt(number, started_at, seconds, usage))
                     return outcome
-                info = self._classify(error)
-                if info.is_rate_limit:
+                verdict = self._classify(previous)
+                if verdict.is_rate_limit:
                     # Before the place is left: nobody may slip in between.
-                    self._refused(item, worker, episode, info, error)
+                    self._refused(item, worker, episode, verdict, previous)
             finally:
                 self._gate.leave()
-            is_retry = True
-            progress.error_code = code = code_of(info.error_category)
-            if info.is_rate_limit:
+            progress.error_code = code = code_of(verdict.error_category)
+            self._note_failure(
+                item,
+                Attempt(number, started_at, seconds, usage, code.value, describe(previous)),
+                progress,
+            )
+            if verdict.is_rate_limit:
                 refusals += 1
                 if self._config.max_rate_limits and refusals > self._config.max_rate_limits:
-                    final = RateLimitedTooOftenError(refusals, describe(error))
-                    final.__cause__ = error
-                    return Outcome(error=final)
-                wait = 0.0 if self._gate.is_cooling else info.suggested_wait or 0.0
+                    return Outcome(error=_too_often(refusals, previous))
+                wait = 0.0 if self._gate.is_cooling else verdict.suggested_wait or 0.0
             else:
-                if not info.is_retryable or number >= self._config.max_attempts:
+                if not verdict.is_retryable or number >= self._config.max_attempts:
                     return outcome
-                wait = self._wait_after(number, code, info)
+                wait = self._wait_after(number, code, verdict)
                 number += 1
             self._counts.retries_by_code[code.value] += 1
             if wait > 0:
-                with pool.parking():
+                with worker.parking():
                     await asyncio.sleep(wait)
 
-    def _wait_after(self, failures: int, code: ErrorCode, info: ErrorInfo) -> float:
-        # A bad answer is no sign of trouble at the provider: the next attempt changes what is
-        # asked, and waiting would change nothing.
-        if code is ErrorCode.BAD_OUTPUT and info.suggested_wait is None:
-            return 0.0
-        return wait_before_retry(
-            failures, self._config, uniform=self._uniform, suggested=info.suggested_wait
-        )
-
-    async def _attempt(
-        self, item: LLMWorkItem[Any, Any, Any], worker: Worker, attempt: Try, progress: Progress
+    async def _call(
+        self, item: LLMWorkItem[Any, Any, Any], worker: Worker, attempt: Try
     ) -> Outcome:
-        """Make one call, within its time, and book it."""
-        counts = self._counts
-        counts.attempts += 1
-        started_at = self._time()
+        """Make one call, within its time.
+
+        It keeps no reference to the outcome: an error's traceback holds this frame, and the two
+        would keep the item alive until the garbage collector comes.
+        """
+        self._counts.attempts += 1
         try:
-            outcome = await worker.deadline.bound(
+            return await worker.deadline.bound(
                 self._caller.call(item, attempt), self._timeout_seconds
             )
         except asyncio.CancelledError:
-            if worker.deadline.task.cancelling():
+            if worker.is_cancelled:
                 raise
-            outcome = Outcome(error=CallCancelledError())
+            return Outcome(error=CallCancelledError())
         except Exception as error:  # noqa: BLE001 - whatever a call raises is the attempt's failure
-            outcome = Outcome(error=error, usage=usage_of_error(error))
-        seconds = self._time() - started_at
+            return Outcome(error=error, usage=usage_of_error(error))
+
+    def _note_usage(
+        self, outcome: Outcome, attempt: Try, progress: Progress
+    ) -> dict[str, int] | None:
         usage = outcome.usage
         if attempt.memory:
             spent = attempt.memory.pop(SPENT, None)
@@ -155,57 +160,57 @@ class Retrier:
                 usage = read_usage(spent)
         if usage:
             add_usage(progress.usage, usage)
-            counts.input_tokens += usage.get("input_tokens", 0)
-            counts.output_tokens += usage.get("output_tokens", 0)
-        if outcome.error is None:
-            counts.note_latency(seconds)
-            progress.history.append(Attempt(attempt.number, started_at, seconds, usage))
-        else:
-            self._book_failure(item, attempt.number, started_at, seconds, usage, outcome, progress)
-        return outcome
+            self._counts.input_tokens += usage.get("input_tokens", 0)
+            self._counts.output_tokens += usage.get("output_tokens", 0)
+        return usage
 
-    def _book_failure(
-        self,
-        item: LLMWorkItem[Any, Any, Any],
-        number: int,
-        started_at: float,
-        seconds: float,
-        usage: dict[str, int] | None,
-        outcome: Outcome,
-        progress: Progress,
+    def _note_failure(
+        self, item: LLMWorkItem[Any, Any, Any], attempt: Attempt, progress: Progress
     ) -> None:
-        error = outcome.error
-        assert error is not None  # noqa: S101 - the caller has looked
-        code = code_of(self._classify(error).error_category)
-        text = describe(error)
-        progress.history.append(Attempt(number, started_at, seconds, usage, code.value, text))
+        progress.history.append(attempt)
         if logger.isEnabledFor(self._log_level):
             logger.log(
                 self._log_level,
                 "Attempt %d of item %r failed: %s",
-                number,
+                attempt.number,
                 item.item_id,
-                text,
-                extra={"item_id": item.item_id, "error_code": code.value},
+                attempt.error,
+                extra={"item_id": item.item_id, "error_code": attempt.error_code},
             )
 
+    def _wait_after(self, failures: int, code: ErrorCode, verdict: ErrorInfo) -> float:
+        # A bad answer is no sign of trouble at the provider: the next attempt changes what is
+        # asked, and waiting would change nothing.
+        if code is ErrorCode.BAD_OUTPUT and verdict.suggested_wait is None:
+            return 0.0
+        return wait_before_retry(
+            failures, self._config, uniform=self._uniform, suggested=verdict.suggested_wait
+        )
+
     def _classify(self, error: Exception) -> ErrorInfo:
+        """Return the classifier's verdict, as far as it is one."""
         try:
-            return self._classifier.classify(error)
+            verdict = self._classifier.classify(error)
+            if not isinstance(verdict, ErrorInfo):
+                raise TypeError(f"expected an ErrorInfo, got {type(verdict).__name__}")  # noqa: TRY301
+            wait = verdict.suggested_wait
+            if wait is not None and not 0 <= wait < math.inf:
+                return dataclasses.replace(verdict, suggested_wait=None)
         except Exception:  # the user's code; the item must not be lost over it
             logger.exception("The error classifier failed on %s.", type(error).__name__)
             return _UNKNOWN
+        return verdict
 
     def _refused(
         self,
         item: LLMWorkItem[Any, Any, Any],
         worker: Worker,
         episode: int,
-        info: ErrorInfo,
+        verdict: ErrorInfo,
         error: Exception,
     ) -> None:
         self._counts.rate_limit_count += 1
-        self._gate.refused(episode, worker.id, info.suggested_wait)
+        self._gate.refused(episode, worker.id, verdict.suggested_wait)
         self._counts.cooldown_reason = describe(error)
         if self._events.is_active:
             self._events.emit(
@@ -217,6 +222,12 @@ class Retrier:
                     "consecutive": self._gate.consecutive,
                 },
             )
+
+
+def _too_often(refusals: int, last: Exception) -> RateLimitedTooOftenError:
+    error = RateLimitedTooOftenError(refusals, describe(last))
+    error.__cause__ = last
+    return error
 
 
 def describe(error: BaseException) -> str:

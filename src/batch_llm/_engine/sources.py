@@ -7,15 +7,15 @@ from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from batch_llm.base import LLMWorkItem
 from batch_llm.exceptions import SourceError
 
 if TYPE_CHECKING:
-    from batch_llm.base import LLMWorkItem
-
     Item = LLMWorkItem[Any, Any, Any]
 
 #: What ``take`` returns when there will be no more.
 END: Final = None
+_NOTHING: Final = object()
 
 
 class Source(Protocol):
@@ -25,8 +25,12 @@ class Source(Protocol):
         """Return the next item, or ``END``. After ``END`` it is never asked for more to start."""
         ...
 
+    def give_back(self, item: Item, /) -> None:
+        """Take an item back: the run was cancelled while it was in work, and it has no result."""
+        ...
+
     def finished(self) -> None:
-        """Hear that an item taken from here has its result."""
+        """Hear that an item taken from here is out of work."""
         ...
 
 
@@ -52,13 +56,14 @@ class IterableSource:
         """Return the next item, or ``END``.
 
         Raises:
-            SourceError: The iterable raised; its error is the cause. Later calls get ``END``.
+            SourceError: The iterable raised, its error is the cause, or gave something that is no
+                item. Later calls get ``END``.
         """
         if self._has_ended:
             return END
         try:
             if self._sync is not None:
-                item = next(self._sync, END)
+                item = next(self._sync, _NOTHING)
             else:
                 # Async generators refuse a second `anext` while one is under way.
                 async with self._turn:
@@ -66,16 +71,28 @@ class IterableSource:
         except Exception as error:
             self._has_ended = True
             raise SourceError(self.given, f"{type(error).__name__}: {error}") from error
-        if item is END:
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
             self._has_ended = True
-        else:
-            self.given += 1
+            raise SourceError(self.given, "it was cancelled") from error
+        if item is _NOTHING:
+            self._has_ended = True
+            return END
+        if not isinstance(item, LLMWorkItem):
+            self._has_ended = True
+            raise SourceError(self.given, f"it gave {item!r:.80}, which is no LLMWorkItem")
+        self.given += 1
         return item
 
-    async def _take_async(self) -> Item | None:
+    async def _take_async(self) -> object:
         if self._has_ended or self._async is None:
-            return END
-        return await anext(self._async, END)
+            return _NOTHING
+        return await anext(self._async, _NOTHING)
+
+    def give_back(self, item: Item, /) -> None:
+        """An iterable cannot be given anything back: who holds it knows what has no result."""
 
     def finished(self) -> None:
         """Nothing depends on it here."""
@@ -102,13 +119,23 @@ class QueueSource:
     def __len__(self) -> int:
         return len(self._items) + len(self._putters)
 
-    async def put(self, item: Item) -> None:
+    def ids(self) -> set[str]:
+        """Return the ids of what is queued, or waits to be."""
+        waiting = (item.item_id for _, item in self._putters)
+        return {item.item_id for item in self._items}.union(waiting)
+
+    async def put(self, item: Item, *, may_wait: bool = True) -> None:
         """Queue ``item``, waiting for room first.
+
+        Args:
+            item: What to queue.
+            may_wait: Otherwise it is queued beyond ``max_size``: who takes the items must not
+                wait for room that only it can make.
 
         Raises:
             asyncio.CancelledError: The item was not queued.
         """
-        if not self._max_size or len(self._items) < self._max_size:
+        if not may_wait or not self._max_size or len(self._items) < self._max_size:
             self._items.append(item)
             self._wake_one()
             return
@@ -146,6 +173,10 @@ class QueueSource:
         self._in_work += 1
         self._let_in_putter()
         return item
+
+    def give_back(self, item: Item, /) -> None:
+        """Queue an item again, in front of the others."""
+        self._items.appendleft(item)
 
     def finished(self) -> None:
         """Count an item as done; the last one ends the source."""

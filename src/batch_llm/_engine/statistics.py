@@ -84,20 +84,18 @@ class Counts:
         "output_tokens",
         "rate_limit_count",
         "retries_by_code",
-        "retrying",
         "start_time",
         "started",
         "started_at",
         "succeeded",
     )
 
-    def __init__(self, started_at: float) -> None:
-        self.started_at = started_at
-        self.start_time = datetime.now(UTC)
+    def __init__(self, started_at: float | None = None) -> None:
+        self.started_at = started_at or 0.0
+        self.start_time = datetime.now(UTC) if started_at is not None else None
         self.started = 0
         self.succeeded = 0
         self.failed = 0
-        self.retrying = 0
         self.attempts = 0
         self.rate_limit_count = 0
         self.input_tokens = 0
@@ -123,3 +121,46 @@ class Counts:
             if so_far >= rank:
                 return bound
         return _BOUNDS[-1]
+
+    def snapshot(
+        self,
+        *,
+        total: int | None,
+        state: str,
+        concurrency: int,
+        elapsed_seconds: float = 0.0,
+        in_flight: int = 0,
+        waiting: int = 0,
+        retrying: int = 0,
+        cooldown_seconds: float = 0.0,
+        cooldown_remaining_seconds: float = 0.0,
+        cooldown_reason: str | None = None,
+    ) -> Statistics:
+        """Return the counts of this moment, with what the other layers know."""
+        return Statistics(
+            total=total,
+            started=self.started,
+            processed=self.succeeded + self.failed,
+            succeeded=self.succeeded,
+            failed=self.failed,
+            in_flight=in_flight,
+            waiting=waiting,
+            retrying=retrying,
+            attempts=self.attempts,
+            rate_limit_count=self.rate_limit_count,
+            retries_by_code=dict(self.retries_by_code),
+            failures_by_code=dict(self.failures_by_code),
+            error_counts=dict(self.error_counts),
+            input_tokens=self.input_tokens,
+            output_tokens=self.output_tokens,
+            state=state,
+            cooldown_seconds=cooldown_seconds,
+            cooldown_remaining_seconds=cooldown_remaining_seconds,
+            cooldown_reason=cooldown_reason,
+            concurrency=concurrency,
+            elapsed_seconds=elapsed_seconds,
+            latency_p50=self.latency(0.5),
+            latency_p90=self.latency(0.9),
+            latency_p99=self.latency(0.99),
+            start_time=self.start_time,
+        )

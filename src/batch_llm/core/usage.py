@@ -47,10 +47,17 @@ def read_usage(source: object) -> dict[str, int] | None:
     not a whole number of tokens is taken as absent, and a missing total is the sum.
 
     Returns:
-        The usage, or None when ``source`` holds no token counts.
+        The usage, or None when ``source`` holds no token counts, or fails when it is looked at.
     """
     if source is None:
         return None
+    try:
+        return _read(source)
+    except Exception:  # noqa: BLE001 - a stranger's object; its failure must not become the item's
+        return None
+
+
+def _read(source: object) -> dict[str, int] | None:
     if not isinstance(source, Mapping):
         # A usage object may itself be callable (pydantic-ai keeps the old call syntax alive), so
         # its fields are looked for before it is called.
@@ -98,15 +105,23 @@ def attach_usage(error: BaseException, usage: dict[str, int]) -> None:
 def _usage_on(error: BaseException) -> dict[str, int] | None:
     attached = error.__dict__.get(FAILED_USAGE_KEY)
     if attached is not None and not isinstance(attached, _AttachedUsage):
-        return _read_safely(attached)
-    result = getattr(error, "result", None)
-    return _read_safely(getattr(result, "usage", None)) or _read_safely(
-        getattr(error, "usage", None)
-    )
+        return read_usage(attached)
+    return usage_of(_attribute(error, "result")) or usage_of(error)
 
 
-def _read_safely(source: object) -> dict[str, int] | None:
+def usage_of(result: object) -> dict[str, int] | None:
+    """Read the ``usage`` of a library's result; what cannot be read was not told."""
+    return read_usage(_attribute(result, "usage"))
+
+
+def tokens(usage: Mapping[str, object] | None, kind: str) -> int:
+    """Return one kind of a result's tokens; a hook may have left anything there."""
+    found = usage.get(kind) if usage else 0
+    return found if isinstance(found, int) else 0
+
+
+def _attribute(source: object, name: str) -> object:
     try:
-        return read_usage(source)
-    except Exception:  # noqa: BLE001 - a stranger's object; its failure must not hide the item's
+        return getattr(source, name, None)
+    except Exception:  # noqa: BLE001 - a stranger's property; its failure must not hide the item's
         return None

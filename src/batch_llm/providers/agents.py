@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from batch_llm.core.usage import read_usage
+from batch_llm.core.usage import read_usage, usage_of
 from batch_llm.exceptions import ConfigError
 from batch_llm.providers.base import SPENT, Caller, Outcome, Try
 
@@ -60,16 +60,16 @@ async def _run_agent(agent: Any, prompt: str, attempt: Try) -> Outcome:
         from pydantic_ai.usage import RunUsage
 
         # Filled in while the run goes on: after a failure it tells what was spent.
-        attempt.memory[SPENT] = usage = RunUsage()
-        result = await agent.run(prompt, usage=usage)
+        attempt.memory[SPENT] = spent = RunUsage()
+        result = await agent.run(prompt, usage=spent)
     else:
         result = await agent.run(prompt)
-    return Outcome(
-        output=result.output,
-        usage=read_usage(getattr(result, "usage", None)),
-        model=_model_name(result),
-        safety_ratings=_safety_ratings(result),
-    )
+    usage = usage_of(result)
+    try:
+        output = result.output
+    except Exception as error:  # noqa: BLE001 - the answer was paid for, whatever it holds
+        return Outcome(usage=usage, error=error)
+    return Outcome(output, usage, None, _model_name(result), _safety_ratings(result))
 
 
 def _is_pydantic_ai(agent: Any) -> bool:
@@ -102,15 +102,15 @@ def _safety_ratings(result: Any) -> dict[str, str] | None:
 async def _call_directly(
     item: LLMWorkItem[Any, Any, Any], call: DirectCall, attempt: Try
 ) -> Outcome:
+    answer: Any
     if _takes_input(call, has_input=item.input_data is not None):
         answer = await call(attempt.number, attempt.timeout_seconds, item.input_data)
     else:
         answer = await call(attempt.number, attempt.timeout_seconds)
-    try:
-        output, usage = answer
-    except (TypeError, ValueError):
+    if not isinstance(answer, tuple) or len(answer) != 2:
         kind = type(answer).__name__
-        raise TypeError(f"direct_call must return (output, usage_dict), got {kind}") from None
+        raise TypeError(f"direct_call must return the tuple (output, usage_dict), got {kind}")
+    output, usage = answer
     return Outcome(output, read_usage(usage))
 
 

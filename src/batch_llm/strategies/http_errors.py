@@ -42,6 +42,8 @@ _RETRYABLE = {
     ErrorCode.CONNECTION,
     ErrorCode.SERVER_ERROR,
 }
+#: A day, and an hour for clocks that differ.
+LONGEST_WAIT_SECONDS = 25 * 3600.0
 _GO_UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
 _GO_PART = re.compile(r"(\d+(?:\.\d+)?)(h|ms|us|µs|ns|m|s)")
 _TRY_AGAIN = re.compile(r"(?:try again|retry) in ((?:\d+(?:\.\d+)?(?:h|ms|us|µs|ns|m|s))+)")
@@ -112,9 +114,14 @@ def suggested_wait(text: str, headers: Mapping[str, str]) -> float | None:
 
     Looked for, in this order, in ``retry-after-ms``, ``retry-after`` (seconds or a date), Google's
     ``RetryInfo``, the prose "try again in 1m2.5s", and the reset headers of the limits that are
-    used up. ``x-should-retry`` is for SDKs and is no proof of anything: it is not read.
+    used up. ``x-should-retry`` is for SDKs and is no proof of anything: it is not read. More than
+    a day is taken for nonsense: no limit of any provider is longer.
     """
-    found = _lowered(headers)
+    wait = _told_wait(text, _lowered(headers))
+    return wait if wait is not None and wait <= LONGEST_WAIT_SECONDS else None
+
+
+def _told_wait(text: str, found: Mapping[str, str]) -> float | None:
     milliseconds = _number(found.get("retry-after-ms"))
     if milliseconds is not None:
         return milliseconds / 1000

@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 
 from batch_llm import BaseObserver, MetricsObserver, ProcessingEvent
-from fakes import PermanentError, RateLimited, Recorder, Script, item, processor
+from fakes import USAGE, PermanentError, RateLimited, Recorder, Script, item, processor
 
 
 async def test_every_event_is_emitted_with_its_data():
@@ -62,10 +62,33 @@ async def test_slow_and_raising_observers_hold_up_and_break_nothing():
     assert recorder.data("item_completed")[0]["item_id"] == "0"
 
 
+async def test_the_last_event_tells_all_tokens():
+    recorder = Recorder()
+
+    await processor(observers=[recorder]).process([item("a", Script()), item("b", Script())])
+
+    assert recorder.data("batch_completed")[0]["tokens"] == 2 * USAGE["total_tokens"]
+
+
+async def test_events_that_an_observer_is_too_slow_for_are_dropped_and_counted(monkeypatch, caplog):
+    monkeypatch.setattr("batch_llm._engine.events.MAX_WAITING", 4)
+
+    class Slow(Recorder):
+        async def on_event(self, event, data, /):
+            await super().on_event(event, data)
+            await asyncio.sleep(0.001)
+
+    slow = Slow()
+    await processor(observers=[slow]).process([item(str(n), Script()) for n in range(10)])
+
+    assert len(slow.events) == 5  # the one in hand, and those that waited
+    assert "events were dropped" in caplog.text
+
+
 async def test_metrics_agree_with_the_results():
     metrics = MetricsObserver()
     calls = [
-        Script(RateLimited(wait=4.0)),
+        Script(RateLimited(wait=1.0), RateLimited(wait=3.0)),
         Script(PermanentError()),
         *[Script(2.0) for _ in range(8)],
     ]
@@ -77,7 +100,7 @@ async def test_metrics_agree_with_the_results():
     found = await metrics.get_metrics()
     assert found["items_processed"] == result.total_items == 10
     assert (found["items_succeeded"], found["items_failed"]) == (9, 1)
-    assert found["rate_limits_hit"] == 1
+    assert found["rate_limits_hit"] == 2
     assert found["total_cooldown_time"] == 4.0
     assert found["error_counts"] == {"PermanentError": 1}
     assert found["success_rate"] == 0.9
@@ -87,12 +110,14 @@ async def test_metrics_agree_with_the_results():
 
 async def test_metrics_can_be_reset():
     metrics = MetricsObserver()
-    await processor(observers=[metrics]).process([item("a", Script())])
+    fresh = await metrics.get_metrics()
+    calls = [Script(), Script(PermanentError()), Script(RateLimited())]
+    await processor(observers=[metrics]).process([item(str(n), c) for n, c in enumerate(calls)])
+    assert all(value != fresh[name] for name, value in (await metrics.get_metrics()).items())
 
     metrics.reset()
 
-    assert (await metrics.get_metrics())["items_processed"] == 0
-    assert (await metrics.get_metrics())["success_rate"] == 0.0
+    assert await metrics.get_metrics() == fresh
 
 
 async def test_the_post_processor_sees_successes_and_failures_once():

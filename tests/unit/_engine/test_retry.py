@@ -161,6 +161,70 @@ async def test_retry_after_is_honoured_exactly():
     assert call.times == [0.0, 3.25]
 
 
+async def test_a_retry_after_that_proves_too_short_is_stretched():
+    call = Script(*[RateLimited(wait=0.0)] * 7)
+
+    assert (await run_one(call)).success
+    assert call.times == pytest.approx([0.0, 0.0, 0.2, 0.6, 1.4, 3.0, 6.2, 12.6])
+
+
+async def test_a_retry_after_that_is_long_enough_is_never_stretched():
+    call = Script(*[RateLimited(wait=60.0)] * 12)
+
+    assert (await run_one(call)).success
+    assert call.times == [60.0 * n for n in range(13)]
+
+
+async def test_a_late_refusal_waits_as_long_as_its_own_provider_said():
+    early = Script(RateLimited(wait=1.0), delay=0.5)
+    late = Script(RateLimited(wait=7.0), delay=5.0)
+
+    await processor(max_workers=2).process([item("a", early), item("b", late)])
+
+    assert early.times == [0.0, 1.5]
+    assert late.times == [0.0, 12.0]
+
+
+async def test_a_success_from_before_a_refusal_says_nothing_about_the_time_after_it():
+    strategy = Ramp(cooldown=1.0)
+    limited = Script(RateLimited(), RateLimited(), delay=0.1)
+    success = Script("ok", delay=0.5)  # let in before the refusal, done after it
+
+    await processor(rate_limit_strategy=strategy, max_workers=2).process(
+        [item("a", limited), item("b", success)]
+    )
+
+    assert strategy.consecutive == [1, 2]
+
+
+async def test_each_episode_has_a_slow_start_of_its_own():
+    strategy = Ramp(cooldown=1.0, ramp_items=2, ramp_delay=1.0)
+    calls = [Script(RateLimited()), *[Script() for _ in range(4)], Script(RateLimited())]
+
+    await processor(rate_limit_strategy=strategy, max_workers=1).process(
+        [item(str(n), call) for n, call in enumerate(calls)]
+    )
+
+    assert strategy.ramp_counts == [0, 1, 2, 0]
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+async def test_a_timeout_and_a_cancellation_in_one_step_are_a_cancellation(is_first):
+    call = Script(1000.0)
+    loop = asyncio.get_running_loop()
+    built = processor(config=ProcessorConfig(timeout_per_item=10.0))
+    running = asyncio.create_task(built.process([item("a", call)]))
+    if is_first:
+        loop.call_at(10.0, running.cancel)
+    await asyncio.sleep(1)
+    if not is_first:
+        loop.call_at(10.0, running.cancel)
+    await asyncio.wait([running])
+
+    assert running.cancelled()
+    assert (loop.time(), call.times) == (10.0, [0.0])
+
+
 async def test_a_longer_retry_after_of_the_same_episode_extends_the_cooldown():
     calls = [Script(RateLimited(wait=w), delay=1.0) for w in (3.0, 5.0, 4.0)]
 

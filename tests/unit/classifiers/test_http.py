@@ -212,3 +212,8 @@ def test_a_wait_is_finite_and_not_negative(text, headers):
     wait = suggested_wait(text, headers)
 
     assert wait is None or 0 <= wait < float("inf")
+
+
+@pytest.mark.parametrize("after", ["999999999", "Fri, 31 Dec 2999 23:59:59 GMT"])
+def test_a_wait_of_years_is_nonsense(after):
+    assert suggested_wait("", {"retry-after": after}) is None

@@ -120,7 +120,7 @@ async def test_an_answer_of_another_shape_is_a_failure_that_says_so(answer):
 
     result = await run_one(call)
 
-    assert "direct_call must return (output, usage_dict), got" in result.error
+    assert "direct_call must return the tuple (output, usage_dict), got" in result.error
 
 
 async def test_gemini_safety_ratings_are_kept():

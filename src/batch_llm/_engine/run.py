@@ -1,0 +1,167 @@
+"""One run: puts the layers together, executes them over a source, and tells its numbers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from batch_llm._engine.events import EventDispatcher
+from batch_llm._engine.gate import Gate
+from batch_llm._engine.pipeline import Pipeline
+from batch_llm._engine.pool import Pool, current_pool
+from batch_llm._engine.retry import Retrier
+from batch_llm._engine.sources import QueueSource
+from batch_llm._engine.statistics import Counts
+from batch_llm.observers.base import ProcessingEvent
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from batch_llm._engine.sources import Source
+    from batch_llm._engine.statistics import Statistics
+    from batch_llm.base import PostProcessor, WorkItemResult
+    from batch_llm.core.config import ProcessorConfig
+    from batch_llm.middleware.base import Middleware
+    from batch_llm.observers.base import ProcessorObserver
+    from batch_llm.providers.base import Caller
+    from batch_llm.stores.base import Store
+    from batch_llm.strategies.errors import ErrorClassifier
+    from batch_llm.strategies.rate_limit import RateLimitStrategy
+
+    Emit = Callable[[WorkItemResult[Any, Any]], Awaitable[None] | None]
+
+#: Items that may wait between two attempts while others take their workers, per worker.
+PARKED_PER_WORKER = 10
+
+
+class Setup(msgspec.Struct, frozen=True, kw_only=True):
+    """What all runs of a processor share."""
+
+    config: ProcessorConfig
+    caller: Caller
+    error_classifier: ErrorClassifier
+    rate_limit_strategy: RateLimitStrategy
+    post_processor: PostProcessor | None
+    middlewares: Sequence[Middleware]
+    observers: Sequence[ProcessorObserver]
+
+
+class Run:
+    """One execution over one source: its gate, its workers, its counts.
+
+    Args:
+        setup: What all runs of a processor share.
+        source: Where the items come from.
+        emit: Takes each result; what it returns is waited for, so that a consumer can be slow.
+        store: Records each item's states.
+    """
+
+    def __init__(self, setup: Setup, source: Source, emit: Emit, store: Store) -> None:
+        config = setup.config
+        self._config = config
+        loop = asyncio.get_running_loop()
+        self._loop = loop
+        self._source = source
+        self._is_draining = False
+        self.is_finished = False
+        self._ended_at: float | None = None
+        self._counts = Counts(loop.time())
+        self._events = EventDispatcher(setup.observers)
+        self._gate = Gate(config.max_workers, setup.rate_limit_strategy, self._events.emit)
+        retrier = Retrier(
+            caller=setup.caller,
+            gate=self._gate,
+            classifier=setup.error_classifier,
+            config=config.retry,
+            timeout_seconds=config.timeout_per_item,
+            counts=self._counts,
+            events=self._events,
+            log_level=logging.INFO if config.enable_detailed_logging else logging.DEBUG,
+        )
+        self._pipeline = Pipeline(
+            retrier=retrier,
+            store=store,
+            middlewares=setup.middlewares,
+            post_processor=setup.post_processor,
+            events=self._events,
+            counts=self._counts,
+            emit=emit,
+            progress_interval=config.progress_interval,
+        )
+        self._pool = Pool(
+            config.max_workers,
+            config.max_workers * PARKED_PER_WORKER,
+            self._pipeline.handle,
+            lambda worker_id: self._note(ProcessingEvent.WORKER_STARTED, worker_id=worker_id),
+            lambda worker_id: self._note(ProcessingEvent.WORKER_STOPPED, worker_id=worker_id),
+        )
+
+    def _note(self, event: ProcessingEvent, **data: Any) -> None:
+        if self._events.is_active:
+            self._events.emit(event, data)
+
+    async def execute(self) -> None:
+        """Process everything that the source gives.
+
+        Raises:
+            Exception: What ended the run early; the items in work were finished first.
+            asyncio.CancelledError: All work was cancelled and has ended.
+        """
+        self._note(ProcessingEvent.BATCH_STARTED)
+        try:
+            await self._pool.run(self._source)
+        finally:
+            self.is_finished = True
+            self._ended_at = self._loop.time()
+            await self._gate.close()
+            counts = self._counts
+            self._note(
+                ProcessingEvent.BATCH_COMPLETED,
+                duration=self._ended_at - counts.started_at,
+                tokens=counts.input_tokens + counts.output_tokens,
+            )
+            await self._events.close()
+
+    def stop(self, *, drain: bool) -> None:
+        """Take no more items; finish those in work, or cancel them too."""
+        self._is_draining = True
+        if drain:
+            self._pool.drain()
+        else:
+            self._pipeline.is_abandoned = True
+            self._pool.abandon()
+
+    def owns_current_task(self) -> bool:
+        """Whether the caller runs in one of the run's workers: in a call or a hook."""
+        return current_pool.get() is self._pool
+
+    def statistics(self, queued: int) -> Statistics:
+        """Return the numbers of this moment.
+
+        Args:
+            queued: Items that are known and were not taken yet, where the source is a queue.
+        """
+        if self.is_finished:
+            state = "finished"
+        elif self._is_draining:
+            state = "draining"
+        else:
+            state = "cooling" if self._gate.is_cooling else "running"
+        is_queue = isinstance(self._source, QueueSource)
+        now = self._ended_at if self._ended_at is not None else self._loop.time()
+        gate = self._gate
+        return self._counts.snapshot(
+            total=self._counts.started + queued if is_queue else None,
+            state=state,
+            concurrency=self._config.max_workers,
+            elapsed_seconds=now - self._counts.started_at,
+            in_flight=gate.in_flight,
+            waiting=gate.waiting,
+            retrying=self._pool.parked,
+            cooldown_seconds=gate.cooldown_seconds,
+            cooldown_remaining_seconds=gate.cooldown_remaining_seconds,
+            cooldown_reason=self._counts.cooldown_reason if gate.is_cooling else None,
+        )
