@@ -235,19 +235,107 @@ CHAT = '{"messages":[{"role":"user","content":"x"}]}\n'
             ["b.jsonl"],
             "sends /v1/chat/completions only",
         ),
+        ({"a.txt": "hi"}, ["a.txt", "--schema", ":x"], "--schema must be importable"),
+        ({"a.txt": "hi", "bm.py": "1/0"}, ["a.txt", "--schema", "bm:x"], "ZeroDivisionError"),
+        ({"a.txt": "hi", "s.json": "[1]"}, ["a.txt", "--schema", "s.json"], "must hold an object"),
+        ({"a.txt": "hi"}, ["a.txt", "-s", "temperature=true"], "temperature must be a number"),
+        ({"a.txt": "hi"}, ["a.txt", "-s", "top_p=1e999"], "top_p must be a number"),
+        ({"a.txt": "hi"}, ["a.txt", "--columns", "a,b"], "only tables have columns"),
+        (
+            {"a.csv": "1,2"},
+            ["a.csv", "--columns", "a,a", "--prompt", "{{ a }}"],
+            "names that differ",
+        ),
+        ({"a.txt": "hi", ".env": b"K=caf\xe9"}, ["a.txt"], ".env is not UTF-8"),
         ({}, ["none.txt"], "not a file that can be read"),
         ({"a.txt": "hi"}, ["a.txt", "--nope"], "--nope"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_is_sent(cli, tmp_path, files, arguments, said):
     for name, content in files.items():
-        (tmp_path / name).write_text(content)
+        (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
 
     done = cli("run", *arguments)
 
     assert done.returncode == 2, done.stderr
     assert said in done.stdout + done.stderr
     assert not list(tmp_path.glob("*.results.jsonl"))
+
+
+def test_a_second_name_of_the_input_is_not_written_over(cli, tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"prompt": "hi"}\n')
+    (tmp_path / "b.jsonl").hardlink_to(tmp_path / "a.jsonl")
+
+    done = cli("run", "a.jsonl", "-o", "b.jsonl", "--overwrite")
+
+    assert done.returncode == 2
+    assert "is used twice" in done.stderr
+    assert (tmp_path / "a.jsonl").read_text() == '{"prompt": "hi"}\n'
+
+
+def test_nothing_is_removed_before_the_run_can_start(cli, tmp_path):
+    (tmp_path / "a.txt").write_text("hi")
+    (tmp_path / "old.jsonl").write_text("precious")
+    (tmp_path / "folder").mkdir()
+
+    done = cli("run", "a.txt", "-o", "folder", "--failed", "old.jsonl", "--overwrite")
+
+    assert done.returncode == 2
+    assert (tmp_path / "old.jsonl").read_text() == "precious"
+
+
+def test_failed_rows_may_go_to_a_device(cli, tmp_path):
+    (tmp_path / "a.txt").write_text("hi")
+
+    done = cli("run", "a.txt", "-m", "sim:fast?prefuse=1", "--failed", "/dev/null", "--overwrite")
+
+    assert done.returncode == 1, done.stderr
+    assert Path("/dev/null").is_char_device()
+
+
+def test_an_input_that_shrinks_in_mid_run_is_no_success(tmp_path):
+    path = tmp_path / "q.jsonl"
+    path.write_text("".join(f'{{"prompt": "Question {n}?"}}\n' for n in range(3000)))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "batch_llm", "run", "q.jsonl", "-c", "5",
+         "-m", "sim:fast?latency=0.1"],
+        cwd=tmp_path, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    output = tmp_path / "q.results.jsonl"
+    deadline = time.monotonic() + 30
+    while not (output.exists() and output.stat().st_size) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    path.write_text("")
+    _, said = process.communicate(timeout=60)
+
+    assert process.returncode == 1, said
+    assert "not done" in said
+    assert "changed while it was read" in said
+
+
+def test_a_row_that_makes_no_prompt_holds_up_no_order(cli, tmp_path):
+    lines = [f'{{"id": {n}, "{"txt" if n == 2 else "text"}": "a"}}\n' for n in range(1, 30)]
+    (tmp_path / "o.jsonl").write_text("".join(lines))
+
+    done = cli(
+        "run", "o.jsonl", "--prompt", "{{ text }}", "--bad-rows", "skip", "--order", "input",
+    )  # fmt: skip
+
+    assert done.returncode == 0, done.stderr
+    found = [row["id"] for row in rows(tmp_path / "o.results.jsonl")]
+    assert found == [n for n in range(1, 30) if n != 2]
+
+
+def test_fatal_failures_end_the_run_only_when_nothing_else_comes_in_between(cli, questions):
+    done = cli(
+        "run", "q.jsonl", "--prompt", "{{ question }}", "-c", "1", "-m", "sim:fast?pquota=0.6",
+        "--json",
+    )  # fmt: skip
+
+    assert done.returncode == 1, done.stderr
+    end = json.loads(done.stdout.splitlines()[-1])
+    assert end["failures"]["quota"] > 20
+    assert end["not_done"] == 0
 
 
 def test_bad_rows_can_be_recorded_and_the_rest_sent(cli, tmp_path):
@@ -331,6 +419,21 @@ def test_a_reader_that_leaves_ends_the_run_quietly(tmp_path, questions):
 
     assert process.wait(30) == 0
     assert b"Traceback" not in said
+    assert b"Stopped after" in said
+
+
+def test_records_that_nobody_reads_do_not_end_the_run(tmp_path, questions):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "batch_llm", "run", "q.jsonl", "--prompt", "{{ question }}",
+         "--json"],
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    process.stdout.close()
+    said = process.stderr.read()
+    process.stderr.close()
+
+    assert process.wait(30) == 0, said
+    assert len(rows(tmp_path / "q.results.jsonl")) == 60
 
 
 def test_a_choice_over_chat_rows_is_the_bare_name(cli, tmp_path):
@@ -373,6 +476,15 @@ def test_no_escape_of_an_argument_reaches_the_terminal(cli):
         done = cli("run", *arguments)
         assert done.returncode == 2
         assert "\x1b" not in done.stderr
+
+
+def test_no_escape_of_a_files_name_reaches_the_terminal(cli, tmp_path):
+    (tmp_path / "t\x1b]0;pwn\x07.jsonl").write_text('{"prompt": "a"}\n')
+
+    for command in ("run", "check"):
+        done = cli(command, "t\x1b]0;pwn\x07.jsonl", "-m", "sim:fast?prefuse=1")
+        assert done.returncode == (1 if command == "run" else 2)  # its results exist by then
+        assert not set(done.stdout + done.stderr) & {"\x1b", "\x07"}
 
 
 def test_a_signal_in_a_cooldown_does_not_wait_for_its_end(tmp_path, questions):

@@ -24,8 +24,8 @@ def _main() -> int:
     from batch_llm.cli.exit_codes import ExitCode
     from batch_llm.exceptions import BatchLLMError
 
-    _load_dotenv()
     try:
+        _load_dotenv()
         code = app(exit_on_error=False, print_error=True)
         return int(code) if isinstance(code, int) else ExitCode.OK
     except CycloptsError:
@@ -75,7 +75,12 @@ def _load_dotenv() -> None:
     if Path(".env").is_file():
         from dotenv import load_dotenv
 
-        load_dotenv(".env", override=False)
+        from batch_llm.exceptions import InputError
+
+        try:
+            load_dotenv(".env", override=False)
+        except UnicodeDecodeError:
+            raise InputError(".env is not UTF-8; its settings cannot be read") from None
 
 
 def _report_bug() -> None:

@@ -178,12 +178,17 @@ def check(input: Input, /, *, flags: FlagsOfRun = None) -> int:  # noqa: A002
     """Do everything that `run` does before it sends: rows, ids, prompt, model, key, files."""
     from batch_llm.cli.job import check_paths
     from batch_llm.cli.plan import Plan
+    from batch_llm.core.text import safe
+    from batch_llm.exceptions import OutputExistsError
     from batch_llm.providers.registry import resolve, split_model
     from batch_llm.simulator import parse_profile
 
     flags = flags or Flags()
     job = _job(input, flags)
     check_paths(input, [job.output, job.failed])
+    for path, flag in ((job.output, "--output"), (job.failed, "--failed")):
+        if path != "-" and Path(path).exists() and not job.overwrite:
+            raise OutputExistsError(path, flag)
     plan = Plan(job)
     provider, name = split_model(job.model)
     if provider == "sim":
@@ -202,7 +207,7 @@ def check(input: Input, /, *, flags: FlagsOfRun = None) -> int:  # noqa: A002
         print(_dumps({"schema": 1} | facts))
     else:
         print(
-            f"{plan.source.name}: {plan.rows:,} rows ({plan.source.format}), "
+            f"{safe(plan.source.name)}: {plan.rows:,} rows ({plan.source.format}), "
             f"about {plan.characters // 4:,} tokens in, {job.model}; ready to run"
         )
     return ExitCode.OK

@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any
 from batch_llm.cli.display import summary_lines
 from batch_llm.cli.exit_codes import ExitCode
 from batch_llm.cli.plan import Plan
-from batch_llm.cli.progress import say, show_progress
+from batch_llm.cli.progress import say, show_progress, tell
 from batch_llm.core.config import ProcessorConfig, RetryConfig
-from batch_llm.core.text import safe
 from batch_llm.outputs import FailedWriter, Finished, ResultWriter
 from batch_llm.parallel import ParallelBatchProcessor
 from batch_llm.providers.registry import open_endpoint
@@ -57,6 +56,7 @@ class _Writers:
         self._keeps_order = job.order == "input"
         self._due: deque[int] = deque()
         self._held: dict[int, Finished] = {}
+        self.has_reader = True
         self._has_room = asyncio.Event()
 
     async def in_order(self, items: Iterable[Item]) -> AsyncIterator[Item]:
@@ -83,7 +83,10 @@ class _Writers:
 
     def _put(self, finished: Finished) -> None:
         if finished.error is None:
-            self.results.write(finished)
+            try:
+                self.results.write(finished)
+            except BrokenPipeError:  # of standard output; whoever read it wants no more
+                self.has_reader = False
         else:
             self.failed.write(finished.row, finished.error)
 
@@ -103,17 +106,15 @@ def run_job(job: Job) -> ExitCode:
         if possible is not None:
             say(f"warning: only {possible} connections are possible here; taking as many")
         writers = _Writers(plan)
+        writers.failed.remove_old()
         for problem in plan.problems:
             writers.failed.write_problem(problem)
         try:
             return asyncio.run(
                 _Execution(plan, endpoint, writers, possible or job.concurrency).run()
             )
-        except BrokenPipeError:
-            return ExitCode.OK
         finally:
-            with contextlib.suppress(BrokenPipeError):
-                writers.close()
+            writers.close()
 
 
 class _Execution:
@@ -156,8 +157,7 @@ class _Execution:
             )
         )
         if self._job.as_json:
-            launch = {"schema": 1, "event": "launch", "model": self._job.model}
-            print(json.dumps(launch | {"rows": self._plan.rows}), flush=True)
+            tell({"event": "launch", "model": self._job.model, "rows": self._plan.rows})
         given = self._plan.items()
         items: Iterable[Item] | AsyncIterable[Item] = given
         if self._job.order == "input":
@@ -192,6 +192,8 @@ class _Execution:
                 body=result.response_body,
             )
         )
+        if not self._writers.has_reader:
+            self._stop(ExitCode.OK, "")
         self._watch(result)
 
     def _watch(self, result: WorkItemResult[Any, Row]) -> None:
@@ -207,6 +209,8 @@ class _Execution:
                 self._stop(
                     ExitCode.PROVIDER_REFUSES, f"the provider refuses everything: {result.error}"
                 )
+        else:
+            self._fatal_count = 0
         if self._job.fail_over is not None:
             bound, is_share = self._job.fail_over
             if self._processor.statistics().failed > (
@@ -268,7 +272,6 @@ class _Execution:
         left = self._plan.rows - now.processed + cancelled
         code = self._exit_code(now, bad or left)
         record = {
-            "schema": 1,
             "event": "done",
             "exit_code": int(code),
             "succeeded": now.succeeded,
@@ -283,15 +286,16 @@ class _Execution:
             "output": self._job.output,
         }
         if self._job.as_json:
-            print(json.dumps(record), flush=True)
+            tell(record)
         if self._stop_reason:
-            say(f"error: {safe(self._stop_reason)}")
+            say(f"error: {self._stop_reason}")
         if self._job.quiet:
             return code
         if self._job.progress == "json":
-            say(json.dumps(record))
+            say(json.dumps({"schema": 1} | record))
             return code
-        verb = "Stopped after" if self._signal or self._stop_code else "Done in"
+        was_stopped = self._signal is not None or self._stop_code is not None
+        verb = "Stopped after" if was_stopped else "Done in"
         say(f"{verb} {now.elapsed_seconds:.1f} s  {self._job.model}")
         summary = summary_lines(now, not_done=left, cancelled=cancelled, bad_rows=bad)
         say("\n" + "\n".join(summary) + "\n")
@@ -299,9 +303,9 @@ class _Execution:
             say(f"  results   {self._job.output} ({done:,} rows)")
         if self._writers.failed.rows:
             say(f"  failed    {self._job.failed} ({self._writers.failed.rows:,} rows)")
-            say(f"  next      {safe(self._next_command())}")
+            say(f"  next      {self._next_command()}")
         if self._plan.source.has_changed():
-            say(f"\nwarning: {safe(self._job.input)} changed while it was read; check its rows")
+            say(f"\nwarning: {self._job.input} changed while it was read; check its rows")
         return code
 
     def _next_command(self) -> str:

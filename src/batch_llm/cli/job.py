@@ -70,14 +70,24 @@ def check_paths(source: str, outputs: Iterable[str]) -> None:
     Raises:
         InputError: One of the paths cannot be.
     """
-    seen = {Path(source).resolve()} if source != "-" else set()
+    seen = {_identity(source)} if source != "-" else set()
     for path in outputs:
         if path == "-":
             continue
         if Path(path).suffix.lower() in _NOT_WRITTEN:
             raise InputError(f"{path}: results are written as .jsonl, .csv or .tsv")
-        if Path(path).resolve() in seen:
+        if _identity(path) in seen:
             raise InputError(f"{path} is used twice: input, --output and --failed must differ")
-        seen.add(Path(path).resolve())
+        seen.add(_identity(path))
         if not Path(path).resolve().parent.is_dir():
             raise InputError(f"the folder of {path} does not exist")
+
+
+def _identity(path: str) -> object:
+    """Return what two names of one file share; hard links are such names too."""
+    try:
+        found = Path(path).stat()
+    except OSError:
+        return Path(path).resolve()
+    # Devices are written by many at once.
+    return (found.st_dev, found.st_ino) if Path(path).is_file() else Path(path).resolve()

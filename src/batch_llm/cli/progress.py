@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import sys
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from batch_llm.cli.display import RateWindow, live_lines, log_line
+from batch_llm.core.text import safe
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,12 +23,23 @@ LINE_SECONDS = 10.0
 #: A change of state is told at once, but a run that flickers does not fill the log.
 CHANGE_SECONDS = 2.0
 _LOOK_SECONDS = 0.5
+_LONGEST_LINE = 20_000
 _FRAMES_PER_SECOND = 4
 
 
 def say(text: str) -> None:
-    """Talk to people: on standard error."""
-    print(text, file=sys.stderr, flush=True)
+    """Talk to people: on standard error, line by line made fit for a terminal."""
+    lines = (safe(line, _LONGEST_LINE) for line in text.split("\n"))
+    print("\n".join(lines), file=sys.stderr, flush=True)
+
+
+def tell(record: dict[str, Any]) -> None:
+    """Talk to programs: one JSON record on standard output, unless its reader has left."""
+    try:
+        print(json.dumps({"schema": 1} | record), flush=True)
+    except BrokenPipeError:
+        # Python would complain once more when it closes standard output.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 async def show_progress(

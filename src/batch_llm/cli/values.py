@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,7 @@ def read_settings(pairs: list[str]) -> Settings:
         value = _json_or_text(text)
         if name == "temperature":
             values = tuple(_json_or_text(part) for part in text.split(","))
-            if not all(isinstance(one, int | float) for one in values):
+            if not all(_is_number(one) for one in values):
                 raise ConfigError("temperature", text, "a number, or one per attempt: 0,0.3,0.7")
             known[name] = values if len(values) > 1 else values[0]
         elif name in {"max_tokens", "seed"}:
@@ -112,7 +113,7 @@ def read_settings(pairs: list[str]) -> Settings:
                 raise ConfigError(name, text, "a whole number")
             known[name] = value
         elif name == "top_p":
-            if not isinstance(value, int | float):
+            if not _is_number(value):
                 raise ConfigError(name, text, "a number")
             known[name] = value
         elif name == "stop":
@@ -142,14 +143,20 @@ def read_shape(schema: str | None, choices: str | None) -> OutputSchema | None:
         return None
     if Path(schema).suffix == ".json" or Path(schema).is_file():
         try:
-            text = Path(schema).read_text("utf-8")
-            return OutputSchema.json_schema(json.loads(text))
+            found = json.loads(Path(schema).read_text("utf-8"))
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"--schema: {schema} cannot be read: {_reason(error)}") from None
         except json.JSONDecodeError as error:
             place = f"{schema}:{error.lineno}:{error.colno}"
             raise InputError(f"--schema: {place} is no JSON: {error.msg}") from None
+        if not isinstance(found, dict):
+            raise InputError(f"--schema: {schema} must hold an object, a JSON schema")
+        return OutputSchema.json_schema(found)
     return OutputSchema.from_type(_imported(schema))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _imported(name: str) -> Any:
@@ -162,8 +169,9 @@ def _imported(name: str) -> Any:
     sys.path.insert(0, str(Path.cwd()))
     try:
         return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError("--schema", name, f"importable ({error})") from None
+    except Exception as error:  # noqa: BLE001 - whatever the user's module raises
+        reason = f"{type(error).__name__}: {error}"
+        raise ConfigError("--schema", name, f"importable ({reason})") from None
     finally:
         sys.path.pop(0)
 

@@ -18,10 +18,10 @@ from typing import IO, TYPE_CHECKING, Any
 import msgspec
 
 from batch_llm.core.text import safe, width
-from batch_llm.exceptions import ConfigError
+from batch_llm.exceptions import ConfigError, InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
 FORMATS = ("openai-batch", "chat", "prompt", "rows", "csv", "tsv", "txt")
 _ID_COLUMNS = ("custom_id", "id")
@@ -114,9 +114,13 @@ class Source:
         self._limit = limit
         self._given_columns = list(columns) if columns else None
         self._has_header = has_header if has_header is not None else columns is None
+        if columns and ("" in columns or len(set(columns)) < len(columns)):
+            raise ConfigError("--columns", ",".join(columns), "names that differ, like label,text")
         if format is not None and format not in FORMATS:
             raise ConfigError("--format", format, f"one of {', '.join(FORMATS)}")
         self.format = format or self._sniff(Path(path).suffix.lower())
+        if columns and self.format not in {"csv", "tsv"}:
+            raise ConfigError("--columns", ",".join(columns), "left out: only tables have columns")
         self._has_quoted_fields = self.format == "tsv" and _spans_lines(self._path)
         self.columns = self._find_columns()
         found = (name for name in _ID_COLUMNS if name in self.columns)
@@ -227,7 +231,7 @@ class Source:
         if suffix == ".tab":
             return "tsv"
         self.format = "rows"
-        first = next((r for r in self._lines() if isinstance(r, Row)), None)
+        first = self._first_row(self._lines())
         if first is None:
             return "rows"
         data = first.data
@@ -248,9 +252,13 @@ class Source:
                     if not isinstance(fields, Problem):
                         return _header(fields)
             return []
-        records_found = self._tables() if self.format in {"csv", "tsv"} else self._lines()
-        first = next((r for r in records_found if isinstance(r, Row)), None)
+        first = self._first_row(self._tables() if self.format in {"csv", "tsv"} else self._lines())
         return list(first.data) if first else []
+
+    @staticmethod
+    def _first_row(records: Iterable[Row | Problem]) -> Row | None:
+        rows = (record for record in records if isinstance(record, Row))
+        return next((row for row in rows if not _is_left_over(row.data)), None)
 
 
 def _header(fields: list[str]) -> list[str]:
@@ -371,6 +379,8 @@ def _explain(line: bytes, number: int) -> Problem:
 
 
 def _spooled() -> Any:
+    if sys.stdin is None:
+        raise InputError("standard input is closed")
     spool = tempfile.NamedTemporaryFile(prefix="batch-llm-", suffix=".jsonl")  # noqa: SIM115 - lives as long as its source
     while chunk := sys.stdin.buffer.read(1 << 20):
         spool.write(chunk)

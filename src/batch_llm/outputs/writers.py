@@ -15,7 +15,7 @@ from typing import IO, Any
 
 import msgspec
 
-from batch_llm.exceptions import OutputExistsError, OutputLostError
+from batch_llm.exceptions import InputError, OutputExistsError, OutputLostError
 from batch_llm.inputs.rows import Problem, Row  # noqa: TC001 - a field's type
 
 #: Nested deeper than this, a value that needs cleaning is cut.
@@ -146,12 +146,16 @@ class FailedWriter:
         self._path = path
         self._table = _Table.for_path(path)
         self._known = columns
+        self._overwrite = overwrite
         self._lines: _LineFile | None = None
-        if Path(path).exists():
-            if not overwrite:
-                raise OutputExistsError(path, "--failed")
-            Path(path).unlink()
+        if Path(path).exists() and not overwrite:
+            raise OutputExistsError(path, "--failed")
         self.rows = 0
+
+    def remove_old(self) -> None:
+        """Remove the file that may be replaced: without a failure none is made."""
+        if self._overwrite and Path(self._path).is_file():
+            Path(self._path).unlink()
 
     def write(self, row: Row, error: str) -> None:
         """Append one row. Without an id column of its own it gets one: it keeps its id."""
@@ -164,7 +168,7 @@ class FailedWriter:
 
     def _append(self, record: dict[str, Any]) -> None:
         if self._lines is None:
-            self._lines = _LineFile(self._path, overwrite=False)
+            self._lines = _LineFile(self._path, overwrite=self._overwrite)
             if self._table is not None:
                 names = [*record, *self._known]
                 self._lines.append(self._table.header(names, last=("error",)))
@@ -196,6 +200,8 @@ class _LineFile:
         self._path = path
         self._file: IO[bytes] | None = None
         if path == "-":
+            if sys.stdout is None:
+                raise InputError("standard output is closed")
             self._descriptor = sys.stdout.fileno()
             return
         try:

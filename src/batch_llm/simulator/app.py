@@ -178,8 +178,7 @@ class SimulatorApp:
         await _start(send, 200, [_TYPE_EVENTS, *headers])
         for event in events:
             await send({"type": "http.response.body", "body": event, "more_body": True})
-            if self._profile.per_token:
-                await asyncio.sleep(self._profile.per_token)
+            await asyncio.sleep(self._profile.per_token)  # at 0 too: a client may hang up
         if name != "preset":
             await send({"type": "http.response.body", "body": b""})
 

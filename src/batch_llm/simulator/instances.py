@@ -40,6 +40,11 @@ _BY_NAME = {
 }
 
 
+#: Nobody's answer is larger; one server answers many, and must not draw one of them for minutes.
+_TOO_LARGE = 20_000
+_TOO_LONG = 100_000
+
+
 class SchemaError(ValueError):
     """The schema is broken, or no instance of it was found."""
 
@@ -113,6 +118,8 @@ class _Drawing:
     def draw(self, schema: Any, depth: int = 0, name: str = "") -> Any:
         """Return an instance of a part of the schema, which is the value of ``name``."""
         self._nodes += 1
+        if self._nodes > _TOO_LARGE:
+            raise SchemaError(f"its instances have more than {_TOO_LARGE} parts")
         if depth > _TOO_DEEP or schema is False:
             raise _MissError
         plain = self._flat(schema, self._is_small(depth))
@@ -298,6 +305,8 @@ class _Drawing:
         if schema.get("format") in _FORMATS:
             return _FORMATS[schema["format"]](self._dice)
         least = schema.get("minLength", 0)
+        if least > _TOO_LONG:
+            raise SchemaError(f"its texts are longer than {_TOO_LONG} characters")
         text = self._phrase(name)
         while len(text) < least:
             text += f" {self._word()}"

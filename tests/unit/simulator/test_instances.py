@@ -195,3 +195,16 @@ def test_a_text_is_drawn_for_a_pattern(pattern, seed):
 def test_a_pattern_that_cannot_be_drawn_is_an_error(pattern):
     with pytest.raises(ValueError):
         matching(pattern, random.Random(0))
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "array", "minItems": 100_000_000},
+        {"type": "string", "minLength": 100_000_000},
+        {"type": "array", "minItems": 999, "items": {"type": "array", "minItems": 999}},
+    ],
+)
+def test_an_instance_that_would_take_minutes_is_refused(schema):
+    with pytest.raises(SchemaError, match="its"):
+        conforming(schema, "seed")
