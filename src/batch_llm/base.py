@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from batch_llm.core.usage import no_usage, tokens
 
 if TYPE_CHECKING:
+    from batch_llm.core.protocols import AgentLike
     from batch_llm.core.request import Request
 
 TInput = TypeVar("TInput")
@@ -43,10 +44,10 @@ class LLMWorkItem(Generic[TInput, TOutput, TContext]):
     """
 
     item_id: str
-    agent: Any = None
+    agent: AgentLike | None = None
     prompt: str = ""
     context: TContext | None = None
-    agent_factory: Callable[[int], Any] | None = None
+    agent_factory: Callable[[int], AgentLike] | None = None
     direct_call: DirectCall | None = None
     input_data: TInput | None = None
     request: Request | None = None

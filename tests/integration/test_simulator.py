@@ -63,9 +63,6 @@ def port_of(running):
     return int(running.base_url.split(":")[2].split("/")[0])
 
 
-# --- answers
-
-
 def test_an_answer_has_all_that_the_sdk_reads():
     answer = ask("fast")
 
@@ -177,9 +174,6 @@ def test_a_long_answer_is_cut_at_the_limit():
         assert answer.usage.completion_tokens == 2
 
 
-# --- streams
-
-
 def test_a_stream_gives_the_same_answer_in_pieces():
     with Simulator("fast") as running, sdk(running) as client:
         whole = client.chat.completions.create(model="x", messages=QUESTION)
@@ -228,9 +222,6 @@ def test_a_stream_can_be_garbage():
         stream = client.chat.completions.create(model="x", messages=QUESTION, stream=True)
         with stream, pytest.raises(json.JSONDecodeError):
             list(stream)
-
-
-# --- errors
 
 
 @pytest.mark.parametrize(
@@ -387,9 +378,6 @@ def test_the_sdks_parse_helper_sees_spoilt_answers():
     assert parse(Profile(prefuse=1)).choices[0].message.parsed is None
 
 
-# --- limits, retries, the bill
-
-
 def test_limits_are_told_in_headers_and_kept():
     with Simulator("fast?rpm=2&burst=60") as running, sdk(running) as client:
         raw = client.chat.completions.with_raw_response
@@ -526,9 +514,6 @@ def test_the_fixture_takes_a_profile(simulator):  # noqa: F811
         answer = client.chat.completions.create(model="x", messages=QUESTION)
 
     assert answer.choices[0].message.refusal
-
-
-# --- servers
 
 
 def test_an_answer_does_not_wait_for_the_clients_acknowledgement():

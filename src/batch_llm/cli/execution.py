@@ -241,8 +241,6 @@ class _Execution:
             quiet = quiet + 1 if self._processor.statistics().in_flight == 0 else 0
         self._processor.stop(drain=False)
 
-    # -- signals
-
     def _listen_to_signals(self) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):

@@ -13,8 +13,12 @@ def _require(condition: bool, setting: str, value: object, expected: str) -> Non
         raise ConfigError(setting, value, expected)
 
 
-def _is_finite(value: float, low: float) -> bool:
-    return low <= value < math.inf
+def _is_finite(value: object, low: float) -> bool:
+    return isinstance(value, int | float) and low <= value < math.inf
+
+
+def _is_whole(value: object, low: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= low
 
 
 @dataclass(slots=True)
@@ -49,7 +53,7 @@ class RetryConfig:
         Raises:
             ConfigError: A value is out of range; the message names it and the bound.
         """
-        _require(self.max_attempts >= 1, "max_attempts", self.max_attempts, ">= 1")
+        _require(_is_whole(self.max_attempts, 1), "max_attempts", self.max_attempts, ">= 1")
         _require(
             _is_finite(self.initial_wait, 0), "initial_wait", self.initial_wait, ">= 0 and finite"
         )
@@ -65,7 +69,9 @@ class RetryConfig:
             self.exponential_base,
             ">= 1 and finite",
         )
-        _require(self.max_rate_limits >= 0, "max_rate_limits", self.max_rate_limits, ">= 0")
+        _require(
+            _is_whole(self.max_rate_limits, 0), "max_rate_limits", self.max_rate_limits, ">= 0"
+        )
 
 
 @dataclass(slots=True)
@@ -115,7 +121,7 @@ class ProcessorConfig:
         rate_limit: What happens when the provider refuses calls.
         progress_interval: A progress line is logged each time that so many items are finished;
             0 logs none.
-        enable_detailed_logging: Log each attempt's failure (level DEBUG otherwise unused).
+        enable_detailed_logging: Log each attempt's failure at INFO instead of DEBUG.
         max_queue_size: ``add_work`` waits while so many items are queued. 0 = unlimited.
     """
 
@@ -133,16 +139,21 @@ class ProcessorConfig:
         Raises:
             ConfigError: A value is out of range; the message names it and the bound.
         """
-        _require(self.max_workers >= 1, "max_workers", self.max_workers, ">= 1")
+        _require(_is_whole(self.max_workers, 1), "max_workers", self.max_workers, ">= 1")
         _require(
-            0 < self.timeout_per_item < math.inf,
+            _is_finite(self.timeout_per_item, 0) and self.timeout_per_item > 0,
             "timeout_per_item",
             self.timeout_per_item,
             "> 0 and finite",
         )
-        _require(self.progress_interval >= 0, "progress_interval", self.progress_interval, ">= 0")
         _require(
-            self.max_queue_size >= 0,
+            _is_whole(self.progress_interval, 0),
+            "progress_interval",
+            self.progress_interval,
+            ">= 0",
+        )
+        _require(
+            _is_whole(self.max_queue_size, 0),
             "max_queue_size",
             self.max_queue_size,
             ">= 0 (0 = unlimited)",

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable
 
 
 @runtime_checkable
@@ -33,6 +36,6 @@ class ResultLike(Protocol):
 class AgentLike(Protocol):
     """Answers one prompt at a time."""
 
-    async def run(self, prompt: str, /, **kwargs: Any) -> Any:
-        """Return a ``ResultLike``."""
+    def run(self, prompt: str, /) -> Awaitable[Any]:
+        """Return a ``ResultLike``, when awaited."""
         ...

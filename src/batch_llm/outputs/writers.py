@@ -16,7 +16,7 @@ from typing import IO, Any
 import msgspec
 
 from batch_llm.exceptions import InputError, OutputExistsError, OutputLostError
-from batch_llm.inputs.rows import Problem, Row  # noqa: TC001 - a field's type
+from batch_llm.inputs.records import Problem, Row  # noqa: TC001 - a field's type
 
 #: Nested deeper than this, a value that needs cleaning is cut.
 _MAX_DEPTH = 50

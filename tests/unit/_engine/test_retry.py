@@ -140,9 +140,6 @@ async def test_a_classifier_that_fails_does_not_lose_the_item():
     assert result.attempts == 3
 
 
-# -- rate limits
-
-
 async def test_a_rate_limit_uses_up_no_attempt():
     call = Script(*[RateLimited()] * 5)
 

@@ -96,9 +96,6 @@ def test_a_name_alone_does_not_make_a_transport_error():
     assert verdict(stranger("late")) == ("unknown", True)
 
 
-# -- rate limits by text, and numbers that are none
-
-
 @pytest.mark.parametrize(
     "error",
     [
@@ -133,9 +130,6 @@ def test_a_number_in_an_error_about_data_is_no_rate_limit(error):
     assert (info.is_rate_limit, info.is_retryable) == (False, True)
 
 
-# -- bugs
-
-
 @pytest.mark.parametrize(
     "kind", [TypeError, NameError, AttributeError, ImportError, SyntaxError, NotImplementedError]
 )
@@ -146,9 +140,6 @@ def test_a_bug_is_not_tried_again_whatever_it_says(kind):
 @pytest.mark.parametrize("kind", [ValueError, KeyError, IndexError, AssertionError, RuntimeError])
 def test_what_an_odd_answer_can_cause_is_tried_again(kind):
     assert verdict(kind("odd")) == ("unknown", True)
-
-
-# -- wrappers
 
 
 def test_the_first_telling_error_of_a_chain_decides():
@@ -183,9 +174,6 @@ def test_a_chain_that_bites_its_tail_ends():
 def test_a_group_is_as_hopeful_as_its_most_hopeful_member(members, expected):
     assert verdict(ExceptionGroup("all failed", members)) == expected
     assert verdict(caused(RuntimeError("x"), ExceptionGroup("all failed", members))) == expected
-
-
-# -- other libraries' errors
 
 
 def sdk_error(kind, status, inner, headers=()):
@@ -284,9 +272,6 @@ def test_a_wait_that_pydantic_ai_found_is_kept():
     error.retry_after = 12
 
     assert classify(error).suggested_wait == 12.0
-
-
-# -- whatever comes
 
 
 def hostile(message="x"):

@@ -82,9 +82,6 @@ def test_an_error_that_is_final_suggests_no_wait():
     assert judge_status(429, body, {"retry-after": "5"}).suggested_wait is None
 
 
-# -- waits
-
-
 @pytest.mark.parametrize(
     ("headers", "seconds"),
     [
@@ -171,9 +168,6 @@ def test_a_go_duration_is_the_sum_of_its_parts(hours, minutes, milliseconds):
 @pytest.mark.parametrize("text", ["", "s", "1", "1s2", "1 s", "-1s", "9" * 400 + "h"])
 def test_what_is_no_go_duration_is_none(text):
     assert go_seconds(text) is None
-
-
-# -- whatever comes
 
 
 class Unprintable:

@@ -49,9 +49,6 @@ def problem_of(shape, text):
     return caught.value.problem
 
 
-# -- one schema for all rows
-
-
 @pytest.mark.parametrize(
     "make",
     [
@@ -96,9 +93,6 @@ def test_a_schema_survives_pickle_and_copy(shape):
     assert copy.deepcopy(schema) == schema
 
 
-# -- names
-
-
 @pytest.mark.parametrize(
     ("schema", "name"),
     [
@@ -112,9 +106,6 @@ def test_a_schema_survives_pickle_and_copy(shape):
 )
 def test_names_are_fit_for_the_wire(schema, name):
     assert schema.name == name
-
-
-# -- choices
 
 
 @pytest.mark.parametrize(
@@ -169,9 +160,6 @@ def test_a_model_that_is_called_choice_is_no_choice():
 
     with pytest.raises(BadOutputError, match="not valid JSON"):
         choice.parse("name")
-
-
-# -- JSON schemas
 
 
 @pytest.mark.parametrize(
@@ -236,9 +224,6 @@ def test_no_schema_makes_us_open_files_or_urls(tmp_path):
         OutputSchema.of({"$ref": other.as_uri()})
 
 
-# -- types
-
-
 def test_a_model_gives_its_instance():
     text = '{"label": "good", "stars": 5, "comment": null}'
 
@@ -285,9 +270,6 @@ def test_a_model_that_holds_itself_is_an_object_on_the_wire():
 def test_a_type_that_pydantic_cannot_describe_is_refused(kind):
     with pytest.raises(ConfigError, match="output must be"):
         OutputSchema.of(kind)
-
-
-# -- strict mode
 
 
 def closed(schema):

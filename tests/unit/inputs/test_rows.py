@@ -141,9 +141,6 @@ def test_what_a_csv_writer_writes_is_read_back(tmp_path_factory, rows):
     assert [(r.data["a"], r.data["b"]) for r in records] == rows
 
 
-# -- templates
-
-
 def test_a_template_takes_columns_by_name_and_number():
     assert Template("{{ a }}/{{ b.c }}").render({"a": "x", "b": {"c": 1}}) == "x/1"
     assert Template("{{ 1 }}-{{2}}").render({"1": "x", "2": "y"}) == "x-y"

@@ -32,9 +32,6 @@ def decode(body, request=PLAIN, status=200, headers=None, secret=""):
     return openai.decode(status, headers or {}, body, request, secret=secret)
 
 
-# -- requests
-
-
 @pytest.mark.parametrize("field", ["max_completion_tokens", "max_tokens"])
 def test_the_limit_goes_out_by_the_name_that_the_server_knows(field):
     body = json.loads(openai.encode(PLAIN, max_tokens_field=field))
@@ -111,9 +108,6 @@ def test_what_a_body_holds_is_found_in_its_place():
 def test_a_body_that_makes_no_request_is_refused(body, complaint):
     with pytest.raises(ValueError, match=complaint):
         openai.read(body, "openai-chat")
-
-
-# -- answers
 
 
 def test_tokens_are_told_by_kind_and_only_those_that_were_told():

@@ -138,9 +138,6 @@ def test_every_suggestion_can_be_resolved():
         split_model(caught.value.suggestion)
 
 
-# -- the simulator
-
-
 def test_a_simulated_model_never_gets_the_users_key():
     endpoint = resolve("sim:flaky?rpm=5", base_url="http://127.0.0.1:1/v1", environ=WITH_KEY)
 

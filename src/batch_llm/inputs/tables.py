@@ -1,0 +1,163 @@
+"""CSV and TSV, as they are found: quotes that enclose a field, and quotes that are text."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from typing import IO, TYPE_CHECKING
+
+from batch_llm.core.text import safe
+from batch_llm.inputs.records import Problem, Row
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+#: Columns that a file of failed rows has beyond its input's.
+_OURS = {"id", "raw", "error"}
+
+
+class Table:
+    """A CSV or TSV file, opened as often as its rows are read.
+
+    Args:
+        path: The file.
+        delimiter: Between two fields: a comma, or a tab.
+        given_columns: Names for a table without a header line.
+        has_header: Whether it has one. With neither, the columns are called ``1``, ``2``, …
+    """
+
+    def __init__(
+        self, path: Path, delimiter: str, given_columns: list[str] | None, *, has_header: bool
+    ) -> None:
+        self._path = path
+        self._delimiter = delimiter
+        self._given_columns = given_columns
+        self._has_header = has_header
+        self._has_quotes = delimiter == "," or _spans_lines(path)
+
+    def rows(self) -> Iterator[Row | Problem]:
+        """Give the records in order, without ids."""
+        columns, is_first = self._given_columns, True
+        for line, fields in self._records():
+            if isinstance(fields, Problem):
+                yield fields
+                continue
+            if is_first:
+                is_first = False
+                if _is_failed_header(fields, self._given_columns):
+                    columns = _header(fields)
+                    continue
+                if self._has_header:
+                    columns = self._given_columns or _header(fields)
+                    continue
+                if columns is None:
+                    columns = [str(position) for position in range(1, len(fields) + 1)]
+            assert columns is not None  # noqa: S101 - the first record has set them
+            if len(fields) != len(columns):
+                message = f"{len(fields)} fields, expected {len(columns)}"
+                raw = self._delimiter.join(fields)
+                yield Problem(line, "wrong_field_count", message, data={"raw": raw})
+                continue
+            if any("\udc80" <= char <= "\udcff" for field in fields for char in field):
+                yield Problem(line, "invalid_utf8", "not UTF-8")
+                continue
+            yield Row("", line, dict(zip(columns, fields, strict=True)))
+
+    def header_columns(self) -> list[str] | None:
+        """Return the names in the header line; None where the table has none of its own."""
+        if self._given_columns is not None or not self._has_header:
+            return None
+        first = (fields for _, fields in self._records() if not isinstance(fields, Problem))
+        return _header(next(first, []))
+
+    def _records(self) -> Iterator[tuple[int, list[str] | Problem]]:
+        csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
+        with _opened(self._path) as file:
+            yield from (
+                _read_quoted(file, self._delimiter) if self._has_quotes else _read_lines(file)
+            )
+
+
+def _opened(path: Path) -> IO[str]:
+    return path.open(encoding="utf-8-sig", errors="surrogateescape", newline="")
+
+
+def _header(fields: list[str]) -> list[str]:
+    """Name each column, and no two alike: a second ``a`` becomes ``a_2``."""
+    names: list[str] = []
+    for position, field in enumerate(fields, 1):
+        base = field.strip() or str(position)
+        name, number = base, 1
+        while name in names:
+            number += 1
+            name = f"{base}_{number}"
+        names.append(name)
+    return names
+
+
+def _is_failed_header(fields: list[str], given: Sequence[str] | None) -> bool:
+    """Recognise the header of our own file of failed rows, whose input may have had none.
+
+    It repeats the names of the columns and has ``error`` behind them. Where the columns have only
+    their positions for names, none holds an id, so one stands before them.
+    """
+    if fields[-1] != "error" or (given is None and fields[0] != "id"):
+        return False
+    kept = [name for name in fields if name not in _OURS or name in (given or ())]
+    return kept == (given or [str(position) for position in range(1, len(kept) + 1)])
+
+
+def _read_quoted(file: IO[str], delimiter: str) -> Iterator[tuple[int, list[str] | Problem]]:
+    reader = csv.reader(file, delimiter=delimiter, strict=True)
+    while True:
+        line = reader.line_num + 1
+        try:
+            fields = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            message = safe(error)
+            if message == "unexpected end of data":
+                message = "a quote opens in this record and is never closed"
+            yield line, Problem(line, "invalid_csv", message)
+            continue
+        if fields:
+            yield line, fields
+
+
+def _spans_lines(path: Path) -> bool:
+    """Tell whether a TSV has quoted fields with tabs or line ends in them.
+
+    Real TSV files (chat logs, exports) are full of lone quotes, which a CSV parser takes for the
+    start of a field that goes on for lines. So a file whose lines all have the same number of
+    fields has one record per line, whatever its quotes look like. Only where they have not, and
+    reading with quotes gives records that do, the quotes are believed.
+    """
+    with _opened(path) as file:
+        is_ours = file.readline().rstrip("\r\n").endswith("\terror")  # failed rows
+        file.seek(0)
+        if not is_ours and len({line.count("\t") for line in file if line.strip("\r\n")}) < 2:
+            return False
+        file.seek(0)
+        counts = {
+            None if isinstance(fields, Problem) else len(fields)
+            for _, fields in _read_quoted(file, "\t")
+        }
+    return len(counts) == 1 and None not in counts
+
+
+def _read_lines(file: IO[str]) -> Iterator[tuple[int, list[str] | Problem]]:
+    """Read one record per line. Quotes are text, unless they enclose a field as they should."""
+    for number, line in enumerate(file, 1):
+        text = line.rstrip("\r\n")
+        if text:
+            yield number, [_unquoted(field) for field in text.split("\t")]
+
+
+def _unquoted(field: str) -> str:
+    if len(field) >= 2 and field[0] == field[-1] == '"':
+        inner = field[1:-1].replace('""', "\0")
+        if '"' not in inner:
+            return inner.replace("\0", '"')
+    return field

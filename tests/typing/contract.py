@@ -1,0 +1,85 @@
+"""What a type checker must infer for the users' code. Checked by mypy, never run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, assert_type
+
+from pydantic_ai import Agent
+
+from batch_llm import (
+    BaseMiddleware,
+    BatchResult,
+    LLMWorkItem,
+    MockAgent,
+    ParallelBatchProcessor,
+    Request,
+    WorkItemResult,
+)
+
+if TYPE_CHECKING:
+    from batch_llm.core import AgentLike
+
+
+class Review:
+    """An output."""
+
+
+class Row:
+    """A context."""
+
+
+Item = LLMWorkItem[str, Review, Row]
+Result = WorkItemResult[Review, Row]
+
+
+async def call(attempt: int, timeout: float) -> tuple[Review, dict[str, int]]:
+    """Answer at once."""
+    return Review(), {"input_tokens": attempt, "output_tokens": int(timeout)}
+
+
+def items() -> list[Item]:
+    """Give each mode an item of its own."""
+    agent = Agent("test", output_type=str)
+    return [
+        LLMWorkItem(item_id="1", direct_call=call, input_data="x", context=Row()),
+        LLMWorkItem(item_id="2", agent=MockAgent(), prompt="x"),
+        LLMWorkItem(item_id="3", agent=agent, prompt="x"),
+        LLMWorkItem(item_id="4", agent_factory=lambda attempt: agent, prompt="x"),
+        LLMWorkItem(item_id="5", request=Request.of("sim:fast", "x")),
+    ]
+
+
+def is_an_agent(agent: Agent[None, str], mock: MockAgent) -> tuple[AgentLike, AgentLike]:
+    """Both fit the protocol."""
+    return agent, mock
+
+
+class Middleware(BaseMiddleware[str, Review, Row]):
+    """Sees the users' own types."""
+
+    async def before_process(self, work_item: Item, /) -> Item | None:
+        """Look at the data."""
+        assert_type(work_item.input_data, str | None)
+        return work_item
+
+    async def after_process(self, result: Result, /) -> Result:
+        """Look at the answer."""
+        assert_type(result.output, Review | None)
+        return result
+
+
+def post_process(result: WorkItemResult[Review, Row]) -> None:
+    """See a result."""
+    assert_type(result.context, Row | None)
+
+
+async def results() -> None:
+    """Get results in each way."""
+    processor = ParallelBatchProcessor[str, Review, Row](
+        max_workers=5, middlewares=[Middleware()], post_processor=post_process
+    )
+    await processor.add_work(items()[0])
+    assert_type(await processor.process_all(), BatchResult[Review, Row])
+    assert_type(await processor.process(items()), BatchResult[Review, Row])
+    async for result in processor.stream(iter(items())):
+        assert_type(result, WorkItemResult[Review, Row])
