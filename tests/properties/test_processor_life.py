@@ -263,5 +263,5 @@ class ProcessorLife(RuleBasedStateMachine):
 
 def test_whatever_happens_in_a_processors_life_each_item_gets_its_one_result():
     run_state_machine_as_test(
-        ProcessorLife, settings=settings(max_examples=150, stateful_step_count=30, deadline=None)
+        ProcessorLife, settings=settings(max_examples=150, stateful_step_count=30)
     )

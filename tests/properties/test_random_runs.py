@@ -108,7 +108,7 @@ runs = {
 
 
 @given(**runs)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_every_item_has_exactly_one_result_and_the_counts_are_exact(
     seed, workers, count, ramp_items, suspends, how
 ):
@@ -162,7 +162,7 @@ def test_every_item_has_exactly_one_result_and_the_counts_are_exact(
     stop_at=st.floats(0, 20),
     how=st.sampled_from(["drain", "abandon", "cancel"]),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_however_a_run_is_ended_nothing_is_left_running(seed, workers, stop_at, how):
     world, metrics = World(seed, suspends=True), MetricsObserver()
     ids = [f"item {n}" for n in range(100)]

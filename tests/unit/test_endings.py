@@ -168,6 +168,18 @@ async def test_nobody_sees_a_result_before_it_is_saved(store):
     assert seen == [(True, 2.0), (True, 2.0)]
 
 
+async def test_workers_that_somebody_else_cancels_end_the_run_with_an_error():
+    before = asyncio.all_tasks()
+    built = processor(max_workers=2)
+    running = asyncio.create_task(built.process([item("a", Script(RuntimeError("wait")))]))
+    await asyncio.sleep(0.5)  # between two attempts
+    for task in asyncio.all_tasks() - before - {running}:
+        task.cancel()
+
+    with pytest.raises(RuntimeError, match="cancelled from outside"):
+        await running
+
+
 async def test_an_abandoned_item_is_no_longer_in_work(store):
     built = processor(max_workers=2)
     await abandoned(built, items(4), 0.5)

@@ -75,6 +75,25 @@ async def test_a_hook_that_cancels_itself_is_passed_over(hook, ids):
     assert result.succeeded == (0 if hook == "error" else 9)
 
 
+async def test_a_call_that_cancels_its_own_task_costs_only_its_own_item():
+    async def call(attempt, timeout):
+        asyncio.current_task().cancel()
+        await asyncio.sleep(1)
+
+    result = await processor(max_workers=2).process([item("x", call), *items(8)])
+
+    assert (result.succeeded, result.failed) == (8, 1)
+
+
+async def test_a_hook_that_cancels_its_own_task_is_passed_over():
+    class Odd(BaseMiddleware):
+        async def after_process(self, result, /):
+            asyncio.current_task().cancel()
+            await asyncio.sleep(1)
+
+    assert (await processor(max_workers=2, middlewares=[Odd()]).process(items(8))).succeeded == 8
+
+
 async def test_a_post_processor_that_cancels_itself_is_passed_over():
     async def post_process(result):
         if result.item_id == "3":

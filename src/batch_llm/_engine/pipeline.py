@@ -184,6 +184,7 @@ class Pipeline:
             yield
         except asyncio.CancelledError:
             if not worker.is_cancelled:
+                worker.take_back_cancellation()
                 logger.exception("%s of %r cancelled itself; passed over", hook, item_id)
             elif not (has_outcome and self._goes_on_after_cancellation(worker)):
                 raise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
@@ -26,19 +26,23 @@ current_pool: ContextVar[Pool | None] = ContextVar("current_pool", default=None)
 class Worker:
     """One coroutine's identity and its timeout."""
 
-    __slots__ = ("deadline", "id", "is_idle", "is_leaving", "parking")
+    __slots__ = ("_pool", "deadline", "id", "is_idle", "is_leaving")
 
     def __init__(self, worker_id: int, deadline: Deadline, pool: Pool) -> None:
         self.id = worker_id
         self.deadline = deadline
-        self.parking = pool.parking
+        self._pool = pool
         self.is_idle = False
         self.is_leaving = False
 
+    def parking(self) -> AbstractContextManager[None]:
+        """Let another worker take this one's place for as long as the block lasts."""
+        return self._pool.parking()
+
     @property
     def is_cancelled(self) -> bool:
-        """Whether a ``CancelledError`` is meant for the worker, and was not raised by its item."""
-        return self.deadline.task.cancelling() > 0
+        """Whether a ``CancelledError`` is ours, and not an item's that cancelled itself."""
+        return self._pool.is_cancelling
 
     def take_back_cancellation(self) -> None:
         """Go on after a cancellation that has been dealt with."""
@@ -80,6 +84,7 @@ class Pool:
         self._source: Source | None = None
         self._error: BaseException | None = None
         self._is_draining = False
+        self.is_cancelling = False
         self._leaving = 0
         self.parked = 0
 
@@ -110,9 +115,7 @@ class Pool:
 
     def abandon(self) -> None:
         """Cancel the items in work too. Each still gets its result from its own coroutine."""
-        self._is_draining = True
-        for task in self._tasks:
-            task.cancel()
+        self._cancel()
 
     @contextmanager
     def parking(self) -> Iterator[None]:
@@ -197,10 +200,13 @@ class Pool:
         if not self._tasks:
             self._all_stopped.set()
 
-    async def _cancel_all(self) -> None:
-        self._is_draining = True
+    def _cancel(self) -> None:
+        self._is_draining = self.is_cancelling = True
         for task in self._tasks:
             task.cancel()
+
+    async def _cancel_all(self) -> None:
+        self._cancel()
         while self._tasks:
             await asyncio.wait(list(self._tasks))
             await asyncio.sleep(0)  # the done callbacks run before us now

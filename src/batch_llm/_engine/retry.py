@@ -146,6 +146,7 @@ class Retrier:
         except asyncio.CancelledError:
             if worker.is_cancelled:
                 raise
+            worker.take_back_cancellation()
             return Outcome(error=CallCancelledError())
         except Exception as error:  # noqa: BLE001 - whatever a call raises is the attempt's failure
             return Outcome(error=error, usage=usage_of_error(error))
