@@ -7,7 +7,7 @@ from contextlib import aclosing
 import pytest
 
 from batch_llm import DuplicateItemError, ProcessorConfig, RetryConfig, SourceError
-from fakes import USAGE, PermanentError, Script, item, processor, run_one
+from fakes import USAGE, PermanentError, RateLimited, Script, item, processor, run_one
 
 
 def now():
@@ -317,6 +317,18 @@ async def test_statistics_add_up_in_mid_run():
     numbers = built.statistics()
     assert (numbers.state, numbers.attempts, numbers.input_tokens) == ("finished", 40, 300)
     assert 0.45 < numbers.latency_p50 < 2.7
+
+
+async def test_statistics_tell_the_time_spent_in_cooldowns():
+    built = processor(max_workers=1)
+    calls = [Script(RateLimited(wait=3.0)), Script(5.0), Script(RateLimited(wait=4.0))]
+    running = asyncio.create_task(built.process([item(str(n), c) for n, c in enumerate(calls)]))
+    await asyncio.sleep(1.0)
+
+    now = built.statistics()
+    assert (now.cooldown_seconds, now.cooldown_remaining_seconds) == (1.0, 2.0)
+    await running
+    assert built.statistics().cooldown_seconds == 7.0
 
 
 async def test_usage_of_a_result_is_that_of_its_call():

@@ -13,6 +13,7 @@ from batch_llm import (
     BaseObserver,
     ErrorInfo,
     LLMWorkItem,
+    ProcessorConfig,
     RetryConfig,
     SourceError,
     WorkItemResult,
@@ -316,10 +317,8 @@ class Adder(BaseMiddleware):
 
 async def test_adding_from_inside_of_a_full_run_does_not_wait_for_itself():
     adder = Adder()
-    adder.processor = processor(middlewares=[adder])
-    adder.processor.config.max_queue_size = 1
-    built = processor(middlewares=[adder], config=adder.processor.config)
-    adder.processor = built
+    config = ProcessorConfig(max_workers=1, max_queue_size=1)
+    adder.processor = built = processor(middlewares=[adder], config=config)
     await built.add_work(items(1)[0])
 
     result = await built.process_all()

@@ -205,7 +205,7 @@ class Gate:
             async with asyncio.timeout(STRATEGY_SECONDS):
                 seconds = float(await self._strategy.on_rate_limit(worker_id, consecutive))
             if seconds < math.inf:
-                return max(0.0, seconds)
+                return seconds
             raise ValueError(f"on_rate_limit returned {seconds}")  # noqa: TRY301
         except asyncio.CancelledError:
             if self._cooldown is None:  # the gate was closed

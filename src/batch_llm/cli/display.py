@@ -97,7 +97,7 @@ def live_lines(
         ),
         _fitted("limits", [f"concurrency {now.in_flight:,}/{now.concurrency:,}"], width),
         _fitted("errors", _errors(now) or ["none"], width),
-        safe(_state(now), width),
+        safe(_state(now), width - 3),  # room for the terminal's own "^C", which would wrap
     ]
     return [line[:width] for line in lines]
 

@@ -206,19 +206,20 @@ async def test_each_episode_has_a_slow_start_of_its_own():
 
 
 @pytest.mark.parametrize("is_first", [True, False])
-async def test_a_timeout_and_a_cancellation_in_one_step_are_a_cancellation(is_first):
+async def test_a_timeout_and_the_end_of_the_run_in_one_step_are_the_end_of_the_run(is_first):
     call = Script(1000.0)
     loop = asyncio.get_running_loop()
     built = processor(config=ProcessorConfig(timeout_per_item=10.0))
     running = asyncio.create_task(built.process([item("a", call)]))
     if is_first:
-        loop.call_at(10.0, running.cancel)
+        loop.call_at(10.0, lambda: built.stop(drain=False))
     await asyncio.sleep(1)
     if not is_first:
-        loop.call_at(10.0, running.cancel)
-    await asyncio.wait([running])
+        loop.call_at(10.0, lambda: built.stop(drain=False))
 
-    assert running.cancelled()
+    [result] = (await running).results
+
+    assert result.error_code == "cancelled"
     assert (loop.time(), call.times) == (10.0, [0.0])
 
 
