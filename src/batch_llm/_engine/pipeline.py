@@ -195,21 +195,29 @@ class Pipeline:
         changed = await self._before(item, worker) if self._middlewares else item
         if changed is None:
             return self._skipped(item, progress)
-        outcome = await self._retrier.answer(changed, worker, progress)
-        if outcome.error is None:
-            result = _success(item.item_id, changed, outcome, progress)
+        # Not kept in a name here: see the end of `Retrier.answer`.
+        result = await self._concluded(
+            changed, await self._retrier.answer(changed, worker, progress), worker, progress
+        )
+        return _with_id(result, item.item_id)
+
+    async def _concluded(
+        self, item: Item, outcome: Outcome, worker: Worker, progress: Progress
+    ) -> Result:
+        error = outcome.error
+        if error is None:
+            result = _success(item, outcome, progress)
             return await self._after(result, worker) if self._middlewares else result
-        progress.error_type = type(outcome.error).__name__
-        attach_usage(outcome.error, progress.usage)
+        progress.error_type = type(error).__name__
+        attach_usage(error, progress.usage)
         if self._middlewares:
-            substitute = await self._on_error(changed, outcome.error, worker)
+            substitute = await self._on_error(item, error, worker)
             if substitute is not None:
-                substitute = _with_id(substitute, item.item_id)
                 if not any((substitute.token_usage or {}).values()):
                     substitute.token_usage = progress.usage  # the failed attempts were paid for
                 return substitute
-        result = _failure(changed, outcome.error, progress)
-        result.item_id, result.model = item.item_id, outcome.model
+        result = _failure(item, error, progress)
+        result.model = outcome.model
         return result
 
     @staticmethod
@@ -253,9 +261,9 @@ def _checked(value: T, kind: type[T]) -> T:
     return value
 
 
-def _success(item_id: str, item: Item, outcome: Outcome, progress: Progress) -> Result:
+def _success(item: Item, outcome: Outcome, progress: Progress) -> Result:
     result: Result = WorkItemResult(
-        item_id,
+        item.item_id,
         True,
         outcome.output,
         None,

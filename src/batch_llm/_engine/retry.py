@@ -89,55 +89,56 @@ class Retrier:
         number, refusals = 1, 0
         previous: Exception | None = None
         memory: dict[str, Any] = {}
-        while True:
-            episode = await self._gate.enter(is_retry=previous is not None)
-            try:
-                attempt = Try(number, self._timeout_seconds, previous, memory)
-                started_at = self._time()
-                outcome = await self._call(item, worker, attempt)
-                seconds = self._time() - started_at
-                usage = self._note_usage(outcome, attempt, progress)
-                previous = outcome.error
-                if previous is None:
-                    self._gate.succeeded(episode)
-                    self._counts.note_latency(seconds)
-                    progress.history.append(Attempt(number, started_at, seconds, usage))
-                    return outcome
-                verdict = self._classify(previous)
+        try:
+            while True:
+                episode = await self._gate.enter(is_retry=previous is not None)
+                try:
+                    attempt = Try(number, self._timeout_seconds, previous, memory)
+                    started_at = self._time()
+                    outcome = await self._call(item, worker, attempt)
+                    seconds = self._time() - started_at
+                    usage = self._note_usage(outcome, attempt, progress)
+                    previous = outcome.error
+                    if previous is None:
+                        self._gate.succeeded(episode)
+                        self._counts.note_latency(seconds)
+                        progress.history.append(Attempt(number, started_at, seconds, usage))
+                        return outcome
+                    verdict = self._classify(previous)
+                    if verdict.is_rate_limit:
+                        # Before the place is left: nobody may slip in between.
+                        self._refused(item, worker, episode, verdict, previous)
+                finally:
+                    self._gate.leave()
+                progress.error_code = code = code_of(verdict.error_category)
+                self._note_failure(
+                    item,
+                    Attempt(number, started_at, seconds, usage, code.value, describe(previous)),
+                    progress,
+                )
                 if verdict.is_rate_limit:
-                    # Before the place is left: nobody may slip in between.
-                    self._refused(item, worker, episode, verdict, previous)
-            finally:
-                self._gate.leave()
-            progress.error_code = code = code_of(verdict.error_category)
-            self._note_failure(
-                item,
-                Attempt(number, started_at, seconds, usage, code.value, describe(previous)),
-                progress,
-            )
-            if verdict.is_rate_limit:
-                refusals += 1
-                if self._config.max_rate_limits and refusals > self._config.max_rate_limits:
-                    return Outcome(error=_too_often(refusals, previous))
-                wait = 0.0 if self._gate.is_cooling else verdict.suggested_wait or 0.0
-            else:
-                if not verdict.is_retryable or number >= self._config.max_attempts:
-                    return outcome
-                wait = self._wait_after(number, code, verdict)
-                number += 1
-            self._counts.retries_by_code[code.value] += 1
-            if wait > 0:
-                with worker.parking():
-                    await asyncio.sleep(wait)
+                    refusals += 1
+                    if self._config.max_rate_limits and refusals > self._config.max_rate_limits:
+                        return Outcome(error=_too_often(refusals, previous))
+                    wait = 0.0 if self._gate.is_cooling else verdict.suggested_wait or 0.0
+                else:
+                    if not verdict.is_retryable or number >= self._config.max_attempts:
+                        return outcome
+                    wait = self._wait_after(number, code, verdict)
+                    number += 1
+                self._counts.retries_by_code[code.value] += 1
+                if wait > 0:
+                    with worker.parking():
+                        await asyncio.sleep(wait)
+        finally:
+            # An error's traceback leads back to this frame. What the frame holds of the error would
+            # keep the item alive until the garbage collector comes.
+            attempt = outcome = previous = None  # type: ignore[assignment]
 
     async def _call(
         self, item: LLMWorkItem[Any, Any, Any], worker: Worker, attempt: Try
     ) -> Outcome:
-        """Make one call, within its time.
-
-        It keeps no reference to the outcome: an error's traceback holds this frame, and the two
-        would keep the item alive until the garbage collector comes.
-        """
+        """Make one call, within its time. Its frame too must hold no outcome."""
         self._counts.attempts += 1
         try:
             return await worker.deadline.bound(
