@@ -8,7 +8,7 @@ from __future__ import annotations
 from batch_llm._engine.statistics import Statistics
 from batch_llm.base import BatchProcessor, BatchResult, LLMWorkItem, PostProcessor, WorkItemResult
 from batch_llm.classifiers import GeminiErrorClassifier, HttpErrorClassifier
-from batch_llm.core.config import ProcessorConfig, RateLimitConfig, RetryConfig
+from batch_llm.core.config import Limits, ProcessorConfig, RateLimitConfig, RetryConfig
 from batch_llm.core.protocols import AgentLike, ResultLike, UsageLike
 from batch_llm.core.request import Image, Message, OtherPart, Request, Settings, Text
 from batch_llm.exceptions import (
@@ -73,6 +73,7 @@ __all__ = [
     "Image",
     "ItemError",
     "LLMWorkItem",
+    "Limits",
     "MalformedResponseError",
     "Message",
     "MetricsObserver",

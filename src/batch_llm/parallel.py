@@ -20,7 +20,7 @@ from batch_llm.base import (
     WorkItemResult,
 )
 from batch_llm.core.config import ProcessorConfig
-from batch_llm.exceptions import BatchLLMError, DuplicateItemError
+from batch_llm.exceptions import BatchLLMError, ConfigError, DuplicateItemError
 from batch_llm.providers.agents import CallByMode
 from batch_llm.stores.memory import MemoryStore
 from batch_llm.strategies.default_classifier import DefaultErrorClassifier
@@ -70,6 +70,8 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
         error_classifier: Tells what errors mean; the default knows HTTP, transport and
             validation errors.
         rate_limit_strategy: Cooldown and slow start; the default follows ``config.rate_limit``.
+            With ``config.limits`` or ``config.concurrency="auto"`` there is none: limits are
+            learned.
         middlewares: Hooks around each item, outermost first.
         observers: Receive the run's events.
         requests: Makes the calls of items that are requests.
@@ -99,7 +101,15 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
         self.config.validate()
         self.post_processor = post_processor
         self.error_classifier = error_classifier or DefaultErrorClassifier()
-        self.rate_limit_strategy = rate_limit_strategy or _strategy_from(self.config.rate_limit)
+        #: None: the provider's limits are learned, and told ones kept.
+        self.rate_limit_strategy = rate_limit_strategy
+        if self.config.learns_limits:
+            if rate_limit_strategy is not None:
+                raise ConfigError(
+                    "rate_limit_strategy", rate_limit_strategy, "left out when limits are learned"
+                )
+        elif rate_limit_strategy is None:
+            self.rate_limit_strategy = _strategy_from(self.config.rate_limit)
         self.middlewares = list(middlewares or ())
         self.observers = list(observers or ())
         self._caller = CallByMode(requests)
@@ -226,7 +236,7 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
             DuplicateItemError: Two items in work have the same id; the results before were
                 yielded.
         """
-        channel = Channel(buffer or 2 * self.config.max_workers)
+        channel = Channel(buffer or 2 * self.config.most_in_flight)
         store = MemoryStore(keep_ids=False)
 
         async def execute() -> None:
@@ -250,15 +260,18 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
             elif not running.cancelled():
                 running.exception()  # marked as seen, when the consumer left early
 
-    def stop(self, *, drain: bool = True) -> None:
+    def stop(self, *, drain: bool = True, retry: bool = True) -> None:
         """End the current run early; does nothing when there is none.
 
         Args:
             drain: Finish the items in work first. Otherwise they are cancelled, and their
-                results say so (``AbandonedError``). Items not yet taken stay where they are.
+                results say so (``AbandonedError``). Items not yet taken stay where they are; an
+                async generator that is waiting for its next item is ended.
+            retry: While draining: whether calls that fail are made again. Otherwise only those in
+                flight are waited for, and what has no answer then is abandoned.
         """
         if self._run is not None and not self._run.is_finished:
-            self._run.stop(drain=drain)
+            self._run.stop(drain=drain, retry=retry)
 
     async def get_stats(self) -> dict[str, Any]:
         """Return a consistent snapshot of the current run, or of the last one.
@@ -285,7 +298,7 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
         if self._run is not None:
             return self._run.statistics(queued)
         return Counts().snapshot(
-            total=queued, state="finished", concurrency=self.config.max_workers
+            total=queued, state="finished", concurrency=self.config.most_in_flight
         )
 
     def _check_is_free(self) -> None:

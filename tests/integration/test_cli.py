@@ -128,6 +128,50 @@ def test_the_command_that_is_said_to_be_next_runs_the_failed_rows_under_their_id
     assert all(row["id"] == f"row-{row['2'].removeprefix('Text ')}" for row in found)
 
 
+def test_the_next_command_touches_no_earlier_result_whatever_the_settings_say(cli, tmp_path):
+    (tmp_path / "batch-llm.toml").write_text('output = "out.jsonl"\noverwrite = true\n')
+    (tmp_path / "a.txt").write_text("".join(f"Question {n}\n" for n in range(30)))
+    first = cli("run", "a.txt", "--format", "txt", "-m", "sim:fast?prefuse=0.5", "--retries", "0")
+    assert first.returncode == 1, first.stderr
+    good = (tmp_path / "out.jsonl").read_bytes()
+    (line,) = [line for line in first.stderr.splitlines() if line.startswith("  next")]
+    words = shlex.split(line.partition("next")[2])
+    words[words.index("-m") + 1] = "sim:fast"
+
+    again = cli(*words[1:])
+
+    assert again.returncode == 0, again.stderr
+    assert (tmp_path / "out.jsonl").read_bytes() == good
+    healed = rows(tmp_path / words[words.index("-o") + 1])
+    assert len(healed) + len(good.splitlines()) == 30
+    assert all(row["prompt"].startswith("Question") for row in healed)
+
+
+def test_an_id_that_stands_in_another_column_too_is_kept(cli, tmp_path):
+    lines = ['{"q": "row-2", "w": "a"}', '{"q": "row-1", "w": "row-2"}']
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+
+    cli("run", "a.jsonl", "--prompt", "{{ q }}", "-m", "sim:fast?prefuse=1")
+
+    assert {row["id"] for row in rows(tmp_path / "a.failed.jsonl")} == {"row-1", "row-2"}
+
+
+def test_a_signal_ends_the_attempts_of_rows_that_keep_failing(tmp_path, questions):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "batch_llm", "run", "q.jsonl", "--prompt", "{{ question }}",
+         "-m", "sim:fast?p500=1&latency=0.2", "-c", "20", "--retries", "50"],
+        cwd=tmp_path, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        time.sleep(3)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=5)
+    finally:
+        process.kill()
+
+    assert process.returncode == 130, said
+
+
 def test_settings_come_from_the_command_line_then_the_environment_then_a_file(cli, tmp_path):
     (tmp_path / "a.txt").write_text("<<echo>>hi")
     (tmp_path / "batch-llm.toml").write_text('output = "t.jsonl"\nretries = 2\nquiet = true\n')

@@ -188,6 +188,17 @@ async def test_a_call_cancelled_in_mid_answer_closes_its_connection_at_once():
         assert server.open == 0
 
 
+async def test_an_answer_that_is_no_answer_is_an_error():
+    async with running(
+        Server(b"HTTP/1.1 101 Switching\r\nupgrade: x\r\nconnection: upgrade\r\n\r\n")
+    ) as (
+        transport,
+        url,
+    ):
+        with pytest.raises(TransportError, match="HTTP 101"):
+            await transport.post(url, {}, b"{}")
+
+
 async def test_a_large_body_arrives_whole():
     server = Server(reply())
     body = b"x" * 5_000_000

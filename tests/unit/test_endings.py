@@ -63,6 +63,25 @@ async def test_an_outcome_that_a_hook_has_in_hand_is_not_lost_when_the_run_is_ab
     assert not any("Abandoned" in (one.error or "") for one in result.results)
 
 
+async def test_a_drain_without_retries_waits_for_calls_and_makes_no_more():
+    calls = {
+        "good": Script(5.0),
+        "failing": Script(RuntimeError("no"), delay=3.0),
+        "between": Script(RuntimeError("no")),
+        "queued": Script(),
+    }
+    built = processor(max_workers=2)
+    built.config.retry.initial_wait = 100.0
+    asyncio.get_running_loop().call_later(1, lambda: built.stop(retry=False))
+    result = await built.process([item(name, call) for name, call in calls.items()])
+
+    found = {one.item_id: one for one in result.results}
+    assert found["good"].success
+    assert found["failing"].error_code == "cancelled"
+    assert [len(call.times) for call in calls.values()][:2] == [1, 1]
+    assert asyncio.get_running_loop().time() == 5.0
+
+
 async def test_an_item_that_has_not_been_sent_is_not_sent_after_all():
     calls = [Script() for _ in range(4)]
     built = processor(max_workers=2, middlewares=[Slow("before")])

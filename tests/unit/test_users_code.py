@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import weakref
+from decimal import Decimal
 
 import pytest
 
@@ -128,6 +129,31 @@ async def test_a_before_hook_that_returns_no_item_is_passed_over():
     assert (await processor(middlewares=[Odd()]).process(items(3))).succeeded == 3
 
 
+class Renaming(BaseMiddleware):
+    """Changes the id of whatever it gets hold of, in place."""
+
+    async def before_process(self, work_item, /):
+        work_item.item_id = "x"
+        return work_item
+
+    async def after_process(self, result, /):
+        result.item_id = "y"
+        return result
+
+    async def on_error(self, work_item, error, /):
+        work_item.item_id = "z"
+
+
+async def test_no_hook_can_change_whose_result_it_is():
+    def post_process(result):
+        result.item_id = "p"
+
+    built = processor(middlewares=[Renaming()], post_processor=post_process)
+    result = await built.process([*items(3), item("bad", Script(PermanentError()))])
+
+    assert sorted(one.item_id for one in result.results) == ["0", "1", "2", "bad"]
+
+
 @pytest.mark.parametrize("usage", [{"input_tokens": None}, {"input_tokens": "7"}, None])
 async def test_odd_usage_left_by_a_hook_spoils_no_total(usage):
     class Odd(BaseMiddleware):
@@ -150,6 +176,8 @@ async def test_odd_usage_left_by_a_hook_spoils_no_total(usage):
         ErrorInfo(True, False, False, "unknown", float("inf")),
         ErrorInfo(True, True, False, "rate_limit", float("nan")),
         ErrorInfo(True, True, False, "rate_limit", -1),
+        ErrorInfo(True, True, False, "rate_limit", Decimal("1.5")),
+        ErrorInfo(True, False, False, ["x"]),
     ],
 )
 async def test_a_verdict_that_is_none_is_an_unknown_error(verdict):
@@ -180,6 +208,7 @@ class Odd(Ramp):
     "strategy",
     [
         Odd(asyncio.CancelledError()),
+        Odd(GeneratorExit()),
         Odd(RuntimeError("no")),
         Odd(float("inf")),
         Odd(float("nan")),

@@ -1,4 +1,4 @@
-"""Admission: when an attempt may start.
+"""Admission by cooldown: what runs when the user chose a rate limit strategy.
 
 The gate holds three things that all workers share: how many calls may be in flight, the cooldown
 after a refusal, and the ramp after the cooldown. Everything in it is synchronous between awaits,
@@ -11,15 +11,20 @@ import asyncio
 import logging
 import math
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 from batch_llm.observers.base import ProcessingEvent
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any
 
+    from batch_llm._engine.statistics import LearnedLimit
+    from batch_llm.base import LLMWorkItem
+    from batch_llm.providers.base import Outcome
+    from batch_llm.strategies.errors import ErrorCode
     from batch_llm.strategies.rate_limit import RateLimitStrategy
+
+    Item = LLMWorkItem[Any, Any, Any]
 
 logger = logging.getLogger("batch_llm.gate")
 
@@ -33,7 +38,78 @@ SECOND_COOLDOWN_SECONDS = 0.2
 LONGEST_FLOOR_SECONDS = 60.0
 
 
-class Gate:
+class Gate(Protocol):
+    """When an attempt may start. The engine knows no more of admission than this."""
+
+    in_flight: int
+    consecutive: int
+
+    @property
+    def is_cooling(self) -> bool:
+        """Whether everyone waits."""
+        ...
+
+    @property
+    def cooldown_seconds(self) -> float:
+        """Seconds spent in cooldowns so far."""
+        ...
+
+    @property
+    def cooldown_remaining_seconds(self) -> float:
+        """Seconds until everyone goes on; 0 outside of a cooldown."""
+        ...
+
+    @property
+    def waiting(self) -> int:
+        """Attempts that wait to be let in."""
+        ...
+
+    @property
+    def wanted(self) -> int:
+        """Items that should be in the building."""
+        ...
+
+    def limits(self) -> list[LearnedLimit]:
+        """Return what is known of the provider's limits."""
+        ...
+
+    async def enter(self, item: Item, /, *, is_retry: bool) -> Any:
+        """Wait to be let in; return a ticket, to be handed back. The caller owes a ``leave``.
+
+        Raises:
+            asyncio.CancelledError: The place was given back.
+        """
+        ...
+
+    def leave(self, ticket: Any, /) -> None:
+        """Give the place to the next one."""
+        ...
+
+    def succeeded(self, ticket: Any, item: Item, outcome: Outcome, /) -> None:
+        """Tell that a call was answered."""
+        ...
+
+    def failed(self, ticket: Any, item: Item, outcome: Outcome, code: ErrorCode, /) -> None:
+        """Tell that a call failed, other than by a rate limit."""
+        ...
+
+    def refused(
+        self, ticket: Any, worker_id: int, suggested_seconds: float | None, outcome: Outcome, /
+    ) -> float:
+        """Tell that a call was refused by a rate limit, and how long the provider asked to wait.
+
+        Returns:
+            Seconds that the item waits on its own before it comes again; the gate may hold it, and
+            all others, for longer.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Stop all timers."""
+        ...
+
+
+class CooldownGate:
     """Lets ``limit`` attempts in at a time, and nobody during a cooldown.
 
     Args:
@@ -88,7 +164,16 @@ class Gate:
         """Attempts that wait to be let in."""
         return len(self._retries) + len(self._fresh)
 
-    async def enter(self, *, is_retry: bool) -> int:
+    @property
+    def wanted(self) -> int:
+        """Items that should be in the building: as many as may be in flight."""
+        return self._limit
+
+    def limits(self) -> list[LearnedLimit]:
+        """Return nothing: a cooldown learns none."""
+        return []
+
+    async def enter(self, _item: Item, /, *, is_retry: bool) -> int:
         """Wait to be let in, retries before fresh items and both in order of arrival.
 
         Returns:
@@ -120,7 +205,7 @@ class Gate:
             except asyncio.CancelledError:
                 # A cancelled place is dropped by `_release` when its turn comes.
                 if not place.cancelled():  # let in and cancelled in the same step
-                    self.leave()
+                    self.leave(self.episode)
                 raise
             if self._cooldown is None:
                 return self.episode
@@ -128,13 +213,16 @@ class Gate:
             self.in_flight -= 1
             is_first_try = False
 
-    def leave(self) -> None:
+    def leave(self, _episode: int, /) -> None:
         """Give the place to the next one."""
         self.in_flight -= 1
         if self._retries or self._fresh:
             self._release()
 
-    def succeeded(self, episode: int) -> None:
+    def failed(self, *_: object) -> None:
+        """Nothing follows from it: a failure that is no refusal says nothing of the limits."""
+
+    def succeeded(self, episode: int, _item: Item, _outcome: Outcome, /) -> None:
         """Note a success: refusals are no longer consecutive.
 
         One that was let in before the last refusal says nothing about the time after it.
@@ -142,16 +230,24 @@ class Gate:
         if episode == self.episode:
             self.consecutive = 0
 
-    def refused(self, episode: int, worker_id: int, suggested_seconds: float | None) -> None:
+    def refused(
+        self, episode: int, worker_id: int, suggested_seconds: float | None, _outcome: Outcome, /
+    ) -> float:
         """Start a cooldown, unless this refusal belongs to an episode that has had its own.
 
         The cooldown runs in a task of its own: it ends on time, whatever becomes of the caller.
+
+        Returns:
+            Seconds that the item waits on its own: what the provider asked for, when the refusal
+            came after its episode's cooldown had ended.
         """
         now = self._loop.time()
         if episode != self.episode:
-            if suggested_seconds is not None and self.is_cooling:
+            if not self.is_cooling:
+                return suggested_seconds or 0.0
+            if suggested_seconds is not None:
                 self._resume_at = max(self._resume_at, now + suggested_seconds)
-            return
+            return 0.0
         self.episode += 1
         self.consecutive += 1
         self._is_ramping = False
@@ -162,6 +258,7 @@ class Gate:
         self._cooldown = self._loop.create_task(
             self._cool_down(worker_id, self.consecutive, now, suggested_seconds)
         )
+        return 0.0
 
     async def close(self) -> None:
         """Stop all timers."""
@@ -211,7 +308,9 @@ class Gate:
             if self._cooldown is None:  # the gate was closed
                 raise
             logger.exception("on_rate_limit was cancelled")
-        except Exception:  # the user's code; everyone waits for its answer, so one is given
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException:  # the user's code; everyone waits for its answer, so one is given
             logger.exception("on_rate_limit failed")
         logger.warning("Cooling down for %g s instead.", FALLBACK_COOLDOWN_SECONDS)
         return FALLBACK_COOLDOWN_SECONDS
@@ -252,7 +351,7 @@ class Gate:
             next_release_at = now + float(seconds)
             if goes_on and not next_release_at < math.inf:
                 raise ValueError(f"should_apply_slow_start returned {seconds} seconds")  # noqa: TRY301
-        except Exception:  # the user's code; without a ramp the run still goes on
+        except (Exception, asyncio.CancelledError):  # the user's code; the run goes on
             logger.exception("should_apply_slow_start failed; the ramp ends here")
             goes_on, next_release_at = False, now
         self._released_since_resume += 1

@@ -13,7 +13,6 @@ The item stays in this one coroutine until it has its result. Nothing is put bac
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import inspect
 import logging
 from contextlib import contextmanager
@@ -82,23 +81,26 @@ class Pipeline:
             StoreError: The result could not be saved. Nobody has seen it.
             asyncio.CancelledError: The item has no result, and is pending again.
         """
-        self._store.start(item.item_id)
+        item_id = item.item_id  # hooks may change the item, but not whose result this is
+        self._store.start(item_id)
         self._counts.started += 1
         started_at = self._time()
         if self._events.is_active:
-            data = {"item_id": item.item_id, "worker_id": worker.id}
+            data = {"item_id": item_id, "worker_id": worker.id}
             self._events.emit(ProcessingEvent.ITEM_STARTED, data)
         progress = Progress()
         try:
             result = await self._with_middleware(item, worker, progress)
         except asyncio.CancelledError:
-            self._store.forget(item.item_id)
+            self._store.forget(item_id)
+            item.item_id = item_id
             if not self._goes_on_after_cancellation(worker):
                 raise
             progress.error_code = ErrorCode.CANCELLED
             result = _failure(item, AbandonedError(), progress)
             self._stamp(result, progress, started_at)
         else:
+            result.item_id = item_id
             self._stamp(result, progress, started_at)
             await self._save(result, worker, progress)
         await self._show(result, worker, progress)
@@ -136,11 +138,14 @@ class Pipeline:
         else:
             counts.failed += 1
             counts.error_counts[progress.error_type or "unknown"] += 1
-            counts.failures_by_code[result.error_code or ErrorCode.INTERNAL.value] += 1
+            code = result.error_code
+            counts.failures_by_code[code if isinstance(code, str) else "internal"] += 1
         if self._events.is_active:
             self._emit_finished(result, worker, progress)
         if self._post_processor is not None:
+            item_id = result.item_id
             await self._post_process(result, worker)
+            result.item_id = item_id
         if (shown := self._emit(result)) is not None:
             await shown
         if self._progress_interval:
@@ -196,10 +201,9 @@ class Pipeline:
         if changed is None:
             return self._skipped(item, progress)
         # Not kept in a name here: see the end of `Retrier.answer`.
-        result = await self._concluded(
+        return await self._concluded(
             changed, await self._retrier.answer(changed, worker, progress), worker, progress
         )
-        return _with_id(result, item.item_id)
 
     async def _concluded(
         self, item: Item, outcome: Outcome, worker: Worker, progress: Progress
@@ -242,8 +246,7 @@ class Pipeline:
     async def _after(self, result: Result, worker: Worker) -> Result:
         for middleware in reversed(self._middlewares):
             with self._passed_over("after_process", result.item_id, worker):
-                changed = _checked(await middleware.after_process(result), WorkItemResult)
-                result = _with_id(changed, result.item_id)
+                result = _checked(await middleware.after_process(result), WorkItemResult)
         return result
 
     async def _on_error(self, item: Item, error: Exception, worker: Worker) -> Result | None:
@@ -286,8 +289,3 @@ def _failure(item: Item, error: Exception, progress: Progress) -> Result:
     )
     result.error_code = (progress.error_code or ErrorCode.INTERNAL).value
     return result
-
-
-def _with_id(result: Result, item_id: str) -> Result:
-    """Results are matched by id, so no hook may change it."""
-    return result if result.item_id == item_id else dataclasses.replace(result, item_id=item_id)

@@ -26,7 +26,7 @@ current_pool: ContextVar[Pool | None] = ContextVar("current_pool", default=None)
 class Worker:
     """One coroutine's identity and its timeout."""
 
-    __slots__ = ("_pool", "deadline", "id", "is_idle", "is_leaving")
+    __slots__ = ("_pool", "deadline", "id", "is_idle", "is_leaving", "is_waiting")
 
     def __init__(self, worker_id: int, deadline: Deadline, pool: Pool) -> None:
         self.id = worker_id
@@ -34,6 +34,8 @@ class Worker:
         self._pool = pool
         self.is_idle = False
         self.is_leaving = False
+        #: Whether its item has no call under way: it waits to be let in, or for its next attempt.
+        self.is_waiting = False
 
     def parking(self) -> AbstractContextManager[None]:
         """Let another worker take this one's place for as long as the block lasts."""
@@ -57,7 +59,8 @@ class Pool:
     place. The number of parked items that are replaced is bounded, so that memory is too.
 
     Args:
-        size: Items in work at the most, parked ones not counted.
+        size: Tells how many items are to be in work, parked ones not counted. It may change;
+            ``fill`` follows it.
         max_parked: Parked items that are replaced at the most.
         handle: Takes an item from start to result; it raises only what shall stop the run.
         on_started: Called with the id of each worker that starts.
@@ -66,7 +69,7 @@ class Pool:
 
     def __init__(
         self,
-        size: int,
+        size: Callable[[], int],
         max_parked: int,
         handle: Callable[[LLMWorkItem[Any, Any, Any], Worker], Awaitable[None]],
         on_started: Callable[[int], None],
@@ -113,6 +116,13 @@ class Pool:
             if worker.is_idle:
                 task.cancel()
 
+    def finish_calls(self) -> None:
+        """Take no more items and make no more calls; those under way are waited for."""
+        self._is_draining = self.is_cancelling = True
+        for task, worker in self._tasks.items():
+            if worker.is_idle or worker.is_waiting:
+                task.cancel()
+
     def abandon(self) -> None:
         """Cancel the items in work too. Each still gets its result from its own coroutine."""
         self._cancel()
@@ -133,8 +143,13 @@ class Pool:
         """Workers that take items; those that wait with an item, or are on their way out, don't."""
         return len(self._tasks) - self._leaving - min(self.parked, self._max_parked)
 
+    def fill(self) -> None:
+        """Start a worker when there is room for one more item."""
+        if not self._is_draining:
+            self._spawn_if_room()
+
     def _spawn_if_room(self) -> None:
-        if self._headcount < self._size:
+        if self._headcount < self._size():
             self._spawn()
 
     def _spawn(self) -> None:
@@ -176,7 +191,7 @@ class Pool:
                 raise
             finally:
                 source.finished()
-            if self._headcount > self._size:
+            if self._headcount > self._size():
                 # A parked item came back, and this worker had stood in for it. It counts as gone
                 # at once: its task is removed a step later, and nobody else may leave for it.
                 worker.is_leaving = True

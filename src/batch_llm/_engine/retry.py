@@ -91,7 +91,11 @@ class Retrier:
         memory: dict[str, Any] = {}
         try:
             while True:
-                episode = await self._gate.enter(is_retry=previous is not None)
+                if worker.is_cancelled:  # no further call is wanted
+                    raise asyncio.CancelledError
+                worker.is_waiting = True
+                ticket = await self._gate.enter(item, is_retry=previous is not None)
+                worker.is_waiting = False
                 try:
                     attempt = Try(number, self._timeout_seconds, previous, memory)
                     started_at = self._time()
@@ -100,17 +104,20 @@ class Retrier:
                     usage = self._note_usage(outcome, attempt, progress)
                     previous = outcome.error
                     if previous is None:
-                        self._gate.succeeded(episode)
+                        self._gate.succeeded(ticket, item, outcome)
                         self._counts.note_latency(seconds)
                         progress.history.append(Attempt(number, started_at, seconds, usage))
                         return outcome
                     verdict = self._classify(previous)
+                    code, wait = code_of(verdict.error_category), 0.0
+                    # Before the place is left: nobody may slip in between.
                     if verdict.is_rate_limit:
-                        # Before the place is left: nobody may slip in between.
-                        self._refused(item, worker, episode, verdict, previous)
+                        wait = self._refused(item, worker, ticket, verdict, outcome)
+                    else:
+                        self._gate.failed(ticket, item, outcome, code)
                 finally:
-                    self._gate.leave()
-                progress.error_code = code = code_of(verdict.error_category)
+                    self._gate.leave(ticket)
+                progress.error_code = code
                 self._note_failure(
                     item,
                     Attempt(number, started_at, seconds, usage, code.value, describe(previous)),
@@ -120,17 +127,18 @@ class Retrier:
                     refusals += 1
                     if self._config.max_rate_limits and refusals > self._config.max_rate_limits:
                         return Outcome(error=_too_often(refusals, previous))
-                    wait = 0.0 if self._gate.is_cooling else verdict.suggested_wait or 0.0
                 else:
                     if not verdict.is_retryable or number >= self._config.max_attempts:
                         return outcome
                     wait = self._wait_after(number, code, verdict)
                     number += 1
                 self._counts.retries_by_code[code.value] += 1
-                if wait > 0:
+                if wait > 0 and not worker.is_cancelled:
+                    worker.is_waiting = True
                     with worker.parking():
                         await asyncio.sleep(wait)
         finally:
+            worker.is_waiting = False
             # An error's traceback leads back to this frame. What the frame holds of the error would
             # keep the item alive until the garbage collector comes.
             attempt = outcome = previous = None  # type: ignore[assignment]
@@ -195,10 +203,15 @@ class Retrier:
             verdict = self._classifier.classify(error)
             if not isinstance(verdict, ErrorInfo):
                 raise TypeError(f"expected an ErrorInfo, got {type(verdict).__name__}")  # noqa: TRY301
+            if not isinstance(verdict.error_category, str):
+                raise TypeError(f"error_category is {verdict.error_category!r}")  # noqa: TRY301
             wait = verdict.suggested_wait
-            if wait is not None and not 0 <= wait < math.inf:
+            if wait is not None and not _is_duration(wait):
                 return dataclasses.replace(verdict, suggested_wait=None)
-        except Exception:  # the user's code; the item must not be lost over it
+        except (
+            Exception,
+            asyncio.CancelledError,
+        ):  # the user's code; the item must not be lost over it
             logger.exception("The error classifier failed on %s.", type(error).__name__)
             return _UNKNOWN
         return verdict
@@ -207,12 +220,15 @@ class Retrier:
         self,
         item: LLMWorkItem[Any, Any, Any],
         worker: Worker,
-        episode: int,
+        ticket: Any,
         verdict: ErrorInfo,
-        error: Exception,
-    ) -> None:
+        outcome: Outcome,
+    ) -> float:
+        """Tell the gate and the observers; return how long the item waits on its own."""
+        error = outcome.error
+        assert error is not None  # noqa: S101 - the caller has looked
         self._counts.rate_limit_count += 1
-        self._gate.refused(episode, worker.id, verdict.suggested_wait)
+        wait = self._gate.refused(ticket, worker.id, verdict.suggested_wait, outcome)
         self._counts.cooldown_reason = describe(error)
         if self._events.is_active:
             self._events.emit(
@@ -224,6 +240,11 @@ class Retrier:
                     "consecutive": self._gate.consecutive,
                 },
             )
+        return wait
+
+
+def _is_duration(value: object) -> bool:
+    return isinstance(value, int | float) and 0 <= value < math.inf
 
 
 def _too_often(refusals: int, last: Exception) -> RateLimitedTooOftenError:

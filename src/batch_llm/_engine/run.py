@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from batch_llm._engine.admission_gate import AdmissionGate
 from batch_llm._engine.events import EventDispatcher
-from batch_llm._engine.gate import Gate
+from batch_llm._engine.gate import CooldownGate
 from batch_llm._engine.pipeline import Pipeline
 from batch_llm._engine.pool import Pool, current_pool
 from batch_llm._engine.retry import Retrier
@@ -20,6 +21,7 @@ from batch_llm.observers.base import ProcessingEvent
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
+    from batch_llm._engine.gate import Gate
     from batch_llm._engine.sources import Source
     from batch_llm._engine.statistics import Statistics
     from batch_llm.base import PostProcessor, WorkItemResult
@@ -43,7 +45,7 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
     config: ProcessorConfig
     caller: Caller
     error_classifier: ErrorClassifier
-    rate_limit_strategy: RateLimitStrategy
+    rate_limit_strategy: RateLimitStrategy | None
     post_processor: PostProcessor | None
     middlewares: Sequence[Middleware]
     observers: Sequence[ProcessorObserver]
@@ -70,7 +72,7 @@ class Run:
         self._ended_at: float | None = None
         self._counts = Counts(loop.time())
         self._events = EventDispatcher(setup.observers)
-        self._gate = Gate(config.max_workers, setup.rate_limit_strategy, self._events.emit)
+        self._gate = self._make_gate(setup)
         retrier = Retrier(
             caller=setup.caller,
             gate=self._gate,
@@ -92,12 +94,26 @@ class Run:
             progress_interval=config.progress_interval,
         )
         self._pool = Pool(
-            config.max_workers,
-            config.max_workers * PARKED_PER_WORKER,
+            self._wanted,
+            config.most_in_flight * PARKED_PER_WORKER,
             self._pipeline.handle,
             lambda worker_id: self._note(ProcessingEvent.WORKER_STARTED, worker_id=worker_id),
             lambda worker_id: self._note(ProcessingEvent.WORKER_STOPPED, worker_id=worker_id),
         )
+
+    def _make_gate(self, setup: Setup) -> Gate:
+        most = setup.config.most_in_flight
+        if setup.rate_limit_strategy is not None:
+            return CooldownGate(most, setup.rate_limit_strategy, self._events.emit)
+        gate = AdmissionGate(most, setup.config.limits, setup.caller.lane, self._events.emit)
+        gate.on_let_in = lambda: self._pool.fill()  # noqa: PLW0108 - the pool is made later
+        return gate
+
+    def _wanted(self) -> int:
+        """How many items are to be in work: with a number given, so many."""
+        if self._config.concurrency == "auto":
+            return self._gate.wanted
+        return self._config.most_in_flight
 
     def _note(self, event: ProcessingEvent, **data: Any) -> None:
         if self._events.is_active:
@@ -125,13 +141,16 @@ class Run:
             )
             await self._events.close()
 
-    def stop(self, *, drain: bool) -> None:
+    def stop(self, *, drain: bool, retry: bool = True) -> None:
         """Take no more items; finish those in work, or cancel them too."""
         self._is_draining = True
-        if drain:
+        if drain and retry:
             self._pool.drain()
+            return
+        self._pipeline.is_abandoned = True
+        if drain:
+            self._pool.finish_calls()
         else:
-            self._pipeline.is_abandoned = True
             self._pool.abandon()
 
     def owns_current_task(self) -> bool:
@@ -156,7 +175,7 @@ class Run:
         return self._counts.snapshot(
             total=self._counts.started + queued if is_queue else None,
             state=state,
-            concurrency=self._config.max_workers,
+            concurrency=self._config.most_in_flight,
             elapsed_seconds=now - self._counts.started_at,
             in_flight=gate.in_flight,
             waiting=gate.waiting,
@@ -164,4 +183,5 @@ class Run:
             cooldown_seconds=gate.cooldown_seconds,
             cooldown_remaining_seconds=gate.cooldown_remaining_seconds,
             cooldown_reason=self._counts.cooldown_reason if gate.is_cooling else None,
+            limits=gate.limits(),
         )

@@ -12,6 +12,22 @@ import msgspec
 _BOUNDS = [0.001 * 1.05**step for step in range(274)]
 
 
+class LearnedLimit(msgspec.Struct, frozen=True):
+    """What is known of one limit.
+
+    Attributes:
+        lane: What shares it: the model, where it is known.
+        dimension: ``requests``, ``tokens``, ``input_tokens`` or ``output_tokens``.
+        per_minute: The limit, or the rate that is believed in.
+        source: ``told``, ``header`` or ``learned``.
+    """
+
+    lane: str
+    dimension: str
+    per_minute: float
+    source: str
+
+
 class Statistics(msgspec.Struct, frozen=True, kw_only=True):
     """The state of a run at one moment. All counts belong together.
 
@@ -36,6 +52,7 @@ class Statistics(msgspec.Struct, frozen=True, kw_only=True):
         cooldown_remaining_seconds: Until everyone goes on; 0 outside of a cooldown.
         cooldown_reason: Why, as text of the provider (hostile); None outside of a cooldown.
         concurrency: Calls in flight at the most.
+        limits: What is known of the provider's limits.
         elapsed_seconds: Since the run's start.
         latency_p50: Median seconds of successful calls, to 5 %; None before the first.
         latency_p90: The same for nine of ten.
@@ -63,6 +80,7 @@ class Statistics(msgspec.Struct, frozen=True, kw_only=True):
     cooldown_remaining_seconds: float
     cooldown_reason: str | None
     concurrency: int
+    limits: list[LearnedLimit]
     elapsed_seconds: float
     latency_p50: float | None
     latency_p90: float | None
@@ -135,6 +153,7 @@ class Counts:
         cooldown_seconds: float = 0.0,
         cooldown_remaining_seconds: float = 0.0,
         cooldown_reason: str | None = None,
+        limits: list[LearnedLimit] | None = None,
     ) -> Statistics:
         """Return the counts of this moment, with what the other layers know."""
         return Statistics(
@@ -158,6 +177,7 @@ class Counts:
             cooldown_remaining_seconds=cooldown_remaining_seconds,
             cooldown_reason=cooldown_reason,
             concurrency=concurrency,
+            limits=limits or [],
             elapsed_seconds=elapsed_seconds,
             latency_p50=self.latency(0.5),
             latency_p90=self.latency(0.9),

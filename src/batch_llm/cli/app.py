@@ -80,7 +80,15 @@ class Flags:
     overwrite: bool = False
     "replace output files that exist"
     concurrency: Annotated[str, Parameter(name=["--concurrency", "-c"])] = "50"
-    "calls in flight at the most"
+    "calls in flight at the most; auto: learn the provider's limits, and use what they allow"
+    rpm: str | None = None
+    "requests per minute that are never passed; the other limits are learned then"
+    tpm: str | None = None
+    "tokens per minute, input and output together"
+    itpm: str | None = None
+    "input tokens per minute"
+    otpm: str | None = None
+    "output tokens per minute"
     timeout: str = "120s"
     "for one call"
     retries: str = "5"
@@ -125,7 +133,10 @@ def _job(source: str, flags: Flags) -> Any:
         failed=flags.failed or failed,
         order=flags.order,
         overwrite=flags.overwrite,
-        concurrency=values.read_count("--concurrency", flags.concurrency, at_least=1),
+        concurrency=None
+        if flags.concurrency == "auto"
+        else values.read_count("--concurrency", flags.concurrency, at_least=1),
+        limits=_limits(flags),
         timeout=values.read_seconds("--timeout", flags.timeout),
         retries=values.read_count("--retries", flags.retries),
         fail_over=values.read_tolerance("--fail-over", flags.fail_over)
@@ -135,6 +146,19 @@ def _job(source: str, flags: Flags) -> Any:
         as_json=flags.json,
         quiet=flags.quiet,
     )
+
+
+def _limits(flags: Flags) -> Any:
+    from batch_llm.cli.values import read_limit
+    from batch_llm.core.config import Limits
+
+    limits = Limits(
+        requests_per_minute=read_limit("--rpm", flags.rpm),
+        tokens_per_minute=read_limit("--tpm", flags.tpm),
+        input_tokens_per_minute=read_limit("--itpm", flags.itpm),
+        output_tokens_per_minute=read_limit("--otpm", flags.otpm),
+    )
+    return None if limits == Limits() else limits
 
 
 Input = Annotated[str, Parameter(name="INPUT", allow_leading_hyphen=True)]

@@ -95,7 +95,9 @@ def live_lines(
             ],
             width,
         ),
-        _fitted("limits", [f"concurrency {now.in_flight:,}/{now.concurrency:,}"], width),
+        _fitted(
+            "limits", [f"concurrency {now.in_flight:,}/{now.concurrency:,}", *_limits(now)], width
+        ),
         _fitted("errors", _errors(now) or ["none"], width),
         safe(_state(now), width - 3),  # room for the terminal's own "^C", which would wrap
     ]
@@ -190,6 +192,19 @@ def _bar(now: Statistics, total: int | None, width: int) -> str:
     room = max(4, width - len(tail))
     full = int(share * room)
     return "━" * full + "╌" * (room - full) + tail
+
+
+_SHORT_NAMES = {"requests": "RPM", "tokens": "TPM", "input_tokens": "ITPM", "output_tokens": "OTPM"}
+
+
+def _limits(now: Statistics) -> list[str]:
+    """Of the first lane; that there are more is for the numbers, not for a line."""
+    first = now.limits[0].lane if now.limits else ""
+    return [
+        f"{_SHORT_NAMES[limit.dimension]} {short(limit.per_minute)} ({limit.source})"
+        for limit in now.limits
+        if limit.lane == first
+    ]
 
 
 def _errors(now: Statistics) -> list[str]:

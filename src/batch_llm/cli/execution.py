@@ -9,13 +9,15 @@ import shlex
 import signal
 import sys
 from collections import deque
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from batch_llm.cli.display import summary_lines
 from batch_llm.cli.exit_codes import ExitCode
+from batch_llm.cli.job import fresh_paths
 from batch_llm.cli.plan import Plan
 from batch_llm.cli.progress import say, show_progress, tell
-from batch_llm.core.config import ProcessorConfig, RetryConfig
+from batch_llm.core.config import AUTO_MOST, ProcessorConfig, RetryConfig
 from batch_llm.outputs import FailedWriter, Finished, ResultWriter
 from batch_llm.parallel import ParallelBatchProcessor
 from batch_llm.providers.registry import open_endpoint
@@ -31,16 +33,23 @@ if TYPE_CHECKING:
     from batch_llm.cli.job import Job
     from batch_llm.inputs import Row
     from batch_llm.providers.registry import Endpoint
+    from batch_llm.strategies.rate_limit import RateLimitStrategy
 
     Item = LLMWorkItem[Any, Any, Row]
 
 FATAL_IN_A_ROW = 20
 _FATAL = {"auth", "quota", "not_found"}
-_DRAINED_AFTER_SECONDS = 0.2
 #: With ``--order input``: finished rows that wait for an earlier one.
 MAX_HELD = 10_000
 #: Flags that say what is left to do does not share with what was done.
-_NOT_REPEATED = {"-o": 1, "--output": 1, "--failed": 1, "--limit": 1, "--overwrite": 0}
+_NOT_REPEATED = {
+    "-o": 1,
+    "--output": 1,
+    "--failed": 1,
+    "--limit": 1,
+    "--format": 1,
+    "--overwrite": 0,
+}
 
 
 class _Writers:
@@ -90,9 +99,14 @@ class _Writers:
         else:
             self.failed.write(finished.row, finished.error)
 
-    def close(self) -> None:
-        for finished in sorted(self._held.values(), key=lambda one: one.row.line):
+    def write_held(self) -> None:
+        """Write what still waits for earlier rows: those will not come any more."""
+        held, self._held = self._held, {}
+        for finished in sorted(held.values(), key=lambda one: one.row.line):
             self._put(finished)
+
+    def close(self) -> None:
+        self.write_held()
         self.results.close()
         self.failed.close()
 
@@ -102,7 +116,8 @@ def run_job(job: Job) -> ExitCode:
     plan = Plan(job)
     plan.check_unchanged()
     with open_endpoint(job.model, base_url=job.base_url) as endpoint:
-        possible = raise_file_limit(job.concurrency)
+        wanted = job.concurrency or AUTO_MOST
+        possible = raise_file_limit(wanted)
         if possible is not None:
             say(f"warning: only {possible} connections are possible here; taking as many")
         writers = _Writers(plan)
@@ -110,40 +125,46 @@ def run_job(job: Job) -> ExitCode:
         for problem in plan.problems:
             writers.failed.write_problem(problem)
         try:
-            return asyncio.run(
-                _Execution(plan, endpoint, writers, possible or job.concurrency).run()
-            )
+            return asyncio.run(_Execution(plan, endpoint, writers, possible).run())
         finally:
             writers.close()
 
 
 class _Execution:
-    def __init__(self, plan: Plan, endpoint: Endpoint, writers: _Writers, concurrency: int) -> None:
+    def __init__(
+        self, plan: Plan, endpoint: Endpoint, writers: _Writers, possible: int | None
+    ) -> None:
         self._plan, self._job, self._writers = plan, plan.job, writers
         self._endpoint = endpoint
         self._signal: int | None = None
         self._stop_code: ExitCode | None = None
         self._stop_reason = ""
         self._fatal_code, self._fatal_count = "", 0
-        self._draining: asyncio.Task[None] | None = None
         self._transport = HttpTransport()
         self._processor: ParallelBatchProcessor[Any, Any, Row] = ParallelBatchProcessor(
             config=ProcessorConfig(
-                max_workers=concurrency,
+                concurrency=possible or self._job.concurrency or "auto",
+                limits=self._job.limits,
                 timeout_per_item=self._job.timeout,
                 retry=RetryConfig(max_attempts=self._job.retries + 1, initial_wait=0.5),
                 progress_interval=0,
             ),
-            rate_limit_strategy=ExponentialBackoffStrategy(
-                initial_cooldown=1.0,
-                max_cooldown=60.0,
-                slow_start_items=10,
-                slow_start_initial_delay=0.02,
-                slow_start_final_delay=0.002,
-            ),
+            rate_limit_strategy=self._strategy(),
             requests=RequestCaller(
                 endpoint, self._transport, keep_bodies=plan.source.format == "openai-batch"
             ),
+        )
+
+    def _strategy(self) -> RateLimitStrategy | None:
+        """A cooldown in seconds rather than minutes, where the limits are not learned."""
+        if self._job.concurrency is None or self._job.limits is not None:
+            return None
+        return ExponentialBackoffStrategy(
+            initial_cooldown=1.0,
+            max_cooldown=60.0,
+            slow_start_items=10,
+            slow_start_initial_delay=0.02,
+            slow_start_final_delay=0.002,
         )
 
     async def run(self) -> ExitCode:
@@ -167,11 +188,10 @@ class _Execution:
                 async for result in results:
                     self._take(result)
         finally:
-            helpers = [task for task in (shown, self._draining) if task is not None]
-            for task in helpers:
-                task.cancel()
-            await asyncio.wait(helpers)
+            shown.cancel()
+            await asyncio.wait([shown])
             await self._transport.aclose()
+            self._writers.write_held()
         return self._conclude()
 
     def _take(self, result: WorkItemResult[Any, Row]) -> None:
@@ -221,25 +241,7 @@ class _Execution:
     def _stop(self, code: ExitCode, reason: str) -> None:
         if self._stop_code is None:
             self._stop_code, self._stop_reason = code, reason
-            self._drain()
-
-    def _drain(self) -> None:
-        self._processor.stop()
-        if self._draining is None:
-            self._draining = asyncio.create_task(self._abandon_what_only_waits())
-
-    async def _abandon_what_only_waits(self) -> None:
-        """End a drain when no call is under way any more.
-
-        What is left then waits for a cooldown or for its next attempt, perhaps for an hour, and
-        nothing has been paid for it. Two looks in a row: an answer that came just before the
-        first is in its file by the second.
-        """
-        quiet = 0
-        while quiet < 2:
-            await asyncio.sleep(_DRAINED_AFTER_SECONDS)
-            quiet = quiet + 1 if self._processor.statistics().in_flight == 0 else 0
-        self._processor.stop(drain=False)
+            self._processor.stop(retry=False)
 
     def _listen_to_signals(self) -> None:
         loop = asyncio.get_running_loop()
@@ -261,7 +263,7 @@ class _Execution:
             )
         else:
             say("Stopping: nothing is in flight.")
-        self._drain()
+        self._processor.stop(retry=False)
 
     def _conclude(self) -> ExitCode:
         now = self._processor.statistics()
@@ -301,23 +303,44 @@ class _Execution:
             say(f"  results   {self._job.output} ({done:,} rows)")
         if self._writers.failed.rows:
             say(f"  failed    {self._job.failed} ({self._writers.failed.rows:,} rows)")
-            say(f"  next      {self._next_command()}")
+            if self._writers.failed.rows > bad:
+                say(f"  next      {self._next_command()}")
         if self._plan.source.has_changed():
             say(f"\nwarning: {self._job.input} changed while it was read; check its rows")
         return code
 
     def _next_command(self) -> str:
-        """Return the command that runs the failed rows: this one, with their file as its input."""
-        words = []
+        """Return the command that runs the failed rows: this one, with their file as its input.
+
+        What it must not share with this run is said outright, whatever the settings files say.
+        """
+        job, words = self._job, []
         arguments = iter(sys.argv[2:])
+        is_replaced = False
         for word in arguments:
             name, equals, _ = word.partition("=")
             if name in _NOT_REPEATED:
                 if _NOT_REPEATED[name] and not equals:
                     next(arguments, None)
+            elif word.startswith("-o"):  # -oFILE
                 continue
-            words.append(self._job.failed if word == self._job.input else word)
+            elif word == job.input and not is_replaced:
+                words.append(job.failed)
+                is_replaced = True
+            else:
+                words.append(word)
+        output, failed = fresh_paths(job.failed)
+        words += ["-o", output, "--failed", failed]
+        if job.format is not None:
+            words += ["--format", self._format_of_failed()]
         return shlex.join(["batch-llm", "run", *words])
+
+    def _format_of_failed(self) -> str:
+        shape = self._plan.source.format
+        suffix = Path(self._job.failed).suffix.lower().removeprefix(".")
+        if suffix in {"csv", "tsv"}:
+            return suffix
+        return {"txt": "prompt", "csv": "rows", "tsv": "rows"}.get(shape, shape)
 
     def _exit_code(self, now: Statistics, without_answer: int) -> ExitCode:
         if self._signal is not None:

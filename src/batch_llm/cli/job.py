@@ -12,6 +12,7 @@ from batch_llm.exceptions import InputError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from batch_llm.core.config import Limits
     from batch_llm.core.schema import OutputSchema
 
 _TABLES = {".csv", ".tsv"}
@@ -38,7 +39,8 @@ class Job:
     failed: str = "failed.jsonl"
     order: str = "done"
     overwrite: bool = False
-    concurrency: int = 50
+    concurrency: int | None = 50
+    limits: Limits | None = None
     timeout: float = 120.0
     retries: int = 5
     fail_over: tuple[float, bool] | None = None
@@ -62,6 +64,18 @@ def default_paths(source: str, output: str | None) -> tuple[str, str]:
     path = Path(output)
     stem = path.stem.removesuffix(".results").removesuffix("results")
     return output, str(path.with_name(f"{stem}.failed{suffix}" if stem else f"failed{suffix}"))
+
+
+def fresh_paths(source: str) -> tuple[str, str]:
+    """Return paths for the results and the failed rows of ``source`` at which nothing is yet."""
+    path, number = Path(source), 1
+    while True:
+        stem = f"{path.stem}.{number}" if number > 1 else path.stem
+        output, failed = default_paths(str(path.with_name(f"{stem}{path.suffix}")), None)
+        results, rows = path.with_name(output), path.with_name(failed)
+        if not results.exists() and not rows.exists():
+            return str(results), str(rows)
+        number += 1
 
 
 def check_paths(source: str, outputs: Iterable[str]) -> None:

@@ -56,6 +56,11 @@ def read_count(flag: str, text: str, *, at_least: int = 0) -> int:
     return int(number)
 
 
+def read_limit(flag: str, text: str | None) -> float | None:
+    """Read a limit per minute, ``500`` or ``2M``; None where there is none."""
+    return None if text is None else float(read_count(flag, text, at_least=1))
+
+
 def read_seconds(flag: str, text: str) -> float:
     """Read ``60``, ``30s``, ``2m`` or ``1.5h``."""
     unit = next((u for u in ("ms", "s", "m", "h") if text.endswith(u)), "")

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Literal
 
 from batch_llm.exceptions import ConfigError
+
+#: Calls in flight at the most where nobody says how many: sockets and memory for more are rare.
+AUTO_MOST = 1000
 
 
 def _require(condition: bool, setting: str, value: object, expected: str) -> None:  # noqa: FBT001
@@ -110,6 +114,34 @@ class RateLimitConfig:
             _require(_is_finite(value, low), setting, value, f">= {low} and finite")
 
 
+@dataclass(slots=True, kw_only=True)
+class Limits:
+    """What a provider allows per minute: ceilings that are never passed. None is learned.
+
+    Attributes:
+        requests_per_minute: Calls.
+        tokens_per_minute: Input and output together.
+        input_tokens_per_minute: Input alone.
+        output_tokens_per_minute: Output alone.
+    """
+
+    requests_per_minute: float | None = None
+    tokens_per_minute: float | None = None
+    input_tokens_per_minute: float | None = None
+    output_tokens_per_minute: float | None = None
+
+    def validate(self) -> None:
+        """Check every field against its bounds.
+
+        Raises:
+            ConfigError: A value is out of range; the message names it and the bound.
+        """
+        for limit in fields(self):
+            value = getattr(self, limit.name)
+            is_good = value is None or (_is_finite(value, 0) and value > 0)
+            _require(is_good, limit.name, value, "> 0 and finite")
+
+
 @dataclass(slots=True)
 class ProcessorConfig:
     """How a processor works.
@@ -123,6 +155,10 @@ class ProcessorConfig:
             0 logs none.
         enable_detailed_logging: Log each attempt's failure at INFO instead of DEBUG.
         max_queue_size: ``add_work`` waits while so many items are queued. 0 = unlimited.
+        limits: What is known of the provider's limits; ``Limits()`` is nothing. The rest is learned
+            then, and ``rate_limit`` is not used.
+        concurrency: Calls in flight at the most, instead of ``max_workers``; ``"auto"`` learns the
+            limits too, and lets as many in as they have room for.
     """
 
     max_workers: int = 5
@@ -132,6 +168,20 @@ class ProcessorConfig:
     progress_interval: int = 10
     enable_detailed_logging: bool = False
     max_queue_size: int = 0
+    limits: Limits | None = None
+    concurrency: int | Literal["auto"] | None = None
+
+    @property
+    def learns_limits(self) -> bool:
+        """Whether admission learns the provider's limits, in place of the cooldown."""
+        return self.limits is not None or self.concurrency == "auto"
+
+    @property
+    def most_in_flight(self) -> int:
+        """Calls in flight at the most."""
+        if self.concurrency == "auto":
+            return AUTO_MOST
+        return self.max_workers if self.concurrency is None else self.concurrency
 
     def validate(self) -> None:
         """Check every field, and those of ``retry`` and ``rate_limit``.
@@ -158,5 +208,15 @@ class ProcessorConfig:
             self.max_queue_size,
             ">= 0 (0 = unlimited)",
         )
+        _require(
+            self.concurrency is None
+            or self.concurrency == "auto"
+            or _is_whole(self.concurrency, 1),
+            "concurrency",
+            self.concurrency,
+            '>= 1 or "auto"',
+        )
         self.retry.validate()
         self.rate_limit.validate()
+        if self.limits is not None:
+            self.limits.validate()

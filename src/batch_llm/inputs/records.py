@@ -18,11 +18,13 @@ class Row:
         item_id: From the id column, or ``row-N`` with the record's number.
         line: Where it starts in the file, from 1.
         data: Its columns; of a batch line, the whole record.
+        has_own_id: Whether one of the columns holds the id.
     """
 
     item_id: str
     line: int
     data: dict[str, Any]
+    has_own_id: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -110,7 +110,7 @@ class Source:
         if first != row.line:
             message = f'"{safe(item_id, 60)}" is already on line {first}'
             return Problem(row.line, "duplicate_custom_id", message, data=row.data, item_id=item_id)
-        return replace(row, item_id=item_id)
+        return replace(row, item_id=item_id, has_own_id=column is not None)
 
     def _records(self) -> Iterator[Row | Problem]:
         return self._table.rows() if self._table is not None else self._lines()

@@ -186,11 +186,7 @@ class FailedWriter:
 
 def _identified(row: Row) -> dict[str, Any]:
     """Return a row's columns, with its id in front where none of them holds it."""
-    data = row.data
-    ids = {str(data.get("custom_id")), str(data.get("id"))}
-    if row.item_id in ids or row.item_id in data.values():
-        return data
-    return {"id": row.item_id} | data
+    return row.data if row.has_own_id else {"id": row.item_id} | row.data
 
 
 class _LineFile:

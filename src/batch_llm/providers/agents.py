@@ -27,6 +27,13 @@ class CallByMode:
     def __init__(self, requests: Caller | None = None) -> None:
         self._requests = requests
 
+    def lane(self, item: LLMWorkItem[Any, Any, Any], /) -> str:
+        """Name the item's lane: its model, where one can be seen."""
+        if item.request is not None and self._requests is not None:
+            return self._requests.lane(item)
+        name = getattr(getattr(item.agent, "model", None), "model_name", None)
+        return name if isinstance(name, str) else ""
+
     async def call(self, item: LLMWorkItem[Any, Any, Any], attempt: Try, /) -> Outcome:
         """Make one call.
 

@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 import msgspec
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from batch_llm.base import LLMWorkItem
+    from batch_llm.strategies.budgets import LimitHeader
 
 
 #: The key in ``Try.memory`` under which a caller leaves the usage object that its library fills in
@@ -44,6 +47,7 @@ class Outcome(msgspec.Struct, frozen=True):
         model: The model's name as the provider answered it.
         safety_ratings: Gemini's ratings, when it sent any.
         body: The provider's answer as it came, when the caller was asked to keep it.
+        limits: What the answer's headers say of the provider's limits, by dimension.
     """
 
     output: Any = None
@@ -52,6 +56,7 @@ class Outcome(msgspec.Struct, frozen=True):
     model: str | None = None
     safety_ratings: dict[str, str] | None = None
     body: bytes | None = None
+    limits: Mapping[str, LimitHeader] | None = None
 
 
 class Caller(Protocol):
@@ -60,6 +65,10 @@ class Caller(Protocol):
     One instance serves all workers at once. It makes exactly one exchange per ``call``; pacing,
     timeouts and retries are done around it.
     """
+
+    def lane(self, item: LLMWorkItem[Any, Any, Any], /) -> str:
+        """Name what an item shares limits with: provider, account and model, as far as known."""
+        ...
 
     async def call(self, item: LLMWorkItem[Any, Any, Any], attempt: Try, /) -> Outcome:
         """Make one call.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from batch_llm.exceptions import BadOutputError
 from batch_llm.providers import openai
+from batch_llm.providers.limit_headers import read_limits
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -15,7 +17,11 @@ if TYPE_CHECKING:
     from batch_llm.base import LLMWorkItem
     from batch_llm.providers.base import Outcome, Try
     from batch_llm.providers.registry import Endpoint
-    from batch_llm.providers.transport import Transport
+    from batch_llm.providers.transport import Response, Transport
+    from batch_llm.strategies.budgets import LimitHeader
+
+#: How often an answer's limit headers are looked at, in seconds.
+_LOOK_SECONDS = 0.05
 
 
 class RequestCaller:
@@ -40,6 +46,13 @@ class RequestCaller:
         self._endpoints: dict[str, Endpoint] = {}
         self._transport = transport
         self._keep_bodies = keep_bodies
+        self._next_look_at = 0.0
+
+    def lane(self, item: LLMWorkItem[Any, Any, Any], /) -> str:
+        """Name the item's lane: its model, or the one endpoint for all."""
+        if self._only is not None or item.request is None:
+            return ""
+        return item.request.model
 
     async def call(self, item: LLMWorkItem[Any, Any, Any], attempt: Try, /) -> Outcome:
         """Make one call. After an answer that did not fit, the model is told why.
@@ -64,9 +77,20 @@ class RequestCaller:
         outcome = openai.decode(
             response.status, response.headers, response.body, request, secret=endpoint.secret
         )
-        if self._keep_bodies and outcome.error is None:
-            return msgspec.structs.replace(outcome, body=response.body)
-        return outcome
+        limits = self._limits_of(response)
+        if outcome.error is not None:
+            return msgspec.structs.replace(outcome, limits=limits) if limits else outcome
+        if self._keep_bodies:
+            return msgspec.structs.replace(outcome, body=response.body, limits=limits)
+        return msgspec.structs.replace(outcome, limits=limits) if limits else outcome
+
+    def _limits_of(self, response: Response) -> dict[str, LimitHeader] | None:
+        """Read the limit headers of a refusal, and of an answer now and then: that is enough."""
+        now = asyncio.get_running_loop().time()
+        if response.status == 429 or now >= self._next_look_at:
+            self._next_look_at = now + _LOOK_SECONDS
+            return read_limits(response.headers)
+        return None
 
     def _endpoint_for(self, model: str) -> Endpoint:
         endpoint = self._endpoints.get(model)

@@ -110,9 +110,12 @@ class HttpTransport:
             response = await session.post(
                 headers=headers, data=data, allow_redirects=False, **route
             )
+            if response.status < 200:
+                response.close()
+                raise TransportError(f"the server answered HTTP {response.status} to a call")
             content = await response.read()
         except (ClientError, OSError, ValueError) as error:
-            if isinstance(error, ConfigError):
+            if isinstance(error, ConfigError | TransportError):
                 raise
             # Not as the cause: the client's message may hold the URL's password or a header.
             raise TransportError(_reason(error, url)) from None

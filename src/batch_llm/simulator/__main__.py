@@ -33,6 +33,8 @@ def _main() -> None:
     options = parser.parse_args()
     try:
         serve(options.profile, port=options.port, on_started=_announce)
+    except BrokenPipeError:  # the parent is gone already, and nobody will ever call
+        return
     except (OSError, ValueError) as error:
         parser.error(str(error))
 

@@ -129,7 +129,7 @@ def _told_wait(text: str, found: Mapping[str, str]) -> float | None:
     if after is not None:
         seconds = _number(after)
         if seconds is None:
-            seconds = _seconds_until(after)
+            seconds = seconds_until(after)
         if seconds is not None:
             return seconds
     if match := _RETRY_DELAY.search(text):
@@ -151,7 +151,7 @@ def _until_reset(headers: Mapping[str, str]) -> float | None:
             reset = headers.get(name.replace("remaining", "reset"), "")
             wait = go_seconds(reset)
             if wait is None:
-                wait = _seconds_until(reset)
+                wait = seconds_until(reset)
             if wait is not None:
                 waits.append(wait)
     return max(waits, default=None)
@@ -174,7 +174,8 @@ def _number(text: str | None) -> float | None:
     return value if 0 <= value < math.inf else None
 
 
-def _seconds_until(date: str) -> float | None:
+def seconds_until(date: str) -> float | None:
+    """Return the seconds until a date, RFC 3339 or RFC 9110; None for nonsense."""
     try:
         try:
             moment = datetime.fromisoformat(date)

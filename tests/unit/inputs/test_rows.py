@@ -95,7 +95,7 @@ def test_a_real_csv_is_read(write):
 
     _, records = read(path)
 
-    assert records[0] == Row("1", 2, {"id": "1", "text": 'a "b"\nc'})
+    assert records[0] == Row("1", 2, {"id": "1", "text": 'a "b"\nc'}, has_own_id=True)
     assert records[1].data["text"] == ""
     assert (records[2].code, records[2].line) == ("wrong_field_count", 5)
 

@@ -1,0 +1,189 @@
+"""Admission on the test bench: makespan against the omniscient optimum, and refused calls.
+
+    python benchmarks/admission.py BENCH [--seeds 11 12 13] [--random 50] [SCENARIO ...]
+
+BENCH is the folder with the test bench's modules (``core``, ``provider``, ``client``, ``run``,
+``scenarios``, ``governor_lite``). The seed of the random sweep is drawn anew each time and printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import random
+import statistics
+import sys
+from collections import deque
+from pathlib import Path
+
+from batch_llm.core.config import Limits
+from batch_llm.strategies.admission import INPUT, OUTPUT, REQUESTS, TOKENS, Admission, Cost
+from batch_llm.strategies.budgets import LimitHeader
+
+NAMES = {"requests": REQUESTS, "tokens": TOKENS, "input": INPUT, "output": OUTPUT}
+
+
+class Ours:
+    """Drives an ``Admission`` inside of the bench's clock."""
+
+    def __init__(self, *, told, label=None):
+        self.told = told
+        self.name = label or ("ours, limits told" if told else "ours, limits unknown")
+
+    def start(self, client):
+        self.client, spec = client, client.spec
+        base = {NAMES[name]: limit / spec.procs for name, limit in client.prov.base.items()}
+        limits = None
+        if self.told:
+            limits = Limits(**{f"{name}_per_minute": limit for name, limit in base.items()})
+        self.admission = Admission(
+            client.sim.now,
+            limits,
+            dimensions=tuple(base) or (REQUESTS,),
+            max_in_flight=spec.max_inflight,
+            dice=client.rng,
+        )
+        self.retries, self.timer = deque(), None
+        self.output, self.ratio = spec.max_tokens * 0.4, 1.0
+        self.charges_actual = spec.charge != "maxtok"
+        self.pump()
+
+    def cost(self, item):
+        sent = item.est_in * self.ratio
+        got = self.output if self.charges_actual else item.max_tokens
+        return Cost(1.0, sent + got, sent, got, self.output if self.charges_actual else 0.0)
+
+    def pump(self):
+        client, sim = self.client, self.client.sim
+        if self.timer is not None:
+            sim.cancel(self.timer)
+            self.timer = None
+        while self.retries or client.queue:
+            queue = self.retries or client.queue
+            cost = self.cost(queue[0])
+            wait = self.admission.wait(sim.now, cost)
+            if wait > 0:
+                if wait < math.inf:
+                    self.timer = sim.call_later(max(wait, 1e-3), self.pump)
+                return
+            item, grant = queue.popleft(), self.admission.start(sim.now, cost)
+            client.prov.request(
+                item, lambda i, r, grant=grant: self.answered(i, r, grant), client.proc
+            )
+
+    def answered(self, item, response, grant):
+        client, now = self.client, self.client.sim.now
+        headers = {
+            NAMES[name]: LimitHeader(*found) for name, found in (response.headers or {}).items()
+        }
+        if response.status == 200:
+            sent, got = response.tin, response.tout
+            self.output += 0.03 * (got - self.output)
+            self.ratio += 0.03 * (sent / max(1, item.est_in) - self.ratio)
+            used = Cost(1.0, sent + got, sent, got) if self.charges_actual else None
+            self.admission.accepted(now, grant, used, headers)
+            client.complete(item)
+        elif response.status == 429:
+            self.admission.refused(
+                now,
+                grant,
+                latency=response.latency,
+                retry_after=response.retry_after,
+                headers=headers,
+            )
+            self.retries.append(item)
+        else:
+            self.admission.failed(now, grant)
+            delay = client.rng.uniform(0.2, 1.0) * 0.5 * 2 ** min(6, item.attempts - 1)
+            client.sim.call_later(delay, self.back, item)
+        self.pump()
+
+    def back(self, item):
+        self.retries.append(item)
+        self.pump()
+
+
+def random_spec(dice, make, number):
+    rpm = 10 ** dice.uniform(1.5, 4)
+    kind = dice.choice(["bucket", "bucket", "fixed", "sliding"])
+    return make(
+        name=f"random {number}",
+        n=int(min(4000, max(200, rpm * dice.uniform(1, 4)))),
+        rpm=rpm if dice.random() < 0.9 else None,
+        tpm=rpm * 10 ** dice.uniform(2.7, 3.6),
+        kind=kind,
+        burst_s=dice.choice([1.0, 5.0, 10.0, 60.0]),
+        charge=dice.choice(["post", "post", "maxtok", "reserve"]),
+        headers=dice.random() < 0.3,
+        retry_after=dice.choice(["accurate", "ceil", "none"]),
+        count_rejects=dice.random() < 0.2,
+        sig_in=dice.uniform(0.2, 1.0),
+        est_bias=dice.uniform(0.6, 1.4),
+        rej_lat=dice.uniform(0.05, 0.3),
+        offset=dice.uniform(0, 60),
+        max_inflight=1000,
+    )
+
+
+def measure(bench, spec, makers, seeds):
+    optimum = {s: bench.simulate(spec, bench.Oracle, s, 60_000)["makespan"] for s in seeds}
+    rows = {}
+    for make in makers:
+        runs = [bench.simulate(spec, make, seed, 60_000) for seed in seeds]
+        ratios = [run["makespan"] / optimum[s] for run, s in zip(runs, seeds, strict=True)]
+        refused = [100 * run["n429"] / spec.n for run in runs]
+        rows[runs[0]["name"]] = (statistics.mean(ratios), statistics.mean(refused))
+    return rows
+
+
+def summary(found):
+    print("\n| strategy | geometric mean | median | p90 | worst | refused, median | worst |")
+    print("|---|---|---|---|---|---|---|")
+    for name in next(iter(found.values())):
+        ratios = sorted(rows[name][0] for rows in found.values())
+        refused = sorted(rows[name][1] for rows in found.values())
+        mean = math.exp(statistics.mean(math.log(ratio) for ratio in ratios))
+        p90 = ratios[min(len(ratios) - 1, math.ceil(0.9 * len(ratios)) - 1)]
+        print(
+            f"| {name} | {mean:.3f} | {statistics.median(ratios):.2f} | {p90:.2f} "
+            f"| {ratios[-1]:.2f} | {statistics.median(refused):.1f} % | {refused[-1]:.0f} % |"
+        )
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("bench")
+    parser.add_argument("scenarios", nargs="*")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[11, 12, 13])
+    parser.add_argument("--random", type=int, default=0)
+    parser.add_argument("--reference", action="store_true", help="run the bench's controller too")
+    options = parser.parse_args()
+    sys.path.insert(0, str(Path(options.bench)))
+    import run as bench
+    from provider import Spec
+    from scenarios import S
+
+    makers = [lambda: Ours(told=False), lambda: Ours(told=True)]
+    if options.reference:
+        makers += [lambda: bench.Governed("auto"), lambda: bench.Governed("known")]
+    if options.random:
+        seed = random.SystemRandom().randrange(10**9)
+        print(f"random sweep, seed {seed}")
+        dice = random.Random(seed)
+        specs = {n: random_spec(dice, Spec, n) for n in range(options.random)}
+        seeds = options.seeds[:1]
+    else:
+        specs = {key: S[key] for key in options.scenarios or S}
+        seeds = options.seeds
+    found = {}
+    print("| scenario | " + " | ".join(make().name for make in makers) + " |")
+    print("|---|" + "---|" * len(makers))
+    for key, spec in specs.items():
+        found[key] = measure(bench, spec, makers, seeds)
+        cells = (f"{ratio:.2f} / {refused:.1f}" for ratio, refused in found[key].values())
+        print(f"| {key} | " + " | ".join(cells) + " |", flush=True)
+    summary(found)
+
+
+if __name__ == "__main__":
+    main()

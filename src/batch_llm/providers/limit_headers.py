@@ -1,0 +1,62 @@
+"""What the headers of a response say of the provider's limits."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from batch_llm.strategies.admission import INPUT, OUTPUT, REQUESTS, TOKENS
+from batch_llm.strategies.budgets import LimitHeader
+from batch_llm.strategies.http_errors import go_seconds, seconds_until
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_OPENAI = {
+    REQUESTS: "x-ratelimit-{}-requests",
+    TOKENS: "x-ratelimit-{}-tokens",
+}
+_ANTHROPIC = {
+    REQUESTS: "anthropic-ratelimit-requests-{}",
+    INPUT: "anthropic-ratelimit-input-tokens-{}",
+    OUTPUT: "anthropic-ratelimit-output-tokens-{}",
+}
+#: A limit whose reset is further away is not one per minute (Groq counts requests by the day).
+_LONGEST_RESET_SECONDS = 60.0
+
+
+def read_limits(headers: Mapping[str, str]) -> dict[str, LimitHeader] | None:
+    """Read the limits per minute, by dimension; None when there are none.
+
+    OpenAI and what is compatible with it: resets as Go durations (``6m0s``, ``12ms``). Anthropic:
+    resets as dates. What cannot be read is left out.
+    """
+    if "x-ratelimit-limit-requests" in headers or "x-ratelimit-limit-tokens" in headers:
+        names = _OPENAI
+    elif "anthropic-ratelimit-requests-limit" in headers:
+        names = _ANTHROPIC
+    else:
+        return None
+    found = {}
+    for dimension, pattern in names.items():
+        limit = _number(headers.get(pattern.format("limit")))
+        remaining = _number(headers.get(pattern.format("remaining")))
+        reset = _reset(headers.get(pattern.format("reset")))
+        if limit is None or remaining is None or reset is None:
+            continue
+        if limit > 0 and remaining >= 0 and reset <= _LONGEST_RESET_SECONDS:
+            found[dimension] = LimitHeader(limit, remaining, reset)
+    return found or None
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        return float(text) if text is not None else None
+    except ValueError:
+        return None
+
+
+def _reset(text: str | None) -> float | None:
+    if text is None:
+        return None
+    seconds = go_seconds(text)
+    return seconds if seconds is not None else seconds_until(text)

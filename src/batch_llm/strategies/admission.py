@@ -1,0 +1,508 @@
+"""Full speed under limits that nobody told us: when may the next call start?
+
+A controller for one lane (provider, account, model family), without any I/O: the caller brings the
+clock, asks ``wait`` before each call, and tells what became of it. Every operation is O(1).
+
+Each dimension of the limits is a budget (``budgets.py``), and a call starts when all of them have
+its cost. A refusal comes back in tenths of a second, an answer after seconds: so a call that has
+not been refused for a moment counts as let in, and only so many calls may be in doubt at a time.
+That makes a start fast and a refusal cheap. The first refusal among the calls sent under one belief
+cuts the rates once, whatever comes late; then they grow again, fast while far from where the last
+cut was, slowly near it (CUBIC, without a scale of its own). A Retry-After closes the gate for
+exactly that long, longer when it proves too short. Headers with limits are believed over everything
+else, and show what others use of the same key.
+
+The research behind the numbers is in ``docs/admission.md``.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import deque
+from typing import TYPE_CHECKING, NamedTuple
+
+from batch_llm.strategies.budgets import Budget, LimitHeader
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from batch_llm.core.config import Limits
+
+REQUESTS, TOKENS, INPUT, OUTPUT = "requests", "tokens", "input_tokens", "output_tokens"
+#: Kinds of tokens that a call's output counts in.
+_WITH_OUTPUT = {TOKENS, OUTPUT}
+
+#: The share of the rate that a cut leaves; of a second cut within moments.
+CUT, SECOND_CUT = 0.87, 0.7
+SECOND_CUT_SECONDS = 5.0
+#: After so many seconds without a cut the rate is back where it was, and goes on from there.
+RECOVERY_SECONDS = 28.0
+#: Of the time that the gate was closed, so much counts as time without a cut.
+CLOSED_CREDIT_SECONDS = 15.0
+#: A rate is searched upwards after the first cut: so much per second, and per step at the most.
+SEARCH_PER_SECOND, SEARCH_STEP = 1.0, 0.25
+#: How much a rate may grow in one step.
+GROWTH_STEP = 0.25
+#: A call that was not refused for so long counts as let in; learned from refusals within bounds.
+DOUBT_SECONDS, SHORTEST_DOUBT_SECONDS, LONGEST_DOUBT_SECONDS = 0.5, 0.1, 2.0
+#: Calls in doubt at a time: at the start, when limits are told or seen, and at the most.
+DOUBT_START, DOUBT_TOLD, DOUBT_MOST = 2.0, 32.0, 256.0
+DOUBT_LEAST = 32.0
+DOUBT_SHARE = 0.12
+#: Without a Retry-After the closed gate is tried again after this, doubling up to the longest.
+PROBE_SECONDS, LONGEST_PROBE_SECONDS = 0.25, 8.0
+#: A call whose rate is known from no dimension: so many a second.
+ASSUMED_RATE = 10.0
+#: When fewer than half of the calls of so many seconds were taken, the provider is overloaded.
+OVERLOAD_MEMORY_SECONDS = 20.0
+OVERLOAD_SHARE = 0.5
+
+
+def _told(limits: Limits | None) -> dict[str, float]:
+    if limits is None:
+        return {}
+    named = {
+        REQUESTS: limits.requests_per_minute,
+        TOKENS: limits.tokens_per_minute,
+        INPUT: limits.input_tokens_per_minute,
+        OUTPUT: limits.output_tokens_per_minute,
+    }
+    return {name: limit for name, limit in named.items() if limit}
+
+
+class Cost(NamedTuple):
+    """What a call is expected to take of each dimension.
+
+    Attributes:
+        requests: 1.
+        tokens: Input and output as the provider will charge them together.
+        input_tokens: Input alone.
+        output_tokens: Output alone.
+        pending: The part of the output that the provider charges only when the call ends.
+    """
+
+    requests: float = 1.0
+    tokens: float = 0.0
+    input_tokens: float = 0.0
+    output_tokens: float = 0.0
+    pending: float = 0.0
+
+
+class Grant:
+    """One call that was let in. It is closed once: taken, refused, failed or cancelled."""
+
+    __slots__ = (
+        "at",
+        "cost",
+        "epoch",
+        "is_in_doubt",
+        "is_open",
+        "number",
+        "pending_then",
+        "spent_then",
+    )
+
+    def __init__(self, at: float, epoch: int, cost: Cost, number: int) -> None:
+        self.at = at
+        self.epoch = epoch
+        self.cost = cost
+        self.number = number
+        self.is_in_doubt = self.is_open = True
+        #: By dimension: what had been spent, this call included, and what was pending.
+        self.spent_then: dict[str, float] = {}
+        self.pending_then: dict[str, float] = {}
+
+
+class Admission:
+    """Decides when the calls of one lane may start.
+
+    Args:
+        now: The time.
+        limits: What is known of the limits: ceilings that are never passed.
+        dimensions: What the provider counts, where no limit is known.
+        burst_seconds: How many seconds of its rate a told limit may be used up at once.
+        max_in_flight: Calls at a time at the most.
+        dice: Spreads what would otherwise happen at the same moment everywhere.
+    """
+
+    def __init__(
+        self,
+        now: float,
+        limits: Limits | None = None,
+        *,
+        dimensions: tuple[str, ...] = (REQUESTS, TOKENS),
+        burst_seconds: float = 60.0,
+        max_in_flight: float = 1000,
+        dice: random.Random | None = None,
+    ) -> None:
+        told = _told(limits)
+        names = dict.fromkeys([REQUESTS, *dimensions, *told])
+        self.budgets = {name: Budget(name, told.get(name), now, burst_seconds) for name in names}
+        self.max_in_flight = max_in_flight
+        self.in_flight = 0
+        self.refusals = 0
+        self._is_told = bool(told)
+        self._dice = dice or random.Random()  # noqa: S311 - spreads load, protects nothing
+        #: Before this time nobody starts.
+        self.closed_until = 0.0
+        #: Refusals in a row that came although the gate had been closed long enough.
+        self._closed_again = 0
+        #: Grants of an older epoch were sent before the last cut: their refusals say nothing new.
+        self._epoch = self._number = self._number_at_cut = 0
+        self._cut_at = self._open_at = self._grown_at = now
+        self._is_first = True
+        self._is_searching = False
+        self._accepted = self._accepted_since_cut = 0
+        self._doubtful: deque[Grant] = deque()
+        self._in_doubt = 0
+        self._doubt_seconds = DOUBT_SECONDS
+        self._doubt_limit = DOUBT_TOLD if told else DOUBT_START
+        self._doubt_told = DOUBT_SHARE * told.get(REQUESTS, 0.0)
+        self._overload = _Overload(now)
+
+    def wait(self, now: float, cost: Cost) -> float:
+        """Return the seconds until a call may start: 0 now, infinity when one must end first."""
+        if now < self.closed_until:
+            return self.closed_until - now
+        if self.in_flight >= min(self.max_in_flight, self._overload.concurrency):
+            return math.inf
+        self._believe_silence(now)
+        if self._in_doubt >= (1 if self._closed_again else self._doubt_limit):
+            oldest = self._doubtful[0].at if self._doubtful else now
+            return max(1e-3, oldest + self._doubt_seconds - now)
+        longest = 0.0
+        for name, budget in self.budgets.items():
+            amount = getattr(cost, name)
+            if amount > 0:
+                longest = max(longest, budget.wait(now, amount))
+        return longest
+
+    def start(self, now: float, cost: Cost) -> Grant:
+        """Let a call in, and charge it. Whoever starts it closes the grant."""
+        self.in_flight += 1
+        self._number += 1
+        self._overload.requests += 1
+        grant = Grant(now, self._epoch, cost, self._number)
+        for name, budget in self.budgets.items():
+            amount = getattr(cost, name)
+            budget.largest = max(budget.largest, amount)
+            budget.charge(now, amount)
+            grant.spent_then[name] = budget.spent
+            if name in _WITH_OUTPUT:
+                budget.pending += cost.pending
+                grant.pending_then[name] = budget.pending
+        self._doubtful.append(grant)
+        self._in_doubt += 1
+        return grant
+
+    def accepted(
+        self,
+        now: float,
+        grant: Grant,
+        used: Cost | None = None,
+        headers: Mapping[str, LimitHeader] | None = None,
+    ) -> None:
+        """Close the grant of a call that was answered.
+
+        Args:
+            now: The time.
+            grant: The call's.
+            used: What it really took; None when that is not known, or when the provider charges
+                the estimate whatever happens.
+            headers: What the answer says of the limits.
+        """
+        self._leave(grant)
+        self._overload.accepted += 1
+        self._confirm(now, grant)
+        if used is not None:
+            for name, budget in self.budgets.items():
+                difference = getattr(used, name) - getattr(grant.cost, name)
+                if difference:
+                    budget.charge(now, difference)
+        if headers:
+            self._sync(now, grant, headers)
+        self._overload.note(now, self.in_flight, is_bad=False)
+
+    def refused(
+        self,
+        now: float,
+        grant: Grant,
+        *,
+        latency: float,
+        retry_after: float | None = None,
+        headers: Mapping[str, LimitHeader] | None = None,
+        dimension: str | None = None,
+    ) -> bool:
+        """Close the grant of a call that was refused by a rate limit.
+
+        Args:
+            now: The time.
+            grant: The call's.
+            latency: Seconds from its start to the refusal.
+            retry_after: Seconds that the provider asked to wait.
+            headers: What the refusal says of the limits.
+            dimension: The one that it names.
+
+        Returns:
+            Whether this was the first of its kind: the rates were cut, the gate was closed.
+        """
+        self._leave(grant)
+        self.refusals += 1
+        self._overload.accepted += 1
+        self._take_back(now, grant, refund=False)
+        if headers:
+            self._sync(now, grant, headers)
+        learned = max(0.9 * self._doubt_seconds + 0.2 * latency, 1.3 * latency)
+        self._doubt_seconds = max(SHORTEST_DOUBT_SECONDS, min(LONGEST_DOUBT_SECONDS, learned))
+        if grant.epoch == self._epoch:
+            self._cut(now, grant, retry_after, dimension or _used_up(grant.cost, headers))
+            return True
+        if retry_after is not None:
+            self.closed_until = max(self.closed_until, now + retry_after)
+        return False
+
+    def failed(self, now: float, grant: Grant, *, retry_after: float | None = None) -> None:
+        """Close the grant of a call that the provider was too busy for."""
+        self._leave(grant)
+        self._take_back(now, grant, refund=True)
+        if retry_after is not None:
+            self.closed_until = max(self.closed_until, now + retry_after)
+        self._overload.note(now, self.in_flight, is_bad=True)
+
+    def cancelled(self, now: float, grant: Grant, *, was_sent: bool) -> None:
+        """Close the grant of a call that was given up; what was never sent costs nothing."""
+        self._leave(grant)
+        if was_sent:
+            self._settle_doubt(grant)
+        else:
+            self._take_back(now, grant, refund=True)
+
+    def known_limits(self) -> list[tuple[str, float, str]]:
+        """Return dimension, rate per second and source of each limit that is known or believed."""
+        return [
+            (name, budget.ceiling if budget.limit else budget.rate, budget.shown_source)
+            for name, budget in self.budgets.items()
+            if budget.rate < math.inf
+        ]
+
+    @property
+    def requests_per_second(self) -> float:
+        """The rate of calls that the limits allow, as far as they are known."""
+        requests = self.budgets[REQUESTS]
+        rate = requests.rate
+        if rate == math.inf:
+            per_call = (
+                budget.rate / max(budget.spent / max(self._number, 1), 1.0)
+                for budget in self.budgets.values()
+                if budget is not requests and budget.rate < math.inf
+            )
+            rate = min(per_call, default=ASSUMED_RATE)
+        return max(rate, 0.02)
+
+    @property
+    def _knows_limits(self) -> bool:
+        return self._is_told or any(one.source == "header" for one in self.budgets.values())
+
+    def _leave(self, grant: Grant) -> None:
+        grant.is_open = False
+        self.in_flight -= 1
+        for name in grant.pending_then:
+            self.budgets[name].pending -= grant.cost.pending
+
+    def _settle_doubt(self, grant: Grant) -> None:
+        if grant.is_in_doubt:
+            grant.is_in_doubt = False
+            self._in_doubt -= 1
+
+    def _take_back(self, now: float, grant: Grant, *, refund: bool) -> None:
+        """Forget the charge of a call that the provider did not take."""
+        self._settle_doubt(grant)
+        for name, budget in self.budgets.items():
+            amount = getattr(grant.cost, name)
+            budget.uncharge(now, amount, refund=refund)
+            if grant.number <= self._number_at_cut:
+                budget.spent_at_cut -= amount
+
+    def _believe_silence(self, now: float) -> None:
+        doubtful, limit = self._doubtful, now - self._doubt_seconds
+        while doubtful and (not doubtful[0].is_in_doubt or doubtful[0].at <= limit):
+            self._confirm(now, doubtful.popleft())
+
+    def _confirm(self, now: float, grant: Grant) -> None:
+        """Count a call as let in."""
+        if not grant.is_in_doubt:
+            return
+        self._settle_doubt(grant)
+        self._accepted += 1
+        if grant.number > self._number_at_cut:
+            if not self._accepted_since_cut:
+                self._open_at = self._grown_at = now
+                self._explain_closure(now, grant)
+            self._accepted_since_cut += 1
+            self._closed_again = 0
+            self._grow(now)
+        if self._is_first:
+            share = max(DOUBT_LEAST, min(DOUBT_MOST, DOUBT_SHARE * self._accepted))
+            aim = min(max(share, self._doubt_told), self._doubt_limit + 1)
+            self._doubt_limit = max(self._doubt_limit, aim)
+
+    def _explain_closure(self, now: float, grant: Grant) -> None:
+        """Recognise a limit per fixed minute: it was closed for longer than a bucket ever is."""
+        longest = max(
+            (
+                (budget.largest + budget.pending) / budget.rate
+                for budget in self.budgets.values()
+                if budget.is_limited
+            ),
+            default=math.inf,
+        )
+        if grant.at - self._cut_at > 3 * longest + 1:
+            for budget in self.budgets.values():
+                budget.seems_a_window(now, grant.at)
+
+    def _cut(
+        self, now: float, grant: Grant, retry_after: float | None, dimension: str | None
+    ) -> None:
+        """Take the first refusal of an epoch for what it is: we were too fast, by how much?"""
+        self._epoch += 1
+        named = dimension if dimension in self.budgets else None
+        seconds = max(grant.at - self._cut_at, 1e-3)
+        if not self._accepted_since_cut and not self._is_first:
+            self._closed_again += 1  # still closed, which says nothing about the rate
+        else:
+            self._closed_again = 0
+            for name, budget in self.budgets.items():
+                if named is None or name == named:
+                    self._cut_rate(now, budget, grant, seconds)
+            self._is_searching = self._is_first and not self._knows_limits
+            self._cut_at = grant.at
+        for name, budget in self.budgets.items():
+            budget.distrust_window(now)
+            budget.note_cut()
+            if named is None or name == named:
+                budget.drain(now, 0.0 if self._is_searching else -budget.pending)
+                if budget.is_window and retry_after is not None:
+                    budget.reset_at = min(budget.reset_at, now + retry_after + 0.05)
+        self._is_first = False
+        self._number_at_cut = self._number
+        self._accepted_since_cut = 0
+        self._grown_at = now
+        self._close_gate(now, retry_after)
+        if not self._knows_limits:
+            self._doubt_limit = max(2.0, 2 * self.requests_per_second * self._doubt_seconds)
+
+    def _cut_rate(self, now: float, budget: Budget, grant: Grant, seconds: float) -> None:
+        let_in = grant.spent_then[budget.name] - getattr(grant.cost, budget.name)
+        let_in = max(0.0, let_in - budget.spent_at_cut)
+        if self._is_first and budget.source == "unknown":
+            if let_in > 0:  # all of a minute's burst may have been eaten: start low, search upwards
+                budget.peak = let_in / (60 + seconds)
+                budget.learn_rate(budget.peak)
+            return
+        if budget.rate == math.inf:
+            return
+        if self._is_searching:
+            budget.peak = max(let_in / seconds, budget.rate * 0.25)
+        else:
+            budget.peak = budget.rate
+        budget.refill(now)
+        is_alone = seconds >= SECOND_CUT_SECONDS or self._is_first
+        budget.learn_rate(budget.peak * (CUT if is_alone else SECOND_CUT))
+
+    def _close_gate(self, now: float, retry_after: float | None) -> None:
+        again = self._closed_again
+        if retry_after is not None:
+            # Refused again after having waited as told: it was too short.
+            stretch = (
+                min(5.0, 0.5 * retry_after * again + 0.05 * 2 ** min(again, 6)) if again else 0
+            )
+            wait = retry_after + stretch + self._dice.uniform(0, 0.02)
+        elif again:
+            wait = min(LONGEST_PROBE_SECONDS, PROBE_SECONDS * 2 ** min(again, 10))
+            wait *= self._dice.uniform(0.8, 1.2)
+        else:
+            wait = min(PROBE_SECONDS, 1 / self.requests_per_second) * self._dice.uniform(0.8, 1.2)
+        self.closed_until = max(self.closed_until, now + wait)
+
+    def _grow(self, now: float) -> None:
+        if self._is_first:
+            return
+        elapsed = now - self._grown_at
+        self._grown_at = now
+        if elapsed <= 0:
+            return
+        closed = min(CLOSED_CREDIT_SECONDS, self._open_at - self._cut_at)
+        age = now - self._open_at + closed
+        for budget in self.budgets.values():
+            is_unused = budget.level > 0.9 * budget.capacity or budget.level < -budget.largest
+            if budget.rate >= budget.ceiling or is_unused:
+                continue
+            budget.refill(now)
+            if self._is_searching:
+                rate = budget.rate * (1 + min(SEARCH_PER_SECOND * elapsed, SEARCH_STEP))
+            else:
+                distance = age / RECOVERY_SECONDS - 1
+                aim = budget.peak * (1 + (1 - CUT) * distance**3)
+                rate = min(
+                    max(budget.rate, aim), budget.rate * (1 + GROWTH_STEP * max(elapsed, 0.2))
+                )
+            budget.learn_rate(rate)
+        if not self._knows_limits:
+            most = 2 * self.requests_per_second * self._doubt_seconds
+            self._doubt_limit = max(2.0, min(DOUBT_MOST, most))
+
+    def _sync(self, now: float, grant: Grant, headers: Mapping[str, LimitHeader]) -> None:
+        for name, header in headers.items():
+            budget = self.budgets.get(name)
+            # Servers that count nothing have been seen to send -1 and 0.
+            if budget is None or header.limit <= 0 or header.remaining < 0:
+                continue
+            pending = grant.pending_then.get(name, 0.0)
+            if budget.sync(now, grant.at, grant.spent_then[name], pending, header):
+                self._is_searching = False
+            for other in self.budgets.values():
+                if other.source == "unknown" and other.name not in headers:
+                    other.release()  # who tells limits tells them all
+            self._doubt_limit = max(self._doubt_limit, DOUBT_TOLD)
+            self._doubt_told = DOUBT_SHARE * (self.budgets[REQUESTS].limit or 0)
+
+
+def _used_up(cost: Cost, headers: Mapping[str, LimitHeader] | None) -> str | None:
+    """Return the dimension that a refusal's headers show to be used up, if it is one."""
+    short = [
+        name for name, header in (headers or {}).items() if header.remaining < getattr(cost, name)
+    ]
+    return short[0] if len(short) == 1 else None
+
+
+class _Overload:
+    """Fewer calls at a time while the provider takes less than half of them (Google's SRE rule)."""
+
+    __slots__ = ("_noted_at", "_settled_until", "accepted", "concurrency", "requests")
+
+    def __init__(self, now: float) -> None:
+        self.requests = self.accepted = 0.0
+        self.concurrency = math.inf
+        self._noted_at = now
+        self._settled_until = 0.0
+
+    def note(self, now: float, in_flight: int, *, is_bad: bool) -> None:
+        """Take one outcome into account."""
+        elapsed = now - self._noted_at
+        if elapsed > 0:
+            keep = math.exp(-elapsed / OVERLOAD_MEMORY_SECONDS)
+            self.requests *= keep
+            self.accepted *= keep
+            self._noted_at = now
+        if now < self._settled_until:
+            return
+        if is_bad:
+            if (self.accepted + in_flight + 2) / (self.requests + 2) < OVERLOAD_SHARE:
+                self.concurrency = max(1.0, min(self.concurrency, in_flight + 1) * 0.7)
+                self._settled_until = now + 1.0
+        elif self.concurrency < math.inf:
+            self.concurrency = self.concurrency * 1.25 + 1
+            self._settled_until = now + 1.0
+            if self.concurrency > 100_000:
+                self.concurrency = math.inf

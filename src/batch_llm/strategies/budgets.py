@@ -1,0 +1,265 @@
+"""One dimension of a provider's limits, as far as we know it: requests, or tokens of a kind.
+
+A budget is a bucket: it refills at a rate up to its capacity, each call takes its cost out, and a
+call may start when its cost is there. Where the limit is not known, rate and capacity are what was
+learned. All amounts are requests or tokens, all times seconds on the caller's clock.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+WINDOW_SECONDS = 60.0
+#: The lowest rate that is ever learned: one in ten minutes.
+LOWEST_RATE = 1 / 600
+#: What an unknown bucket is taken to hold: so many seconds of its rate. Short for requests, whose
+#: buckets are checked by the second; tokens come in larger pieces.
+LEARNED_SECONDS = {"requests": 1.0}
+LEARNED_TOKEN_SECONDS = 5.0
+#: Lateness that is granted to the provider's clock at the end of a fixed window.
+RESET_SLACK_SECONDS = 0.1
+#: Sightings of a reset that stands still while the remainder moves, until it is a fixed window.
+_VOTES_FOR_WINDOW = 3
+_MAX_VOTES, _MIN_VOTES = 5, -50
+
+
+class LimitHeader(NamedTuple):
+    """What a response says of one dimension.
+
+    Attributes:
+        limit: Per minute.
+        remaining: Left at the provider when it answered.
+        reset_seconds: Until the window ends, or until the bucket is full again.
+    """
+
+    limit: float
+    remaining: float
+    reset_seconds: float
+
+
+class Budget:
+    """What may be spent of one dimension, and when.
+
+    Args:
+        name: The dimension.
+        limit: Per minute, where it was told; None to learn it.
+        now: The time.
+        burst_seconds: How many seconds of its rate a told limit's bucket holds.
+        slack: Whether the limit is a ceiling that is never passed.
+    """
+
+    __slots__ = (
+        "_header_votes",
+        "_last_header",
+        "capacity",
+        "ceiling",
+        "is_window",
+        "largest",
+        "level",
+        "limit",
+        "name",
+        "peak",
+        "pending",
+        "rate",
+        "reset_at",
+        "source",
+        "spent",
+        "spent_at_cut",
+        "spent_at_reset",
+        "updated_at",
+    )
+
+    def __init__(self, name: str, limit: float | None, now: float, burst_seconds: float) -> None:
+        self.name = name
+        self.limit = limit
+        self.source = "told" if limit else "unknown"
+        self.rate = limit / WINDOW_SECONDS if limit else math.inf
+        self.ceiling = self.peak = self.rate
+        self.capacity = self.level = self.rate * burst_seconds if limit else math.inf
+        self.updated_at = now
+        #: All that was ever charged; and its value at the last cut, and at the last reset.
+        self.spent = self.spent_at_cut = self.spent_at_reset = 0.0
+        #: Output of the calls in flight that the provider will charge when they end.
+        self.pending = 0.0
+        self.largest = 1.0
+        self.is_window = False
+        self.reset_at = math.inf
+        self._last_header: tuple[float, float, float] | None = None
+        self._header_votes = 0
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether anything is known of the limit."""
+        return self.capacity < math.inf
+
+    @property
+    def shown_source(self) -> str:
+        """How it is known: ``told``, ``header`` or ``learned``."""
+        return "learned" if self.source == "unknown" else self.source
+
+    def refill(self, now: float) -> None:
+        """Bring the level up to date."""
+        elapsed = now - self.updated_at
+        if elapsed <= 0:
+            return
+        self.updated_at = now
+        if self.is_window:
+            if now >= self.reset_at + RESET_SLACK_SECONDS:
+                self.level = self.capacity
+                self.spent_at_reset = self.spent
+                windows = math.ceil((now - self.reset_at + 1e-6) / WINDOW_SECONDS)
+                self.reset_at += WINDOW_SECONDS * windows
+        elif self.rate < math.inf and self.level < self.capacity:
+            self.level = min(self.capacity, self.level + elapsed * self.rate)
+
+    def charge(self, now: float, amount: float) -> None:
+        """Take ``amount`` out; a negative one gives back."""
+        self.spent += amount
+        if self.is_limited:
+            self.refill(now)
+            self.level = min(self.capacity, self.level - amount)
+
+    def uncharge(self, now: float, amount: float, *, refund: bool) -> None:
+        """Forget a charge that the provider did not make; with ``refund`` it is there again."""
+        self.spent -= amount
+        if refund and self.is_limited:
+            self.refill(now)
+            self.level = min(self.capacity, self.level + amount)
+
+    def wait(self, now: float, amount: float) -> float:
+        """Return the seconds until a call of this cost may start.
+
+        A call that costs more than the bucket holds waits for a full one, and leaves a debt.
+        """
+        if not self.is_limited:
+            return 0.0
+        self.refill(now)
+        missing = min(amount, self.capacity) - self.level
+        if missing <= 1e-9:
+            return 0.0
+        if self.is_window:
+            return max(1e-3, self.reset_at + RESET_SLACK_SECONDS - now)
+        return missing / self.rate
+
+    def learn_rate(self, rate: float) -> None:
+        """Take ``rate`` for the limit, as far as the ceiling allows."""
+        self.rate = min(self.ceiling, max(LOWEST_RATE, rate))
+        self.fit_capacity()
+
+    def fit_capacity(self) -> None:
+        """Fit the bucket to a learned rate: it must hold the largest call."""
+        if self.source == "unknown":
+            seconds = LEARNED_SECONDS.get(self.name, LEARNED_TOKEN_SECONDS)
+            self.capacity = max(self.rate * seconds, self.largest, 1.0)
+            self.level = min(self.level, self.capacity)
+
+    def drain(self, now: float, level: float) -> None:
+        """Believe that the provider's bucket holds no more than ``level``."""
+        if self.is_limited:
+            self.refill(now)
+            self.level = min(self.level, level)
+
+    def release(self) -> None:
+        """Take it for unlimited again."""
+        self.rate = self.ceiling = self.peak = math.inf
+        self.capacity = self.level = math.inf
+
+    def note_cut(self) -> None:
+        """Remember what was spent when the rate was cut."""
+        self.spent_at_cut = self.spent
+
+    def sync(
+        self,
+        now: float,
+        sent_at: float,
+        spent_then: float,
+        pending_then: float,
+        header: LimitHeader,
+    ) -> bool:
+        """Believe a response's headers, as far as they can be: they are as old as its call.
+
+        Args:
+            now: The time.
+            sent_at: When the call was sent.
+            spent_then: ``spent`` at that time, the call itself included.
+            pending_then: ``pending`` at that time.
+            header: What the response says.
+
+        Returns:
+            Whether the limit is news.
+        """
+        limit, remaining, reset = header
+        spent_since = self.spent - spent_then
+        is_news = self.source != "header" or self.limit != limit
+        if is_news:
+            was_known = self.source == "header"
+            self.refill(now)
+            self.limit, self.source = limit, "header"
+            self.ceiling = self.rate = self.peak = limit / WINDOW_SECONDS
+            self.capacity = limit
+            if not was_known:
+                self.level = remaining - spent_since - pending_then
+            self.level = min(self.level, self.capacity)
+        if not self.is_window:
+            # A bucket's reset is the time until it is full, which tells how much it holds.
+            holds = remaining + reset * self.ceiling
+            self.capacity = min(limit, max(holds, self.largest, 1.0))
+        deadline = sent_at + reset
+        self._vote(sent_at, deadline, remaining, limit)
+        self.refill(now)
+        if self.is_window:
+            if now < deadline:
+                self.reset_at = deadline
+                room = remaining - spent_since
+                self.level = max(min(self.level, room), room - pending_then)
+            return is_news
+        room = remaining - spent_since + self.rate * max(0.0, now - sent_at)
+        room = min(self.capacity, room)
+        if room < self.level:  # others use the same key: believed quickly
+            self.level += 0.5 * (room - self.level)
+        elif room - pending_then > self.level:  # more room than thought: believed slowly
+            self.level += 0.2 * (room - pending_then - self.level)
+        return is_news
+
+    def _vote(self, sent_at: float, deadline: float, remaining: float, limit: float) -> None:
+        """Tell a fixed window from a bucket: its reset stands still while the remainder moves."""
+        if self._last_header is None:
+            self._last_header = (deadline, remaining, sent_at)
+            return
+        last_deadline, last_remaining, last_at = self._last_header
+        if abs(remaining - last_remaining) <= 0.03 * limit or abs(sent_at - last_at) <= 1:
+            return
+        vote = 1 if abs(deadline - last_deadline) < 0.75 else -1
+        self._header_votes = max(_MIN_VOTES, min(_MAX_VOTES, self._header_votes + vote))
+        self._last_header = (deadline, remaining, sent_at)
+        if self._header_votes >= _VOTES_FOR_WINDOW:
+            self.is_window = True
+        elif self._header_votes < 0 and self.is_window:
+            self.become_bucket()
+
+    def seems_a_window(self, now: float, opened_at: float) -> None:
+        """Take the limit for one per fixed minute, of which one began at ``opened_at``."""
+        if self.limit is None or self.is_window or self._header_votes <= _MIN_VOTES:
+            return
+        self.refill(now)
+        self.is_window = True
+        self.rate = self.ceiling
+        self.level = self.capacity = self.limit
+        self.spent_at_reset = self.spent
+        self.reset_at = opened_at + WINDOW_SECONDS
+
+    def become_bucket(self) -> None:
+        """Give up the belief in a fixed window."""
+        self.is_window = False
+        self.rate = self.ceiling
+
+    def distrust_window(self, now: float) -> None:
+        """Give that belief up for good, when a refusal came in mid-window with room left."""
+        if not self.is_window or self.spent_at_reset <= 0:
+            return
+        age = now - (self.reset_at - WINDOW_SECONDS)
+        is_early = 1 < age < WINDOW_SECONDS - 1 or self.source != "header"
+        if is_early and self.spent - self.spent_at_reset < 0.7 * self.capacity:
+            self._header_votes = _MIN_VOTES
+            self.become_bucket()
