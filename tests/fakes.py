@@ -126,8 +126,9 @@ class Tracer(BaseMiddleware):
 def processor(**arguments):
     """A processor whose waits are exact and short."""
     arguments.setdefault("error_classifier", Classifier())
-    arguments.setdefault("rate_limit_strategy", Ramp())
     config = arguments.get("config")
+    if config is None or not config.learns_limits:
+        arguments.setdefault("rate_limit_strategy", Ramp())
     built = ParallelBatchProcessor(**arguments)
     if config is None:
         built.config.retry = RetryConfig(jitter=False)

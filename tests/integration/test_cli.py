@@ -215,6 +215,29 @@ def test_progress_as_json_is_records_only(cli, questions):
     assert records[-1]["succeeded"] == 60
 
 
+@pytest.mark.parametrize("told", [[], ["--rpm", "6000"]])
+def test_limits_are_learned_from_headers_with_hardly_a_refusal(cli, tmp_path, told):
+    (tmp_path / "a.txt").write_text("".join(f"Question {n}\n" for n in range(600)))
+
+    done = cli(
+        "run", "a.txt", "-c", "auto", *told, "--json", "-m", "sim:fast?rpm=6000&burst=0.1",
+    )  # fmt: skip
+
+    assert done.returncode == 0, done.stderr
+    end = json.loads(done.stdout.splitlines()[-1])
+    assert end["succeeded"] == 600
+    assert end["retries"].get("rate_limited", 0) <= (40 if told else 12)
+
+
+def test_a_limit_that_is_told_is_never_passed(cli, tmp_path):
+    (tmp_path / "a.txt").write_text("".join(f"Question {n}\n" for n in range(130)))
+
+    done = cli("run", "a.txt", "--rpm", "1200", "-c", "20", "--json")
+
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["succeeded"] == 130
+
+
 def test_standard_input_to_standard_output(cli):
     done = cli("run", "-", "-o", "-", "-q", stdin='{"prompt": "<<echo>>a"}\n"<<echo>>b"\n')
 

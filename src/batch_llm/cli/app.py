@@ -82,7 +82,7 @@ class Flags:
     concurrency: Annotated[str, Parameter(name=["--concurrency", "-c"])] = "50"
     "calls in flight at the most; auto: learn the provider's limits, and use what they allow"
     rpm: str | None = None
-    "requests per minute that are never passed; the other limits are learned then"
+    "requests per minute that are never passed; with no limit given, -c auto learns them"
     tpm: str | None = None
     "tokens per minute, input and output together"
     itpm: str | None = None

@@ -116,7 +116,9 @@ class RateLimitConfig:
 
 @dataclass(slots=True, kw_only=True)
 class Limits:
-    """What a provider allows per minute: ceilings that are never passed. None is learned.
+    """What a provider allows per minute: ceilings that are never passed.
+
+    With none given all are learned. With some given, the others are taken for unlimited.
 
     Attributes:
         requests_per_minute: Calls.

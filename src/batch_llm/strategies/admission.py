@@ -119,7 +119,8 @@ class Admission:
 
     Args:
         now: The time.
-        limits: What is known of the limits: ceilings that are never passed.
+        limits: What is known of the limits: ceilings that are never passed. What they leave out is
+            taken for unlimited.
         dimensions: What the provider counts, where no limit is known.
         burst_seconds: How many seconds of its rate a told limit may be used up at once.
         max_in_flight: Calls at a time at the most.
@@ -137,7 +138,7 @@ class Admission:
         dice: random.Random | None = None,
     ) -> None:
         told = _told(limits)
-        names = dict.fromkeys([REQUESTS, *dimensions, *told])
+        names = dict.fromkeys([REQUESTS, *(told or dimensions)])
         self.budgets = {name: Budget(name, told.get(name), now, burst_seconds) for name in names}
         self.max_in_flight = max_in_flight
         self.in_flight = 0
