@@ -197,6 +197,25 @@ def test_a_misspelt_setting_in_a_file_is_named_with_its_place(cli, tmp_path):
     assert "Didyoumean--model?" in said
 
 
+@pytest.mark.parametrize(
+    ("toml", "env", "said"),
+    [
+        ('[run]\nmodel = "sim:fast"\n', {}, "has a table [run]"),
+        ("model = \n", {}, "batch-llm.toml cannot be read"),
+        ("", {"BATCH_LLM_CONCURENCY": "7"}, "did you mean BATCH_LLM_CONCURRENCY?"),
+    ],
+)
+def test_settings_that_nothing_reads_are_refused(cli, tmp_path, toml, env, said):
+    (tmp_path / "a.txt").write_text("hi")
+    (tmp_path / "batch-llm.toml").write_text(toml)
+
+    done = cli("run", "a.txt", env=env)
+
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_rows_are_written_in_the_inputs_order_when_asked(cli, tmp_path, questions):
     done = cli(
         "run", "q.jsonl", "--prompt", "{{ question }}", "-m", "sim:flaky", "--order", "input"

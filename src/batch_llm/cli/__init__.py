@@ -26,6 +26,7 @@ def _main() -> int:
 
     try:
         _load_dotenv()
+        _check_settings()
         code = app(exit_on_error=False, print_error=True)
         return int(code) if isinstance(code, int) else ExitCode.OK
     except CycloptsError:
@@ -81,6 +82,33 @@ def _load_dotenv() -> None:
             load_dotenv(".env", override=False)
         except UnicodeDecodeError:
             raise InputError(".env is not UTF-8; its settings cannot be read") from None
+
+
+def _check_settings() -> None:
+    """Refuse settings that nothing reads: a slip there is as silent as it is dear."""
+    import dataclasses
+    import difflib
+    import tomllib
+
+    from batch_llm.cli.app import Flags
+    from batch_llm.exceptions import InputError
+
+    known = [f"BATCH_LLM_{one.name.upper()}" for one in dataclasses.fields(Flags)]
+    for name in os.environ:
+        if name.startswith("BATCH_LLM_") and name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise InputError(f"{name} is no setting{hint}")
+    path = Path("batch-llm.toml")
+    if not path.exists():
+        return
+    try:
+        found = tomllib.loads(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from None
+    for name, value in found.items():
+        if isinstance(value, dict):
+            raise InputError(f"{path} has a table [{name}]; its settings stand at the top")
 
 
 def _report_bug() -> None:

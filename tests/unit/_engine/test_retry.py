@@ -53,6 +53,20 @@ async def test_a_waiting_item_holds_no_place():
     assert [call.times[0] for call in others] == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4])
 
 
+async def test_workers_that_stood_in_for_waiting_items_leave_when_those_are_back():
+    failing = [Script(RuntimeError("wait"), 5.0) for _ in range(6)]
+    others = [Script(5.0) for _ in range(60)]
+    built = processor(max_workers=2)
+    calls = [*failing, *others]
+    running = asyncio.create_task(
+        built.process([item(str(n), call) for n, call in enumerate(calls)])
+    )
+    await asyncio.sleep(60)
+
+    assert built.statistics().waiting <= 1
+    assert (await running).succeeded == 66
+
+
 async def test_a_hung_attempt_is_cut_exactly_on_time_and_retried():
     call = Script(1000.0)
 
