@@ -86,6 +86,8 @@ class AdmissionGate:
         emit: Receives the events of a closed gate.
     """
 
+    holds_overload = True
+
     def __init__(
         self,
         most: int,

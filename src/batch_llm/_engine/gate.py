@@ -43,6 +43,8 @@ class Gate(Protocol):
 
     in_flight: int
     consecutive: int
+    #: Whether it slows down for an overloaded provider: that uses up no attempts of an item then.
+    holds_overload: bool
 
     @property
     def is_cooling(self) -> bool:
@@ -117,6 +119,8 @@ class CooldownGate:
         strategy: Length of cooldowns, and the ramp after them.
         emit: Receives the events of the cooldown.
     """
+
+    holds_overload = False
 
     def __init__(
         self,

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("batch_llm.retry")
 
+#: How long an item stays away from an overloaded provider at the most: it may be back any moment.
+LONGEST_BUSY_SECONDS = 8.0
 #: The verdict when a classifier itself fails.
 _UNKNOWN = ErrorInfo(
     is_retryable=True, is_rate_limit=False, is_timeout=False, error_category="unknown"
@@ -86,7 +88,7 @@ class Retrier:
         Raises:
             asyncio.CancelledError: Passed on at once; the gate's place was given back.
         """
-        number, refusals = 1, 0
+        number, refusals, overloads = 1, 0, 0
         previous: Exception | None = None
         memory: dict[str, Any] = {}
         try:
@@ -127,6 +129,11 @@ class Retrier:
                     refusals += 1
                     if self._config.max_rate_limits and refusals > self._config.max_rate_limits:
                         return Outcome(error=_too_often(refusals, previous))
+                elif code is ErrorCode.OVERLOADED and self._gate.holds_overload:
+                    overloads += 1
+                    if self._config.max_rate_limits and overloads > self._config.max_rate_limits:
+                        return outcome
+                    wait = min(self._wait_after(overloads, code, verdict), LONGEST_BUSY_SECONDS)
                 else:
                     if not verdict.is_retryable or number >= self._config.max_attempts:
                         return outcome

@@ -41,7 +41,8 @@ class RetryConfig:
         jitter: Draw each wait uniformly from zero to its computed value, so that items that
             failed together do not come back together.
         max_rate_limits: An item refused more often than this fails with
-            ``RateLimitedTooOftenError``, so that a run always ends. 0 waits for ever.
+            ``RateLimitedTooOftenError``, so that a run always ends. 0 waits for ever. Where limits
+            are learned, the same holds for an overloaded provider (503, 529).
     """
 
     max_attempts: int = 3

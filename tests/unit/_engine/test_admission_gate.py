@@ -6,7 +6,14 @@ import asyncio
 
 import pytest
 
-from batch_llm import ConfigError, Limits, ProcessorConfig, RetryConfig
+from batch_llm import (
+    ConfigError,
+    DefaultErrorClassifier,
+    Limits,
+    ProcessorConfig,
+    RetryConfig,
+    StatusError,
+)
 from fakes import USAGE, Ramp, RateLimited, Recorder, item, processor
 
 
@@ -91,6 +98,26 @@ async def test_the_number_of_items_in_work_follows_what_is_let_in():
     assert taken - built.statistics().processed < 120  # and not everything is in the building
     running.cancel()
     await asyncio.wait([running])
+
+
+async def test_an_outage_of_half_a_minute_loses_nothing_and_costs_little_more():
+    calls = 0
+
+    async def call(attempt, timeout):
+        nonlocal calls
+        calls += 1
+        await asyncio.sleep(0.1)
+        if 5 < asyncio.get_running_loop().time() < 35:
+            raise StatusError(529, "overloaded")
+        await asyncio.sleep(0.9)
+        return "ok", USAGE
+
+    built = learning(concurrency=20, limits=Limits(), error_classifier=DefaultErrorClassifier())
+    result = await built.process([item(str(n), call) for n in range(400)])
+
+    assert result.succeeded == 400
+    assert asyncio.get_running_loop().time() < 20 + 30 + 12
+    assert calls < 400 + 600
 
 
 async def test_a_number_is_a_ceiling():
