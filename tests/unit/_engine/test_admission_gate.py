@@ -14,7 +14,8 @@ from batch_llm import (
     RetryConfig,
     StatusError,
 )
-from fakes import USAGE, Ramp, RateLimited, Recorder, item, processor
+from batch_llm._engine.admission_gate import AdmissionGate
+from fakes import USAGE, Ramp, RateLimited, Recorder, Script, item, processor
 
 
 class Bucket:
@@ -118,6 +119,49 @@ async def test_an_outage_of_half_a_minute_loses_nothing_and_costs_little_more():
     assert result.succeeded == 400
     assert asyncio.get_running_loop().time() < 20 + 30 + 12
     assert calls < 400 + 600
+
+
+def gate(limits=None, most=1):
+    return AdmissionGate(most, limits, lambda _: "", lambda *_: None)
+
+
+async def test_retries_go_before_fresh_items():
+    one, log = gate(), []
+    first = await one.enter(item("0", Script()), is_retry=False)
+
+    async def hold(name, is_retry):
+        ticket = await one.enter(item(name, Script()), is_retry=is_retry)
+        log.append(name)
+        one.leave(ticket)
+
+    tasks = [asyncio.create_task(hold(name, name.isupper())) for name in ("a", "b", "R", "S")]
+    await asyncio.sleep(1)
+    one.leave(first)
+    await asyncio.wait(tasks)
+
+    assert log == ["R", "S", "a", "b"]
+
+
+async def test_a_waiter_cancelled_in_the_step_in_which_it_is_let_in_gives_its_place_back():
+    one = gate()
+    first = await one.enter(item("0", Script()), is_retry=False)
+    waiter = asyncio.create_task(one.enter(item("1", Script()), is_retry=False))
+    await asyncio.sleep(1)
+
+    one.leave(first)  # lets it in …
+    waiter.cancel()  # … which it never wakes to know
+    await asyncio.wait([waiter])
+
+    assert one.in_flight == 0
+    assert one.lanes[""].admission.in_flight == 0
+
+
+async def test_a_call_whose_end_nobody_told_is_closed_with_its_place():
+    one = gate()
+
+    one.leave(await one.enter(item("0", Script()), is_retry=False))
+
+    assert one.lanes[""].admission.in_flight == 0
 
 
 async def test_a_number_is_a_ceiling():

@@ -122,3 +122,19 @@ async def test_each_model_can_have_an_endpoint_of_its_own_resolved_once():
         f"http://{host}/v1/chat/completions" for host in "aba"
     ]
     assert asked == ["openai-chat:a", "openai-chat:b"]
+
+
+async def test_a_refusals_limit_headers_are_read_however_soon_it_comes():
+    headers = {
+        "x-ratelimit-limit-requests": "60",
+        "x-ratelimit-remaining-requests": "0",
+        "x-ratelimit-reset-requests": "1s",
+    }
+    wire = Wire(Response(200, headers, ANSWER))
+    caller = RequestCaller(ENDPOINT, wire)
+    assert (await caller.call(item(), attempt())).limits is not None
+    assert (await caller.call(item(), attempt())).limits is None  # just looked at
+
+    wire.answer = Response(429, headers, b"{}")
+
+    assert (await caller.call(item(), attempt())).limits["requests"].remaining == 0

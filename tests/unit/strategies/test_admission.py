@@ -110,14 +110,27 @@ def test_nonsense_in_headers_is_ignored(header):
 
 
 def test_what_others_use_of_the_key_is_noticed():
-    one = admission(limits=Limits(requests_per_minute=600))
-    grant = one.start(0.0, ONE)
+    one = admission()
+    one.accepted(0.1, one.start(0.0, ONE), None, {REQUESTS: LimitHeader(600, 599, 0.1)})
+    assert one.budgets[REQUESTS].level > 590
 
     for _ in range(6):
-        one.accepted(0.1, grant, None, {REQUESTS: LimitHeader(600, 20, 58.0)})
-        grant = one.start(0.1, ONE)
+        one.accepted(0.2, one.start(0.2, ONE), None, {REQUESTS: LimitHeader(600, 20, 58.0)})
 
-    assert one.budgets[REQUESTS].level < 50  # of 600
+    assert one.budgets[REQUESTS].level < 50
+
+
+def test_a_told_limit_is_a_ceiling_for_what_grows_too():
+    one, now = admission(limits=Limits(requests_per_minute=600), burst_seconds=1), 0.0
+    one.refused(0.1, one.start(0.0, ONE), latency=0.1)
+    fastest = 0.0
+    while now < 100:
+        now += 0.05
+        for grant in start_all(one, now):
+            one.accepted(now, grant)
+        fastest = max(fastest, one.budgets[REQUESTS].rate)
+
+    assert fastest == 10.0
 
 
 def test_the_dimension_that_is_used_up_is_the_one_that_is_cut():
