@@ -157,27 +157,15 @@ async def test_what_http_cannot_carry_is_a_transport_error_that_does_not_quote_i
     assert "hush" not in str(caught.value)
 
 
-async def test_a_cancelled_call_closes_its_connection_at_once():
-    server = Server(hangs=True)
+HALF_AN_ANSWER = b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nabc"
+
+
+@pytest.mark.parametrize("server", [Server(hangs=True), Server(HALF_AN_ANSWER)])
+async def test_a_cancelled_call_closes_its_connection_at_once(server):
     async with running(server) as (transport, url):
         call = asyncio.create_task(transport.post(url, {}, b"{}"))
         await server.got.wait()
-
-        call.cancel()
-
-        with pytest.raises(asyncio.CancelledError):
-            await call
-        async with asyncio.timeout(5):
-            await server.closed.wait()
-        assert server.open == 0
-
-
-async def test_a_call_cancelled_in_mid_answer_closes_its_connection_at_once():
-    server = Server(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nabc")
-    async with running(server) as (transport, url):
-        call = asyncio.create_task(transport.post(url, {}, b"{}"))
-        await server.got.wait()
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.05)  # so that half of the answer can be there
 
         call.cancel()
 

@@ -12,7 +12,7 @@ cut was, slowly near it (CUBIC, without a scale of its own). A Retry-After close
 exactly that long, longer when it proves too short. Headers with limits are believed over everything
 else, and show what others use of the same key.
 
-The research behind the numbers is in ``docs/admission.md``.
+What it reaches on the test bench is in ``docs/admission.md``.
 """
 
 from __future__ import annotations

@@ -46,7 +46,6 @@ class Budget:
         limit: Per minute, where it was told; None to learn it.
         now: The time.
         burst_seconds: How many seconds of its rate a told limit's bucket holds.
-        slack: Whether the limit is a ceiling that is never passed.
     """
 
     __slots__ = (
