@@ -85,7 +85,8 @@ def test_a_told_limit_is_never_passed_in_any_window(seed, per_minute, burst_seco
         if dice.random() < 0.1:
             one.refused(now, grant, latency=0.1)
         else:
-            one.accepted(now, grant)
+            more = {REQUESTS: LimitHeader(10 * per_minute, 9 * per_minute, 1.0)}
+            one.accepted(now, grant, None, dice.choice([None, more]))
 
     rate = per_minute / 60
     capacity = max(rate * burst_seconds, 1.0)

@@ -51,6 +51,7 @@ class Budget:
     __slots__ = (
         "_header_votes",
         "_last_header",
+        "_told",
         "capacity",
         "ceiling",
         "is_window",
@@ -72,6 +73,7 @@ class Budget:
     def __init__(self, name: str, limit: float | None, now: float, burst_seconds: float) -> None:
         self.name = name
         self.limit = limit
+        self._told = limit
         self.source = "told" if limit else "unknown"
         self.rate = limit / WINDOW_SECONDS if limit else math.inf
         self.ceiling = self.peak = self.rate
@@ -190,6 +192,10 @@ class Budget:
         """
         limit, remaining, reset = header
         spent_since = self.spent - spent_then
+        if self._told is not None and limit > self._told:
+            # The told limit is the ceiling; what the provider has left can only lower the level.
+            self.drain(now, max(0.0, remaining - spent_since))
+            return False
         is_news = self.source != "header" or self.limit != limit
         if is_news:
             was_known = self.source == "header"
