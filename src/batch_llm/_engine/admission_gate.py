@@ -200,17 +200,17 @@ class AdmissionGate:
         """Tell that a call was refused by a rate limit. The lane holds its item with the others."""
         lane, grant = ticket
         now = self._loop.time()
-        is_news = lane.admission.refused(
+        refusal = lane.admission.refused(
             now,
             grant,
             latency=now - grant.at,
             retry_after=suggested_seconds,
             headers=outcome.limits,
         )
-        if is_news:
+        if refusal.is_news:
             self.consecutive += 1
             self._note_closed(now, lane.admission.closed_until, worker_id)
-        return 0.0
+        return refusal.wait_seconds
 
     async def close(self) -> None:
         """Stop all timers."""

@@ -23,6 +23,9 @@ from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
 from batch_llm.strategies.budgets import Budget, LimitHeader
+from batch_llm.strategies.noise import Noise
+from batch_llm.strategies.overload import Overload
+from batch_llm.strategies.slots import Slots
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,6 +33,8 @@ if TYPE_CHECKING:
     from batch_llm.core.config import Limits
 
 REQUESTS, TOKENS, INPUT, OUTPUT = "requests", "tokens", "input_tokens", "output_tokens"
+#: Not counted per minute: how many calls may be in flight.
+CONCURRENCY = "concurrency"
 #: Kinds of tokens that a call's output counts in.
 _WITH_OUTPUT = {TOKENS, OUTPUT}
 
@@ -41,7 +46,12 @@ RECOVERY_SECONDS = 28.0
 #: Of the time that the gate was closed, so much counts as time without a cut.
 CLOSED_CREDIT_SECONDS = 15.0
 #: A rate is searched upwards after the first cut: so much per second, and per step at the most.
-SEARCH_PER_SECOND, SEARCH_STEP = 1.0, 0.25
+SEARCH_PER_SECOND, SEARCH_STEP = 1.0, 0.5
+#: The search goes on after a refusal that let so much more in than the one before.
+SEARCH_GAIN = 2.0
+#: The first call that is let in after the first refusal shows the rate at which its cost came back;
+#: so much of that is believed, because the bucket was not quite empty.
+CLOSURE_SHARE = 0.5
 #: How much a rate may grow in one step.
 GROWTH_STEP = 0.25
 #: A call that was not refused for so long counts as let in; learned from refusals within bounds.
@@ -49,14 +59,16 @@ DOUBT_SECONDS, SHORTEST_DOUBT_SECONDS, LONGEST_DOUBT_SECONDS = 0.5, 0.1, 2.0
 #: Calls in doubt at a time: at the start, when limits are told or seen, and at the most.
 DOUBT_START, DOUBT_TOLD, DOUBT_MOST = 2.0, 32.0, 256.0
 DOUBT_LEAST = 32.0
-DOUBT_SHARE = 0.12
+#: While a rate is searched so many, because they are refused when it is found.
+DOUBT_SEARCH = 64.0
+DOUBT_SHARE = 0.2
 #: Without a Retry-After the closed gate is tried again after this, doubling up to the longest.
 PROBE_SECONDS, LONGEST_PROBE_SECONDS = 0.25, 8.0
 #: A call whose rate is known from no dimension: so many a second.
 ASSUMED_RATE = 10.0
-#: When fewer than half of the calls of so many seconds were taken, the provider is overloaded.
-OVERLOAD_MEMORY_SECONDS = 20.0
-OVERLOAD_SHARE = 0.5
+#: Calls sent after the first refusal, before it was known, that were answered: so many, and of all
+#: of them so large a share, and the refusal did not mean that the bucket was empty.
+FOLLOWERS, FOLLOWERS_SHARE = 8, 0.8
 
 
 def _told(limits: Limits | None) -> dict[str, float]:
@@ -98,20 +110,37 @@ class Grant:
         "epoch",
         "is_in_doubt",
         "is_open",
+        "is_probe",
         "number",
+        "others",
         "pending_then",
         "spent_then",
     )
 
-    def __init__(self, at: float, epoch: int, cost: Cost, number: int) -> None:
+    def __init__(self, at: float, epoch: int, cost: Cost, number: int, others: int) -> None:
         self.at = at
         self.epoch = epoch
         self.cost = cost
         self.number = number
+        #: Calls in flight beside it when it was sent.
+        self.others = others
+        self.is_probe = False
         self.is_in_doubt = self.is_open = True
         #: By dimension: what had been spent, this call included, and what was pending.
         self.spent_then: dict[str, float] = {}
         self.pending_then: dict[str, float] = {}
+
+
+class Refusal(NamedTuple):
+    """What follows from a refused call.
+
+    Attributes:
+        is_news: Whether the rates were cut and the gate was closed because of it.
+        wait_seconds: What the call waits on its own before it comes again.
+    """
+
+    is_news: bool
+    wait_seconds: float
 
 
 class Admission:
@@ -160,13 +189,23 @@ class Admission:
         self._doubt_seconds = DOUBT_SECONDS
         self._doubt_limit = DOUBT_TOLD if told else DOUBT_START
         self._doubt_told = DOUBT_SHARE * told.get(REQUESTS, 0.0)
-        self._overload = _Overload(now)
+        self._noise = Noise()
+        self._slots = Slots()
+        self._overload = Overload(now, self._dice)
+        #: The rate of calls that the search for the limit has found so far.
+        self._found = 0.0
+        #: The first refusal's number, and what became of the calls sent after it under its belief.
+        self._first_refused = 0
+        self._followers_accepted = self._followers_refused = 0
+        self._doubt_at_cut = DOUBT_START
 
     def wait(self, now: float, cost: Cost) -> float:
         """Return the seconds until a call may start: 0 now, infinity when one must end first."""
         if now < self.closed_until:
             return self.closed_until - now
-        if self.in_flight >= min(self.max_in_flight, self._overload.concurrency):
+        if (outage := self._overload.wait(now)) > 0:
+            return outage
+        if self.in_flight >= min(self.max_in_flight, self._slots.tried, self._overload.concurrency):
             return math.inf
         self._believe_silence(now)
         if self._in_doubt >= (1 if self._closed_again else self._doubt_limit):
@@ -181,10 +220,10 @@ class Admission:
 
     def start(self, now: float, cost: Cost) -> Grant:
         """Let a call in, and charge it. Whoever starts it closes the grant."""
-        self.in_flight += 1
         self._number += 1
-        self._overload.requests += 1
-        grant = Grant(now, self._epoch, cost, self._number)
+        grant = Grant(now, self._epoch, cost, self._number, self.in_flight)
+        grant.is_probe = self._overload.start()
+        self.in_flight += 1
         for name, budget in self.budgets.items():
             amount = getattr(cost, name)
             budget.largest = max(budget.largest, amount)
@@ -214,7 +253,9 @@ class Admission:
             headers: What the answer says of the limits.
         """
         self._leave(grant)
-        self._overload.accepted += 1
+        self._overload.note_answer(now, is_probe=grant.is_probe)
+        if self._epoch == 1 and grant.epoch == 0 and grant.number > self._first_refused:
+            self._note_follower(was_accepted=True)
         self._confirm(now, grant)
         if used is not None:
             for name, budget in self.budgets.items():
@@ -223,7 +264,6 @@ class Admission:
                     budget.charge(now, difference)
         if headers:
             self._sync(now, grant, headers)
-        self._overload.note(now, self.in_flight, is_bad=False)
 
     def refused(
         self,
@@ -234,7 +274,7 @@ class Admission:
         retry_after: float | None = None,
         headers: Mapping[str, LimitHeader] | None = None,
         dimension: str | None = None,
-    ) -> bool:
+    ) -> Refusal:
         """Close the grant of a call that was refused by a rate limit.
 
         Args:
@@ -243,25 +283,33 @@ class Admission:
             latency: Seconds from its start to the refusal.
             retry_after: Seconds that the provider asked to wait.
             headers: What the refusal says of the limits.
-            dimension: The one that it names.
+            dimension: The one that it names; ``concurrency`` is a limit on calls in flight.
 
         Returns:
-            Whether this was the first of its kind: the rates were cut, the gate was closed.
+            What follows from it.
         """
         self._leave(grant)
         self.refusals += 1
-        self._overload.accepted += 1
+        self._overload.note_answer(now, is_probe=grant.is_probe)
         self._take_back(now, grant, refund=False)
         if headers:
             self._sync(now, grant, headers)
         learned = max(0.9 * self._doubt_seconds + 0.2 * latency, 1.3 * latency)
         self._doubt_seconds = max(SHORTEST_DOUBT_SECONDS, min(LONGEST_DOUBT_SECONDS, learned))
-        if grant.epoch == self._epoch:
+        is_first = grant.epoch == self._epoch
+        if self._explains_in_flight(grant, dimension, is_first=is_first):
+            return Refusal(False, retry_after or 0.0)
+        if is_first and self._noise.is_believed and not self._noise.note_refused():
+            wait = PROBE_SECONDS * self._dice.uniform(0.5, 1.5)
+            return Refusal(False, wait if retry_after is None else retry_after)
+        if is_first:
             self._cut(now, grant, retry_after, dimension or _used_up(grant.cost, headers))
-            return True
+            return Refusal(True, 0.0)
+        if grant.epoch == 0 and self._epoch == 1:
+            self._note_follower(was_accepted=False)
         if retry_after is not None:
             self.closed_until = max(self.closed_until, now + retry_after)
-        return False
+        return Refusal(False, 0.0)
 
     def failed(self, now: float, grant: Grant, *, retry_after: float | None = None) -> None:
         """Close the grant of a call that the provider was too busy for."""
@@ -269,11 +317,12 @@ class Admission:
         self._take_back(now, grant, refund=True)
         if retry_after is not None:
             self.closed_until = max(self.closed_until, now + retry_after)
-        self._overload.note(now, self.in_flight, is_bad=True)
+        self._overload.note_failure(now, self.in_flight, is_probe=grant.is_probe)
 
     def cancelled(self, now: float, grant: Grant, *, was_sent: bool) -> None:
         """Close the grant of a call that was given up; what was never sent costs nothing."""
         self._leave(grant)
+        self._overload.note_cancelled(now, is_probe=grant.is_probe)
         if was_sent:
             self._settle_doubt(grant)
         else:
@@ -336,10 +385,15 @@ class Admission:
             return
         self._settle_doubt(grant)
         self._accepted += 1
+        self._slots.note_accepted(now, grant.others)
+        if self._noise.is_believed:
+            self._noise.note_accepted()
         if grant.number > self._number_at_cut:
             if not self._accepted_since_cut:
                 self._open_at = self._grown_at = now
                 self._explain_closure(now, grant)
+                if self._is_searching:
+                    self._learn_from_closure(grant)
             self._accepted_since_cut += 1
             self._closed_again = 0
             self._grow(now)
@@ -362,6 +416,15 @@ class Admission:
             for budget in self.budgets.values():
                 budget.seems_a_window(now, grant.at)
 
+    def _learn_from_closure(self, grant: Grant) -> None:
+        """Take the time from the first refusal to this call for what its cost needs to come back."""
+        seconds = max(grant.at - self._cut_at, self._doubt_seconds)
+        for name, budget in self.budgets.items():
+            if budget.source == "unknown" and budget.rate < math.inf:
+                budget.learn_rate(
+                    max(budget.rate, CLOSURE_SHARE * getattr(grant.cost, name) / seconds)
+                )
+
     def _cut(
         self, now: float, grant: Grant, retry_after: float | None, dimension: str | None
     ) -> None:
@@ -373,18 +436,25 @@ class Admission:
             self._closed_again += 1  # still closed, which says nothing about the rate
         else:
             self._closed_again = 0
+            if not self._is_first and self._is_noise(now, grant, seconds):
+                return
             for name, budget in self.budgets.items():
                 if named is None or name == named:
                     self._cut_rate(now, budget, grant, seconds)
-            self._is_searching = self._is_first and not self._knows_limits
+            self._is_searching = self._goes_on_searching(grant, seconds)
             self._cut_at = grant.at
         for name, budget in self.budgets.items():
             budget.distrust_window(now)
             budget.note_cut()
             if named is None or name == named:
-                budget.drain(now, 0.0 if self._is_searching else -budget.pending)
+                # While a rate is searched, one call probes whether the provider has room again.
+                left = getattr(grant.cost, name) if self._is_searching else -budget.pending
+                budget.drain(now, left)
                 if budget.is_window and retry_after is not None:
                     budget.reset_at = min(budget.reset_at, now + retry_after + 0.05)
+        if self._is_first:
+            self._first_refused = grant.number
+            self._doubt_at_cut = self._doubt_limit
         self._is_first = False
         self._number_at_cut = self._number
         self._accepted_since_cut = 0
@@ -392,6 +462,76 @@ class Admission:
         self._close_gate(now, retry_after)
         if not self._knows_limits:
             self._doubt_limit = max(2.0, 2 * self.requests_per_second * self._doubt_seconds)
+
+    def _explains_in_flight(self, grant: Grant, dimension: str | None, *, is_first: bool) -> bool:
+        """Tell whether a limit on calls in flight refused a call: that says nothing of the rate."""
+        was_known = self._slots.is_known
+        if dimension == CONCURRENCY:
+            is_so = self._slots.told(grant.others)
+        else:
+            is_so = self._slots.explains(grant.others, is_first=is_first)
+        if is_so and not was_known:
+            self._lift_rates()
+        return is_so
+
+    def _is_noise(self, now: float, grant: Grant, seconds: float) -> bool:
+        """Tell whether refusals have turned out to come at random: no cut was due then."""
+        if self._noise.is_believed:
+            return False  # there are more of them now than chance brings
+        rates, let_in = {}, 0.0
+        for name, budget in self.budgets.items():
+            amount = grant.spent_then[name] - budget.spent_at_cut
+            rates[name] = amount / seconds
+            if name == REQUESTS:
+                let_in = amount - 1
+        if not self._noise.note_episode(now, rates, int(let_in)):
+            return False
+        self._lift_rates()
+        return True
+
+    def _lift_rates(self) -> None:
+        """Go back to the rates from before the cuts that a rate limit did not cause, and beyond."""
+        self._is_searching = not self._knows_limits
+        for name, budget in self.budgets.items():
+            if budget.rate < math.inf:
+                budget.peak = max(budget.peak, self._noise.best_rate(name))
+                budget.learn_rate(budget.ceiling if budget.limit else budget.peak)
+
+    def _note_follower(self, *, was_accepted: bool) -> None:
+        """See from the calls after the first refusal whether it meant that the bucket was empty.
+
+        When it was, hardly any of them is let in; else it was no minute's burst that was used up.
+        """
+        if was_accepted:
+            self._followers_accepted += 1
+        else:
+            self._followers_refused += 1
+        accepted = self._followers_accepted
+        if accepted < FOLLOWERS or self._accepted_since_cut:
+            return
+        if accepted < FOLLOWERS_SHARE * (accepted + self._followers_refused):
+            return
+        for budget in self.budgets.values():
+            if budget.source == "unknown" and budget.rate < math.inf:
+                per_call = budget.spent / max(self._number, 1)
+                budget.peak = max(budget.peak, self._doubt_at_cut * per_call / self._doubt_seconds)
+                budget.learn_rate(budget.peak)
+
+    def _goes_on_searching(self, grant: Grant, seconds: float) -> bool:
+        """Tell whether the rate is to be searched upwards after this refusal.
+
+        After the first it is; after a further one as long as much more was let in than before it.
+        """
+        if self._knows_limits:
+            return False
+        requests = self.budgets[REQUESTS]
+        if self._is_first:
+            self._found = requests.rate
+            return True
+        found = (grant.spent_then[REQUESTS] - 1 - requests.spent_at_cut) / seconds
+        goes_on = self._is_searching and found >= SEARCH_GAIN * self._found
+        self._found = found
+        return goes_on
 
     def _cut_rate(self, now: float, budget: Budget, grant: Grant, seconds: float) -> None:
         let_in = grant.spent_then[budget.name] - getattr(grant.cost, budget.name)
@@ -404,7 +544,7 @@ class Admission:
         if budget.rate == math.inf:
             return
         if self._is_searching:
-            budget.peak = max(let_in / seconds, budget.rate * 0.25)
+            budget.peak = max(let_in / seconds, budget.rate * 0.25, budget.peak)
         else:
             budget.peak = budget.rate
         budget.refill(now)
@@ -420,7 +560,9 @@ class Admission:
             )
             wait = retry_after + stretch + self._dice.uniform(0, 0.02)
         elif again:
-            wait = min(LONGEST_PROBE_SECONDS, PROBE_SECONDS * 2 ** min(again, 10))
+            usual = 1 / self.requests_per_second
+            longest = max(LONGEST_PROBE_SECONDS, 2 * usual)
+            wait = min(longest, max(PROBE_SECONDS, 0.5 * usual) * 2 ** min(again, 10))
             wait *= self._dice.uniform(0.8, 1.2)
         else:
             wait = min(PROBE_SECONDS, 1 / self.requests_per_second) * self._dice.uniform(0.8, 1.2)
@@ -451,7 +593,8 @@ class Admission:
             budget.learn_rate(rate)
         if not self._knows_limits:
             most = 2 * self.requests_per_second * self._doubt_seconds
-            self._doubt_limit = max(2.0, min(DOUBT_MOST, most))
+            bound = DOUBT_SEARCH if self._is_searching else DOUBT_MOST
+            self._doubt_limit = max(2.0, min(bound, most))
 
     def _sync(self, now: float, grant: Grant, headers: Mapping[str, LimitHeader]) -> None:
         for name, header in headers.items():
@@ -475,35 +618,3 @@ def _used_up(cost: Cost, headers: Mapping[str, LimitHeader] | None) -> str | Non
         name for name, header in (headers or {}).items() if header.remaining < getattr(cost, name)
     ]
     return short[0] if len(short) == 1 else None
-
-
-class _Overload:
-    """Fewer calls at a time while the provider takes less than half of them (Google's SRE rule)."""
-
-    __slots__ = ("_noted_at", "_settled_until", "accepted", "concurrency", "requests")
-
-    def __init__(self, now: float) -> None:
-        self.requests = self.accepted = 0.0
-        self.concurrency = math.inf
-        self._noted_at = now
-        self._settled_until = 0.0
-
-    def note(self, now: float, in_flight: int, *, is_bad: bool) -> None:
-        """Take one outcome into account."""
-        elapsed = now - self._noted_at
-        if elapsed > 0:
-            keep = math.exp(-elapsed / OVERLOAD_MEMORY_SECONDS)
-            self.requests *= keep
-            self.accepted *= keep
-            self._noted_at = now
-        if now < self._settled_until:
-            return
-        if is_bad:
-            if (self.accepted + in_flight + 2) / (self.requests + 2) < OVERLOAD_SHARE:
-                self.concurrency = max(1.0, min(self.concurrency, in_flight + 1) * 0.7)
-                self._settled_until = now + 1.0
-        elif self.concurrency < math.inf:
-            self.concurrency = self.concurrency * 1.25 + 1
-            self._settled_until = now + 1.0
-            if self.concurrency > 100_000:
-                self.concurrency = math.inf

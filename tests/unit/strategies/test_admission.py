@@ -70,7 +70,7 @@ def test_refusals_of_one_burst_are_one_cut():
     grants = start_all(one, 0.0)
     before = one.budgets[REQUESTS].rate
 
-    news = [one.refused(0.2, grant, latency=0.2) for grant in grants]
+    news = [one.refused(0.2, grant, latency=0.2).is_news for grant in grants]
 
     assert news == [True] + [False] * (len(grants) - 1)
     assert one.budgets[REQUESTS].rate == pytest.approx(before * 0.87)

@@ -1,0 +1,130 @@
+"""An overloaded or absent provider: fewer calls at a time, and a breaker that lets probes in.
+
+Overload (503, 529, connection refused) is no limit: it says nothing of a rate. While fewer than
+half of the calls get through, fewer are made at a time (Google's SRE rule); when none does, one
+probe at a time is let in, ever more rarely, until one gets through.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import random
+
+#: How long calls count, and the share of them that must get through.
+MEMORY_SECONDS = 20.0
+ACCEPTED_SHARE = 0.5
+#: The number at a time changes no more often than this, so that a change can show its effect.
+SETTLING_SECONDS = 1.0
+SHRINK, GROWTH = 0.7, 1.25
+#: More at a time than this is no restriction.
+UNRESTRICTED = 100_000
+#: So many failures, with nothing let in since, open the breaker.
+FAILURES_TO_OPEN = 10
+#: Seconds to the first probe; to each further one this share of the outage so far, within bounds.
+FIRST_PROBE_SECONDS, PROBE_SHARE, LONGEST_PROBE_SECONDS = 0.5, 0.1, 15.0
+#: After an outage so many calls may be made at a time at first.
+CALLS_AFTER_OUTAGE = 8.0
+
+
+class Overload:
+    """What follows from failures that are no refusals."""
+
+    __slots__ = (
+        "_dice",
+        "_failures",
+        "_is_probing",
+        "_next_probe_at",
+        "_noted_at",
+        "_settled_until",
+        "accepted",
+        "concurrency",
+        "requests",
+        "since",
+    )
+
+    def __init__(self, now: float, dice: random.Random) -> None:
+        self._dice = dice
+        self.requests = self.accepted = 0.0
+        #: Calls at a time.
+        self.concurrency = math.inf
+        #: When the breaker opened; None while it is closed.
+        self.since: float | None = None
+        self._failures = 0
+        self._is_probing = False
+        self._next_probe_at = 0.0
+        self._noted_at = now
+        self._settled_until = 0.0
+
+    def wait(self, now: float) -> float:
+        """Return the seconds until the breaker lets a call in: infinity while a probe is out."""
+        if self.since is None:
+            return 0.0
+        return math.inf if self._is_probing else max(0.0, self._next_probe_at - now)
+
+    def start(self) -> bool:
+        """Count a call that starts; return whether it is a probe."""
+        self.requests += 1
+        if self.since is None:
+            return False
+        self._is_probing = True
+        return True
+
+    def note_answer(self, now: float, *, is_probe: bool) -> None:
+        """Note that the provider dealt with a call, be it by a refusal."""
+        self.accepted += 1
+        self._failures = 0
+        if self.since is not None:
+            if is_probe:  # calls from before may still be answered by one that takes no new ones
+                self.since = None
+                self._is_probing = False
+                self.requests = self.accepted = 0.0
+                self.concurrency = CALLS_AFTER_OUTAGE
+                self._settled_until = now + SETTLING_SECONDS
+            return
+        self._forget(now)
+        if now >= self._settled_until and self.concurrency < math.inf:
+            self.concurrency = self.concurrency * GROWTH + 1
+            self._settled_until = now + SETTLING_SECONDS
+            if self.concurrency > UNRESTRICTED:
+                self.concurrency = math.inf
+
+    def note_failure(self, now: float, in_flight: int, *, is_probe: bool) -> None:
+        """Note that the provider was too busy for a call, or not there."""
+        self._failures += 1
+        self._forget(now)
+        if self.since is not None:
+            if is_probe:
+                self._is_probing = False
+                self._set_probe(now)
+            return
+        if self._failures >= FAILURES_TO_OPEN:
+            self.since = now
+            self._set_probe(now)
+            return
+        if now < self._settled_until:
+            return
+        if (self.accepted + in_flight + 2) / (self.requests + 2) < ACCEPTED_SHARE:
+            self.concurrency = max(1.0, min(self.concurrency, in_flight + 1) * SHRINK)
+            self._settled_until = now + SETTLING_SECONDS
+
+    def note_cancelled(self, now: float, *, is_probe: bool) -> None:
+        """Note that a call was given up: a probe that told nothing is followed by another."""
+        if is_probe and self.since is not None:
+            self._is_probing = False
+            self._next_probe_at = now
+
+    def _set_probe(self, now: float) -> None:
+        assert self.since is not None  # noqa: S101 - only called while the breaker is open
+        seconds = PROBE_SHARE * (now - self.since) * self._dice.uniform(0.8, 1.2)
+        self._next_probe_at = now + min(LONGEST_PROBE_SECONDS, max(FIRST_PROBE_SECONDS, seconds))
+
+    def _forget(self, now: float) -> None:
+        elapsed = now - self._noted_at
+        if elapsed > 0:
+            keep = math.exp(-elapsed / MEMORY_SECONDS)
+            self.requests *= keep
+            self.accepted *= keep
+            self._noted_at = now

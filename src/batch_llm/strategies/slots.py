@@ -1,0 +1,125 @@
+"""A limit on calls in flight: told by the provider, or seen because nothing else explains refusals.
+
+Such a limit refuses a call when so many others are in work, whatever the rate. So refusals that
+come at the same number in flight again and again, while no call was let in above it, are its sign.
+"""
+
+from __future__ import annotations
+
+import math
+
+#: Episodes of refusals at the same number in flight, until it is taken for a limit.
+EPISODES = 4
+#: How far those numbers may be apart: so many, or this share.
+SPREAD, SPREAD_SHARE = 2, 0.1
+#: Answers on their way back still count as in flight here, and no more at the provider.
+SLACK = 2
+#: Below so many in flight every number is alike.
+LEAST = 4
+#: A limit that was held for so long is tried one higher; twice as long after each refusal.
+TRIAL_SECONDS, LONGEST_TRIAL_SECONDS = 20.0, 600.0
+#: Refusals under the limit are surprises; so many with fewer calls let in between them refute it,
+#: and twice as many episodes are asked for next time.
+SURPRISES, CALLS_TO_FORGET = 3, 100
+
+
+class Slots:
+    """How many calls may be in flight in one lane."""
+
+    __slots__ = (
+        "_calls",
+        "_episodes",
+        "_episodes_asked",
+        "_full_since",
+        "_highest",
+        "_lowest",
+        "_surprises",
+        "_trial_seconds",
+        "most",
+        "tried",
+    )
+
+    def __init__(self) -> None:
+        #: What the provider takes, as far as is known; and one more while that is tried.
+        self.most = self.tried = math.inf
+        self._episodes_asked = EPISODES
+        self._trial_seconds = TRIAL_SECONDS
+        self.forget()
+
+    @property
+    def is_known(self) -> bool:
+        """Whether there is such a limit."""
+        return self.most < math.inf
+
+    def forget(self) -> None:
+        """Give the limit up, and what seemed to speak for it."""
+        self.most = self.tried = self._full_since = math.inf
+        self._lowest, self._highest = math.inf, -math.inf
+        self._episodes = self._surprises = self._calls = 0
+
+    def note_accepted(self, now: float, others: int) -> None:
+        """Note that a call was let in beside ``others`` in flight."""
+        if not self.is_known:
+            if others >= self._lowest + SLACK:
+                self.forget()
+            return
+        self._calls += 1
+        if self._calls > CALLS_TO_FORGET:
+            self._calls = self._surprises = 0
+        if others >= self.most:
+            self.most = self.tried
+            self._full_since = math.inf
+        elif others + 1 < self.most:
+            self._full_since = math.inf
+        elif self._full_since == math.inf:
+            self._full_since = now
+        elif now - self._full_since > self._trial_seconds:
+            self.tried = self.most + 1
+
+    def explains(self, others: int, *, is_first: bool) -> bool:
+        """Return whether the refusal of a call beside ``others`` in flight is this limit's.
+
+        Args:
+            others: Calls in flight when it was sent, itself not counted.
+            is_first: Whether it is the first refusal of its episode.
+        """
+        if self.is_known:
+            return self._is_expected(others)
+        if not is_first:
+            return False
+        lowest, highest = min(self._lowest, others), max(self._highest, others)
+        if highest - lowest > max(SPREAD, SPREAD_SHARE * highest):
+            self.forget()
+            lowest = highest = others
+        if others < LEAST:
+            return False
+        self._lowest, self._highest = lowest, highest
+        self._episodes += 1
+        if self._episodes < self._episodes_asked:
+            return False
+        self.most = self.tried = lowest
+        return True
+
+    def told(self, others: int) -> bool:
+        """Take a refusal that speaks of calls in flight; return whether that explains it."""
+        if others < 1:  # others use the same key: nothing that we could do about it
+            return False
+        self.most = self.tried = min(self.most, others)
+        return True
+
+    def _is_expected(self, others: int) -> bool:
+        if others >= self.most:  # the trial failed
+            self.tried = self.most
+            self._full_since = math.inf
+            self._trial_seconds = min(LONGEST_TRIAL_SECONDS, 2 * self._trial_seconds)
+            return True
+        self._surprises += 1
+        self._calls = 0
+        if self._surprises >= SURPRISES:
+            self._episodes_asked *= 2
+            self.forget()
+            return False
+        if others >= max(1, self.most - 1 - SLACK):
+            self.most = self.tried = others
+            return True
+        return False
