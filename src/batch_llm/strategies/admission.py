@@ -52,6 +52,8 @@ SEARCH_GAIN = 2.0
 #: The first call that is let in after the first refusal shows the rate at which its cost came back;
 #: so much of that is believed, because the bucket was not quite empty.
 CLOSURE_SHARE = 0.5
+#: A gate that was closed for less says nothing of a fixed window.
+SHORTEST_CLOSURE_SECONDS = 5.0
 #: How much a rate may grow in one step.
 GROWTH_STEP = 0.25
 #: A call that was not refused for so long counts as let in; learned from refusals within bounds.
@@ -412,12 +414,12 @@ class Admission:
             ),
             default=math.inf,
         )
-        if grant.at - self._cut_at > 3 * longest + 1:
+        if grant.at - self._cut_at > max(SHORTEST_CLOSURE_SECONDS, 3 * longest + 1):
             for budget in self.budgets.values():
                 budget.seems_a_window(now, grant.at)
 
     def _learn_from_closure(self, grant: Grant) -> None:
-        """Take the time from the first refusal to this call for what its cost needs to come back."""
+        """Take the time since the first refusal for what this call's cost needs to come back."""
         seconds = max(grant.at - self._cut_at, self._doubt_seconds)
         for name, budget in self.budgets.items():
             if budget.source == "unknown" and budget.rate < math.inf:
