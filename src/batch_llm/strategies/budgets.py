@@ -21,6 +21,8 @@ LEARNED_TOKEN_SECONDS = 5.0
 RESET_SLACK_SECONDS = 0.1
 #: Sightings of a reset that stands still while the remainder moves, until it is a fixed window.
 _VOTES_FOR_WINDOW = 3
+#: How far two openings may be from whole minutes apart: probes find them late.
+_OPENING_SLACK_SECONDS = 6.0
 _MAX_VOTES, _MIN_VOTES = 5, -50
 
 
@@ -51,6 +53,7 @@ class Budget:
     __slots__ = (
         "_header_votes",
         "_last_header",
+        "_opened_at",
         "_told",
         "capacity",
         "ceiling",
@@ -88,6 +91,8 @@ class Budget:
         self.reset_at = math.inf
         self._last_header: tuple[float, float, float] | None = None
         self._header_votes = 0
+        #: When calls were last let in again after a long closure.
+        self._opened_at = -math.inf
 
     @property
     def is_limited(self) -> bool:
@@ -244,8 +249,15 @@ class Budget:
             self.become_bucket()
 
     def seems_a_window(self, now: float, opened_at: float) -> None:
-        """Take the limit for one per fixed minute, of which one began at ``opened_at``."""
+        """Take the limit for one per fixed minute, of which one began at ``opened_at``.
+
+        It must have happened before, a whole number of minutes ago: a told limit is not risked.
+        """
         if self.limit is None or self.is_window or self._header_votes <= _MIN_VOTES:
+            return
+        ago, self._opened_at = opened_at - self._opened_at, opened_at
+        off = abs((ago + WINDOW_SECONDS / 2) % WINDOW_SECONDS - WINDOW_SECONDS / 2)
+        if not (ago > WINDOW_SECONDS / 2 and off < _OPENING_SLACK_SECONDS):
             return
         self.refill(now)
         self.is_window = True
