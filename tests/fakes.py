@@ -127,7 +127,8 @@ def processor(**arguments):
     """A processor whose waits are exact and short."""
     arguments.setdefault("error_classifier", Classifier())
     config = arguments.get("config")
-    if config is None or not config.learns_limits:
+    learns = config is not None and (config.limits is not None or config.concurrency == "auto")
+    if not learns and not (config is not None and config.rate_limit.is_asked_for):
         arguments.setdefault("rate_limit_strategy", Ramp())
     built = ParallelBatchProcessor(**arguments)
     if config is None:

@@ -38,6 +38,10 @@ class LLMWorkItem(Generic[TInput, TOutput, TContext]):
         direct_call: Mode 3: any API, see ``DirectCall``.
         input_data: Data for ``direct_call``.
         request: Mode 4: the call as plain data.
+        priority: Of those that wait to be let in, the highest goes first.
+        estimated_input_tokens: Where limits are learned: what the call will take of them. None
+            estimates it from the length of prompt or messages.
+        estimated_output_tokens: The same; None estimates it from the answers so far.
 
     Raises:
         ValueError: None or several modes were given.
@@ -51,6 +55,9 @@ class LLMWorkItem(Generic[TInput, TOutput, TContext]):
     direct_call: DirectCall | None = None
     input_data: TInput | None = None
     request: Request | None = None
+    priority: int = 0
+    estimated_input_tokens: int | None = None
+    estimated_output_tokens: int | None = None
 
     def __post_init__(self) -> None:
         modes = (

@@ -14,6 +14,7 @@
     └── ItemError                                 one attempt of one item failed; the run goes on
         ├── AttemptTimeoutError (also TimeoutError)  the attempt took too long
         ├── RateLimitedTooOftenError              refused so often that waiting longer is pointless
+        ├── LimitPauseError                       the limit opens again later than one will wait
         ├── CallCancelledError                    the call cancelled itself
         ├── AbandonedError                        the run was stopped while the item was in flight
         └── ProviderError                         the provider answered, but not with a good answer
@@ -238,6 +239,22 @@ class RateLimitedTooOftenError(ItemError):
         )
 
 
+class LimitPauseError(ItemError):
+    """A limit (one per day, say) lets no call in for longer than the run will wait."""
+
+    def __init__(self, lane: str, seconds: float) -> None:
+        super().__init__(lane, seconds)
+        self.lane = lane
+        self.seconds = seconds
+
+    def __str__(self) -> str:
+        return (
+            f"The limits of {self.lane or 'the provider'} allow the next call in "
+            f"{self.seconds:,.0f} s, longer than the longest pause. Run what is left later, or "
+            "raise ProcessorConfig.longest_pause."
+        )
+
+
 class CallCancelledError(ItemError):
     """The call raised ``CancelledError`` although nobody had cancelled it from outside."""
 
@@ -293,11 +310,17 @@ class StatusError(ProviderError):
 
 
 class TransportError(ProviderError, ConnectionError):
-    """There was no complete answer: refused, reset or cut off."""
+    """There was no complete answer: refused, reset or cut off.
 
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
+    Attributes:
+        reason: What failed.
+        was_never_sent: Whether there was no connection, so that the call cannot have cost anything.
+    """
+
+    def __init__(self, reason: str, was_never_sent: bool = False) -> None:  # noqa: FBT001, FBT002
+        super().__init__(reason, was_never_sent)
         self.reason = reason
+        self.was_never_sent = was_never_sent
 
     def __str__(self) -> str:
         return self.reason

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import math
 from typing import TYPE_CHECKING, Any
 
 from batch_llm._engine.channel import Channel
+from batch_llm._engine.lanes import Lanes
 from batch_llm._engine.run import Run, Setup
 from batch_llm._engine.sources import IterableSource, QueueSource
 from batch_llm._engine.statistics import Counts, Statistics
@@ -22,6 +24,7 @@ from batch_llm.base import (
 from batch_llm.core.config import ProcessorConfig
 from batch_llm.exceptions import BatchLLMError, ConfigError, DuplicateItemError
 from batch_llm.providers.agents import CallByMode
+from batch_llm.stores.limit_memory import LimitMemory, limits_file
 from batch_llm.stores.memory import MemoryStore
 from batch_llm.strategies.default_classifier import DefaultErrorClassifier
 from batch_llm.strategies.rate_limit import ExponentialBackoffStrategy, RateLimitStrategy
@@ -56,7 +59,8 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
 
     Either queue items (``add_work``) and ``process_all``, or hand over an iterable: ``process``
     returns when all is done, ``stream`` yields each result as it comes. Item failures never
-    raise; they are results. A processor can be used again, for one run at a time.
+    raise; they are results. A processor can be used again. Where limits are learned, several runs
+    may go on at a time, and share them.
 
     Args:
         max_workers: Overrides ``config.max_workers``.
@@ -69,9 +73,8 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
         config: Everything else. The object is not changed.
         error_classifier: Tells what errors mean; the default knows HTTP, transport and
             validation errors.
-        rate_limit_strategy: Cooldown and slow start; the default follows ``config.rate_limit``.
-            With ``config.limits`` or ``config.concurrency="auto"`` there is none: limits are
-            learned.
+        rate_limit_strategy: Cooldown and slow start after a refusal. Without it, and without a
+            ``config.rate_limit`` or ``rate_limit_cooldown``, the provider's limits are learned.
         middlewares: Hooks around each item, outermost first.
         observers: Receive the run's events.
         requests: Makes the calls of items that are requests.
@@ -103,20 +106,26 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
         self.error_classifier = error_classifier or DefaultErrorClassifier()
         #: None: the provider's limits are learned, and told ones kept.
         self.rate_limit_strategy = rate_limit_strategy
-        if self.config.learns_limits:
-            if rate_limit_strategy is not None:
-                raise ConfigError(
-                    "rate_limit_strategy", rate_limit_strategy, "left out when limits are learned"
-                )
-        elif rate_limit_strategy is None:
-            self.rate_limit_strategy = _strategy_from(self.config.rate_limit)
+        if rate_limit_strategy is None:
+            if not self.config.learns_limits:
+                self.rate_limit_strategy = _strategy_from(self.config.rate_limit)
+        elif self.config.limits is not None or self.config.concurrency == "auto":
+            raise ConfigError(
+                "rate_limit_strategy", rate_limit_strategy, "left out when limits are learned"
+            )
+        elif self.config.is_auto:  # the strategy was asked for, so the number of workers counts
+            self.config = dataclasses.replace(self.config, max_workers=int(self.config.max_workers))
         self.middlewares = list(middlewares or ())
         self.observers = list(observers or ())
         self._caller = CallByMode(requests)
         self._queue = QueueSource(self.config.max_queue_size)
+        self._is_queue_taken = False
         #: Of all items that are queued, in work or finished since the last run of the queue ended.
         self._queued_ids: set[str] = set()
+        #: The run that began last, and all that go on.
         self._run: Run | None = None
+        self._runs: set[Run] = set()
+        self._lanes: Lanes | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def __aenter__(self) -> Self:
@@ -148,7 +157,7 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
         if work_item.item_id in self._queued_ids:
             raise DuplicateItemError(work_item.item_id)
         self._queued_ids.add(work_item.item_id)
-        is_inside = self._run is not None and self._run.owns_current_task()
+        is_inside = any(run.owns_current_task() for run in self._runs)
         try:
             await self._queue.put(work_item, may_wait=not is_inside)
         except asyncio.CancelledError:
@@ -184,18 +193,27 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
             asyncio.CancelledError: All work was cancelled and has ended. Items without a result
                 are queued again.
         """
-        self._check_is_free()
+        self._check_may_run(of_queue=True)
         try:
+            self._is_queue_taken = True
             return await self._collect(self._queue, MemoryStore(keep_ids=False))
         finally:
+            self._is_queue_taken = False
             self._queued_ids = self._queue.ids()
 
     async def process(
         self,
         items: Iterable[LLMWorkItem[TInput, TOutput, TContext]]
         | AsyncIterable[LLMWorkItem[TInput, TOutput, TContext]],
+        *,
+        weight: float = 1.0,
     ) -> BatchResult[TOutput, TContext]:
         """Process an iterable's items and return all results.
+
+        Args:
+            items: Pulled as there is room.
+            weight: Where limits are learned and other runs of this processor go on: how many calls
+                this one may make for each of a run of weight 1.
 
         Raises:
             SourceError: ``items`` raised, or gave something else than items.
@@ -203,12 +221,14 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
 
         Both come after the items before were finished, and ``partial`` holds their results.
         """
-        return await self._collect(IterableSource(items), MemoryStore())
+        return await self._collect(IterableSource(items), MemoryStore(), weight)
 
-    async def _collect(self, source: Source, store: Store) -> BatchResult[TOutput, TContext]:
+    async def _collect(
+        self, source: Source, store: Store, weight: float = 1.0
+    ) -> BatchResult[TOutput, TContext]:
         results: list[WorkItemResult[Any, Any]] = []
         try:
-            await self._execute(source, results.append, store)
+            await self._execute(source, results.append, store, weight)
         except BatchLLMError as error:
             error.partial = BatchResult(results)
             raise
@@ -220,6 +240,7 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
         | AsyncIterable[LLMWorkItem[TInput, TOutput, TContext]],
         *,
         buffer: int | None = None,
+        weight: float = 1.0,
     ) -> AsyncGenerator[WorkItemResult[TOutput, TContext]]:
         """Yield each result as soon as it is there.
 
@@ -230,6 +251,7 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
         Args:
             items: Pulled as there is room.
             buffer: Finished results that may wait for the consumer; default 2 per worker.
+            weight: As for ``process``.
 
         Raises:
             SourceError: ``items`` raised; all results before were yielded.
@@ -241,7 +263,7 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
 
         async def execute() -> None:
             try:
-                await self._execute(IterableSource(items), channel.put, store)
+                await self._execute(IterableSource(items), channel.put, store, weight)
             finally:
                 channel.close()
 
@@ -261,7 +283,7 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
                 running.exception()  # marked as seen, when the consumer left early
 
     def stop(self, *, drain: bool = True, retry: bool = True) -> None:
-        """End the current run early; does nothing when there is none.
+        """End what runs early; does nothing when nothing does.
 
         Args:
             drain: Finish the items in work first. Otherwise they are cancelled, and their
@@ -270,8 +292,8 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
             retry: While draining: whether calls that fail are made again. Otherwise only those in
                 flight are waited for, and what has no answer then is abandoned.
         """
-        if self._run is not None and not self._run.is_finished:
-            self._run.stop(drain=drain, retry=retry)
+        for run in list(self._runs):
+            run.stop(drain=drain, retry=retry)
 
     async def get_stats(self) -> dict[str, Any]:
         """Return a consistent snapshot of the current run, or of the last one.
@@ -293,7 +315,7 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
         }
 
     def statistics(self) -> Statistics:
-        """Return the numbers of the current run, or of the last one, as a frozen snapshot."""
+        """Return the numbers of the run that began last, as a frozen snapshot."""
         queued = len(self._queue)
         if self._run is not None:
             return self._run.statistics(queued)
@@ -301,24 +323,49 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
             total=queued, state="finished", concurrency=self.config.most_in_flight
         )
 
-    def _check_is_free(self) -> None:
-        if self._run is not None and not self._run.is_finished:
+    def _check_may_run(self, *, of_queue: bool = False) -> None:
+        """Refuse a second run of the queue, and one where runs cannot share limits."""
+        is_shared = self.rate_limit_strategy is None and not (of_queue and self._is_queue_taken)
+        if self._runs and not is_shared:
             raise RuntimeError("This processor is in a run already; wait for it, or make another.")
 
-    async def _execute(self, source: Source, emit: Emit, store: Store) -> None:
-        self._check_is_free()
+    async def _execute(self, source: Source, emit: Emit, store: Store, weight: float = 1.0) -> None:
+        self._check_may_run()
+        if not 0 < weight < math.inf:
+            raise ConfigError("weight", weight, "> 0 and finite")
         self._loop = asyncio.get_running_loop()
+        lanes = self._open_lanes()
         setup = Setup(
             config=self.config,
             caller=self._caller,
             error_classifier=self.error_classifier,
             rate_limit_strategy=self.rate_limit_strategy,
+            lanes=lanes,
             post_processor=self.post_processor,
             middlewares=self.middlewares,
             observers=self.observers,
         )
-        self._run = run = Run(setup, source, emit, store)
-        await run.execute()
+        self._run = run = Run(setup, source, emit, store, weight)
+        self._runs.add(run)
+        try:
+            await run.execute()
+        finally:
+            self._runs.discard(run)
+            if lanes is not None and not self._runs:
+                lanes.close()
+
+    def _open_lanes(self) -> Lanes | None:
+        """Return the lanes of all runs in this event loop: they keep what they have learned."""
+        if self.rate_limit_strategy is not None:
+            return None
+        loop = asyncio.get_running_loop()
+        if self._lanes is None or self._lanes.loop is not loop:
+            path = limits_file() if self.config.remember_limits else None
+            memory = None if path is None else LimitMemory(path)
+            self._lanes = Lanes(
+                self.config.most_in_flight, self.config.limits, self._caller, memory, loop
+            )
+        return self._lanes
 
 
 def _overridden(

@@ -20,6 +20,7 @@ EXAMPLES = [
     exceptions.SourceError(3, "ValueError: line 4"),
     exceptions.AttemptTimeoutError(2.5),
     exceptions.RateLimitedTooOftenError(101, "429"),
+    exceptions.LimitPauseError("openai-chat:gpt-6-luna", 18_000.0),
     exceptions.CallCancelledError(),
     exceptions.AbandonedError(),
     exceptions.StatusError(500, "oops", "server_error"),

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import math
 from collections import deque
+from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, Protocol
 
 from batch_llm.observers.base import ProcessingEvent
@@ -38,13 +39,22 @@ SECOND_COOLDOWN_SECONDS = 0.2
 LONGEST_FLOOR_SECONDS = 60.0
 
 
+class Held(Enum):
+    """What the gate does about a call that failed."""
+
+    #: Nothing: that is the item's matter.
+    NO = auto()
+    #: It slows everyone down for a provider that is overloaded or away: no attempt is used up.
+    BY_LANE = auto()
+    #: Another place takes the call at once, and no attempt is used up.
+    ELSEWHERE = auto()
+
+
 class Gate(Protocol):
     """When an attempt may start. The engine knows no more of admission than this."""
 
     in_flight: int
     consecutive: int
-    #: Whether it slows down for an overloaded provider: that uses up no attempts of an item then.
-    holds_overload: bool
 
     @property
     def is_cooling(self) -> bool:
@@ -80,7 +90,12 @@ class Gate(Protocol):
 
         Raises:
             asyncio.CancelledError: The place was given back.
+            LimitPauseError: The wait would be longer than is wanted.
         """
+        ...
+
+    def place(self, ticket: Any, /) -> int | None:
+        """Return which of the lane's places the call goes to; None where nobody chose."""
         ...
 
     def leave(self, ticket: Any, /) -> None:
@@ -91,8 +106,8 @@ class Gate(Protocol):
         """Tell that a call was answered."""
         ...
 
-    def failed(self, ticket: Any, item: Item, outcome: Outcome, code: ErrorCode, /) -> None:
-        """Tell that a call failed, other than by a rate limit."""
+    def failed(self, ticket: Any, item: Item, outcome: Outcome, code: ErrorCode, /) -> Held:
+        """Tell that a call failed, other than by a rate limit; learn whether it is held for it."""
         ...
 
     def refused(
@@ -119,8 +134,6 @@ class CooldownGate:
         strategy: Length of cooldowns, and the ramp after them.
         emit: Receives the events of the cooldown.
     """
-
-    holds_overload = False
 
     def __init__(
         self,
@@ -223,8 +236,12 @@ class CooldownGate:
         if self._retries or self._fresh:
             self._release()
 
-    def failed(self, *_: object) -> None:
-        """Nothing follows from it: a failure that is no refusal says nothing of the limits."""
+    def failed(self, *_: object) -> Held:
+        """Hold nothing: a failure that is no refusal says nothing of the limits."""
+        return Held.NO
+
+    def place(self, _episode: int, /) -> None:
+        """Choose nothing: whoever calls takes its places in turn."""
 
     def succeeded(self, episode: int, _item: Item, _outcome: Outcome, /) -> None:
         """Note a success: refusals are no longer consecutive.

@@ -13,8 +13,9 @@ import math
 import random
 from typing import TYPE_CHECKING, Any
 
+from batch_llm._engine.gate import Held
 from batch_llm.core.usage import add_usage, no_usage, read_usage, usage_of_error
-from batch_llm.exceptions import CallCancelledError, RateLimitedTooOftenError
+from batch_llm.exceptions import CallCancelledError, LimitPauseError, RateLimitedTooOftenError
 from batch_llm.observers.base import ProcessingEvent
 from batch_llm.providers.base import SPENT, Outcome, Try
 from batch_llm.stores.base import Attempt
@@ -98,8 +99,10 @@ class Retrier:
                 worker.is_waiting = True
                 ticket = await self._gate.enter(item, is_retry=previous is not None)
                 worker.is_waiting = False
+                held = Held.NO
                 try:
-                    attempt = Try(number, self._timeout_seconds, previous, memory)
+                    place = self._gate.place(ticket)
+                    attempt = Try(number, self._timeout_seconds, previous, memory, place)
                     started_at = self._time()
                     outcome = await self._call(item, worker, attempt)
                     seconds = self._time() - started_at
@@ -116,7 +119,7 @@ class Retrier:
                     if verdict.is_rate_limit:
                         wait = self._refused(item, worker, ticket, verdict, outcome)
                     else:
-                        self._gate.failed(ticket, item, outcome, code)
+                        held = self._gate.failed(ticket, item, outcome, code)
                 finally:
                     self._gate.leave(ticket)
                 progress.error_code = code
@@ -129,11 +132,12 @@ class Retrier:
                     refusals += 1
                     if self._config.max_rate_limits and refusals > self._config.max_rate_limits:
                         return Outcome(error=_too_often(refusals, previous))
-                elif code is ErrorCode.OVERLOADED and self._gate.holds_overload:
+                elif held is not Held.NO:
                     overloads += 1
                     if self._config.max_rate_limits and overloads > self._config.max_rate_limits:
                         return outcome
-                    wait = min(self._wait_after(overloads, code, verdict), LONGEST_BUSY_SECONDS)
+                    if held is Held.BY_LANE:
+                        wait = min(self._wait_after(overloads, code, verdict), LONGEST_BUSY_SECONDS)
                 else:
                     if not verdict.is_retryable or number >= self._config.max_attempts:
                         return outcome
@@ -144,6 +148,9 @@ class Retrier:
                     worker.is_waiting = True
                     with worker.parking():
                         await asyncio.sleep(wait)
+        except LimitPauseError as error:
+            progress.error_code = ErrorCode.QUOTA
+            return Outcome(error=error)
         finally:
             worker.is_waiting = False
             # An error's traceback leads back to this frame. What the frame holds of the error would

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from batch_llm._engine.gate import Gate
+    from batch_llm._engine.lanes import Lanes
     from batch_llm._engine.sources import Source
     from batch_llm._engine.statistics import Statistics
     from batch_llm.base import PostProcessor, WorkItemResult
@@ -46,6 +48,7 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
     caller: Caller
     error_classifier: ErrorClassifier
     rate_limit_strategy: RateLimitStrategy | None
+    lanes: Lanes | None
     post_processor: PostProcessor | None
     middlewares: Sequence[Middleware]
     observers: Sequence[ProcessorObserver]
@@ -59,10 +62,14 @@ class Run:
         source: Where the items come from.
         emit: Takes each result; what it returns is waited for, so that a consumer can be slow.
         store: Records each item's states.
+        weight: The run's share of the calls, beside other runs of the processor.
     """
 
-    def __init__(self, setup: Setup, source: Source, emit: Emit, store: Store) -> None:
+    def __init__(
+        self, setup: Setup, source: Source, emit: Emit, store: Store, weight: float = 1.0
+    ) -> None:
         config = setup.config
+        self._weight = weight
         self._config = config
         loop = asyncio.get_running_loop()
         self._loop = loop
@@ -102,18 +109,22 @@ class Run:
         )
 
     def _make_gate(self, setup: Setup) -> Gate:
-        most = setup.config.most_in_flight
-        if setup.rate_limit_strategy is not None:
+        if setup.lanes is None:
+            assert setup.rate_limit_strategy is not None  # noqa: S101 - one of the two is given
+            most = setup.config.most_in_flight
             return CooldownGate(most, setup.rate_limit_strategy, self._events.emit)
-        gate = AdmissionGate(most, setup.config.limits, setup.caller.lane, self._events.emit)
-        gate.on_let_in = lambda: self._pool.fill()  # noqa: PLW0108 - the pool is made later
-        return gate
+        pause = setup.config.longest_pause
+        return AdmissionGate(
+            setup.lanes,
+            self._events.emit,
+            lambda: self._pool.fill(),  # noqa: PLW0108 - the pool is made later
+            weight=self._weight,
+            longest_pause_seconds=math.inf if pause is None else pause,
+        )
 
     def _wanted(self) -> int:
         """How many items are to be in work: with a number given, so many."""
-        if self._config.concurrency == "auto":
-            return self._gate.wanted
-        return self._config.most_in_flight
+        return self._gate.wanted if self._config.is_auto else self._config.most_in_flight
 
     def _note(self, event: ProcessingEvent, **data: Any) -> None:
         if self._events.is_active:

@@ -17,14 +17,15 @@ class LearnedLimit(msgspec.Struct, frozen=True):
 
     Attributes:
         lane: What shares it: the model, where it is known.
-        dimension: ``requests``, ``tokens``, ``input_tokens`` or ``output_tokens``.
-        per_minute: The limit, or the rate that is believed in.
-        source: ``told``, ``header`` or ``learned``.
+        dimension: ``requests``, ``tokens``, ``input_tokens`` or ``output_tokens``, all per minute;
+            ``requests_per_day``; or ``concurrency``, calls in flight.
+        limit: The limit, or what is believed of it.
+        source: ``told``, ``header``, ``remembered`` or ``learned``.
     """
 
     lane: str
     dimension: str
-    per_minute: float
+    limit: float
     source: str
 
 

@@ -194,14 +194,21 @@ def _bar(now: Statistics, total: int | None, width: int) -> str:
     return "━" * full + "╌" * (room - full) + tail
 
 
-_SHORT_NAMES = {"requests": "RPM", "tokens": "TPM", "input_tokens": "ITPM", "output_tokens": "OTPM"}
+_SHORT_NAMES = {
+    "requests": "RPM",
+    "tokens": "TPM",
+    "input_tokens": "ITPM",
+    "output_tokens": "OTPM",
+    "requests_per_day": "RPD",
+    "concurrency": "in flight",
+}
 
 
 def _limits(now: Statistics) -> list[str]:
     """Of the first lane; that there are more is for the numbers, not for a line."""
     first = now.limits[0].lane if now.limits else ""
     return [
-        f"{_SHORT_NAMES[limit.dimension]} {short(limit.per_minute)} ({limit.source})"
+        f"{_SHORT_NAMES[limit.dimension]} {short(limit.limit)} ({limit.source})"
         for limit in now.limits
         if limit.lane == first
     ]

@@ -12,6 +12,16 @@ from batch_llm.exceptions import ConfigError
 AUTO_MOST = 1000
 
 
+class _Default(int):
+    """A number that nobody gave."""
+
+    __slots__ = ()
+
+
+#: ``max_workers`` where nobody gave it: it bounds cooldowns, and nothing where limits are learned.
+DEFAULT_WORKERS = _Default(5)
+
+
 def _require(condition: bool, setting: str, value: object, expected: str) -> None:  # noqa: FBT001
     if not condition:
         raise ConfigError(setting, value, expected)
@@ -97,6 +107,19 @@ class RateLimitConfig:
     slow_start_initial_delay: float = 2.0
     slow_start_final_delay: float = 0.1
     backoff_multiplier: float = 1.5
+    #: Whether nobody asked for it: limits are learned then instead.
+    _is_default: bool = field(default=False, init=False, repr=False, compare=False)
+
+    @classmethod
+    def _unasked(cls) -> RateLimitConfig:
+        config = cls()
+        config._is_default = True
+        return config
+
+    @property
+    def is_asked_for(self) -> bool:
+        """Whether somebody gave it, or changed something in it."""
+        return not self._is_default or self != RateLimitConfig()
 
     def validate(self) -> None:
         """Check every field against its bounds.
@@ -126,12 +149,17 @@ class Limits:
         tokens_per_minute: Input and output together.
         input_tokens_per_minute: Input alone.
         output_tokens_per_minute: Output alone.
+        requests_per_day: Calls in any 24 hours, used up as fast as the others allow.
+        burst_seconds: How many seconds of a limit per minute may be used up at once, where the
+            provider does not say: 60 lets a whole minute's calls go at once.
     """
 
     requests_per_minute: float | None = None
     tokens_per_minute: float | None = None
     input_tokens_per_minute: float | None = None
     output_tokens_per_minute: float | None = None
+    requests_per_day: float | None = None
+    burst_seconds: float | None = None
 
     def validate(self) -> None:
         """Check every field against its bounds.
@@ -150,41 +178,58 @@ class ProcessorConfig:
     """How a processor works.
 
     Attributes:
-        max_workers: Calls in flight at the most.
+        max_workers: Calls in flight at the most. Where it is not given and limits are learned,
+            there are as many as the limits have room for.
         timeout_per_item: Seconds that one attempt may take.
         retry: How often an item is tried.
-        rate_limit: What happens when the provider refuses calls.
+        rate_limit: What happens when the provider refuses calls. Only where it is given, or a
+            ``rate_limit_strategy``: otherwise limits are learned, and hardly any call is refused.
         progress_interval: A progress line is logged each time that so many items are finished;
             0 logs none.
         enable_detailed_logging: Log each attempt's failure at INFO instead of DEBUG.
         max_queue_size: ``add_work`` waits while so many items are queued. 0 = unlimited.
-        limits: What is known of the provider's limits; ``Limits()`` is nothing. The rest is learned
-            then, and ``rate_limit`` is not used.
-        concurrency: Calls in flight at the most, instead of ``max_workers``; ``"auto"`` learns the
-            limits too, and lets as many in as they have room for.
+        limits: What is known of the provider's limits. With it, ``rate_limit`` is not used.
+        concurrency: Calls in flight at the most, instead of ``max_workers``; ``"auto"`` lets as
+            many in as the limits have room for. With ``"auto"``, ``rate_limit`` is not used.
+        longest_pause: Where limits are learned: items whose limit opens again later than so many
+            seconds fail, with ``LimitPauseError``. None waits, be it for tomorrow's calls.
+        remember_limits: Where limits are learned: start from what earlier runs learned of the same
+            key and model, and write it down for the next (``docs/admission.md`` says where).
     """
 
-    max_workers: int = 5
+    max_workers: int = DEFAULT_WORKERS
     timeout_per_item: float = 120.0
     retry: RetryConfig = field(default_factory=RetryConfig)
-    rate_limit: RateLimitConfig = field(default_factory=RateLimitConfig)
+    rate_limit: RateLimitConfig = field(default_factory=RateLimitConfig._unasked)  # noqa: SLF001
     progress_interval: int = 10
     enable_detailed_logging: bool = False
     max_queue_size: int = 0
     limits: Limits | None = None
     concurrency: int | Literal["auto"] | None = None
+    longest_pause: float | None = None
+    remember_limits: bool = True
 
     @property
     def learns_limits(self) -> bool:
         """Whether admission learns the provider's limits, in place of the cooldown."""
-        return self.limits is not None or self.concurrency == "auto"
+        is_asked_for = self.limits is not None or self.concurrency == "auto"
+        return is_asked_for or not self.rate_limit.is_asked_for
+
+    @property
+    def is_auto(self) -> bool:
+        """Whether the number of calls in flight follows the limits."""
+        if self.concurrency is None:
+            return self.learns_limits and isinstance(self.max_workers, _Default)
+        return self.concurrency == "auto"
 
     @property
     def most_in_flight(self) -> int:
         """Calls in flight at the most."""
-        if self.concurrency == "auto":
+        if self.is_auto:
             return AUTO_MOST
-        return self.max_workers if self.concurrency is None else self.concurrency
+        if self.concurrency is None or self.concurrency == "auto":
+            return int(self.max_workers)
+        return self.concurrency
 
     def validate(self) -> None:
         """Check every field, and those of ``retry`` and ``rate_limit``.
@@ -218,6 +263,12 @@ class ProcessorConfig:
             "concurrency",
             self.concurrency,
             '>= 1 or "auto"',
+        )
+        _require(
+            self.longest_pause is None or _is_finite(self.longest_pause, 0),
+            "longest_pause",
+            self.longest_pause,
+            ">= 0 and finite, or None",
         )
         self.retry.validate()
         self.rate_limit.validate()

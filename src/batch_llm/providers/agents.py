@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from batch_llm.core.usage import read_usage, usage_of
 from batch_llm.exceptions import ConfigError
-from batch_llm.providers.base import SPENT, Caller, Outcome, Try
+from batch_llm.providers.base import SPENT, Caller, LaneFacts, Outcome, Try
 
 if TYPE_CHECKING:
     from batch_llm.base import DirectCall, LLMWorkItem
@@ -33,6 +33,12 @@ class CallByMode:
             return self._requests.lane(item)
         name = getattr(getattr(item.agent, "model", None), "model_name", None)
         return name if isinstance(name, str) else ""
+
+    def facts(self, item: LLMWorkItem[Any, Any, Any], /) -> LaneFacts:
+        """Tell what is known of an item's lane: of callables, nothing."""
+        if item.request is not None and self._requests is not None:
+            return self._requests.facts(item)
+        return LaneFacts()
 
     async def call(self, item: LLMWorkItem[Any, Any, Any], attempt: Try, /) -> Outcome:
         """Make one call.

@@ -27,12 +27,14 @@ class Try(msgspec.Struct, frozen=True):
         previous_error: Why the attempt before failed; None on the first.
         memory: Belongs to the item: a caller may keep there what it needs again in a later
             call of the same item (the agent that a factory made, say).
+        place: Which of the lane's places was chosen for the call, from 0; None when nobody chose.
     """
 
     number: int
     timeout_seconds: float
     previous_error: Exception | None
     memory: dict[str, Any]
+    place: int | None = None
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -59,6 +61,26 @@ class Outcome(msgspec.Struct, frozen=True):
     limits: Mapping[str, LimitHeader] | None = None
 
 
+class LaneFacts(msgspec.Struct, frozen=True):
+    """What is known of a lane before the first call.
+
+    Attributes:
+        places: Interchangeable keys or deployments.
+        burst_seconds: How many seconds of a told limit the provider lets go at once.
+        charges_asked: Whether the longest answer that was asked for counts, and not the one that
+            came.
+        charges_cache_reads: Whether input that was read from a cache counts.
+        remembered_as: By place, the name under which its limits are remembered between runs; None
+            where they are not.
+    """
+
+    places: int = 1
+    burst_seconds: float = 60.0
+    charges_asked: bool = False
+    charges_cache_reads: bool = True
+    remembered_as: tuple[str | None, ...] = ()
+
+
 class Caller(Protocol):
     """Makes the calls of one mode of item.
 
@@ -68,6 +90,10 @@ class Caller(Protocol):
 
     def lane(self, item: LLMWorkItem[Any, Any, Any], /) -> str:
         """Name what an item shares limits with: provider, account and model, as far as known."""
+        ...
+
+    def facts(self, item: LLMWorkItem[Any, Any, Any], /) -> LaneFacts:
+        """Tell what is known of an item's lane; asked once for each lane."""
         ...
 
     async def call(self, item: LLMWorkItem[Any, Any, Any], attempt: Try, /) -> Outcome:

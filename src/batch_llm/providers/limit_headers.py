@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from batch_llm.strategies.admission import INPUT, OUTPUT, REQUESTS, TOKENS
-from batch_llm.strategies.budgets import LimitHeader
+from batch_llm.strategies.admission import CONCURRENCY, INPUT, OUTPUT, REQUESTS, TOKENS
+from batch_llm.strategies.budgets import REQUESTS_PER_DAY, LimitHeader
 from batch_llm.strategies.http_errors import go_seconds, seconds_until
 
 if TYPE_CHECKING:
@@ -20,12 +20,19 @@ _ANTHROPIC = {
     INPUT: "anthropic-ratelimit-input-tokens-{}",
     OUTPUT: "anthropic-ratelimit-output-tokens-{}",
 }
-#: A limit whose reset is further away is not one per minute (Groq counts requests by the day).
+#: A limit whose reset is further away is not one per minute: Groq counts requests by the day.
 _LONGEST_RESET_SECONDS = 60.0
+#: Refusals are short; what is longer is no message.
+_MOST_WORDS = 2000
+#: Words of refusals that name a limit which is none per minute.
+_NAMED = {
+    CONCURRENCY: ("concurren", "in flight", "parallel request", "simultaneous"),
+    REQUESTS_PER_DAY: ("per day", "perday", "(rpd)", "daily"),
+}
 
 
 def read_limits(headers: Mapping[str, str]) -> dict[str, LimitHeader] | None:
-    """Read the limits per minute, by dimension; None when there are none.
+    """Read the limits by dimension; None when there are none.
 
     OpenAI and what is compatible with it: resets as Go durations (``6m0s``, ``12ms``). Anthropic:
     resets as dates. What cannot be read is left out.
@@ -43,9 +50,22 @@ def read_limits(headers: Mapping[str, str]) -> dict[str, LimitHeader] | None:
         reset = _reset(headers.get(pattern.format("reset")))
         if limit is None or remaining is None or reset is None:
             continue
-        if limit > 0 and remaining >= 0 and reset <= _LONGEST_RESET_SECONDS:
+        if limit <= 0 or remaining < 0:
+            continue
+        if reset <= _LONGEST_RESET_SECONDS:
             found[dimension] = LimitHeader(limit, remaining, reset)
+        elif dimension == REQUESTS:
+            found[REQUESTS_PER_DAY] = LimitHeader(limit, remaining, reset)
     return found or None
+
+
+def named_limit(words: str) -> str | None:
+    """Return the limit that a refusal speaks of, where it is none per minute."""
+    lower = words[:_MOST_WORDS].lower()
+    for dimension, signs in _NAMED.items():
+        if any(sign in lower for sign in signs):
+            return dimension
+    return None
 
 
 def _number(text: str | None) -> float | None:

@@ -7,6 +7,7 @@ import os
 from base64 import b64encode
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
@@ -26,6 +27,8 @@ class Provider:
         key_variable: The environment variable with its key.
         url_variable: The environment variable that moves the API elsewhere.
         max_tokens_field: What it calls the limit on an answer's length.
+        charges_asked: Whether its token limit counts the longest answer that was asked for, and not
+            the one that came.
     """
 
     name: str
@@ -33,6 +36,7 @@ class Provider:
     key_variable: str
     url_variable: str
     max_tokens_field: str = "max_tokens"
+    charges_asked: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +49,7 @@ class Endpoint:
         url: Of the calls. Never shown: its query may hold a key.
         headers: Of the calls. Never shown: they hold the key.
         max_tokens_field: See ``Provider``.
+        charges_asked: See ``Provider``.
         secret: The key or password, so that it can be struck out of what servers say; empty
             without one.
     """
@@ -55,8 +60,25 @@ class Endpoint:
     headers: Mapping[str, str] = field(repr=False)
     max_tokens_field: str = "max_tokens"
     secret: str = field(default="", repr=False)
+    charges_asked: bool = False
+
+    @property
+    def account(self) -> str | None:
+        """What shares limits: provider, server and model, and a digest of the key; None if local.
+
+        The simulator's and this machine's own servers have a new address or new limits each time.
+        """
+        parts = urlsplit(self.url)
+        if self.provider == SIMULATOR or parts.hostname in _THIS_MACHINE:
+            return None
+        name = f"{self.provider}:{self.model} {parts.hostname}"
+        if not self.secret:
+            return name
+        digest = blake2b(self.secret.encode(), digest_size=6, person=b"batch-llm").hexdigest()
+        return f"{name} {digest}"
 
 
+_THIS_MACHINE = {"localhost", "127.0.0.1", "::1"}
 PROVIDERS = {
     provider.name: provider
     for provider in [
@@ -66,6 +88,7 @@ PROVIDERS = {
             "OPENAI_API_KEY",
             "OPENAI_BASE_URL",
             "max_completion_tokens",
+            charges_asked=True,
         ),
     ]
 }
@@ -136,7 +159,7 @@ def resolve(
             raise UnknownModelError(model, "Its simulator has not been started.")
         headers["authorization"] = "Bearer simulator"  # never the user's key
         url, _ = _chat_url(base_url)
-        return Endpoint(SIMULATOR, name, url, headers, "max_completion_tokens")
+        return Endpoint(SIMULATOR, name, url, headers, "max_completion_tokens", charges_asked=True)
     provider = PROVIDERS[provider_name]
     key = environ.get(provider.key_variable, "").strip()
     elsewhere = base_url or environ.get(provider.url_variable, "").strip() or None
@@ -152,7 +175,9 @@ def resolve(
         key = login.partition(":")[2]
     is_own = elsewhere is None or elsewhere.rstrip("/") == provider.base_url
     field = provider.max_tokens_field if is_own else "max_tokens"
-    return Endpoint(provider.name, name, url, headers, field, key)
+    return Endpoint(
+        provider.name, name, url, headers, field, key, is_own and provider.charges_asked
+    )
 
 
 @contextmanager

@@ -7,16 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from batch_llm.exceptions import BadOutputError
+from batch_llm.exceptions import BadOutputError, BatchLLMError, ConfigError
 from batch_llm.providers import openai
+from batch_llm.providers.base import LaneFacts
 from batch_llm.providers.limit_headers import read_limits
+from batch_llm.providers.registry import Endpoint
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from batch_llm.base import LLMWorkItem
     from batch_llm.providers.base import Outcome, Try
-    from batch_llm.providers.registry import Endpoint
     from batch_llm.providers.transport import Response, Transport
     from batch_llm.strategies.budgets import LimitHeader
 
@@ -28,22 +29,24 @@ class RequestCaller:
     """Sends requests to where their model is.
 
     Args:
-        endpoint: Where they go: one endpoint for all, whose model then replaces the requests'
-            own; or a function from a request's model to its endpoint, called once per model.
+        endpoint: Where they go: one endpoint for all, whose model then replaces the requests' own;
+            or a function from a request's model to its endpoint, called once per model. Several
+            endpoints (keys, deployments) are a pool, filled by what each has left.
         transport: How they get there.
         keep_bodies: Hand the provider's answers through to the results, as they came.
     """
 
     def __init__(
         self,
-        endpoint: Endpoint | Callable[[str], Endpoint],
+        endpoint: Endpoint | Sequence[Endpoint] | Callable[[str], Endpoint | Sequence[Endpoint]],
         transport: Transport,
         *,
         keep_bodies: bool = False,
     ) -> None:
-        self._only = None if callable(endpoint) else endpoint
+        self._only = None if callable(endpoint) else _pool(endpoint)
         self._resolve = endpoint if callable(endpoint) else None
-        self._endpoints: dict[str, Endpoint] = {}
+        self._pools: dict[str, tuple[Endpoint, ...]] = {}
+        self._turn = 0
         self._transport = transport
         self._keep_bodies = keep_bodies
         self._next_look_at = 0.0
@@ -53,6 +56,18 @@ class RequestCaller:
         if self._only is not None or item.request is None:
             return ""
         return item.request.model
+
+    def facts(self, item: LLMWorkItem[Any, Any, Any], /) -> LaneFacts:
+        """Tell what is known of an item's lane: its endpoints, and how they charge."""
+        try:
+            pool = self._pool_of(item)
+        except BatchLLMError:  # the call will say so
+            return LaneFacts()
+        return LaneFacts(
+            places=len(pool),
+            charges_asked=pool[0].charges_asked,
+            remembered_as=tuple(endpoint.account for endpoint in pool),
+        )
 
     async def call(self, item: LLMWorkItem[Any, Any, Any], attempt: Try, /) -> Outcome:
         """Make one call. After an answer that did not fit, the model is told why.
@@ -65,7 +80,11 @@ class RequestCaller:
         request = item.request
         assert request is not None  # noqa: S101 - only such items are given to us
         previous = attempt.previous_error
-        endpoint = self._only or self._endpoint_for(request.model)
+        pool = self._pool_of(item)
+        place = attempt.place
+        if place is None:
+            place = self._turn = self._turn + 1
+        endpoint = pool[place % len(pool)]
         body = openai.encode(
             request,
             attempt=attempt.number,
@@ -92,9 +111,19 @@ class RequestCaller:
             return read_limits(response.headers)
         return None
 
-    def _endpoint_for(self, model: str) -> Endpoint:
-        endpoint = self._endpoints.get(model)
-        if endpoint is None:
-            assert self._resolve is not None  # noqa: S101 - else there is only one
-            endpoint = self._endpoints[model] = self._resolve(model)
-        return endpoint
+    def _pool_of(self, item: LLMWorkItem[Any, Any, Any]) -> tuple[Endpoint, ...]:
+        if self._only is not None:
+            return self._only
+        assert item.request is not None and self._resolve is not None  # noqa: S101, PT018
+        model = item.request.model
+        pool = self._pools.get(model)
+        if pool is None:
+            pool = self._pools[model] = _pool(self._resolve(model))
+        return pool
+
+
+def _pool(endpoints: Endpoint | Sequence[Endpoint]) -> tuple[Endpoint, ...]:
+    pool = (endpoints,) if isinstance(endpoints, Endpoint) else tuple(endpoints)
+    if not pool:
+        raise ConfigError("endpoint", endpoints, "one endpoint at least")
+    return pool

@@ -101,7 +101,7 @@ class HttpTransport:
 
     async def post(self, url: str, headers: Mapping[str, str], body: bytes, /) -> Response:
         """Send ``body`` and read the whole answer."""
-        from aiohttp import ClientError
+        from aiohttp import ClientConnectorError, ClientError, ConnectionTimeoutError
 
         session = self._session or self._open()
         data = body if len(body) < _LARGE_BODY_BYTES else io.BytesIO(body)
@@ -118,7 +118,8 @@ class HttpTransport:
             if isinstance(error, ConfigError | TransportError):
                 raise
             # Not as the cause: the client's message may hold the URL's password or a header.
-            raise TransportError(_reason(error, url)) from None
+            was_never_sent = isinstance(error, ClientConnectorError | ConnectionTimeoutError)
+            raise TransportError(_reason(error, url), was_never_sent) from None
         return Response(response.status, response.headers, content)
 
     async def aclose(self) -> None:

@@ -22,7 +22,7 @@ import random
 from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
-from batch_llm.strategies.budgets import Budget, LimitHeader
+from batch_llm.strategies.budgets import REQUESTS_PER_DAY, Budget, LimitHeader
 from batch_llm.strategies.noise import Noise
 from batch_llm.strategies.overload import Overload
 from batch_llm.strategies.slots import Slots
@@ -81,6 +81,7 @@ def _told(limits: Limits | None) -> dict[str, float]:
         TOKENS: limits.tokens_per_minute,
         INPUT: limits.input_tokens_per_minute,
         OUTPUT: limits.output_tokens_per_minute,
+        REQUESTS_PER_DAY: limits.requests_per_day,
     }
     return {name: limit for name, limit in named.items() if limit}
 
@@ -101,6 +102,11 @@ class Cost(NamedTuple):
     input_tokens: float = 0.0
     output_tokens: float = 0.0
     pending: float = 0.0
+
+    @property
+    def requests_per_day(self) -> float:
+        """The same as ``requests``, counted by another limit."""
+        return self.requests
 
 
 class Grant:
@@ -131,6 +137,20 @@ class Grant:
         #: By dimension: what had been spent, this call included, and what was pending.
         self.spent_then: dict[str, float] = {}
         self.pending_then: dict[str, float] = {}
+
+
+class Known(NamedTuple):
+    """What is known of one dimension at the end of a run.
+
+    Attributes:
+        limit: Per minute or day, where the provider told it; None where it was learned.
+        rate: Per second.
+        capacity: What the bucket holds.
+    """
+
+    limit: float | None
+    rate: float
+    capacity: float
 
 
 class Refusal(NamedTuple):
@@ -330,13 +350,71 @@ class Admission:
         else:
             self._take_back(now, grant, refund=True)
 
+    def room(self, now: float) -> float:
+        """Return the share of the tightest bucket that is there; 1 and less without limits."""
+        shares = []
+        for budget in self.budgets.values():
+            if budget.is_limited:
+                budget.refill(now)
+                shares.append(budget.level / budget.capacity)
+        return min(shares, default=1.0) - 1e-6 * self.in_flight
+
+    def learned(self) -> dict[str, Known]:
+        """Return what is worth knowing in the next run: not what was told."""
+        return {
+            name: Known(
+                budget.limit, budget.ceiling if budget.limit else budget.rate, budget.capacity
+            )
+            for name, budget in self.budgets.items()
+            if budget.rate < math.inf and budget.source != "told"
+        }
+
+    def recall(self, learned: Mapping[str, Known], *, share: float) -> None:
+        """Start from what an earlier run learned.
+
+        Args:
+            learned: What ``learned`` returned there.
+            share: Of the rates that the provider had not told, so much is believed still.
+        """
+        for name, (limit, rate, capacity) in learned.items():
+            if name not in self.budgets and not self._is_told:
+                self.budgets[name] = Budget(name, None, self._open_at, 0.0)
+            if name in self.budgets:
+                self.budgets[name].recall(limit, rate * share, capacity)
+        if self.requests_per_second < math.inf and learned:
+            self._is_first = False
+            self._is_searching = not self._knows_limits
+            self._doubt_limit = max(
+                2.0, min(DOUBT_SEARCH, 2 * self.requests_per_second * self._doubt_seconds)
+            )
+
     def known_limits(self) -> list[tuple[str, float, str]]:
-        """Return dimension, rate per second and source of each limit that is known or believed."""
-        return [
-            (name, budget.ceiling if budget.limit else budget.rate, budget.shown_source)
+        """Return dimension, limit and source of each limit that is known or believed.
+
+        Limits are per minute; ``requests_per_day`` is per day, ``concurrency`` a number.
+        """
+        limits = [
+            (
+                name,
+                (budget.ceiling if budget.limit else budget.rate) * budget.window_seconds,
+                budget.shown_source,
+            )
             for name, budget in self.budgets.items()
             if budget.rate < math.inf
         ]
+        if self._slots.is_known:
+            limits.append((CONCURRENCY, self._slots.most, "learned"))
+        return limits
+
+    @property
+    def has_answered(self) -> bool:
+        """Whether any call was ever dealt with."""
+        return self._accepted > 0
+
+    @property
+    def overloaded_since(self) -> float | None:
+        """When the provider stopped dealing with calls; None while it does."""
+        return self._overload.since
 
     @property
     def requests_per_second(self) -> float:
@@ -354,7 +432,9 @@ class Admission:
 
     @property
     def _knows_limits(self) -> bool:
-        return self._is_told or any(one.source == "header" for one in self.budgets.values())
+        return self._is_told or any(
+            one.source in {"header", "remembered"} for one in self.budgets.values()
+        )
 
     def _leave(self, grant: Grant) -> None:
         grant.is_open = False
@@ -482,7 +562,7 @@ class Admission:
             return False  # there are more of them now than chance brings
         rates, let_in = {}, 0.0
         for name, budget in self.budgets.items():
-            amount = grant.spent_then[name] - budget.spent_at_cut
+            amount = grant.spent_then.get(name, 0.0) - budget.spent_at_cut
             rates[name] = amount / seconds
             if name == REQUESTS:
                 let_in = amount - 1
@@ -536,7 +616,7 @@ class Admission:
         return goes_on
 
     def _cut_rate(self, now: float, budget: Budget, grant: Grant, seconds: float) -> None:
-        let_in = grant.spent_then[budget.name] - getattr(grant.cost, budget.name)
+        let_in = grant.spent_then.get(budget.name, 0.0) - getattr(grant.cost, budget.name)
         let_in = max(0.0, let_in - budget.spent_at_cut)
         if self._is_first and budget.source == "unknown":
             if let_in > 0:  # all of a minute's burst may have been eaten: start low, search upwards
@@ -600,9 +680,13 @@ class Admission:
 
     def _sync(self, now: float, grant: Grant, headers: Mapping[str, LimitHeader]) -> None:
         for name, header in headers.items():
-            budget = self.budgets.get(name)
             # Servers that count nothing have been seen to send -1 and 0.
-            if budget is None or header.limit <= 0 or header.remaining < 0:
+            if header.limit <= 0 or header.remaining < 0:
+                continue
+            budget = self.budgets.get(name)
+            if budget is None and name == REQUESTS_PER_DAY:
+                budget = self.budgets[name] = Budget(name, None, now, 0.0)
+            if budget is None or name not in grant.spent_then:
                 continue
             pending = grant.pending_then.get(name, 0.0)
             if budget.sync(now, grant.at, grant.spent_then[name], pending, header):

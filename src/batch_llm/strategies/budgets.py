@@ -10,7 +10,9 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-WINDOW_SECONDS = 60.0
+#: Limits are per minute, but for those per day.
+MINUTE, DAY = 60.0, 86_400.0
+REQUESTS_PER_DAY = "requests_per_day"
 #: The lowest rate that is ever learned: one in ten minutes.
 LOWEST_RATE = 1 / 600
 #: What an unknown bucket is taken to hold: so many seconds of its rate. Short for requests, whose
@@ -30,7 +32,7 @@ class LimitHeader(NamedTuple):
     """What a response says of one dimension.
 
     Attributes:
-        limit: Per minute.
+        limit: Per minute, or per day.
         remaining: Left at the provider when it answered.
         reset_seconds: Until the window ends, or until the bucket is full again.
     """
@@ -45,7 +47,7 @@ class Budget:
 
     Args:
         name: The dimension.
-        limit: Per minute, where it was told; None to learn it.
+        limit: Per minute (or day), where it was told; None to learn it.
         now: The time.
         burst_seconds: How many seconds of its rate a told limit's bucket holds.
     """
@@ -71,14 +73,18 @@ class Budget:
         "spent_at_cut",
         "spent_at_reset",
         "updated_at",
+        "window_seconds",
     )
 
     def __init__(self, name: str, limit: float | None, now: float, burst_seconds: float) -> None:
         self.name = name
+        self.window_seconds = DAY if name == REQUESTS_PER_DAY else MINUTE
         self.limit = limit
         self._told = limit
         self.source = "told" if limit else "unknown"
-        self.rate = limit / WINDOW_SECONDS if limit else math.inf
+        self.rate = limit / self.window_seconds if limit else math.inf
+        if name == REQUESTS_PER_DAY:
+            burst_seconds = DAY
         self.ceiling = self.peak = self.rate
         self.capacity = self.level = self.rate * burst_seconds if limit else math.inf
         self.updated_at = now
@@ -101,7 +107,7 @@ class Budget:
 
     @property
     def shown_source(self) -> str:
-        """How it is known: ``told``, ``header`` or ``learned``."""
+        """How it is known: ``told``, ``header``, ``remembered`` or ``learned``."""
         return "learned" if self.source == "unknown" else self.source
 
     def refill(self, now: float) -> None:
@@ -114,8 +120,8 @@ class Budget:
             if now >= self.reset_at + RESET_SLACK_SECONDS:
                 self.level = self.capacity
                 self.spent_at_reset = self.spent
-                windows = math.ceil((now - self.reset_at + 1e-6) / WINDOW_SECONDS)
-                self.reset_at += WINDOW_SECONDS * windows
+                windows = math.ceil((now - self.reset_at + 1e-6) / self.window_seconds)
+                self.reset_at += self.window_seconds * windows
         elif self.rate < math.inf and self.level < self.capacity:
             self.level = min(self.capacity, self.level + elapsed * self.rate)
 
@@ -171,6 +177,18 @@ class Budget:
         self.rate = self.ceiling = self.peak = math.inf
         self.capacity = self.level = math.inf
 
+    def recall(self, limit: float | None, rate: float, capacity: float) -> None:
+        """Start from what was known at the end of an earlier run."""
+        if self._told is not None:
+            return
+        if limit is None:
+            self.peak = rate
+            self.learn_rate(rate)
+            return
+        self.limit, self.source = limit, "remembered"
+        self.rate = self.ceiling = self.peak = limit / self.window_seconds
+        self.capacity = self.level = capacity
+
     def note_cut(self) -> None:
         """Remember what was spent when the rate was cut."""
         self.spent_at_cut = self.spent
@@ -206,7 +224,7 @@ class Budget:
             was_known = self.source == "header"
             self.refill(now)
             self.limit, self.source = limit, "header"
-            self.ceiling = self.rate = self.peak = limit / WINDOW_SECONDS
+            self.ceiling = self.rate = self.peak = limit / self.window_seconds
             self.capacity = limit
             if not was_known:
                 self.level = remaining - spent_since - pending_then
@@ -256,15 +274,15 @@ class Budget:
         if self.limit is None or self.is_window or self._header_votes <= _MIN_VOTES:
             return
         ago, self._opened_at = opened_at - self._opened_at, opened_at
-        off = abs((ago + WINDOW_SECONDS / 2) % WINDOW_SECONDS - WINDOW_SECONDS / 2)
-        if not (ago > WINDOW_SECONDS / 2 and off < _OPENING_SLACK_SECONDS):
+        off = abs((ago + self.window_seconds / 2) % self.window_seconds - self.window_seconds / 2)
+        if not (ago > self.window_seconds / 2 and off < _OPENING_SLACK_SECONDS):
             return
         self.refill(now)
         self.is_window = True
         self.rate = self.ceiling
         self.level = self.capacity = self.limit
         self.spent_at_reset = self.spent
-        self.reset_at = opened_at + WINDOW_SECONDS
+        self.reset_at = opened_at + self.window_seconds
 
     def become_bucket(self) -> None:
         """Give up the belief in a fixed window."""
@@ -275,8 +293,8 @@ class Budget:
         """Give that belief up for good, when a refusal came in mid-window with room left."""
         if not self.is_window or self.spent_at_reset <= 0:
             return
-        age = now - (self.reset_at - WINDOW_SECONDS)
-        is_early = 1 < age < WINDOW_SECONDS - 1 or self.source != "header"
+        age = now - (self.reset_at - self.window_seconds)
+        is_early = 1 < age < self.window_seconds - 1 or self.source != "header"
         if is_early and self.spent - self.spent_at_reset < 0.7 * self.capacity:
             self._header_votes = _MIN_VOTES
             self.become_bucket()

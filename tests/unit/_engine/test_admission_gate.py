@@ -15,6 +15,8 @@ from batch_llm import (
     StatusError,
 )
 from batch_llm._engine.admission_gate import AdmissionGate
+from batch_llm._engine.lanes import Lanes
+from batch_llm.providers.base import LaneFacts
 from fakes import USAGE, Ramp, RateLimited, Recorder, Script, item, processor
 
 
@@ -121,8 +123,27 @@ async def test_an_outage_of_half_a_minute_loses_nothing_and_costs_little_more():
     assert calls < 400 + 600
 
 
-def gate(limits=None, most=1):
-    return AdmissionGate(most, limits, lambda _: "", lambda *_: None)
+class OneLane:
+    """Knows one lane for all items."""
+
+    def __init__(self, **facts):
+        self._facts = LaneFacts(**facts)
+
+    def lane(self, _):
+        return ""
+
+    def facts(self, _):
+        return self._facts
+
+
+def gate(limits=None, most=1, **facts):
+    lanes = Lanes(most, limits, OneLane(**facts), None, asyncio.get_running_loop())
+    return AdmissionGate(lanes, lambda *_: None, lambda: None)
+
+
+def places(one):
+    """Return the admissions of the one lane."""
+    return [place.admission for place in one.lanes.by_name[""].places]
 
 
 async def test_retries_go_before_fresh_items():
@@ -153,7 +174,7 @@ async def test_a_waiter_cancelled_in_the_step_in_which_it_is_let_in_gives_its_pl
     await asyncio.wait([waiter])
 
     assert one.in_flight == 0
-    assert one.lanes[""].admission.in_flight == 0
+    assert places(one)[0].in_flight == 0
 
 
 async def test_a_call_whose_end_nobody_told_is_closed_with_its_place():
@@ -161,7 +182,7 @@ async def test_a_call_whose_end_nobody_told_is_closed_with_its_place():
 
     one.leave(await one.enter(item("0", Script()), is_retry=False))
 
-    assert one.lanes[""].admission.in_flight == 0
+    assert places(one)[0].in_flight == 0
 
 
 async def test_a_number_is_a_ceiling():
@@ -182,7 +203,7 @@ async def test_what_was_learned_is_in_the_statistics():
 
     found = {one.dimension: one for one in built.statistics().limits}
     assert found["requests"].source == "learned"
-    assert found["requests"].per_minute == pytest.approx(1200, rel=0.35)
+    assert found["requests"].limit == pytest.approx(1200, rel=0.35)
 
 
 async def test_long_waits_are_told_to_observers_as_cooldowns():
@@ -217,7 +238,7 @@ async def test_cancelled_waiters_give_their_places_back():
     assert (numbers.in_flight, bucket.in_flight) == (0, 0)
     assert {one.error_code for one in result.results} == {None, "cancelled"}
     gate = built._run._gate
-    assert all(lane.admission.in_flight == 0 for lane in gate.lanes.values())
+    assert places(gate)[0].in_flight == 0
 
 
 def test_a_strategy_and_learning_exclude_each_other():

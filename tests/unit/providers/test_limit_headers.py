@@ -4,9 +4,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from batch_llm.providers.limit_headers import read_limits
-from batch_llm.strategies.admission import INPUT, OUTPUT, REQUESTS, TOKENS
-from batch_llm.strategies.budgets import LimitHeader
+from batch_llm.providers.limit_headers import named_limit, read_limits
+from batch_llm.strategies.admission import CONCURRENCY, INPUT, OUTPUT, REQUESTS, TOKENS
+from batch_llm.strategies.budgets import REQUESTS_PER_DAY, LimitHeader
 
 
 def test_openais_headers_are_read():
@@ -46,11 +46,10 @@ def test_anthropics_headers_are_read():
         ("limit", "-1"),
         ("limit", "many"),
         ("remaining", "-1"),
-        ("reset", "2m59s"),
         ("reset", "soon"),
     ],
 )
-def test_nonsense_and_limits_by_the_day_are_left_out(name, value):
+def test_nonsense_is_left_out(name, value):
     headers = {
         "x-ratelimit-limit-requests": "100",
         "x-ratelimit-remaining-requests": "40",
@@ -63,3 +62,32 @@ def test_nonsense_and_limits_by_the_day_are_left_out(name, value):
 
 def test_no_headers_are_no_limits():
     assert read_limits({"content-type": "application/json"}) is None
+
+
+def test_a_limit_whose_reset_is_far_away_is_one_by_the_day():
+    headers = {
+        "x-ratelimit-limit-requests": "14400",
+        "x-ratelimit-remaining-requests": "14370",
+        "x-ratelimit-reset-requests": "2m59.56s",
+        "x-ratelimit-limit-tokens": "18000",
+        "x-ratelimit-remaining-tokens": "17997",
+        "x-ratelimit-reset-tokens": "7.66s",
+    }
+
+    found = read_limits(headers)
+
+    assert found.keys() == {REQUESTS_PER_DAY, TOKENS}
+    assert found[REQUESTS_PER_DAY] == LimitHeader(14400, 14370, 179.56)
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ("Rate limit reached on requests per day (RPD): Limit 200", REQUESTS_PER_DAY),
+        ("quotaId: GenerateRequestsPerDayPerProjectPerModel-FreeTier", REQUESTS_PER_DAY),
+        ("Number of concurrent connections has exceeded your rate limit", CONCURRENCY),
+        ("Rate limit reached on tokens per min (TPM): Limit 40000", None),
+    ],
+)
+def test_a_refusal_may_name_its_limit(words, named):
+    assert named_limit(words) == named

@@ -95,7 +95,7 @@ def test_headers_are_believed_over_what_was_learned():
 
     one.accepted(0.5, grant, None, {REQUESTS: LimitHeader(600, 9, 0.1)})
 
-    assert one.known_limits() == [(REQUESTS, 10.0, "header")]
+    assert one.known_limits() == [(REQUESTS, 600.0, "header")]
     assert one.budgets[REQUESTS].capacity == pytest.approx(10.0)  # 9 left, 0.1 s from full
 
 

@@ -1,0 +1,321 @@
+"""Lanes: what shares limits, and who waits in it for what.
+
+A lane has one queue and one or more *places*: interchangeable keys or deployments of its model,
+each with an admission of its own. A call goes where there is most room. A place that fails for good
+(no credit, a wrong key) is set aside, and tried again with single calls.
+
+All runs of a processor share its lanes. The order in a lane's queue: retries, then priority, then
+the fair share of each run, then arrival.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from batch_llm.core.usage import tokens
+from batch_llm.strategies.admission import Admission, Cost, Grant
+from batch_llm.strategies.errors import ErrorCode
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+
+    from batch_llm.base import LLMWorkItem
+    from batch_llm.core.config import Limits
+    from batch_llm.providers.base import Caller, LaneFacts
+    from batch_llm.stores.limit_memory import LimitMemory
+
+    Item = LLMWorkItem[Any, Any, Any]
+
+#: Characters to a token, until answers tell better; and an answer's tokens until the first.
+CHARACTERS_PER_TOKEN = 4.0
+FIRST_OUTPUT_TOKENS = 400.0
+#: How fast the estimates follow: the share of one answer.
+LEARNING_SHARE = 0.03
+#: A place that failed is set aside for so long; twice as long each further time.
+ASIDE_SECONDS, LONGEST_ASIDE_SECONDS = 30.0, 900.0
+#: Failures that are the place's and not the call's, where there are other places.
+_OF_THE_PLACE = {ErrorCode.AUTH, ErrorCode.QUOTA, ErrorCode.NOT_FOUND}
+
+
+class Place:
+    """One key or deployment of a lane."""
+
+    def __init__(self, number: int, admission: Admission) -> None:
+        self.number = number
+        self.admission = admission
+        self.aside_until = 0.0
+        self._aside_seconds = ASIDE_SECONDS
+        self._is_probing = False
+
+    def wait(self, now: float, cost: Cost) -> float:
+        """Return the seconds until a call may start here; infinity while a probe is out."""
+        if self._is_probing:
+            return math.inf
+        return max(self.aside_until - now, self.admission.wait(now, cost))
+
+    def start(self, now: float, cost: Cost) -> Grant:
+        """Let a call in; the first one after the place was set aside is a probe."""
+        self._is_probing = self.aside_until > 0
+        return self.admission.start(now, cost)
+
+    def ended(self, *, is_good: bool | None) -> None:
+        """Note that a call ended; None when it says nothing of the place."""
+        self._is_probing = False
+        if is_good:
+            self.aside_until, self._aside_seconds = 0.0, ASIDE_SECONDS
+
+    def set_aside(self, now: float) -> None:
+        """Let no calls in for a while."""
+        if now < self.aside_until:
+            return
+        self.aside_until = now + self._aside_seconds
+        self._aside_seconds = min(LONGEST_ASIDE_SECONDS, 2 * self._aside_seconds)
+
+
+class Flow:
+    """One run's share of a lane's calls.
+
+    Args:
+        weight: How many calls it may start for each one of a run of weight 1.
+    """
+
+    __slots__ = ("finish", "on_let_in", "weight")
+
+    def __init__(self, weight: float, on_let_in: Callable[[], None]) -> None:
+        self.weight = weight
+        self.on_let_in = on_let_in
+        #: By lane: the virtual time at which its last call's share ends (start-time fair queueing).
+        self.finish: dict[str, float] = {}
+
+
+class Ticket(NamedTuple):
+    """A call that was let in."""
+
+    lane: Lane
+    place: Place
+    grant: Grant
+
+
+class Waiting(NamedTuple):
+    """A call that waits. The order of the fields is the order of the queue."""
+
+    is_fresh: bool
+    minus_priority: int
+    virtual_start: float
+    arrival: int
+    future: asyncio.Future[Ticket]
+    cost: Cost
+    flow: Flow
+
+
+class Lane:
+    """What shares limits: its places, its queue, what is known of its calls' sizes."""
+
+    def __init__(self, name: str, facts: LaneFacts, places: list[Place]) -> None:
+        self.name = name
+        self.facts = facts
+        self.places = places
+        self.queue: list[Waiting] = []
+        self.timer: asyncio.TimerHandle | None = None
+        self._virtual_time = 0.0
+        self._arrivals = 0
+        self._input_per_character = 1 / CHARACTERS_PER_TOKEN
+        self._output = FIRST_OUTPUT_TOKENS
+
+    def cost_of(self, item: Item) -> Cost:
+        """Estimate what a call of the item takes."""
+        told_sent, told_got = item.estimated_input_tokens, item.estimated_output_tokens
+        sent = _characters(item) * self._input_per_character if told_sent is None else told_sent
+        got = self._output if told_got is None else told_got
+        asked = item.request.settings.max_tokens if item.request is not None else None
+        if asked is not None:
+            got = min(got, asked)
+        if self.facts.charges_asked:
+            return Cost(1.0, max(asked or 0.0, sent), sent, got)
+        return Cost(1.0, sent + got, sent, got, got)
+
+    def learn(self, item: Item, usage: dict[str, int] | None) -> Cost | None:
+        """Take an answer's size into account; return what it cost, if that is known."""
+        if not usage:
+            return None
+        sent, got = tokens(usage, "input_tokens"), tokens(usage, "output_tokens")
+        self._output += LEARNING_SHARE * (got - self._output)
+        if sent and (characters := _characters(item)):
+            seen = sent / characters
+            self._input_per_character += LEARNING_SHARE * (seen - self._input_per_character)
+        if self.facts.charges_asked:
+            return None
+        if not self.facts.charges_cache_reads:
+            sent = max(0, sent - tokens(usage, "cache_read_tokens"))
+        return Cost(1.0, sent + got, sent, got)
+
+    def best_place(self, now: float, cost: Cost) -> tuple[Place, float]:
+        """Return the place where a call may start first, of several the one with most room."""
+        places = self.places
+        if len(places) == 1:
+            return places[0], places[0].wait(now, cost)
+        waits = [(place.wait(now, cost), place) for place in places]
+        best, shortest, most_room = places[0], math.inf, -math.inf
+        for wait, place in waits:
+            room = place.admission.room(now) if wait <= 0 else 0.0
+            if wait < shortest or (wait == shortest and room > most_room):
+                best, shortest, most_room = place, wait, room
+        return best, shortest
+
+    def add(
+        self, future: asyncio.Future[Ticket], item: Item, cost: Cost, flow: Flow, *, is_retry: bool
+    ) -> None:
+        """Put a call into the queue."""
+        start = max(self._virtual_time, flow.finish.get(self.name, 0.0))
+        if not is_retry:
+            flow.finish[self.name] = start + 1 / flow.weight
+        self._arrivals += 1
+        heapq.heappush(
+            self.queue,
+            Waiting(not is_retry, -item.priority, start, self._arrivals, future, cost, flow),
+        )
+
+    def next(self) -> Waiting | None:
+        """Return the call whose turn it is, and drop those that were given up."""
+        queue = self.queue
+        while queue and queue[0].future.cancelled():
+            heapq.heappop(queue)
+        return queue[0] if queue else None
+
+    def take(self) -> None:
+        """Take the next call out of the queue."""
+        taken = heapq.heappop(self.queue)
+        self._virtual_time = max(self._virtual_time, taken.virtual_start)
+
+    def failed(self, now: float, place: Place, code: ErrorCode) -> bool:
+        """Note a failure; return whether another place may take the call instead."""
+        if len(self.places) == 1 or code not in _OF_THE_PLACE:
+            place.ended(is_good=None)
+            return False
+        place.ended(is_good=None)
+        place.set_aside(now)
+        return any(other.aside_until <= now for other in self.places)
+
+
+class Lanes:
+    """The lanes of a processor, for all its runs.
+
+    Args:
+        most: Calls in flight at the most, over all lanes.
+        limits: Of each lane, as far as they are told: ceilings that are never passed.
+        caller: Knows an item's lane and what is to be known of it.
+        memory: What was learned in earlier runs.
+        loop: Gives the time.
+    """
+
+    def __init__(
+        self,
+        most: int,
+        limits: Limits | None,
+        caller: Caller,
+        memory: LimitMemory | None,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        self.most = most
+        self.loop = loop
+        self.in_flight = 0
+        self.by_name: dict[str, Lane] = {}
+        self._limits = limits
+        self._caller = caller
+        self._memory = memory
+
+    def of(self, item: Item) -> Lane:
+        """Return an item's lane."""
+        name = self._caller.lane(item)
+        lane = self.by_name.get(name)
+        if lane is None:
+            lane = self.by_name[name] = self._make(name, self._caller.facts(item))
+        return lane
+
+    def may_start(self) -> bool:
+        """Whether there is room for one more call, in whatever lane."""
+        return self.in_flight < self.most
+
+    def start(self, lane: Lane, place: Place, cost: Cost) -> Ticket:
+        """Let a call in."""
+        self.in_flight += 1
+        return Ticket(lane, place, place.start(self.loop.time(), cost))
+
+    def leave(self, lane: Lane) -> None:
+        """Give the room of a call that ended to the next one."""
+        self.in_flight -= 1
+        if self.in_flight == self.most - 1:
+            for one in self.by_name.values():
+                if one.queue:
+                    self.pump(one)
+        elif lane.queue:
+            self.pump(lane)
+
+    def pump(self, lane: Lane) -> None:
+        """Let in as many as may go now; set the timer for the next."""
+        if lane.timer is not None:
+            lane.timer.cancel()
+            lane.timer = None
+        while (waiting := lane.next()) is not None:
+            if not self.may_start():
+                return  # the next one that leaves comes back here
+            now = self.loop.time()
+            place, wait = lane.best_place(now, waiting.cost)
+            if wait > 0:
+                if wait < math.inf:
+                    lane.timer = self.loop.call_at(now + wait, self.pump, lane)
+                return
+            lane.take()
+            waiting.future.set_result(self.start(lane, place, waiting.cost))
+            waiting.flow.on_let_in()
+
+    def close(self) -> None:
+        """Stop all timers, and remember what was learned."""
+        for lane in self.by_name.values():
+            if lane.timer is not None:
+                lane.timer.cancel()
+                lane.timer = None
+        self.remember()
+
+    def remember(self) -> None:
+        """Write down what was learned, for the next run."""
+        if self._memory is None:
+            return
+        self._memory.save(
+            {
+                key: place.admission.learned()
+                for lane in self.by_name.values()
+                for key, place in zip(lane.facts.remembered_as, lane.places, strict=False)
+                if key
+            }
+        )
+
+    def _make(self, name: str, facts: LaneFacts) -> Lane:
+        places = []
+        told_burst = self._limits.burst_seconds if self._limits is not None else None
+        for number in range(facts.places):
+            admission = Admission(
+                self.loop.time(),
+                self._limits,
+                burst_seconds=told_burst or facts.burst_seconds,
+                max_in_flight=self.most,
+            )
+            if self._memory is not None and number < len(facts.remembered_as):
+                key = facts.remembered_as[number]
+                if key and (found := self._memory.recall(key)) is not None:
+                    learned, share = found
+                    admission.recall(learned, share=share)
+            places.append(Place(number, admission))
+        return Lane(name, facts, places)
+
+
+def _characters(item: Item) -> int:
+    if item.request is None:
+        return len(item.prompt)
+    return sum(
+        len(message.content) if isinstance(message.content, str) else 0
+        for message in item.request.messages
+    )

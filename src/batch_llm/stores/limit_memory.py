@@ -1,0 +1,105 @@
+"""What was learned of providers' limits, kept between runs as a starting point.
+
+One small JSON file in the user's state directory. It holds lane names and numbers, and of a key
+only a short digest, so that two accounts are two entries. Whatever is wrong with the file costs
+nothing but the head start.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+from platformdirs import user_state_path
+
+from batch_llm.strategies.admission import Known  # noqa: TC001 - msgspec reads the annotation
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+logger = logging.getLogger("batch_llm.limits")
+
+#: Moves the file elsewhere; empty keeps none.
+VARIABLE = "BATCH_LLM_LIMITS_FILE"
+#: What is older is no starting point any more.
+LONGEST_AGE_SECONDS = 7 * 86_400.0
+#: Up to this age rates are believed nearly whole, later by half.
+FRESH_SECONDS, FRESH_SHARE, STALE_SHARE = 3600.0, 0.9, 0.5
+_MOST_ENTRIES = 500
+_LARGEST_FILE = 1_000_000
+
+
+class _Entry(msgspec.Struct):
+    at: float
+    limits: dict[str, Known]
+
+
+def limits_file(environ: Mapping[str, str] = os.environ) -> Path | None:
+    """Return where limits are remembered; None where they shall not be."""
+    told = environ.get(VARIABLE)
+    if told is not None:
+        return Path(told) if told else None
+    return user_state_path("batch-llm", appauthor=False) / "limits.json"
+
+
+class LimitMemory:
+    """Reads and writes the file.
+
+    Args:
+        path: The file.
+        now: The time of day, in seconds since 1970.
+    """
+
+    def __init__(self, path: Path, now: Callable[[], float] | None = None) -> None:
+        self._path = path
+        self._now = now or (lambda: datetime.now(UTC).timestamp())
+        self._entries: dict[str, _Entry] | None = None
+
+    def recall(self, name: str) -> tuple[dict[str, Known], float] | None:
+        """Return what is known, and the share of learned rates that is believed at its age."""
+        if self._entries is None:
+            self._entries = self._read()
+        entry = self._entries.get(name)
+        if entry is None:
+            return None
+        age = self._now() - entry.at
+        if not 0 <= age <= LONGEST_AGE_SECONDS:
+            return None
+        return entry.limits, FRESH_SHARE if age <= FRESH_SECONDS else STALE_SHARE
+
+    def save(self, learned: Mapping[str, Mapping[str, Known]]) -> None:
+        """Add what was learned to what others wrote meanwhile; an empty entry changes nothing."""
+        changes = {
+            name: _Entry(self._now(), dict(limits)) for name, limits in learned.items() if limits
+        }
+        if not changes:
+            return
+        try:
+            entries = self._read() | changes
+            newest = sorted(entries.items(), key=lambda one: one[1].at)[-_MOST_ENTRIES:]
+            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            written = self._path.with_name(f"{self._path.name}.{os.getpid()}.tmp")
+            written.write_bytes(msgspec.json.format(msgspec.json.encode(dict(newest)), indent=1))
+            written.replace(self._path)
+        except OSError as error:
+            logger.debug("The limits were not remembered: %s", error)
+
+    def _read(self) -> dict[str, _Entry]:
+        try:
+            if self._path.stat().st_size > _LARGEST_FILE:
+                return {}
+            entries = msgspec.json.decode(self._path.read_bytes(), type=dict[str, _Entry])
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+            return {}
+        return {name: entry for name, entry in entries.items() if _is_sound(entry)}
+
+
+def _is_sound(entry: _Entry) -> bool:
+    return all(
+        known.rate > 0 and known.capacity > 0 and (known.limit is None or known.limit > 0)
+        for known in entry.limits.values()
+    )
