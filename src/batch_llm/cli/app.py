@@ -46,7 +46,7 @@ class Flags:
     model: Annotated[str | None, Parameter(name=["--model", "-m"])] = None
     "provider:model, such as openai-chat:gpt-6-luna; default: sim:fast, the simulator"
     base_url: str | None = None
-    "any OpenAI-compatible server, up to /v1"
+    "any OpenAI-compatible server, up to /v1; several that serve the model: URL,URL"
     prompt: str | None = None
     "template over columns: 'Classify {{ text }}'; @FILE reads it from a file"
     system: str | None = None
@@ -79,16 +79,24 @@ class Flags:
     "write rows as they are done, or in the input's order"
     overwrite: bool = False
     "replace output files that exist"
-    concurrency: Annotated[str, Parameter(name=["--concurrency", "-c"])] = "50"
-    "calls in flight at the most; auto: learn the provider's limits, and use what they allow"
+    concurrency: Annotated[str, Parameter(name=["--concurrency", "-c"])] = "auto"
+    "calls in flight at the most; auto: as many as the provider's limits allow"
     rpm: str | None = None
-    "requests per minute that are never passed; with no limit given, -c auto learns them"
+    "requests per minute that are never passed; limits that are not given are learned"
     tpm: str | None = None
     "tokens per minute, input and output together"
     itpm: str | None = None
     "input tokens per minute"
     otpm: str | None = None
     "output tokens per minute"
+    rpd: str | None = None
+    "requests per day"
+    longest_pause: str | None = None
+    "rows whose limit opens again later than this fail: 10m; default: wait, be it for tomorrow"
+    keys: str | None = None
+    "variables with further keys for the model, used side by side: OPENAI_API_KEY,SECOND_KEY"
+    forget_limits: bool = False
+    "do not start from the limits that earlier runs have learned"
     timeout: str = "120s"
     "for one call"
     retries: str = "5"
@@ -133,10 +141,13 @@ def _job(source: str, flags: Flags) -> Any:
         failed=flags.failed or failed,
         order=flags.order,
         overwrite=flags.overwrite,
-        concurrency=None
-        if flags.concurrency == "auto"
-        else values.read_count("--concurrency", flags.concurrency, at_least=1),
+        concurrency=values.read_concurrency(flags.concurrency),
         limits=_limits(flags),
+        longest_pause=None
+        if flags.longest_pause is None
+        else values.read_seconds("--longest-pause", flags.longest_pause),
+        keys=tuple(flags.keys.split(",")) if flags.keys else (),
+        remembers_limits=not flags.forget_limits,
         timeout=values.read_seconds("--timeout", flags.timeout),
         retries=values.read_count("--retries", flags.retries),
         fail_over=values.read_tolerance("--fail-over", flags.fail_over)
@@ -157,6 +168,7 @@ def _limits(flags: Flags) -> Any:
         tokens_per_minute=read_limit("--tpm", flags.tpm),
         input_tokens_per_minute=read_limit("--itpm", flags.itpm),
         output_tokens_per_minute=read_limit("--otpm", flags.otpm),
+        requests_per_day=read_limit("--rpd", flags.rpd),
     )
     return None if limits == Limits() else limits
 
@@ -204,7 +216,7 @@ def check(input: Input, /, *, flags: FlagsOfRun = None) -> int:  # noqa: A002
     from batch_llm.cli.plan import Plan
     from batch_llm.core.text import safe
     from batch_llm.exceptions import OutputExistsError
-    from batch_llm.providers.registry import resolve, split_model
+    from batch_llm.providers.registry import resolve_pool, split_model
     from batch_llm.simulator import parse_profile
 
     flags = flags or Flags()
@@ -218,7 +230,7 @@ def check(input: Input, /, *, flags: FlagsOfRun = None) -> int:  # noqa: A002
     if provider == "sim":
         parse_profile(name)
     else:
-        resolve(job.model, base_url=job.base_url)
+        resolve_pool(job.model, base_urls=job.base_url, keys=job.keys)
     facts = {
         "rows": plan.rows,
         "bad_rows": len(plan.problems),
@@ -238,15 +250,16 @@ def check(input: Input, /, *, flags: FlagsOfRun = None) -> int:  # noqa: A002
 
 
 @app.command
-def demo(*, prompts: int = 1000, concurrency: int = 50) -> int:
+def demo(*, prompts: int = 1000, concurrency: str = "auto") -> int:
     """Run sample prompts through the simulator with its faults on. No key, no network."""
+    from batch_llm.cli import values
     from batch_llm.cli.execution import run_job
     from batch_llm.cli.job import Job
     from batch_llm.cli.progress import say
     from batch_llm.exceptions import ConfigError
 
-    if prompts < 1 or concurrency < 1:
-        raise ConfigError("--prompts and --concurrency", min(prompts, concurrency), ">= 1")
+    if prompts < 1:
+        raise ConfigError("--prompts", prompts, ">= 1")
     say(f"{prompts:,} sample prompts → simulator (429s, errors and bad JSON switched on)")
     say("Like: batch-llm run PROMPTS -m sim:flaky --timeout 5s --overwrite -o demo.results.jsonl\n")
     with TemporaryDirectory(prefix="batch-llm-") as folder:
@@ -264,7 +277,7 @@ def demo(*, prompts: int = 1000, concurrency: int = 50) -> int:
                 output="demo.results.jsonl",
                 failed="demo.failed.jsonl",
                 overwrite=True,
-                concurrency=concurrency,
+                concurrency=values.read_concurrency(concurrency),
                 timeout=5.0,
             )
         )

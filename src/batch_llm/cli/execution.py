@@ -17,23 +17,21 @@ from batch_llm.cli.exit_codes import ExitCode
 from batch_llm.cli.job import fresh_paths
 from batch_llm.cli.plan import Plan
 from batch_llm.cli.progress import say, show_progress, tell
-from batch_llm.core.config import AUTO_MOST, ProcessorConfig, RetryConfig
+from batch_llm.core.config import AUTO_MOST, Limits, ProcessorConfig, RetryConfig
 from batch_llm.outputs import FailedWriter, Finished, ResultWriter
 from batch_llm.parallel import ParallelBatchProcessor
-from batch_llm.providers.registry import open_endpoint
+from batch_llm.providers.registry import open_pool
 from batch_llm.providers.requests import RequestCaller
 from batch_llm.providers.transport import HttpTransport, raise_file_limit
-from batch_llm.strategies.rate_limit import ExponentialBackoffStrategy
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable, AsyncIterator, Iterable
+    from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
 
     from batch_llm._engine.statistics import Statistics
     from batch_llm.base import LLMWorkItem, WorkItemResult
     from batch_llm.cli.job import Job
     from batch_llm.inputs import Row
     from batch_llm.providers.registry import Endpoint
-    from batch_llm.strategies.rate_limit import RateLimitStrategy
 
     Item = LLMWorkItem[Any, Any, Row]
 
@@ -115,7 +113,7 @@ def run_job(job: Job) -> ExitCode:
     """Do it. Everything that can be checked is checked before the first call."""
     plan = Plan(job)
     plan.check_unchanged()
-    with open_endpoint(job.model, base_url=job.base_url) as endpoint:
+    with open_pool(job.model, base_urls=job.base_url, keys=job.keys) as pool:
         wanted = job.concurrency or AUTO_MOST
         possible = raise_file_limit(wanted)
         if possible is not None:
@@ -125,17 +123,16 @@ def run_job(job: Job) -> ExitCode:
         for problem in plan.problems:
             writers.failed.write_problem(problem)
         try:
-            return asyncio.run(_Execution(plan, endpoint, writers, possible).run())
+            return asyncio.run(_Execution(plan, pool, writers, possible).run())
         finally:
             writers.close()
 
 
 class _Execution:
     def __init__(
-        self, plan: Plan, endpoint: Endpoint, writers: _Writers, possible: int | None
+        self, plan: Plan, pool: Sequence[Endpoint], writers: _Writers, possible: int | None
     ) -> None:
         self._plan, self._job, self._writers = plan, plan.job, writers
-        self._endpoint = endpoint
         self._signal: int | None = None
         self._stop_code: ExitCode | None = None
         self._stop_reason = ""
@@ -144,27 +141,16 @@ class _Execution:
         self._processor: ParallelBatchProcessor[Any, Any, Row] = ParallelBatchProcessor(
             config=ProcessorConfig(
                 concurrency=possible or self._job.concurrency or "auto",
-                limits=self._job.limits,
+                limits=self._job.limits or Limits(),
+                longest_pause=self._job.longest_pause,
+                remember_limits=self._job.remembers_limits,
                 timeout_per_item=self._job.timeout,
                 retry=RetryConfig(max_attempts=self._job.retries + 1, initial_wait=0.5),
                 progress_interval=0,
             ),
-            rate_limit_strategy=self._strategy(),
             requests=RequestCaller(
-                endpoint, self._transport, keep_bodies=plan.source.format == "openai-batch"
+                pool, self._transport, keep_bodies=plan.source.format == "openai-batch"
             ),
-        )
-
-    def _strategy(self) -> RateLimitStrategy | None:
-        """A cooldown in seconds rather than minutes, where the limits are not learned."""
-        if self._job.concurrency is None or self._job.limits is not None:
-            return None
-        return ExponentialBackoffStrategy(
-            initial_cooldown=1.0,
-            max_cooldown=60.0,
-            slow_start_items=10,
-            slow_start_initial_delay=0.02,
-            slow_start_final_delay=0.002,
         )
 
     async def run(self) -> ExitCode:

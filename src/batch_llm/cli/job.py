@@ -39,8 +39,11 @@ class Job:
     failed: str = "failed.jsonl"
     order: str = "done"
     overwrite: bool = False
-    concurrency: int | None = 50
+    concurrency: int | None = None
     limits: Limits | None = None
+    longest_pause: float | None = None
+    keys: tuple[str, ...] = ()
+    remembers_limits: bool = True
     timeout: float = 120.0
     retries: int = 5
     fail_over: tuple[float, bool] | None = None

@@ -56,6 +56,11 @@ def read_count(flag: str, text: str, *, at_least: int = 0) -> int:
     return int(number)
 
 
+def read_concurrency(text: str) -> int | None:
+    """Read a number of calls in flight; None for ``auto``."""
+    return None if text == "auto" else read_count("--concurrency", text, at_least=1)
+
+
 def read_limit(flag: str, text: str | None) -> float | None:
     """Read a limit per minute, ``500`` or ``2M``; None where there is none."""
     return None if text is None else float(read_count(flag, text, at_least=1))

@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 from batch_llm.exceptions import ConfigError, MissingKeyError, UnknownModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +136,11 @@ def _nearest(provider: str, name: str) -> str | None:
 
 
 def resolve(
-    model: str, *, base_url: str | None = None, environ: Mapping[str, str] = os.environ
+    model: str,
+    *,
+    base_url: str | None = None,
+    key_variable: str | None = None,
+    environ: Mapping[str, str] = os.environ,
 ) -> Endpoint:
     """Find out where a model's calls go.
 
@@ -145,6 +149,8 @@ def resolve(
         base_url: Of a compatible server, up to and including ``/v1``; a key is optional then, and
             is sent to that server if there is one, as the provider's own SDK does. A name and
             password in the URL are sent instead of the key.
+        key_variable: The variable with the key, instead of the provider's usual one; it must be
+            set.
         environ: Where keys and base URLs are looked up.
 
     Raises:
@@ -161,13 +167,14 @@ def resolve(
         url, _ = _chat_url(base_url)
         return Endpoint(SIMULATOR, name, url, headers, "max_completion_tokens", charges_asked=True)
     provider = PROVIDERS[provider_name]
-    key = environ.get(provider.key_variable, "").strip()
+    variable = key_variable or provider.key_variable
+    key = environ.get(variable, "").strip()
     elsewhere = base_url or environ.get(provider.url_variable, "").strip() or None
-    if not key and elsewhere is None:
-        raise MissingKeyError(provider.name, provider.key_variable)
+    if not key and (elsewhere is None or key_variable is not None):
+        raise MissingKeyError(provider.name, variable)
     if key:
         if not (key.isascii() and key.isprintable()):
-            raise ConfigError(provider.key_variable, "(hidden)", "one line of plain ASCII")
+            raise ConfigError(variable, "(hidden)", "one line of plain ASCII")
         headers["authorization"] = f"Bearer {key}"
     url, login = _chat_url(elsewhere or provider.base_url)
     if login is not None:
@@ -199,6 +206,57 @@ def open_endpoint(
 
     with SimulatorProcess(name) as simulator:
         yield resolve(model, base_url=simulator.base_url, environ=environ)
+
+
+def resolve_pool(
+    model: str,
+    *,
+    base_urls: str | None = None,
+    keys: Sequence[str] = (),
+    environ: Mapping[str, str] = os.environ,
+) -> tuple[Endpoint, ...]:
+    """Find out where a model's calls may go: to each server, with each key.
+
+    Args:
+        model: ``provider:model``.
+        base_urls: One server or several, separated by commas; see ``resolve``.
+        keys: The names of the variables with the keys, instead of the provider's usual one.
+        environ: Where keys and base URLs are looked up.
+
+    Raises:
+        UnknownModelError: See ``resolve``.
+        MissingKeyError: See ``resolve``.
+        ConfigError: See ``resolve``; or a server or key is named twice.
+    """
+    urls: Sequence[str | None] = base_urls.split(",") if base_urls else [None]
+    variables: Sequence[str | None] = keys or [None]
+    for name, given in (("base_url", urls), ("keys", variables)):
+        if len(set(given)) < len(given):
+            raise ConfigError(name, ",".join(map(str, given)), "different names")
+    return tuple(
+        resolve(model, base_url=url, key_variable=variable, environ=environ)
+        for url in urls
+        for variable in variables
+    )
+
+
+@contextmanager
+def open_pool(
+    model: str,
+    *,
+    base_urls: str | None = None,
+    keys: Sequence[str] = (),
+    environ: Mapping[str, str] = os.environ,
+) -> Iterator[tuple[Endpoint, ...]]:
+    """Do what ``resolve_pool`` does; for ``sim:`` names, run the simulator meanwhile."""
+    provider, _ = split_model(model)
+    if provider != SIMULATOR or base_urls is not None:
+        yield resolve_pool(model, base_urls=base_urls, keys=keys, environ=environ)
+        return
+    if keys:
+        raise ConfigError("keys", ",".join(keys), "left out: the simulator takes any key")
+    with open_endpoint(model, environ=environ) as endpoint:
+        yield (endpoint,)
 
 
 def _chat_url(base_url: str) -> tuple[str, str | None]:

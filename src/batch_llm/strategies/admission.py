@@ -48,18 +48,21 @@ CLOSED_CREDIT_SECONDS = 15.0
 #: A rate is searched upwards after the first cut: so much per second, and per step at the most.
 SEARCH_PER_SECOND, SEARCH_STEP = 1.0, 0.5
 #: The search goes on after a refusal that let so much more in than the one before.
-SEARCH_GAIN = 2.0
+SEARCH_GAIN = 1.25
 #: The first call that is let in after the first refusal shows the rate at which its cost came back;
 #: so much of that is believed, because the bucket was not quite empty.
 CLOSURE_SHARE = 0.5
 #: A gate that was closed for less says nothing of a fixed window.
 SHORTEST_CLOSURE_SECONDS = 5.0
+#: After a refusal that no limit explains, rates stay at this share of what was let in shortly
+#: before, for so many calls at the most: a limit refuses none of them.
+TRIAL_SHARE, TRIAL_CALLS = 0.85, 200
 #: How much a rate may grow in one step.
 GROWTH_STEP = 0.25
 #: A call that was not refused for so long counts as let in; learned from refusals within bounds.
 DOUBT_SECONDS, SHORTEST_DOUBT_SECONDS, LONGEST_DOUBT_SECONDS = 0.5, 0.1, 2.0
 #: Calls in doubt at a time: at the start, when limits are told or seen, and at the most.
-DOUBT_START, DOUBT_TOLD, DOUBT_MOST = 2.0, 32.0, 256.0
+DOUBT_START, DOUBT_TOLD, DOUBT_MOST = 2.0, 8.0, 256.0
 DOUBT_LEAST = 32.0
 #: While a rate is searched so many, because they are refused when it is found.
 DOUBT_SEARCH = 64.0
@@ -202,7 +205,7 @@ class Admission:
         self._closed_again = 0
         #: Grants of an older epoch were sent before the last cut: their refusals say nothing new.
         self._epoch = self._number = self._number_at_cut = 0
-        self._cut_at = self._open_at = self._grown_at = now
+        self._cut_at = self._open_at = self._grown_at = self._began_at = now
         self._is_first = True
         self._is_searching = False
         self._accepted = self._accepted_since_cut = 0
@@ -521,7 +524,9 @@ class Admission:
             if not self._is_first and self._is_noise(now, grant, seconds):
                 return
             for name, budget in self.budgets.items():
-                if named is None or name == named:
+                if self._noise.is_suspected and not budget.limit:
+                    budget.learn_rate(TRIAL_SHARE * self._noise.best_rate(name))
+                elif named is None or name == named:
                     self._cut_rate(now, budget, grant, seconds)
             self._is_searching = self._goes_on_searching(grant, seconds)
             self._cut_at = grant.at
@@ -535,6 +540,8 @@ class Admission:
                 if budget.is_window and retry_after is not None:
                     budget.reset_at = min(budget.reset_at, now + retry_after + 0.05)
         if self._is_first:
+            for name, budget in self.budgets.items():
+                budget.learn_capacity(grant.spent_then.get(name, 0.0), grant.at - self._began_at)
             self._first_refused = grant.number
             self._doubt_at_cut = self._doubt_limit
         self._is_first = False
@@ -655,7 +662,7 @@ class Admission:
             return
         elapsed = now - self._grown_at
         self._grown_at = now
-        if elapsed <= 0:
+        if elapsed <= 0 or self._is_on_trial(now):
             return
         closed = min(CLOSED_CREDIT_SECONDS, self._open_at - self._cut_at)
         age = now - self._open_at + closed
@@ -677,6 +684,14 @@ class Admission:
             most = 2 * self.requests_per_second * self._doubt_seconds
             bound = DOUBT_SEARCH if self._is_searching else DOUBT_MOST
             self._doubt_limit = max(2.0, min(bound, most))
+
+    def _is_on_trial(self, now: float) -> bool:
+        """Tell whether the rates stay where no limit can refuse, to see whether calls are."""
+        return (
+            self._noise.is_suspected
+            and self._accepted_since_cut < TRIAL_CALLS
+            and now - self._open_at < RECOVERY_SECONDS
+        )
 
     def _sync(self, now: float, grant: Grant, headers: Mapping[str, LimitHeader]) -> None:
         for name, header in headers.items():

@@ -166,6 +166,17 @@ class Budget:
             self.capacity = max(self.rate * seconds, self.largest, 1.0)
             self.level = min(self.level, self.capacity)
 
+    def learn_capacity(self, spent: float, seconds: float) -> None:
+        """Learn from the first refusal how much a told limit's bucket holds at the most.
+
+        Args:
+            spent: Since the start, when the bucket was full at best.
+            seconds: Since the start.
+        """
+        if self.source == "told" and self.window_seconds < DAY:
+            held = max(1.0, self.largest, spent - self.rate * seconds)
+            self.capacity = min(self.capacity, held)
+
     def drain(self, now: float, level: float) -> None:
         """Believe that the provider's bucket holds no more than ``level``."""
         if self.is_limited:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import deque
 
 #: Refusals in a row that no limit explains, until they are taken for random.
-UNEXPLAINED_IN_A_ROW = 4
+UNEXPLAINED_IN_A_ROW = 3
 #: A refusal is unexplained below this share of the rate that was let in shortly before.
 IMPOSSIBLE_SHARE = 0.9
 #: What was let in counts for so long, and for so many refusals at least.
@@ -46,9 +46,12 @@ class Noise:
         "_refusals",
         "_silent",
         "chance",
+        "is_suspected",
     )
 
     def __init__(self) -> None:
+        #: Whether the last refusal was one that no limit explains.
+        self.is_suspected = False
         #: The share of calls that is refused at random; 0 while none are believed to be.
         self.chance = 0.0
         #: When each of the last episodes ended, and the rates by dimension that were let in.
@@ -72,12 +75,14 @@ class Noise:
         Returns:
             Whether refusals are believed to be random from now on.
         """
-        if calls < FEWEST_CALLS or not self._is_unexplained(now, rates):
-            self._in_a_row = self._calls = self._refusals = 0
-        else:
+        is_unexplained = self._is_unexplained(now, rates)
+        self.is_suspected = is_unexplained and calls >= FEWEST_CALLS
+        if self.is_suspected:
             self._in_a_row += 1
             self._calls += calls + 1
             self._refusals += 1
+        elif not is_unexplained:
+            self._in_a_row = self._calls = self._refusals = 0
         self._episodes.append((now, rates))
         if self._in_a_row < self._asked:
             return False
