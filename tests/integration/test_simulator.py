@@ -397,6 +397,51 @@ def test_limits_are_told_in_headers_and_kept():
     assert (stats.calls, stats.answers, stats.refused) == (3, 2, 1)
 
 
+def test_a_slot_is_free_again_as_soon_as_the_answer_is_there():
+    with Simulator("fast?slots=2&latency=0.002") as running, sdk(running) as client:
+
+        def ask_often(_):
+            for _ in range(20):
+                client.chat.completions.create(model="x", messages=QUESTION)
+
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(ask_often, range(2)))
+        stats = running.stats()
+
+    assert (stats.successes, stats.refused) == (40, 0)
+
+
+def test_a_call_beyond_the_slots_is_refused_at_once():
+    with (
+        Simulator("fast?slots=1&latency=0.5") as running,
+        sdk(running) as client,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        first = pool.submit(client.chat.completions.create, model="x", messages=QUESTION)
+        while not running.stats().calls:
+            time.sleep(0.01)
+        with pytest.raises(openai.RateLimitError, match="concurrency: 1") as caught:
+            client.chat.completions.create(model="x", messages=QUESTION)
+        first.result()
+
+    assert "retry-after" not in caught.value.response.headers
+    assert "x-ratelimit-limit-requests" not in caught.value.response.headers
+
+
+@pytest.mark.parametrize("fault", ["p500", "preset", "pgarbage", "ptimeout"])
+def test_a_spoilt_call_frees_its_slot_too(fault):
+    with Simulator(f"fast?slots=1&{fault}=1") as running, sdk(running, timeout=0.2) as client:
+        for number in range(3):
+            with pytest.raises((openai.OpenAIError, ValueError)):
+                client.chat.completions.create(model="x", messages=QUESTION)
+            while sum(running.stats().faults.values()) <= number:
+                time.sleep(0.01)
+            time.sleep(0.1)  # a client is told of the end sooner than the server
+        stats = running.stats()
+
+    assert (stats.faults, stats.refused) == ({fault: 3}, 0)
+
+
 def test_a_quota_ends_for_good():
     with Simulator("fast?quota_after=2") as running, sdk(running) as client:
         for _ in range(2):

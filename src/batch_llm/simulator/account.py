@@ -5,6 +5,7 @@ Pure: the time is an argument, nothing is sent.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from batch_llm.simulator.faults import Faults
-from batch_llm.simulator.limits import Limit, make_limit
+from batch_llm.simulator.limits import MINUTE, FixedWindow, Limit, make_limit
 from batch_llm.simulator.openai_chat import (
     Call,
     Completion,
@@ -22,6 +23,7 @@ from batch_llm.simulator.openai_chat import (
     go_duration,
     out_of_quota,
     rate_limited,
+    too_many_at_once,
     unavailable,
 )
 
@@ -77,7 +79,7 @@ class Account:
 
     Args:
         profile: How the provider behaves.
-        now: The time in seconds from which ``down`` and the limits count.
+        now: The time in seconds from which ``down``, days and fixed windows count.
     """
 
     def __init__(self, profile: Profile, now: float) -> None:
@@ -85,7 +87,14 @@ class Account:
         self._started = now
         self._counts = _Counts()
         self._granted = 0
+        self._in_work = 0
+        self._latest = now
+        #: None before the first call: it starts the time that is left.
+        self._changes_at: float | None = None
         self._faults = Faults(profile)
+        self._day: FixedWindow | None = None
+        if profile.rpd:
+            self._day = FixedWindow(profile.rpd * MINUTE / profile.day, now, profile.day)
         self._limits: list[tuple[str, Limit]] = []
         for kind, per_minute in (("requests", profile.rpm), ("tokens", profile.tpm)):
             limit = make_limit(per_minute, profile.window, profile.burst, now)
@@ -111,7 +120,7 @@ class Account:
             raise
 
     def admit(self, call: Call, now: float) -> dict[str, str]:
-        """Let a call pass all limits or none.
+        """Let a call pass all limits or none. One that was let in is to be released.
 
         Returns:
             The headers that tell of the limits.
@@ -119,6 +128,7 @@ class Account:
         Raises:
             Refusal: The provider is down, the account is out of credit, or a limit is reached.
         """
+        self._notice(now)
         start, end = self._profile.down
         if start <= now - self._started < end:
             self._counts.faults["down"] += 1
@@ -126,25 +136,65 @@ class Account:
         if self._profile.quota_after and self._granted >= self._profile.quota_after:
             self._counts.faults["quota_after"] += 1
             raise out_of_quota()
-        return self._pass_limits(call, now) if self._limits else {}
+        return self._pass_limits(call, now)
+
+    def release(self) -> None:
+        """Note that a call which was let in is no longer in work."""
+        self._in_work -= 1
+
+    def _notice(self, now: float) -> None:
+        """Note a call's time, and change the limits when theirs has come."""
+        self._latest = now
+        at, factor = self._profile.change
+        if self._changes_at is None:
+            self._changes_at = now + at if factor != 1 else math.inf
+        if now >= self._changes_at:
+            for _, limit in self._limits:
+                limit.change(limit.limit * factor, self._changes_at)
+            self._changes_at = math.inf
 
     def _pass_limits(self, call: Call, now: float) -> dict[str, str]:
         amounts = {"requests": 1, "tokens": call.reserved_tokens}
-        waits = [(limit.wait_for(amounts[kind], now), kind, limit) for kind, limit in self._limits]
-        wait, kind, tightest = max(waits, key=lambda one: one[0])
-        if wait <= 0:
-            for each, limit in self._limits:
-                limit.take(amounts[each], now)
-            return _limit_headers(self._limits)
+        refusal = self._refusal(call, amounts, now)
+        if refusal is None:
+            for kind, limit in self._limits:
+                limit.take(amounts[kind], now)
+            self._in_work += 1
+            return self._limit_headers()
         self._counts.refused += 1
-        used = tightest.limit - tightest.remaining()
-        how = self._profile.retry_after
-        refusal = rate_limited(kind, call, wait, how, limit=tightest.limit, used=used)
         if self._profile.rejects == "count":
-            for each, limit in self._limits:
-                limit.charge(amounts[each], now)
-        refusal.headers |= _limit_headers(self._limits)
+            for kind, limit in self._limits:
+                limit.charge(amounts[kind], now)
+        refusal.headers |= self._limit_headers()
         raise refusal
+
+    def _refusal(self, call: Call, amounts: dict[str, int], now: float) -> Refusal | None:
+        """Return what the limit says that takes longest, or None when all let the call pass."""
+        profile = self._profile
+        # All of them, whatever is refused first: it brings each up to this moment.
+        waits = [(limit.wait_for(amounts[kind], now), kind, limit) for kind, limit in self._limits]
+        if self._day is not None and (wait := self._day.wait_for(1, now)) > 0:
+            limit = profile.rpd
+            how = profile.retry_after
+            return rate_limited("requests_a_day", call, wait, how, limit=limit, used=limit)
+        if profile.slots and self._in_work >= profile.slots:
+            return too_many_at_once(profile.slots)
+        wait, kind, tightest = max(waits, key=lambda one: one[0], default=(0.0, "", None))
+        if tightest is None or wait <= 0:
+            return None
+        used = tightest.limit - tightest.remaining()
+        how = profile.retry_after
+        return rate_limited(kind, call, wait, how, limit=tightest.limit, used=used)
+
+    def _limit_headers(self) -> dict[str, str]:
+        headers: dict[str, str] = {}
+        if self._profile.headers == "off":
+            return headers
+        for kind, limit in self._limits:
+            headers[f"x-ratelimit-limit-{kind}"] = f"{limit.limit:.0f}"
+            headers[f"x-ratelimit-remaining-{kind}"] = str(limit.remaining())
+            headers[f"x-ratelimit-reset-{kind}"] = go_duration(limit.reset_seconds())
+        return headers
 
     def answer(self, call: Call, now_unix: float) -> tuple[Completion, str | None]:
         """Return the answer, and the name of the fault that spoils it or its delivery.
@@ -175,6 +225,8 @@ class Account:
         if fault_name is None:
             # Counted here, not when answered: calls in flight must not exceed the quota.
             self._granted += 1
+            if self._day is not None:
+                self._day.take(1, self._latest)
         else:
             self._counts.faults[fault_name] += 1
 
@@ -200,12 +252,3 @@ class Account:
             output_tokens=counts.output_tokens,
             peak_in_flight=counts.peak_in_flight,
         )
-
-
-def _limit_headers(limits: list[tuple[str, Limit]]) -> dict[str, str]:
-    headers = {}
-    for kind, limit in limits:
-        headers[f"x-ratelimit-limit-{kind}"] = f"{limit.limit:.0f}"
-        headers[f"x-ratelimit-remaining-{kind}"] = str(limit.remaining())
-        headers[f"x-ratelimit-reset-{kind}"] = go_duration(limit.reset_seconds())
-    return headers

@@ -120,11 +120,29 @@ class SimulatorApp:
         try:
             call = account.read(_authorization(scope), body)
             headers = account.admit(call, self._clock())
+        except Refusal as refusal:
+            await self._refuse(refusal, headers, started, send)
+            return
+        try:
+            await self._work(account, call, headers, started, scope, receive, send)
+        finally:
+            account.release()
+
+    async def _work(
+        self,
+        account: Account,
+        call: Call,
+        headers: dict[str, str],
+        started: float,
+        scope: dict[str, Any],
+        receive: Receive,
+        send: Send,
+    ) -> None:
+        """Answer a call that was let in."""
+        try:
             completion, name = account.answer(call, time.time())  # noqa: TID251 - a date, for the wire
         except Refusal as refusal:
-            lines = _lines(headers | refusal.headers)
-            lines.append(self._processing(started))
-            await _send_json(send, refusal.status, refusal.body, lines)
+            await self._refuse(refusal, headers, started, send)
             return
         if not await self._wait(name, completion, call, receive):
             return
@@ -132,6 +150,13 @@ class SimulatorApp:
         lines = _lines(headers)
         lines.append(self._processing(started))
         await self._deliver(scope, send, call, completion, name, lines)
+
+    async def _refuse(
+        self, refusal: Refusal, headers: dict[str, str], started: float, send: Send
+    ) -> None:
+        lines = _lines(headers | refusal.headers)
+        lines.append(self._processing(started))
+        await _send_json(send, refusal.status, refusal.body, lines)
 
     async def _wait(
         self, name: str | None, completion: Completion, call: Call, receive: Receive

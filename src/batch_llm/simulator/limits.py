@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
+
 MINUTE = 60.0
+#: For times whose difference is a window's length but for the last bit.
+_INSTANT = 1e-9
 
 
 class Bucket:
@@ -15,11 +19,21 @@ class Bucket:
     """
 
     def __init__(self, per_minute: float, burst_seconds: float, now: float) -> None:
-        self.limit = per_minute
-        self._rate = per_minute / MINUTE
-        self._size = max(1.0, self._rate * burst_seconds)
+        self._burst_seconds = burst_seconds
+        self._set(per_minute)
         self._level = self._size
         self._at = now
+
+    def change(self, per_minute: float, now: float) -> None:
+        """Go on with another limit; a larger bucket fills up at its new rate."""
+        self._refill(now)
+        self._set(per_minute)
+        self._level = min(self._level, self._size)
+
+    def _set(self, per_minute: float) -> None:
+        self.limit = per_minute
+        self._rate = per_minute / MINUTE
+        self._size = max(1.0, self._rate * self._burst_seconds)
 
     def wait_for(self, amount: float, now: float) -> float:
         """Return the seconds until ``amount`` may pass, or until full if it is more; 0 for now."""
@@ -50,24 +64,36 @@ class Bucket:
         self._at = now
 
 
+def _size(per_minute: float, seconds: float) -> float:
+    # Rounded: a product that should be 3 may be 2.9999999999999996, and let only 2 pass.
+    return round(per_minute * seconds / MINUTE, 6)
+
+
 class FixedWindow:
-    """A limit that starts anew each minute.
+    """A limit that starts anew with each window.
 
     Args:
         per_minute: How much may pass in a minute.
         now: The time in seconds; windows are counted from here.
+        seconds: How long a window is.
     """
 
-    def __init__(self, per_minute: float, now: float) -> None:
-        self.limit = per_minute
+    def __init__(self, per_minute: float, now: float, seconds: float = MINUTE) -> None:
+        self._seconds = seconds
+        self._set(per_minute)
         self._used = 0.0
-        self._ends = now + MINUTE
+        self._ends = now + seconds
         self._now = now
+
+    def change(self, per_minute: float, now: float) -> None:
+        """Go on with another limit; what has passed in this window counts against it."""
+        self._turn(now)
+        self._set(per_minute)
 
     def wait_for(self, amount: float, now: float) -> float:
         """Return the seconds until ``amount`` may pass; 0 for now."""
         self._turn(now)
-        fits = self._used + amount <= self.limit or self._used == 0
+        fits = self._used + amount <= self._size or self._used == 0
         return 0.0 if fits else self._ends - now
 
     def take(self, amount: float, now: float) -> None:
@@ -81,26 +107,97 @@ class FixedWindow:
 
     def remaining(self) -> int:
         """Return what may pass in this window."""
-        return max(0, int(self.limit - self._used))
+        return max(0, int(self._size - self._used))
 
     def reset_seconds(self) -> float:
         """Return the seconds until the next window."""
         return self._ends - self._now
 
+    def _set(self, per_minute: float) -> None:
+        self.limit = per_minute
+        self._size = _size(per_minute, self._seconds)
+
     def _turn(self, now: float) -> None:
         self._now = now
         if now >= self._ends:
             self._used = 0.0
-            self._ends = now + MINUTE - (now - self._ends) % MINUTE
+            self._ends = now + self._seconds - (now - self._ends) % self._seconds
 
 
-Limit = Bucket | FixedWindow
+class SlidingWindow:
+    """A limit on what passes in any stretch of time of one length.
+
+    Args:
+        per_minute: How much may pass in a minute.
+        seconds: How long the stretch is.
+    """
+
+    def __init__(self, per_minute: float, seconds: float = MINUTE) -> None:
+        self._seconds = seconds
+        self._set(per_minute)
+        #: What passed and is not forgotten: when, and how much had passed with it in all.
+        self._times: list[float] = []
+        self._totals: list[float] = []
+        self._forgotten = 0.0
+        self._now = 0.0
+
+    def change(self, per_minute: float, now: float) -> None:
+        """Go on with another limit; what passed lately counts against it."""
+        self._forget(now)
+        self._set(per_minute)
+
+    def wait_for(self, amount: float, now: float) -> float:
+        """Return the seconds until ``amount`` may pass, or until all is forgotten; 0 for now."""
+        self._forget(now)
+        excess = self._used() + amount - self._size
+        if excess <= 0 or not self._times:
+            return 0.0
+        freeing = bisect_left(self._totals, self._forgotten + excess)
+        return self._times[min(freeing, len(self._times) - 1)] + self._seconds - now
+
+    def take(self, amount: float, now: float) -> None:
+        """Let ``amount`` pass."""
+        self._forget(now)
+        self._totals.append((self._totals[-1] if self._totals else self._forgotten) + amount)
+        self._times.append(now)
+
+    def charge(self, amount: float, now: float) -> None:
+        """Take ``amount`` for a call that was refused; it is forgotten like any other."""
+        self.take(amount, now)
+
+    def remaining(self) -> int:
+        """Return what may pass now."""
+        return max(0, int(self._size - self._used()))
+
+    def reset_seconds(self) -> float:
+        """Return the seconds until all is forgotten."""
+        return self._times[-1] + self._seconds - self._now if self._times else 0.0
+
+    def _used(self) -> float:
+        return self._totals[-1] - self._forgotten if self._totals else 0.0
+
+    def _set(self, per_minute: float) -> None:
+        self.limit = per_minute
+        self._size = _size(per_minute, self._seconds)
+
+    def _forget(self, now: float) -> None:
+        self._now = now
+        count = bisect_right(self._times, now - self._seconds + _INSTANT)
+        if count:
+            self._forgotten = self._totals[count - 1]
+            del self._times[:count], self._totals[:count]
+
+
+Limit = Bucket | FixedWindow | SlidingWindow
 
 
 def make_limit(per_minute: float, window: str, burst_seconds: float, now: float) -> Limit | None:
     """Return the limit, or None when there is none (0)."""
     if not per_minute:
         return None
+    if window == "bucket":
+        return Bucket(per_minute, burst_seconds, now)
+    seconds = max(burst_seconds, MINUTE / per_minute)
     if window == "fixed":
-        return FixedWindow(per_minute, now)
-    return Bucket(per_minute, burst_seconds, now)
+        return FixedWindow(per_minute, now, seconds)
+    return SlidingWindow(per_minute, seconds)

@@ -35,6 +35,12 @@ _PIECES = re.compile(r"[\s\S]{1,4}")
 #: What a 429 out of the blue claims to be the limit, where the profile has none.
 _CLAIMED_LIMIT = 500
 _CLAIMED_WAIT_SECONDS = 0.3
+#: Of each kind of limit: the error's ``type``, and how the message calls it.
+_PER = {
+    "requests": ("requests", "requests per min (RPM)"),
+    "tokens": ("tokens", "tokens per min (TPM)"),
+    "requests_a_day": ("requests", "requests per day (RPD)"),
+}
 
 _ids = itertools.count(1)
 _encode = msgspec.json.Encoder().encode
@@ -341,21 +347,39 @@ def out_of_quota() -> Refusal:
 def rate_limited(
     kind: str, call: Call, seconds: float, retry_after: str, *, limit: float, used: float
 ) -> Refusal:
-    """Return the 429 of a limit, with its wait in the header that the profile says."""
+    """Return the 429 of a limit, with its wait in the header that the profile says.
+
+    Args:
+        kind: ``requests`` or ``tokens`` per minute, or ``requests_a_day``.
+        call: What was asked.
+        seconds: Until it may pass.
+        retry_after: ``header``, ``ms`` or ``none``.
+        limit: What may pass.
+        used: What has passed.
+    """
     headers = {}
     if retry_after == "header":
         headers["retry-after"] = str(max(1, math.ceil(seconds)))
     elif retry_after == "ms":
         headers["retry-after-ms"] = str(max(1, math.ceil(seconds * 1000)))
-    per = "requests per min (RPM)" if kind == "requests" else "tokens per min (TPM)"
-    asked = 1 if kind == "requests" else call.reserved_tokens
+    about, per = _PER[kind]
+    asked = call.reserved_tokens if kind == "tokens" else 1
     message = (
         f"Rate limit reached for {call.model} in organization org-simulator on {per}: "
         f"Limit {limit:.0f}, Used {used:.0f}, Requested {asked}. "
         f"Please try again in {go_duration(seconds)}. "
         "Visit https://platform.openai.com/account/rate-limits to learn more."
     )
-    return Refusal(429, message, kind, "rate_limit_exceeded", headers=headers)
+    return Refusal(429, message, about, "rate_limit_exceeded", headers=headers)
+
+
+def too_many_at_once(most: int) -> Refusal:
+    """Return the 429 of a limit on calls in work, in the words of Moonshot; OpenAI has none."""
+    message = (
+        f"Your account org-simulator request reached max organization concurrency: {most}, "
+        "please try again later"
+    )
+    return Refusal(429, message, "rate_limit_reached_error")
 
 
 def go_duration(seconds: float) -> str:

@@ -27,10 +27,20 @@ class Profile:
         rpm: Requests per minute; 0 = unlimited.
         tpm: Tokens per minute, reserved as ``max_tokens`` or the prompt's estimate, whichever is
             larger; 0 = unlimited.
-        window: ``bucket`` refills continuously, ``fixed`` every minute.
-        burst: How many seconds of the limit a bucket holds.
-        rejects: Whether refused calls use up the limit too (``count``) or not (``free``).
+        window: ``bucket`` refills continuously; ``fixed`` starts anew with each window;
+            ``sliding`` counts what passed in the last window's length.
+        burst: How many seconds of the limit a bucket holds, or a window is long. A bucket holds
+            one at least, and a window is long enough for one.
+        change: When rpm and tpm become how many times as much, counted from the first call;
+            written ``AT:FACTOR``, ``10:0.5`` halves them after 10 seconds. ``(0, 1)`` = never.
+        rpd: Good answers per day; 0 = unlimited. Days are counted from the start.
+        day: How long a day is.
+        slots: Calls in work at the most; further ones are refused without a Retry-After.
+            0 = unlimited.
+        rejects: Whether refused calls use up rpm and tpm too (``count``) or not (``free``).
         retry_after: What a 429 says: ``header`` (whole seconds), ``ms`` or ``none``.
+        headers: Whether answers tell of rpm and tpm, ``on`` or ``off``. A 429 has its wait in
+            either case.
         p429: Refused for a moment, for no countable reason.
         p500: Server error.
         p503: Service unavailable.
@@ -59,8 +69,13 @@ class Profile:
     tpm: float = 0
     window: str = "bucket"
     burst: float = 60.0
+    change: tuple[float, float] = (0.0, 1.0)
+    rpd: int = 0
+    day: float = 86_400.0
+    slots: int = 0
     rejects: str = "free"
     retry_after: str = "header"
+    headers: str = "on"
     p429: float = 0.0
     p500: float = 0.0
     p503: float = 0.0
@@ -92,6 +107,11 @@ class Profile:
         start, end = self.down
         if not 0 <= start <= end < float("inf"):
             raise ConfigError("down", self.down, "START-END in seconds, START not after END")
+        at, factor = self.change
+        if not (0 <= at < float("inf") and 0 < factor < float("inf")):
+            raise ConfigError("change", self.change, "AT:FACTOR, AT in seconds, FACTOR above 0")
+        if self.day == 0:
+            raise ConfigError("day", self.day, "above 0 seconds")
         total = sum(chance for _, chance in self.chances(FAULTS))
         if total > 1 + 1e-9:
             raise ConfigError("the sum of all p…", round(total, 6), "1 or less")
@@ -122,9 +142,15 @@ LASTING = ("prefuse", "pfilter", "pquota")
 FAULTS = PASSING + LASTING
 
 _CHOICES = {
-    "window": ("bucket", "fixed"),
+    "window": ("bucket", "fixed", "sliding"),
     "rejects": ("free", "count"),
     "retry_after": ("header", "ms", "none"),
+    "headers": ("on", "off"),
+}
+#: What stands between the two numbers of an option, and how to write it.
+_PAIRS = {
+    "down": ("-", "START-END in seconds, for example 5-20"),
+    "change": (":", "AT:FACTOR, for example 10:0.5"),
 }
 
 
@@ -154,10 +180,11 @@ def _read(option: str, value: str, kind: type) -> Any:
     if kind is str:
         return value
     if kind is tuple:
-        start, dash, end = value.partition("-")
-        if not dash:
-            raise ConfigError(option, value, "START-END in seconds, for example 5-20")
-        return _number(option, start), _number(option, end)
+        mark, expected = _PAIRS[option]
+        first, found, second = value.partition(mark)
+        if not found:
+            raise ConfigError(option, value, expected)
+        return _number(option, first), _number(option, second)
     number = _number(option, value)
     if kind is not int:
         return number

@@ -17,6 +17,10 @@ def test_a_profile_is_read_from_one_line():
     )  # fmt: skip
 
 
+def test_a_change_is_a_time_and_a_factor():
+    assert parse_profile("fast?rpm=10&change=7.5:0.5").change == (7.5, 0.5)
+
+
 @pytest.mark.parametrize(
     ("text", "number"), [("1.5M", 1_500_000), ("10k", 10_000), ("10K", 10_000), ("7", 7)]
 )
@@ -38,7 +42,14 @@ def test_a_name_alone_is_that_profile():
         ("fast?p429=2", "p429 must be a probability"),
         ("fast?rpm=-1", "rpm must be a finite number >= 0"),
         ("fast?latency=nan", "latency must be a finite number >= 0"),
-        ("fast?window=fixd", "window must be bucket or fixed .did you mean fixed"),
+        ("fast?window=fixd", "window must be bucket, fixed or sliding .did you mean fixed"),
+        ("fast?headers=no", "headers must be on or off"),
+        ("fast?change=10", "change must be AT:FACTOR"),
+        ("fast?change=10:0", "change must be AT:FACTOR, AT in seconds, FACTOR above 0"),
+        ("fast?change=-1:2", "change must be AT:FACTOR"),
+        ("fast?day=0", "day must be above 0 seconds"),
+        ("fast?rpd=1.5", "rpd must be a whole number"),
+        ("fast?slots=-1", "slots must be a finite number >= 0"),
         ("fast?rejects=x", "rejects must be free or count"),
         ("fast?retry_after=x", "retry_after must be header, ms or none"),
         ("fast?recover=1.5", "recover must be a whole number"),
