@@ -218,6 +218,7 @@ PROFILES = {
     "flaky": Profile(
         latency=0.06,
         tail=0.4,
+        rpm=12_000,
         retry_after="ms",
         p429=0.03,
         p500=0.02,

@@ -54,9 +54,6 @@ SEARCH_GAIN = 1.25
 CLOSURE_SHARE = 0.5
 #: A gate that was closed for less says nothing of a fixed window.
 SHORTEST_CLOSURE_SECONDS = 5.0
-#: After a refusal that no limit explains, rates stay at this share of what was let in shortly
-#: before, for so many calls at the most: a limit refuses none of them.
-TRIAL_SHARE, TRIAL_CALLS = 0.85, 200
 #: How much a rate may grow in one step.
 GROWTH_STEP = 0.25
 #: A call that was not refused for so long counts as let in; learned from refusals within bounds.
@@ -524,9 +521,8 @@ class Admission:
             if not self._is_first and self._is_noise(now, grant, seconds):
                 return
             for name, budget in self.budgets.items():
-                if self._noise.is_suspected and not budget.limit:
-                    budget.learn_rate(TRIAL_SHARE * self._noise.best_rate(name))
-                elif named is None or name == named:
+                # After one that no limit explains, the rate stays, to see whether more follow.
+                if (named is None or name == named) and not self._noise.is_suspected:
                     self._cut_rate(now, budget, grant, seconds)
             self._is_searching = self._goes_on_searching(grant, seconds)
             self._cut_at = grant.at
@@ -662,7 +658,7 @@ class Admission:
             return
         elapsed = now - self._grown_at
         self._grown_at = now
-        if elapsed <= 0 or self._is_on_trial(now):
+        if elapsed <= 0:
             return
         closed = min(CLOSED_CREDIT_SECONDS, self._open_at - self._cut_at)
         age = now - self._open_at + closed
@@ -684,14 +680,6 @@ class Admission:
             most = 2 * self.requests_per_second * self._doubt_seconds
             bound = DOUBT_SEARCH if self._is_searching else DOUBT_MOST
             self._doubt_limit = max(2.0, min(bound, most))
-
-    def _is_on_trial(self, now: float) -> bool:
-        """Tell whether the rates stay where no limit can refuse, to see whether calls are."""
-        return (
-            self._noise.is_suspected
-            and self._accepted_since_cut < TRIAL_CALLS
-            and now - self._open_at < RECOVERY_SECONDS
-        )
 
     def _sync(self, now: float, grant: Grant, headers: Mapping[str, LimitHeader]) -> None:
         for name, header in headers.items():
