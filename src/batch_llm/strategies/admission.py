@@ -601,8 +601,7 @@ class Admission:
     def _sync(self, now: float, grant: Grant, headers: Mapping[str, LimitHeader]) -> None:
         for name, header in headers.items():
             budget = self.budgets.get(name)
-            # Servers that count nothing have been seen to send -1 and 0.
-            if budget is None or header.limit <= 0 or header.remaining < 0:
+            if budget is None or not _says_something(header):
                 continue
             pending = grant.pending_then.get(name, 0.0)
             if budget.sync(now, grant.at, grant.spent_then[name], pending, header):
@@ -614,9 +613,16 @@ class Admission:
             self._doubt_told = DOUBT_SHARE * (self.budgets[REQUESTS].limit or 0)
 
 
+def _says_something(header: LimitHeader) -> bool:
+    """Tell whether a header can be believed: servers that count nothing send -1 and 0."""
+    return 0 < header.limit < math.inf and header.remaining >= 0 and header.reset_seconds >= 0
+
+
 def _used_up(cost: Cost, headers: Mapping[str, LimitHeader] | None) -> str | None:
     """Return the dimension that a refusal's headers show to be used up, if it is one."""
     short = [
-        name for name, header in (headers or {}).items() if header.remaining < getattr(cost, name)
+        name
+        for name, header in (headers or {}).items()
+        if _says_something(header) and header.remaining < getattr(cost, name, 0.0)
     ]
     return short[0] if len(short) == 1 else None

@@ -51,10 +51,12 @@ class Budget:
     """
 
     __slots__ = (
+        "_allowed",
         "_header_votes",
         "_last_header",
         "_opened_at",
         "_told",
+        "_told_capacity",
         "capacity",
         "ceiling",
         "is_window",
@@ -81,6 +83,8 @@ class Budget:
         self.rate = limit / WINDOW_SECONDS if limit else math.inf
         self.ceiling = self.peak = self.rate
         self.capacity = self.level = self.rate * burst_seconds if limit else math.inf
+        #: The told limit's own bucket: what headers say never lets more in than it holds.
+        self._told_capacity = self._allowed = self.capacity
         self.updated_at = now
         #: All that was ever charged; and its value at the last cut, and at the last reset.
         self.spent = self.spent_at_cut = self.spent_at_reset = 0.0
@@ -110,6 +114,9 @@ class Budget:
         if elapsed <= 0:
             return
         self.updated_at = now
+        if self._told is not None:
+            refilled = self._allowed + elapsed * self._told / WINDOW_SECONDS
+            self._allowed = min(self._told_capacity, refilled)
         if self.is_window:
             if now >= self.reset_at + RESET_SLACK_SECONDS:
                 self.level = self.capacity
@@ -125,6 +132,7 @@ class Budget:
         if self.is_limited:
             self.refill(now)
             self.level = min(self.capacity, self.level - amount)
+            self._allowed = min(self._told_capacity, self._allowed - amount)
 
     def uncharge(self, now: float, amount: float, *, refund: bool) -> None:
         """Forget a charge that the provider did not make; with ``refund`` it is there again."""
@@ -132,6 +140,7 @@ class Budget:
         if refund and self.is_limited:
             self.refill(now)
             self.level = min(self.capacity, self.level + amount)
+            self._allowed = min(self._told_capacity, self._allowed + amount)
 
     def wait(self, now: float, amount: float) -> float:
         """Return the seconds until a call of this cost may start.
@@ -215,6 +224,7 @@ class Budget:
             # A bucket's reset is the time until it is full, which tells how much it holds.
             holds = remaining + reset * self.ceiling
             self.capacity = min(limit, max(holds, self.largest, 1.0))
+            self.level = min(self.level, self.capacity)
         deadline = sent_at + reset
         self._vote(sent_at, deadline, remaining, limit)
         self.refill(now)
@@ -230,6 +240,7 @@ class Budget:
             self.level += 0.5 * (room - self.level)
         elif room - pending_then > self.level:  # more room than thought: believed slowly
             self.level += 0.2 * (room - pending_then - self.level)
+        self._keep_to_told()
         return is_news
 
     def _vote(self, sent_at: float, deadline: float, remaining: float, limit: float) -> None:
@@ -270,6 +281,11 @@ class Budget:
         """Give up the belief in a fixed window."""
         self.is_window = False
         self.rate = self.ceiling
+        self._keep_to_told()
+
+    def _keep_to_told(self) -> None:
+        self.capacity = min(self.capacity, self._told_capacity)
+        self.level = min(self.level, self.capacity, self._allowed)
 
     def distrust_window(self, now: float) -> None:
         """Give that belief up for good, when a refusal came in mid-window with room left."""

@@ -99,7 +99,16 @@ def test_headers_are_believed_over_what_was_learned():
     assert one.budgets[REQUESTS].capacity == pytest.approx(10.0)  # 9 left, 0.1 s from full
 
 
-@pytest.mark.parametrize("header", [LimitHeader(0, 5, 1), LimitHeader(-1, -1, 0)])
+@pytest.mark.parametrize(
+    "header",
+    [
+        LimitHeader(0, 5, 1),
+        LimitHeader(-1, -1, 0),
+        LimitHeader(60, -1, 0),
+        LimitHeader(60, 5, -1),
+        LimitHeader(math.inf, 5, 1),
+    ],
+)
 def test_nonsense_in_headers_is_ignored(header):
     one = admission()
     grant = one.start(0.0, ONE)
@@ -180,3 +189,37 @@ def test_an_overloaded_provider_gets_fewer_calls_at_a_time_and_more_again_later(
         for grant in start_all(one, now):
             one.accepted(now, grant)
     assert one._overload.concurrency == math.inf
+
+
+def test_headers_that_always_show_a_full_bucket_let_in_no_more_than_the_told_limit():
+    one, started = admission(limits=Limits(requests_per_minute=600), burst_seconds=1), 0
+    for tenth in range(100):
+        now = tenth / 10
+        for grant in start_all(one, now):
+            started += 1
+            one.accepted(now, grant, None, {REQUESTS: LimitHeader(600, 600, 0.0)})
+
+    assert started <= 10 + 10 * 10
+
+
+def test_a_smaller_bucket_in_headers_is_believed_at_once():
+    one = admission(limits=Limits(requests_per_minute=600))
+
+    one.accepted(0.1, one.start(0.0, ONE), None, {REQUESTS: LimitHeader(600, 9, 0.1)})
+
+    assert one.budgets[REQUESTS].level <= one.budgets[REQUESTS].capacity == pytest.approx(10.0)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{REQUESTS: LimitHeader(-1, -1, 0)}, {"tea": LimitHeader(60, 0, 1)}],
+    ids=["counts nothing", "unknown dimension"],
+)
+def test_nonsense_in_a_refusal_s_headers_spares_no_dimension_the_cut(headers):
+    one = admission(limits=Limits(requests_per_minute=600, tokens_per_minute=6000))
+    grant = one.start(0.0, Cost(1.0, 10.0))
+
+    one.refused(0.1, grant, latency=0.1, headers=headers)
+
+    assert one.budgets[TOKENS].rate == pytest.approx(0.87 * 100)
+    assert one.budgets[REQUESTS].rate == pytest.approx(0.87 * 10)
