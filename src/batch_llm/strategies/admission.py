@@ -324,7 +324,7 @@ class Admission:
     def cancelled(self, now: float, grant: Grant, *, was_sent: bool) -> None:
         """Close the grant of a call that was given up; what was never sent costs nothing."""
         self._leave(grant)
-        self._overload.note_cancelled(now, is_probe=grant.is_probe)
+        self._overload.note_cancelled(is_probe=grant.is_probe)
         if was_sent:
             self._settle_doubt(grant)
         else:

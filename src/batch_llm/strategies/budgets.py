@@ -231,7 +231,7 @@ class Budget:
         if self.is_window:
             if now < deadline:
                 self.reset_at = deadline
-                room = remaining - spent_since
+                room = min(self.capacity, remaining - spent_since)
                 self.level = max(min(self.level, room), room - pending_then)
             return is_news
         room = remaining - spent_since + self.rate * max(0.0, now - sent_at)

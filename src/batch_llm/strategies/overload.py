@@ -114,11 +114,10 @@ class Overload:
             self._growth = GROWTH
             self._settled_until = now + SETTLING_SECONDS
 
-    def note_cancelled(self, now: float, *, is_probe: bool) -> None:
+    def note_cancelled(self, *, is_probe: bool) -> None:
         """Note that a call was given up: a probe that told nothing is followed by another."""
-        if is_probe and self.since is not None:
+        if is_probe:
             self._is_probing = False
-            self._next_probe_at = now
 
     def _set_probe(self, now: float) -> None:
         assert self.since is not None  # noqa: S101 - only called while the breaker is open

@@ -190,6 +190,14 @@ def test_in_a_fixed_minute_what_is_still_to_be_charged_is_left_free_once():
     assert budget.level == 200.0
 
 
+def test_more_left_than_the_limit_is_not_believed_in_a_fixed_minute():
+    budget = window()
+
+    synced(budget, 10.0, 6000.0, 50.0)
+
+    assert budget.level == 600.0
+
+
 def test_a_told_limit_that_opens_twice_whole_minutes_apart_is_one_per_fixed_minute():
     budget = opened_twice(100.0, 223.0)
 
@@ -232,6 +240,13 @@ def test_a_refusal_in_mid_minute_with_room_left_ends_the_belief_for_good():
     for minute in range(5):
         budget.seems_a_window(300.0 + 60 * minute, 300.0 + 60 * minute)
     assert not budget.is_window
+
+
+def test_a_refusal_in_a_later_minute_ends_a_belief_that_headers_gave():
+    budget = window()
+    budget.refill(61.0)
+
+    assert not refused_in_mid_window(budget, 90.0, 100.0).is_window
 
 
 def test_a_refusal_when_most_of_the_minute_is_used_up_does_not():

@@ -252,3 +252,13 @@ def test_one_refusal_now_and_then_is_not_missing():
         one.note_refused()
 
     assert one.is_believed
+
+
+def test_the_believed_share_falls_while_fewer_are_refused():
+    one = believing(0.1)
+    for _ in range(20):
+        for _ in range(49):
+            one.note_accepted()
+        one.note_refused()
+
+    assert one.chance < 0.04

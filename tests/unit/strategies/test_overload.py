@@ -275,7 +275,7 @@ def test_a_probe_that_was_given_up_is_followed_by_another_at_once():
     one = opened()
     one.start()
 
-    one.note_cancelled(3.0, is_probe=True)
+    one.note_cancelled(is_probe=True)
 
     assert one.wait(3.0) == 0.0
 
@@ -284,7 +284,7 @@ def test_a_call_given_up_while_a_probe_is_out_lets_no_second_one_in():
     one = opened()
     one.start()
 
-    one.note_cancelled(3.0, is_probe=False)
+    one.note_cancelled(is_probe=False)
 
     assert one.wait(3.0) == math.inf
 
@@ -320,3 +320,17 @@ def test_a_failure_that_asks_to_wait_closes_the_gate_for_so_long():
     one.failed(1.0, one.start(0.0, Cost()), retry_after=9.0)
 
     assert one.wait(1.0, Cost()) == 9.0
+
+
+def test_what_failed_in_an_outage_does_not_count_after_it():
+    one = opened()
+    one.requests = 1000.0
+    one.start()
+    one.note_answer(1.0, is_probe=True)
+    for _ in range(8):
+        one.start()
+        one.note_answer(1.5, is_probe=False)
+
+    one.note_failure(3.0, 0, is_probe=False)
+
+    assert one.concurrency == 8

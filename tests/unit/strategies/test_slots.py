@@ -141,6 +141,13 @@ def test_refusals_at_different_numbers_in_flight_are_none():
     assert not any(one.explains(others, is_first=True) for others in (16, 20, 24, 16, 12, 20))
 
 
+def test_after_a_different_number_the_count_begins_anew_there():
+    one = Slots()
+
+    assert [one.explains(n, is_first=True) for n in (16, 20, 20, 20, 20)] == [False] * 4 + [True]
+    assert one.most == 20
+
+
 def test_large_numbers_may_be_a_tenth_apart():
     one = Slots()
 
@@ -258,3 +265,28 @@ def test_refusals_below_the_limit_with_many_calls_between_them_do_not():
             one.note_accepted(0.0, 3)
 
     assert one.is_known
+
+
+def test_refusals_below_the_limit_with_few_calls_between_each_refute_it():
+    one = learned(16)
+    for _ in range(3):
+        for _ in range(60):
+            one.note_accepted(0.0, 3)
+        one.explains(5, is_first=True)
+
+    assert not one.is_known
+
+
+def test_the_rates_that_were_cut_because_of_it_are_back_when_it_is_found():
+    one = Admission(0.0, dimensions=(REQUESTS,), dice=random.Random(1))
+    for n in range(20):
+        one.accepted(0.1 * n, one.start(0.1 * n, Cost()))
+    one.refused(2.0, one.start(2.0, Cost()), latency=0.0)
+    one.budgets[REQUESTS].peak = 10.0
+    low = one.budgets[REQUESTS].rate
+    first, second = one.start(9.0, Cost()), one.start(9.0, Cost())
+
+    one.refused(9.1, second, latency=0.1, dimension=CONCURRENCY)
+
+    assert first.is_open
+    assert one.budgets[REQUESTS].rate == 10.0 > low
