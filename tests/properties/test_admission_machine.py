@@ -120,6 +120,7 @@ class AdmissionMachine(RuleBasedStateMachine):
     def refuse(self, grant, latency, retry_after, headers, dimension):
         if not self.close(grant):
             return
+        self.charges.append((self.now, -1))
         rates = {name: budget.rate for name, budget in self.one.budgets.items()}
         refusal = self.one.refused(
             self.now,
@@ -155,6 +156,7 @@ class AdmissionMachine(RuleBasedStateMachine):
             if end == "accepted":
                 self.one.accepted(self.now, grant)
             elif end == "refused":
+                self.charges.append((self.now, -1))
                 self.one.refused(self.now, grant, latency=0.1)
             else:
                 self.charges.append((self.now, -1))

@@ -496,7 +496,7 @@ class Admission:
         self._is_searching = not self._knows_limits
         for name, budget in self.budgets.items():
             if budget.rate < math.inf:
-                budget.peak = max(budget.peak, self._noise.best_rate(name))
+                budget.peak = max(budget.peak, budget.rate, self._noise.best_rate(name))
                 budget.learn_rate(budget.ceiling if budget.limit else budget.peak)
 
     def _note_follower(self, *, was_accepted: bool) -> None:

@@ -137,10 +137,11 @@ class Budget:
     def uncharge(self, now: float, amount: float, *, refund: bool) -> None:
         """Forget a charge that the provider did not make; with ``refund`` it is there again."""
         self.spent -= amount
-        if refund and self.is_limited:
+        if self.is_limited:
             self.refill(now)
-            self.level = min(self.capacity, self.level + amount)
             self._allowed = min(self._told_capacity, self._allowed + amount)
+            if refund:
+                self.level = min(self.capacity, self.level + amount)
 
     def wait(self, now: float, amount: float) -> float:
         """Return the seconds until a call of this cost may start.

@@ -281,3 +281,15 @@ def test_a_window_that_ends_keeps_to_the_told_burst():
     assert budget.capacity == 100.0
     assert budget.level <= 100.0
     assert math.isfinite(budget.wait(170.0, 1000.0))
+
+
+def test_refused_calls_do_not_use_up_the_told_limit_where_headers_show_room():
+    budget = told(600.0)
+    budget.charge(0.0, 600.0)
+    budget.uncharge(0.0, 600.0, refund=False)
+    assert budget.level == 0.0
+
+    for _ in range(30):
+        synced(budget, 0.0, 600.0, 0.0)
+
+    assert budget.level > 590.0

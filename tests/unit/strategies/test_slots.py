@@ -290,3 +290,17 @@ def test_the_rates_that_were_cut_because_of_it_are_back_when_it_is_found():
 
     assert first.is_open
     assert one.budgets[REQUESTS].rate == 10.0 > low
+
+
+def test_finding_it_lowers_no_rate_that_the_search_has_raised():
+    one = Admission(0.0, dimensions=(REQUESTS,), dice=random.Random(1))
+    for n in range(20):
+        one.accepted(0.1 * n, one.start(0.1 * n, Cost()))
+    one.refused(2.0, one.start(2.0, Cost()), latency=0.0)
+    one.budgets[REQUESTS].learn_rate(50.0)
+    first, second = one.start(9.0, Cost()), one.start(9.0, Cost())
+
+    one.refused(9.1, second, latency=0.1, dimension=CONCURRENCY)
+
+    assert first.is_open
+    assert one.budgets[REQUESTS].rate == 50.0
