@@ -48,7 +48,7 @@ CLOSED_CREDIT_SECONDS = 15.0
 #: A rate is searched upwards after the first cut: so much per second, and per step at the most.
 SEARCH_PER_SECOND, SEARCH_STEP = 1.0, 0.5
 #: The search goes on after a refusal that let so much more in than the one before.
-SEARCH_GAIN = 1.25
+SEARCH_GAIN = 2.0
 #: The first call that is let in after the first refusal shows the rate at which its cost came back;
 #: so much of that is believed, because the bucket was not quite empty.
 CLOSURE_SHARE = 0.5
@@ -344,7 +344,7 @@ class Admission:
     def cancelled(self, now: float, grant: Grant, *, was_sent: bool) -> None:
         """Close the grant of a call that was given up; what was never sent costs nothing."""
         self._leave(grant)
-        self._overload.note_cancelled(now, is_probe=grant.is_probe)
+        self._overload.note_cancelled(is_probe=grant.is_probe)
         if was_sent:
             self._settle_doubt(grant)
         else:
@@ -521,8 +521,7 @@ class Admission:
             if not self._is_first and self._is_noise(now, grant, seconds):
                 return
             for name, budget in self.budgets.items():
-                # After one that no limit explains, the rate stays, to see whether more follow.
-                if (named is None or name == named) and not self._noise.is_suspected:
+                if named is None or name == named:
                     self._cut_rate(now, budget, grant, seconds)
             self._is_searching = self._goes_on_searching(grant, seconds)
             self._cut_at = grant.at
@@ -536,8 +535,8 @@ class Admission:
                 if budget.is_window and retry_after is not None:
                     budget.reset_at = min(budget.reset_at, now + retry_after + 0.05)
         if self._is_first:
-            for name, budget in self.budgets.items():
-                budget.learn_capacity(grant.spent_then.get(name, 0.0), grant.at - self._began_at)
+            spent = grant.spent_then[REQUESTS]
+            self.budgets[REQUESTS].learn_capacity(spent, grant.at - self._began_at)
             self._first_refused = grant.number
             self._doubt_at_cut = self._doubt_limit
         self._is_first = False
@@ -579,7 +578,7 @@ class Admission:
         self._is_searching = not self._knows_limits
         for name, budget in self.budgets.items():
             if budget.rate < math.inf:
-                budget.peak = max(budget.peak, self._noise.best_rate(name))
+                budget.peak = max(budget.peak, budget.rate, self._noise.best_rate(name))
                 budget.learn_rate(budget.ceiling if budget.limit else budget.peak)
 
     def _note_follower(self, *, was_accepted: bool) -> None:
@@ -683,8 +682,7 @@ class Admission:
 
     def _sync(self, now: float, grant: Grant, headers: Mapping[str, LimitHeader]) -> None:
         for name, header in headers.items():
-            # Servers that count nothing have been seen to send -1 and 0.
-            if header.limit <= 0 or header.remaining < 0:
+            if not _says_something(header):
                 continue
             budget = self.budgets.get(name)
             if budget is None and name == REQUESTS_PER_DAY:
@@ -701,9 +699,16 @@ class Admission:
             self._doubt_told = DOUBT_SHARE * (self.budgets[REQUESTS].limit or 0)
 
 
+def _says_something(header: LimitHeader) -> bool:
+    """Tell whether a header can be believed: servers that count nothing send -1 and 0."""
+    return 0 < header.limit < math.inf and header.remaining >= 0 and header.reset_seconds >= 0
+
+
 def _used_up(cost: Cost, headers: Mapping[str, LimitHeader] | None) -> str | None:
     """Return the dimension that a refusal's headers show to be used up, if it is one."""
     short = [
-        name for name, header in (headers or {}).items() if header.remaining < getattr(cost, name)
+        name
+        for name, header in (headers or {}).items()
+        if _says_something(header) and header.remaining < getattr(cost, name, 0.0)
     ]
     return short[0] if len(short) == 1 else None

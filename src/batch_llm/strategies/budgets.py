@@ -53,10 +53,12 @@ class Budget:
     """
 
     __slots__ = (
+        "_allowed",
         "_header_votes",
         "_last_header",
         "_opened_at",
         "_told",
+        "_told_capacity",
         "capacity",
         "ceiling",
         "is_window",
@@ -87,6 +89,8 @@ class Budget:
             burst_seconds = DAY
         self.ceiling = self.peak = self.rate
         self.capacity = self.level = self.rate * burst_seconds if limit else math.inf
+        #: The told limit's own bucket: what headers say never lets more in than it holds.
+        self._told_capacity = self._allowed = self.capacity
         self.updated_at = now
         #: All that was ever charged; and its value at the last cut, and at the last reset.
         self.spent = self.spent_at_cut = self.spent_at_reset = 0.0
@@ -116,6 +120,9 @@ class Budget:
         if elapsed <= 0:
             return
         self.updated_at = now
+        if self._told is not None:
+            refilled = self._allowed + elapsed * self._told / self.window_seconds
+            self._allowed = min(self._told_capacity, refilled)
         if self.is_window:
             if now >= self.reset_at + RESET_SLACK_SECONDS:
                 self.level = self.capacity
@@ -131,13 +138,16 @@ class Budget:
         if self.is_limited:
             self.refill(now)
             self.level = min(self.capacity, self.level - amount)
+            self._allowed = min(self._told_capacity, self._allowed - amount)
 
     def uncharge(self, now: float, amount: float, *, refund: bool) -> None:
         """Forget a charge that the provider did not make; with ``refund`` it is there again."""
         self.spent -= amount
-        if refund and self.is_limited:
+        if self.is_limited:
             self.refill(now)
-            self.level = min(self.capacity, self.level + amount)
+            self._allowed = min(self._told_capacity, self._allowed + amount)
+            if refund:
+                self.level = min(self.capacity, self.level + amount)
 
     def wait(self, now: float, amount: float) -> float:
         """Return the seconds until a call of this cost may start.
@@ -244,13 +254,14 @@ class Budget:
             # A bucket's reset is the time until it is full, which tells how much it holds.
             holds = remaining + reset * self.ceiling
             self.capacity = min(limit, max(holds, self.largest, 1.0))
+            self.level = min(self.level, self.capacity)
         deadline = sent_at + reset
         self._vote(sent_at, deadline, remaining, limit)
         self.refill(now)
         if self.is_window:
             if now < deadline:
                 self.reset_at = deadline
-                room = remaining - spent_since
+                room = min(self.capacity, remaining - spent_since)
                 self.level = max(min(self.level, room), room - pending_then)
             return is_news
         room = remaining - spent_since + self.rate * max(0.0, now - sent_at)
@@ -259,6 +270,7 @@ class Budget:
             self.level += 0.5 * (room - self.level)
         elif room - pending_then > self.level:  # more room than thought: believed slowly
             self.level += 0.2 * (room - pending_then - self.level)
+        self._keep_to_told()
         return is_news
 
     def _vote(self, sent_at: float, deadline: float, remaining: float, limit: float) -> None:
@@ -299,6 +311,11 @@ class Budget:
         """Give up the belief in a fixed window."""
         self.is_window = False
         self.rate = self.ceiling
+        self._keep_to_told()
+
+    def _keep_to_told(self) -> None:
+        self.capacity = min(self.capacity, self._told_capacity)
+        self.level = min(self.level, self.capacity, self._allowed)
 
     def distrust_window(self, now: float) -> None:
         """Give that belief up for good, when a refusal came in mid-window with room left."""

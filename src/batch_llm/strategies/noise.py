@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import deque
 
 #: Refusals in a row that no limit explains, until they are taken for random.
-UNEXPLAINED_IN_A_ROW = 3
+UNEXPLAINED_IN_A_ROW = 4
 #: A refusal is unexplained below this share of the rate that was let in shortly before.
 IMPOSSIBLE_SHARE = 0.9
 #: What was let in counts for so long, and for so many refusals at least.
@@ -24,12 +24,13 @@ FEWEST_CALLS = 8
 CALLS_TO_REFUTE = 60
 #: A larger share of refused calls is never taken for random.
 LARGEST_CHANCE = 0.15
-#: How fast the estimated share of refusals follows.
-LEARNING_SHARE = 0.01
+#: How fast the estimated share of refusals follows; and how far it may rise above what it was when
+#: it came to be believed, because a limit that is reached slowly raises it too.
+LEARNING_SHARE, LARGEST_RISE = 0.01, 2.0
 #: The change detector (CUSUM): what each call takes off it, and where it rings.
 TOLERATED_FACTOR, TOLERATED_SHARE, ALARM = 1.5, 0.02, 5.0
-#: Random refusals that are missing for so many expected ones were none.
-MISSING = 4.0
+#: When so many random refusals should have come since the last one, there are none any more.
+MISSING = 20.0
 
 
 class Noise:
@@ -41,21 +42,21 @@ class Noise:
         "_calls",
         "_calls_since",
         "_calm_chance",
+        "_chance_most",
         "_episodes",
         "_in_a_row",
         "_refusals",
         "_silent",
+        "_silent_most",
         "chance",
-        "is_suspected",
     )
 
     def __init__(self) -> None:
-        #: Whether the last refusal was one that no limit explains.
-        self.is_suspected = False
         #: The share of calls that is refused at random; 0 while none are believed to be.
         self.chance = 0.0
         #: When each of the last episodes ended, and the rates by dimension that were let in.
         self._episodes: deque[tuple[float, dict[str, float]]] = deque(maxlen=8)
+        self._chance_most = LARGEST_CHANCE
         #: What it was when there were last no more refusals than it explains.
         self._calm_chance = 0.0
         self._asked = UNEXPLAINED_IN_A_ROW
@@ -63,6 +64,8 @@ class Noise:
         self._calls = self._refusals = 0
         self._alarm = 0.0
         self._silent = self._calls_since = 0
+        #: So many calls without a refusal are too many.
+        self._silent_most = 0.0
 
     @property
     def is_believed(self) -> bool:
@@ -75,20 +78,20 @@ class Noise:
         Returns:
             Whether refusals are believed to be random from now on.
         """
-        is_unexplained = self._is_unexplained(now, rates)
-        self.is_suspected = is_unexplained and calls >= FEWEST_CALLS
-        if self.is_suspected:
-            self._in_a_row += 1
+        if not self._is_unexplained(now, rates):
+            self._in_a_row = self._calls = self._refusals = 0
+        else:
+            self._in_a_row += calls >= FEWEST_CALLS
             self._calls += calls + 1
             self._refusals += 1
-        elif not is_unexplained:
-            self._in_a_row = self._calls = self._refusals = 0
         self._episodes.append((now, rates))
         if self._in_a_row < self._asked:
             return False
         self.chance = self._calm_chance = min(LARGEST_CHANCE, self._refusals / self._calls)
+        self._chance_most = min(LARGEST_CHANCE, LARGEST_RISE * self.chance)
         self._in_a_row = self._calls = self._refusals = 0
         self._alarm, self._silent, self._calls_since = 0.0, 0, 0
+        self._silent_most = MISSING / self.chance
         return True
 
     def best_rate(self, dimension: str) -> float:
@@ -103,7 +106,7 @@ class Noise:
             self._calm_chance = self.chance
         self._silent += 1
         self._calls_since += 1
-        if self._silent * self.chance > MISSING:
+        if self._silent > self._silent_most:
             self.chance = 0.0
 
     def note_refused(self) -> bool:
@@ -112,8 +115,8 @@ class Noise:
         Returns:
             Whether there are too many now: a limit refuses as well.
         """
-        self.chance = min(LARGEST_CHANCE, self.chance + LEARNING_SHARE * (1 - self.chance))
-        self._silent = 0
+        self.chance = min(self._chance_most, self.chance + LEARNING_SHARE * (1 - self.chance))
+        self._silent, self._silent_most = 0, MISSING / self.chance
         self._alarm += 1 - TOLERATED_FACTOR * self.chance - TOLERATED_SHARE
         if self._alarm < ALARM:
             return False
@@ -131,5 +134,5 @@ class Noise:
                 for name, rate in let_in.items():
                     known[name] = max(known.get(name, 0.0), rate)
         return bool(known) and all(
-            rate < IMPOSSIBLE_SHARE * known.get(name, 0.0) for name, rate in rates.items()
+            rate <= IMPOSSIBLE_SHARE * known.get(name, 0.0) for name, rate in rates.items()
         )

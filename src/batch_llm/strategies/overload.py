@@ -25,8 +25,9 @@ UNRESTRICTED = 100_000
 FAILURES_TO_OPEN = 10
 #: Seconds to the first probe; to each further one this share of the outage so far, within bounds.
 FIRST_PROBE_SECONDS, PROBE_SHARE, LONGEST_PROBE_SECONDS = 0.5, 0.1, 15.0
-#: After an outage so many calls may be made at a time at first.
-CALLS_AFTER_OUTAGE = 8.0
+#: After an outage so many calls may be made at a time at first, and so much faster they grow until
+#: the provider is too busy again.
+CALLS_AFTER_OUTAGE, GROWTH_AFTER_OUTAGE = 8.0, 2.0
 
 
 class Overload:
@@ -35,6 +36,7 @@ class Overload:
     __slots__ = (
         "_dice",
         "_failures",
+        "_growth",
         "_is_probing",
         "_next_probe_at",
         "_noted_at",
@@ -53,6 +55,7 @@ class Overload:
         #: When the breaker opened; None while it is closed.
         self.since: float | None = None
         self._failures = 0
+        self._growth = GROWTH
         self._is_probing = False
         self._next_probe_at = 0.0
         self._noted_at = now
@@ -81,12 +84,12 @@ class Overload:
                 self.since = None
                 self._is_probing = False
                 self.requests = self.accepted = 0.0
-                self.concurrency = CALLS_AFTER_OUTAGE
+                self.concurrency, self._growth = CALLS_AFTER_OUTAGE, GROWTH_AFTER_OUTAGE
                 self._settled_until = now + SETTLING_SECONDS
             return
         self._forget(now)
         if now >= self._settled_until and self.concurrency < math.inf:
-            self.concurrency = self.concurrency * GROWTH + 1
+            self.concurrency = self.concurrency * self._growth + 1
             self._settled_until = now + SETTLING_SECONDS
             if self.concurrency > UNRESTRICTED:
                 self.concurrency = math.inf
@@ -108,13 +111,13 @@ class Overload:
             return
         if (self.accepted + in_flight + 2) / (self.requests + 2) < ACCEPTED_SHARE:
             self.concurrency = max(1.0, min(self.concurrency, in_flight + 1) * SHRINK)
+            self._growth = GROWTH
             self._settled_until = now + SETTLING_SECONDS
 
-    def note_cancelled(self, now: float, *, is_probe: bool) -> None:
+    def note_cancelled(self, *, is_probe: bool) -> None:
         """Note that a call was given up: a probe that told nothing is followed by another."""
-        if is_probe and self.since is not None:
+        if is_probe:
             self._is_probing = False
-            self._next_probe_at = now
 
     def _set_probe(self, now: float) -> None:
         assert self.since is not None  # noqa: S101 - only called while the breaker is open

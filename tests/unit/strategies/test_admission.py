@@ -99,7 +99,16 @@ def test_headers_are_believed_over_what_was_learned():
     assert one.budgets[REQUESTS].capacity == pytest.approx(10.0)  # 9 left, 0.1 s from full
 
 
-@pytest.mark.parametrize("header", [LimitHeader(0, 5, 1), LimitHeader(-1, -1, 0)])
+@pytest.mark.parametrize(
+    "header",
+    [
+        LimitHeader(0, 5, 1),
+        LimitHeader(-1, -1, 0),
+        LimitHeader(60, -1, 0),
+        LimitHeader(60, 5, -1),
+        LimitHeader(math.inf, 5, 1),
+    ],
+)
 def test_nonsense_in_headers_is_ignored(header):
     one = admission()
     grant = one.start(0.0, ONE)
@@ -180,3 +189,230 @@ def test_an_overloaded_provider_gets_fewer_calls_at_a_time_and_more_again_later(
         for grant in start_all(one, now):
             one.accepted(now, grant)
     assert one._overload.concurrency == math.inf
+
+
+def test_headers_that_always_show_a_full_bucket_let_in_no_more_than_the_told_limit():
+    one, started = admission(limits=Limits(requests_per_minute=600), burst_seconds=1), 0
+    for tenth in range(100):
+        now = tenth / 10
+        for grant in start_all(one, now):
+            started += 1
+            one.accepted(now, grant, None, {REQUESTS: LimitHeader(600, 600, 0.0)})
+
+    assert started <= 10 + 10 * 10
+
+
+def test_a_smaller_bucket_in_headers_is_believed_at_once():
+    one = admission(limits=Limits(requests_per_minute=600))
+
+    one.accepted(0.1, one.start(0.0, ONE), None, {REQUESTS: LimitHeader(600, 9, 0.1)})
+
+    assert one.budgets[REQUESTS].level <= one.budgets[REQUESTS].capacity == pytest.approx(10.0)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{REQUESTS: LimitHeader(-1, -1, 0)}, {"tea": LimitHeader(60, 0, 1)}],
+    ids=["counts nothing", "unknown dimension"],
+)
+def test_nonsense_in_a_refusal_s_headers_spares_no_dimension_the_cut(headers):
+    one = admission(limits=Limits(requests_per_minute=600, tokens_per_minute=6000))
+    grant = one.start(0.0, Cost(1.0, 10.0))
+
+    one.refused(0.1, grant, latency=0.1, headers=headers)
+
+    assert one.budgets[TOKENS].rate == pytest.approx(0.87 * 100)
+    assert one.budgets[REQUESTS].rate == pytest.approx(0.87 * 10)
+
+
+def burst_refused(*, accepted_after, refused_after):
+    """Let 30 calls be sent, refuse the tenth first, and end those after it as given."""
+    one = admission(dimensions=(REQUESTS,))
+    one._doubt_limit = 32.0
+    grants = [one.start(0.1 * n, ONE) for n in range(30)]
+    one.refused(3.0, grants[9], latency=0.1)
+    low = one.budgets[REQUESTS].rate
+    for grant in grants[10 : 10 + refused_after]:
+        one.refused(3.05, grant, latency=0.1)
+    for grant in grants[10 + refused_after : 10 + refused_after + accepted_after]:
+        one.accepted(3.1, grant)
+    return low, one.budgets[REQUESTS].rate
+
+
+def test_calls_sent_after_the_first_refusal_that_are_let_in_show_that_no_burst_was_used_up():
+    low, rate = burst_refused(accepted_after=8, refused_after=0)
+
+    assert low < 1
+    assert rate > 10
+
+
+@pytest.mark.parametrize(("accepted", "refused"), [(7, 0), (8, 3)], ids=["too few", "many refused"])
+def test_too_few_of_them_show_nothing(accepted, refused):
+    low, rate = burst_refused(accepted_after=accepted, refused_after=refused)
+
+    assert rate == low
+
+
+def test_calls_sent_before_the_first_refusal_show_nothing_of_it():
+    one = admission(dimensions=(REQUESTS,))
+    one._doubt_limit = 32.0
+    grants = [one.start(0.1 * n, ONE) for n in range(30)]
+    one.refused(3.0, grants[-1], latency=0.1)
+    low = one.budgets[REQUESTS].rate
+    for grant in grants[:-1]:
+        one.accepted(3.1, grant)
+
+    assert one.budgets[REQUESTS].rate == low
+
+
+def test_the_first_call_let_in_after_the_first_refusal_shows_how_fast_its_cost_comes_back():
+    one = admission(dimensions=(REQUESTS, TOKENS))
+    cost = Cost(1.0, 1000.0)
+    one.accepted(0.1, one.start(0.0, cost))
+    one.refused(0.2, one.start(0.1, cost), latency=0.1)
+    one.accepted(4.2, one.start(4.1, cost))
+
+    assert one.budgets[TOKENS].rate == pytest.approx(0.5 * 1000 / 4.0)
+
+
+def test_a_cost_that_comes_back_late_lowers_no_rate():
+    one = admission(dimensions=(REQUESTS,))
+    for n in range(20):
+        one.accepted(0.1 * n, one.start(0.1 * n, ONE))
+    one.refused(2.1, one.start(2.0, ONE), latency=0.1)
+    low = one.budgets[REQUESTS].rate
+
+    one.accepted(60.1, one.start(60.0, ONE))
+
+    assert one.budgets[REQUESTS].rate >= low
+
+
+def searching_until(calls_between):
+    """Refuse a call after so many were let in, each ten seconds apart; return who searches on."""
+    one, now, searches = admission(dimensions=(REQUESTS,)), 0.0, []
+    for calls in calls_between:
+        for n in range(calls):
+            at = now + 10 * (n + 1) / (calls + 1)
+            one.accepted(at, one.start(at, ONE))
+        now += 10.0
+        one.refused(now, one.start(now, ONE), latency=0.0)
+        searches.append(one._is_searching)
+    return searches
+
+
+def test_the_search_goes_on_while_each_refusal_let_in_twice_as_much_as_the_one_before():
+    assert searching_until([10, 20, 41, 82]) == [True, True, True, True]
+    assert searching_until([10, 20, 41, 60, 200]) == [True, True, True, False, False]
+
+
+def test_a_known_limit_is_not_searched():
+    one = admission(limits=Limits(requests_per_minute=600))
+    one.refused(0.1, one.start(0.0, ONE), latency=0.1)
+    assert not one._is_searching
+
+    unknown = admission()
+    unknown.accepted(0.1, unknown.start(0.0, ONE))
+    unknown.refused(0.2, unknown.start(0.1, ONE), latency=0.1)
+    assert unknown._is_searching
+    headers = {REQUESTS: LimitHeader(600, 9, 0.1)}
+    unknown.accepted(5.0, unknown.start(4.0, ONE), None, headers)
+    assert not unknown._is_searching
+
+
+def test_a_second_cut_within_moments_cuts_deeper():
+    one = admission(limits=Limits(requests_per_minute=6000))
+    rates = []
+    for sent, lets_in in ((10.0, 1.0), (12.0, 20.0), (30.0, 40.0)):
+        before = one.budgets[REQUESTS].rate
+        one.refused(sent + 0.1, one.start(sent, ONE), latency=0.1)
+        rates.append(one.budgets[REQUESTS].rate / before)
+        one._grown_at = math.inf  # growth is not what is tested
+        later = one.closed_until + 0.1
+        one.accepted(later, one.start(later, ONE))
+        assert later < lets_in + 60
+
+    assert rates == pytest.approx([0.87, 0.7, 0.87])
+
+
+def test_while_the_gate_proves_closed_again_one_call_at_a_time_is_tried():
+    one = admission(limits=Limits(requests_per_minute=6000))
+    for _ in range(2):
+        now = one.closed_until + 0.01
+        one.refused(now, one.start(now, ONE), latency=0.1)
+
+    assert len(start_all(one, one.closed_until + 0.01)) == 1
+
+
+def test_a_late_refusal_of_the_same_burst_may_keep_the_gate_closed_longer():
+    one = admission()
+    first, second = one.start(0.0, ONE), one.start(0.0, ONE)
+    one.refused(0.1, first, latency=0.1)
+
+    one.refused(0.2, second, latency=0.2, retry_after=9.0)
+
+    assert one.wait(0.2, ONE) == pytest.approx(9.0)
+
+
+def test_who_tells_limits_tells_them_all():
+    one = admission(dimensions=(REQUESTS, TOKENS))
+    one.accepted(0.1, one.start(0.0, Cost(1.0, 100.0)))
+    one.refused(0.2, one.start(0.1, Cost(1.0, 100.0)), latency=0.1)
+    assert one.budgets[TOKENS].is_limited
+
+    grant = one.start(3.0, Cost(1.0, 100.0))
+    one.accepted(3.1, grant, None, {REQUESTS: LimitHeader(600, 9, 0.1)})
+
+    assert not one.budgets[TOKENS].is_limited
+
+
+def test_a_dimension_that_is_not_used_up_does_not_grow():
+    one = admission(limits=Limits(requests_per_minute=600, tokens_per_minute=60_000))
+    one.refused(0.1, one.start(0.0, Cost(1.0, 10.0)), latency=0.1)
+    one.budgets[TOKENS].level = one.budgets[TOKENS].capacity
+    requests, tokens = one.budgets[REQUESTS].rate, one.budgets[TOKENS].rate
+    now = 1.0
+    while now < 20.0:  # all requests that there may be, and few tokens
+        now += 0.05
+        for grant in start_all(one, now, Cost(1.0, 1.0)):
+            one.accepted(now, grant)
+
+    assert one.budgets[REQUESTS].rate > requests
+    assert one.budgets[TOKENS].rate == tokens
+
+
+def test_a_probe_that_is_given_up_is_followed_by_another():
+    one, now = admission(), 0.0
+    for _ in range(10):
+        now += 1.0
+        one.failed(now, one.start(now, ONE))
+    now += one.wait(now, ONE)
+    probe = one.start(now, ONE)
+    assert one.wait(now, ONE) == math.inf
+
+    one.cancelled(now + 1.0, probe, was_sent=True)
+
+    assert one.wait(now + 1.0, ONE) == 0.0
+
+
+def test_a_long_closure_that_a_bucket_explains_not_twice_a_minute_apart_is_a_fixed_minute():
+    one = admission(limits=Limits(requests_per_minute=600))
+    for opened_at in (60.0, 120.0):
+        one.accepted(opened_at - 40, one.start(opened_at - 41, ONE))
+        one.refused(opened_at - 29.9, one.start(opened_at - 30, ONE), latency=0.1)
+        one.accepted(opened_at + 0.1, one.start(opened_at, ONE))
+
+    assert one.budgets[REQUESTS].is_window
+    assert one.budgets[REQUESTS].reset_at == 180.0
+
+    one.refused(150.0, one.start(149.9, ONE), latency=0.1)  # in mid-minute, with room left
+    assert not one.budgets[REQUESTS].is_window
+
+
+def test_a_gate_that_was_closed_for_moments_is_no_fixed_minute():
+    one = admission(limits=Limits(requests_per_minute=600))
+    for opened_at in (60.0, 120.0):
+        one.accepted(opened_at - 40, one.start(opened_at - 41, ONE))
+        one.refused(opened_at - 3.9, one.start(opened_at - 4, ONE), latency=0.1)
+        one.accepted(opened_at + 0.1, one.start(opened_at, ONE))
+
+    assert not one.budgets[REQUESTS].is_window

@@ -1,0 +1,263 @@
+"""Whatever a provider does, admission keeps the told limits and its books, and starves nobody."""
+
+from __future__ import annotations
+
+import math
+import random
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
+
+from batch_llm import Limits
+from batch_llm.strategies.admission import CONCURRENCY, OUTPUT, REQUESTS, TOKENS, Admission, Cost
+from batch_llm.strategies.budgets import LOWEST_RATE, LimitHeader
+
+EPSILON = 1e-6
+per_minute = st.sampled_from([1.0, 7.0, 60.0, 600.0, 6000.0])
+outputs = st.sampled_from([0, 10, 100, 3000])
+pauses = st.one_of(st.floats(0, 2), st.sampled_from([0.0, 1e-4, 5.0, 30.0, 60.0, 3600.0, 1e6]))
+retry_afters = st.sampled_from([None, None, None, 0.0, 0.3, 5.0, 60.0])
+numbers = st.sampled_from([-1.0, 0.0, 1.0, 5.0, 59.0, 60.0, 600.0, 1e5, math.inf, math.nan])
+header_sets = st.one_of(
+    st.none(),
+    st.dictionaries(
+        st.sampled_from([REQUESTS, TOKENS, OUTPUT, "tea"]),
+        st.builds(
+            LimitHeader, numbers, numbers, st.sampled_from([-5.0, 0.0, 0.1, 30.0, 60.0, math.nan])
+        ),
+    ),
+)
+named = st.sampled_from([None, None, None, REQUESTS, TOKENS, CONCURRENCY, "tea"])
+
+
+def cost_of(output):
+    return Cost(1.0, 50.0 + output, 50.0, float(output), float(output))
+
+
+class AdmissionMachine(RuleBasedStateMachine):
+    """Starts calls whenever they may start, and ends them in any order and way."""
+
+    grants = Bundle("grants")
+
+    @initialize(
+        requests=st.one_of(st.none(), per_minute),
+        tokens=st.one_of(st.none(), st.sampled_from([100.0, 6e3, 6e5])),
+        burst_seconds=st.sampled_from([0.1, 1.0, 10.0, 60.0]),
+        max_in_flight=st.sampled_from([1, 5, 1000]),
+        seed=st.integers(0, 2**16),
+    )
+    def begin(self, requests, tokens, burst_seconds, max_in_flight, seed):
+        told = {"requests_per_minute": requests, "tokens_per_minute": tokens}
+        limits = Limits(**{name: limit for name, limit in told.items() if limit})
+        self.now = 0.0
+        self.told = {
+            name: limit for name, limit in ((REQUESTS, requests), (TOKENS, tokens)) if limit
+        }
+        self.burst_seconds = burst_seconds
+        self.max_in_flight = max_in_flight
+        self.one = Admission(
+            0.0,
+            limits if self.told else None,
+            dimensions=(REQUESTS, TOKENS, OUTPUT),
+            burst_seconds=burst_seconds,
+            max_in_flight=max_in_flight,
+            dice=random.Random(seed),
+        )
+        self.open = {}
+        #: When a call was charged (1), and when one that the provider did not count was paid back.
+        self.charges = []
+        self.was_window = False
+        self.closed_until = 0.0
+
+    @rule(target=grants, output=outputs)
+    def start(self, output):
+        """Start one call, if it may start now."""
+        cost = cost_of(output)
+        if self.one.wait(self.now, cost) > 0:
+            return None
+        assert self.now >= self.one.closed_until
+        assert self.one.in_flight < self.max_in_flight
+        grant = self.one.start(self.now, cost)
+        self.open[grant.number] = grant
+        self.charges.append((self.now, 1))
+        self.never_more_than_a_told_limit_allows()
+        return grant
+
+    @rule(target=grants, output=outputs)
+    def wait_and_start(self, output):
+        """Wait as told, once, and start a call if it may start then."""
+        wait = self.one.wait(self.now, cost_of(output))
+        if wait < math.inf:
+            self.now += wait + EPSILON
+        return self.start(output)
+
+    @rule(pause=pauses)
+    def time_passes(self, pause):
+        self.now += pause
+
+    @rule(grant=consumes(grants), used=st.one_of(st.none(), outputs), headers=header_sets)
+    def answer(self, grant, used, headers):
+        if self.close(grant):
+            taken = None if used is None else cost_of(used)
+            self.one.accepted(self.now, grant, taken, headers)
+
+    @rule(
+        grant=consumes(grants),
+        latency=st.sampled_from([0.0, 0.1, 1.0, 30.0]),
+        retry_after=retry_afters,
+        headers=header_sets,
+        dimension=named,
+    )
+    def refuse(self, grant, latency, retry_after, headers, dimension):
+        if not self.close(grant):
+            return
+        self.charges.append((self.now, -1))
+        rates = {name: budget.rate for name, budget in self.one.budgets.items()}
+        refusal = self.one.refused(
+            self.now,
+            grant,
+            latency=latency,
+            retry_after=retry_after,
+            headers=headers,
+            dimension=dimension,
+        )
+        asked = retry_after or 0.0
+        assert self.one.closed_until >= self.now + asked or refusal.wait_seconds >= asked
+        if not refusal.is_news and not headers:
+            assert all(self.one.budgets[name].rate >= rate for name, rate in rates.items())
+
+    @rule(grant=consumes(grants), retry_after=retry_afters)
+    def fail(self, grant, retry_after):
+        if self.close(grant):
+            self.charges.append((self.now, -1))
+            self.one.failed(self.now, grant, retry_after=retry_after)
+
+    @rule(grant=consumes(grants), was_sent=st.booleans())
+    def cancel(self, grant, was_sent):
+        if self.close(grant):
+            if not was_sent:
+                self.charges.append((self.now, -1))
+            self.one.cancelled(self.now, grant, was_sent=was_sent)
+
+    @precondition(lambda self: self.open)
+    @rule(end=st.sampled_from(["accepted", "refused", "failed"]))
+    def all_end_alike(self, end):
+        for grant in list(self.open.values()):
+            self.close(grant)
+            if end == "accepted":
+                self.one.accepted(self.now, grant)
+            elif end == "refused":
+                self.charges.append((self.now, -1))
+                self.one.refused(self.now, grant, latency=0.1)
+            else:
+                self.charges.append((self.now, -1))
+                self.one.failed(self.now, grant)
+
+    def close(self, grant):
+        """Take a grant off the open ones; return whether it was one."""
+        return grant is not None and self.open.pop(grant.number, None) is not None
+
+    def never_more_than_a_told_limit_allows(self):
+        budget = self.one.budgets[REQUESTS]
+        self.was_window |= budget.is_window
+        # In what is taken for a fixed minute the provider says what is left, not a bucket.
+        if REQUESTS not in self.told or self.was_window:
+            return
+        rate = self.told[REQUESTS] / 60
+        burst = max(rate * self.burst_seconds, 1.0)
+        charged = 0
+        for at, charge in reversed(self.charges):
+            charged += charge
+            assert charged <= burst + rate * (self.now - at) + 1e-3
+
+    @invariant()
+    def no_told_limit_is_passed_by_a_rate(self):
+        for name, limit in self.told.items():
+            assert self.one.budgets[name].rate <= limit / 60
+            assert self.one.budgets[name].ceiling <= limit / 60
+
+    @invariant()
+    def permits_are_conserved(self):
+        grants = self.open.values()
+        assert self.one.in_flight == len(grants)
+        assert self.one._in_doubt == sum(grant.is_in_doubt for grant in grants)
+        pending = sum(grant.cost.pending for grant in grants)
+        for name in self.one.budgets.keys() & {TOKENS, OUTPUT}:
+            assert abs(self.one.budgets[name].pending - pending) < EPSILON
+
+    @invariant()
+    def a_closed_gate_opens_no_sooner_than_was_said(self):
+        assert self.one.closed_until >= self.closed_until
+        self.closed_until = self.one.closed_until
+        wait = self.one.wait(self.now, cost_of(0))
+        if self.now < self.closed_until:
+            assert wait == self.closed_until - self.now
+
+    @invariant()
+    def a_wait_is_for_ever_only_while_calls_are_in_flight(self):
+        wait = self.one.wait(self.now, cost_of(0))
+        assert wait >= 0
+        assert wait < math.inf or self.one.in_flight > 0
+
+    @invariant()
+    def every_budget_is_sane(self):
+        for budget in self.one.budgets.values():
+            assert LOWEST_RATE <= budget.rate <= budget.ceiling
+            assert budget.level <= budget.capacity
+            assert not math.isnan(budget.level)
+
+    def teardown(self):
+        """Once all have ended, whoever waits is let in after finitely many finite waits."""
+        if not hasattr(self, "one"):
+            return
+        for grant in self.open.values():
+            self.one.cancelled(self.now, grant, was_sent=False)
+        assert self.one.in_flight == self.one._in_doubt == 0
+        assert all(abs(budget.pending) < EPSILON for budget in self.one.budgets.values())
+        for _ in range(20):
+            wait = self.one.wait(self.now, cost_of(100))
+            if wait <= 0:
+                return
+            assert wait < math.inf
+            self.now += wait + EPSILON
+        raise AssertionError("starved")
+
+
+AdmissionMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=60)
+TestAdmissionMachine = AdmissionMachine.TestCase
+
+
+@given(
+    low=per_minute,
+    factor=st.sampled_from([1.0, 1.5, 10.0]),
+    burst_seconds=st.sampled_from([0.1, 1.0, 10.0, 60.0]),
+    steps=st.lists(st.tuples(st.sampled_from(["start", "end", "pause"]), st.floats(0, 3))),
+)
+@settings(max_examples=100)
+def test_while_nothing_is_refused_a_higher_told_limit_never_makes_the_same_calls_wait_longer(
+    low, factor, burst_seconds, steps
+):
+    lower, higher = (
+        Admission(0.0, Limits(requests_per_minute=limit), burst_seconds=burst_seconds)
+        for limit in (low, factor * low)
+    )
+    grants, now = [], 0.0
+    for step, pause in steps:
+        wait = lower.wait(now, Cost())
+        assert higher.wait(now, Cost()) <= wait + EPSILON
+        if step == "pause":
+            now += pause
+        elif step == "start" and wait <= 0:
+            grants.append((lower.start(now, Cost()), higher.start(now, Cost())))
+        elif step == "end" and grants:
+            for one, grant in zip((lower, higher), grants.pop(), strict=True):
+                one.accepted(now, grant)
