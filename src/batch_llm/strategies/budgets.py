@@ -186,6 +186,7 @@ class Budget:
         if self.source == "told" and self.window_seconds < DAY:
             held = max(1.0, self.largest, spent - self.rate * seconds)
             self.capacity = min(self.capacity, held)
+            self.level = min(self.level, self.capacity)
 
     def drain(self, now: float, level: float) -> None:
         """Believe that the provider's bucket holds no more than ``level``."""
