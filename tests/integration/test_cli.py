@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -486,7 +487,8 @@ def test_a_signal_ends_the_run_with_valid_files(tmp_path, questions, signals, co
     assert process.returncode == code, said
     found = rows(output)
     assert 1 <= len(found) < 60
-    assert len(found) % 5 == 0
+    if len(signals) == 1:  # what was in flight came to its end
+        assert len(found) >= int(re.search(r"waiting for (\d+) request", said)[1])
     assert "Stopping: waiting for" in said
     assert f"not done         {60 - len(found)}" in said
 
