@@ -70,6 +70,11 @@ class LLMWorkItem(Generic[TInput, TOutput, TContext]):
             raise ValueError(f"Must provide one of {_MODES}; item {self.item_id!r} has none.")
         if modes > 1:
             raise ValueError(f"Only one of {_MODES} may be given; item {self.item_id!r} has more.")
+        if type(self.priority) is not int:
+            raise ValueError(f"priority must be a whole number; {self.item_id!r} has another.")
+        for told in (self.estimated_input_tokens, self.estimated_output_tokens):
+            if told is not None and (type(told) is not int or told < 0):
+                raise ValueError(f"estimated tokens must be >= 0; {self.item_id!r} has {told!r}.")
 
 
 @dataclass(slots=True)

@@ -98,9 +98,12 @@ class ProcessorLife(RuleBasedStateMachine):
         self.running = None
 
     @initialize(
-        workers=st.integers(1, 6), queue_size=st.sampled_from([0, 1, 3]), hooks=st.booleans()
+        workers=st.integers(1, 6),
+        queue_size=st.sampled_from([0, 1, 3]),
+        hooks=st.booleans(),
+        learns=st.booleans(),
     )
-    def make(self, workers, queue_size, hooks):
+    def make(self, workers, queue_size, hooks, learns):
         async def build():
             return ParallelBatchProcessor(
                 config=ProcessorConfig(
@@ -111,7 +114,9 @@ class ProcessorLife(RuleBasedStateMachine):
                     progress_interval=0,
                 ),
                 error_classifier=Classifier(),
-                rate_limit_strategy=Ramp(cooldown=5.0, ramp_items=2, ramp_delay=0.5),
+                rate_limit_strategy=None
+                if learns
+                else Ramp(cooldown=5.0, ramp_items=2, ramp_delay=0.5),
                 middlewares=[Patient()] if hooks else [],
                 post_processor=self.post_process,
             )

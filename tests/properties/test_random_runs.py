@@ -83,6 +83,8 @@ def in_virtual_time(main):
 
 
 def build(world, workers, ramp_items, metrics, max_queue_size=0):
+    """Build a processor; without a number of items on the ramp it learns limits."""
+    ramp = Ramp(cooldown=5.0, ramp_items=ramp_items or 0, ramp_delay=0.1)
     return ParallelBatchProcessor(
         config=ProcessorConfig(
             max_workers=workers,
@@ -92,7 +94,7 @@ def build(world, workers, ramp_items, metrics, max_queue_size=0):
             progress_interval=0,
         ),
         error_classifier=Classifier(),
-        rate_limit_strategy=Ramp(cooldown=5.0, ramp_items=ramp_items, ramp_delay=0.1),
+        rate_limit_strategy=None if ramp_items is None else ramp,
         observers=[metrics],
     )
 
@@ -101,7 +103,7 @@ runs = {
     "seed": st.integers(0, 2**32),
     "workers": st.one_of(st.integers(1, 12), st.integers(1, 200)),
     "count": st.integers(0, 150),
-    "ramp_items": st.sampled_from([0, 1, 50]),
+    "ramp_items": st.sampled_from([None, 0, 1, 50]),
     "suspends": st.booleans(),
     "how": st.sampled_from(["queue", "process", "stream", "bounded queue"]),
 }
@@ -159,17 +161,18 @@ def test_every_item_has_exactly_one_result_and_the_counts_are_exact(
 @given(
     seed=st.integers(0, 2**32),
     workers=st.integers(1, 50),
+    ramp_items=st.sampled_from([None, 1]),
     stop_at=st.floats(0, 20),
     how=st.sampled_from(["drain", "abandon", "cancel"]),
 )
 @settings(max_examples=100)
-def test_however_a_run_is_ended_nothing_is_left_running(seed, workers, stop_at, how):
+def test_however_a_run_is_ended_nothing_is_left_running(seed, workers, ramp_items, stop_at, how):
     world, metrics = World(seed, suspends=True), MetricsObserver()
     ids = [f"item {n}" for n in range(100)]
 
     async def main():
         before = asyncio.all_tasks()
-        processor = build(world, workers, 1, metrics)
+        processor = build(world, workers, ramp_items, metrics)
         items = [LLMWorkItem(item_id=i, direct_call=world.call_for(i)) for i in ids]
         running = asyncio.create_task(processor.process(items))
         await asyncio.sleep(stop_at)

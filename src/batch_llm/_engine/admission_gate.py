@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from batch_llm._engine.gate import Held
 from batch_llm._engine.lanes import Flow, Lanes, Place, Ticket
 from batch_llm._engine.statistics import LearnedLimit
-from batch_llm.exceptions import LimitPauseError, TransportError
+from batch_llm.exceptions import TransportError
 from batch_llm.observers.base import ProcessingEvent
 from batch_llm.providers.limit_headers import named_limit
 from batch_llm.strategies.errors import ErrorCode
@@ -59,9 +59,7 @@ class AdmissionGate:
         self.lanes = lanes
         self._emit = emit
         self._loop = lanes.loop
-        self._on_let_in = on_let_in
-        self._flow = Flow(weight, on_let_in)
-        self._longest_pause_seconds = longest_pause_seconds
+        self._flow = Flow(weight, on_let_in, longest_pause_seconds)
         self._cooldown_timer: asyncio.TimerHandle | None = None
         self._cooled_seconds = 0.0
         self._cooling_since = self._cooling_until = 0.0
@@ -134,10 +132,8 @@ class AdmissionGate:
         if wait <= 0 and lane.next() is None and self.lanes.may_start():
             self.in_flight += 1
             ticket = self.lanes.start(lane, place, cost)
-            self._on_let_in()
+            self._flow.on_let_in()
             return ticket
-        if self._longest_pause_seconds < wait < math.inf:
-            raise LimitPauseError(lane.name, wait)
         future: asyncio.Future[Ticket] = self._loop.create_future()
         lane.add(future, item, cost, self._flow, is_retry=is_retry)
         self.lanes.pump(lane)
@@ -145,7 +141,8 @@ class AdmissionGate:
         try:
             ticket = await future
         except asyncio.CancelledError:
-            if not future.cancelled():  # let in and cancelled in the same step
+            # Let in and cancelled in the same step.
+            if not future.cancelled() and future.exception() is None:
                 self.in_flight += 1
                 self.leave(future.result(), was_sent=False)
             raise

@@ -15,6 +15,7 @@ import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from batch_llm.core.usage import tokens
+from batch_llm.exceptions import LimitPauseError
 from batch_llm.strategies.admission import Admission, Cost, Grant
 from batch_llm.strategies.errors import ErrorCode
 
@@ -34,6 +35,8 @@ CHARACTERS_PER_TOKEN = 4.0
 FIRST_OUTPUT_TOKENS = 400.0
 #: How fast the estimates follow: the share of one answer.
 LEARNING_SHARE = 0.03
+#: Timers are not set for less: one lets in all that may go by then.
+SHORTEST_WAIT_SECONDS = 1e-4
 #: A place that failed is set aside for so long; twice as long each further time.
 ASIDE_SECONDS, LONGEST_ASIDE_SECONDS = 30.0, 900.0
 #: Failures that are the place's and not the call's, where there are other places.
@@ -80,13 +83,18 @@ class Flow:
 
     Args:
         weight: How many calls it may start for each one of a run of weight 1.
+        on_let_in: Called whenever one of its calls was let in: there is room for one more item.
+        longest_pause_seconds: A call that would have to wait longer for its lane fails instead.
     """
 
-    __slots__ = ("finish", "on_let_in", "weight")
+    __slots__ = ("finish", "longest_pause_seconds", "on_let_in", "weight")
 
-    def __init__(self, weight: float, on_let_in: Callable[[], None]) -> None:
+    def __init__(
+        self, weight: float, on_let_in: Callable[[], None], longest_pause_seconds: float = math.inf
+    ) -> None:
         self.weight = weight
         self.on_let_in = on_let_in
+        self.longest_pause_seconds = longest_pause_seconds
         #: By lane: the virtual time at which its last call's share ends (start-time fair queueing).
         self.finish: dict[str, float] = {}
 
@@ -191,13 +199,17 @@ class Lane:
         self._virtual_time = max(self._virtual_time, taken.virtual_start)
 
     def failed(self, now: float, place: Place, code: ErrorCode) -> bool:
-        """Note a failure; return whether another place may take the call instead."""
-        if len(self.places) == 1 or code not in _OF_THE_PLACE:
-            place.ended(is_good=None)
-            return False
+        """Note a failure; return whether another place may take the call instead.
+
+        The last place is never set aside: when all fail, that is to be seen at once.
+        """
         place.ended(is_good=None)
+        if code not in _OF_THE_PLACE:
+            return False
+        if not any(other.aside_until <= now for other in self.places if other is not place):
+            return False
         place.set_aside(now)
-        return any(other.aside_until <= now for other in self.places)
+        return True
 
 
 class Lanes:
@@ -264,9 +276,14 @@ class Lanes:
                 return  # the next one that leaves comes back here
             now = self.loop.time()
             place, wait = lane.best_place(now, waiting.cost)
+            if waiting.flow.longest_pause_seconds < wait < math.inf:
+                lane.take()
+                waiting.future.set_exception(LimitPauseError(lane.name, wait))
+                continue
             if wait > 0:
                 if wait < math.inf:
-                    lane.timer = self.loop.call_at(now + wait, self.pump, lane)
+                    at = now + max(wait, SHORTEST_WAIT_SECONDS)
+                    lane.timer = self.loop.call_at(at, self.pump, lane)
                 return
             lane.take()
             waiting.future.set_result(self.start(lane, place, waiting.cost))

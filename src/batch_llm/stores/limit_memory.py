@@ -8,6 +8,7 @@ nothing but the head start.
 from __future__ import annotations
 
 import logging
+import math
 import os
 from datetime import UTC, datetime
 from pathlib import Path
@@ -73,9 +74,8 @@ class LimitMemory:
 
     def save(self, learned: Mapping[str, Mapping[str, Known]]) -> None:
         """Add what was learned to what others wrote meanwhile; an empty entry changes nothing."""
-        changes = {
-            name: _Entry(self._now(), dict(limits)) for name, limits in learned.items() if limits
-        }
+        made = {name: _Entry(self._now(), dict(limits)) for name, limits in learned.items()}
+        changes = {name: entry for name, entry in made.items() if entry.limits and _is_sound(entry)}
         if not changes:
             return
         try:
@@ -100,6 +100,8 @@ class LimitMemory:
 
 def _is_sound(entry: _Entry) -> bool:
     return all(
-        known.rate > 0 and known.capacity > 0 and (known.limit is None or known.limit > 0)
+        0 < known.rate < math.inf
+        and 0 < known.capacity < math.inf
+        and (known.limit is None or 0 < known.limit < math.inf)
         for known in entry.limits.values()
     )

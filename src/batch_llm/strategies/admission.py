@@ -54,6 +54,8 @@ SEARCH_GAIN = 2.0
 CLOSURE_SHARE = 0.5
 #: A gate that was closed for less says nothing of a fixed window.
 SHORTEST_CLOSURE_SECONDS = 5.0
+#: A bucket that is fuller than this is not what holds the calls up: its rate does not grow.
+UNUSED_SHARE = 0.9
 #: How much a rate may grow in one step.
 GROWTH_STEP = 0.25
 #: A call that was not refused for so long counts as let in; learned from refusals within bounds.
@@ -375,18 +377,20 @@ class Admission:
         Args:
             learned: What ``learned`` returned there.
             share: Of the rates that the provider had not told, so much is believed still.
+
+        What is told now leaves nothing to be recalled.
         """
+        if self._is_told or not learned:
+            return
         for name, (limit, rate, capacity) in learned.items():
-            if name not in self.budgets and not self._is_told:
-                self.budgets[name] = Budget(name, None, self._open_at, 0.0)
-            if name in self.budgets:
-                self.budgets[name].recall(limit, rate * share, capacity)
-        if self.requests_per_second < math.inf and learned:
-            self._is_first = False
-            self._is_searching = not self._knows_limits
-            self._doubt_limit = max(
-                2.0, min(DOUBT_SEARCH, 2 * self.requests_per_second * self._doubt_seconds)
-            )
+            budget = self.budgets.get(name)
+            if budget is None:
+                budget = self.budgets[name] = Budget(name, None, self._open_at, 0.0)
+            budget.recall(limit, rate * share, capacity)
+        self._is_first = False
+        self._is_searching = not self._knows_limits
+        most = 2 * self.requests_per_second * self._doubt_seconds
+        self._doubt_limit = max(2.0, min(DOUBT_SEARCH, most))
 
     def known_limits(self) -> list[tuple[str, float, str]]:
         """Return dimension, limit and source of each limit that is known or believed.
@@ -661,8 +665,12 @@ class Admission:
             return
         closed = min(CLOSED_CREDIT_SECONDS, self._open_at - self._cut_at)
         age = now - self._open_at + closed
+        # While a rate is searched its bucket grows as fast as it fills.
+        unused_share = UNUSED_SHARE * (0.5 if self._is_searching else 1.0)
         for budget in self.budgets.values():
-            is_unused = budget.level > 0.9 * budget.capacity or budget.level < -budget.largest
+            is_unused = (
+                budget.level > unused_share * budget.capacity or budget.level < -budget.largest
+            )
             if budget.rate >= budget.ceiling or is_unused:
                 continue
             budget.refill(now)

@@ -201,8 +201,6 @@ class Budget:
 
     def recall(self, limit: float | None, rate: float, capacity: float) -> None:
         """Start from what was known at the end of an earlier run."""
-        if self._told is not None:
-            return
         if limit is None:
             self.peak = rate
             self.learn_rate(rate)
