@@ -35,6 +35,8 @@ CHARACTERS_PER_TOKEN = 4.0
 FIRST_OUTPUT_TOKENS = 400.0
 #: How fast the estimates follow: the share of one answer.
 LEARNING_SHARE = 0.03
+#: Of a told limit's burst so many calls are not used, or this share.
+CALLS_HELD_BACK, SHARE_HELD_BACK = 2.0, 0.2
 #: Timers are not set for less: one lets in all that may go by then.
 SHORTEST_WAIT_SECONDS = 1e-4
 #: A place that failed is set aside for so long; twice as long each further time.
@@ -312,12 +314,11 @@ class Lanes:
 
     def _make(self, name: str, facts: LaneFacts) -> Lane:
         places = []
-        told_burst = self._limits.burst_seconds if self._limits is not None else None
         for number in range(facts.places):
             admission = Admission(
                 self.loop.time(),
                 self._limits,
-                burst_seconds=told_burst or facts.burst_seconds,
+                burst_seconds=_burst_seconds(self._limits, facts),
                 max_in_flight=self.most,
             )
             if self._memory is not None and number < len(facts.remembered_as):
@@ -327,6 +328,21 @@ class Lanes:
                     admission.recall(learned, share=share)
             places.append(Place(number, admission))
         return Lane(name, facts, places)
+
+
+def _burst_seconds(limits: Limits | None, facts: LaneFacts) -> float:
+    """Return how much of a told limit is used at once: a little less than the provider allows.
+
+    Calls arrive closer together than they were sent, now and then.
+    """
+    if limits is None:
+        return facts.burst_seconds
+    allowed = limits.burst_seconds or facts.burst_seconds
+    if not limits.requests_per_minute:
+        return allowed
+    return allowed - min(
+        CALLS_HELD_BACK * 60 / limits.requests_per_minute, SHARE_HELD_BACK * allowed
+    )
 
 
 def _characters(item: Item) -> int:

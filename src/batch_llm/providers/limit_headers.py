@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from batch_llm.strategies.admission import CONCURRENCY, INPUT, OUTPUT, REQUESTS, TOKENS
-from batch_llm.strategies.budgets import REQUESTS_PER_DAY, LimitHeader
+from batch_llm.strategies.admission import CONCURRENCY, INPUT, OUTPUT, TOKENS
+from batch_llm.strategies.budgets import REQUESTS, REQUESTS_PER_DAY, LimitHeader
 from batch_llm.strategies.http_errors import go_seconds, seconds_until
 
 if TYPE_CHECKING:

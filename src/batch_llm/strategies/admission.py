@@ -22,7 +22,7 @@ import random
 from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
-from batch_llm.strategies.budgets import REQUESTS_PER_DAY, Budget, LimitHeader
+from batch_llm.strategies.budgets import REQUESTS, REQUESTS_PER_DAY, Budget, LimitHeader
 from batch_llm.strategies.noise import Noise
 from batch_llm.strategies.overload import Overload
 from batch_llm.strategies.slots import Slots
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from batch_llm.core.config import Limits
 
-REQUESTS, TOKENS, INPUT, OUTPUT = "requests", "tokens", "input_tokens", "output_tokens"
+TOKENS, INPUT, OUTPUT = "tokens", "input_tokens", "output_tokens"
 #: Not counted per minute: how many calls may be in flight.
 CONCURRENCY = "concurrency"
 #: Kinds of tokens that a call's output counts in.
@@ -54,6 +54,8 @@ SEARCH_GAIN = 2.0
 CLOSURE_SHARE = 0.5
 #: A gate that was closed for less says nothing of a fixed window.
 SHORTEST_CLOSURE_SECONDS = 5.0
+#: A refusal so soon after the gate opened means that the bucket holds no more than was let in.
+BURST_SECONDS = 0.3
 #: A bucket that is fuller than this is not what holds the calls up: its rate does not grow.
 UNUSED_SHARE = 0.9
 #: How much a rate may grow in one step.
@@ -61,7 +63,7 @@ GROWTH_STEP = 0.25
 #: A call that was not refused for so long counts as let in; learned from refusals within bounds.
 DOUBT_SECONDS, SHORTEST_DOUBT_SECONDS, LONGEST_DOUBT_SECONDS = 0.5, 0.1, 2.0
 #: Calls in doubt at a time: at the start, when limits are told or seen, and at the most.
-DOUBT_START, DOUBT_TOLD, DOUBT_MOST = 2.0, 8.0, 256.0
+DOUBT_START, DOUBT_TOLD, DOUBT_MOST = 2.0, 2.0, 256.0
 DOUBT_LEAST = 32.0
 #: While a rate is searched so many, because they are refused when it is found.
 DOUBT_SEARCH = 64.0
@@ -368,7 +370,7 @@ class Admission:
                 budget.limit, budget.ceiling if budget.limit else budget.rate, budget.capacity
             )
             for name, budget in self.budgets.items()
-            if budget.rate < math.inf and budget.source != "told"
+            if self._is_known(budget) and budget.source != "told"
         }
 
     def recall(self, learned: Mapping[str, Known], *, share: float) -> None:
@@ -404,11 +406,15 @@ class Admission:
                 budget.shown_source,
             )
             for name, budget in self.budgets.items()
-            if budget.rate < math.inf
+            if self._is_known(budget)
         ]
         if self._slots.is_known:
             limits.append((CONCURRENCY, self._slots.most, "learned"))
         return limits
+
+    def _is_known(self, budget: Budget) -> bool:
+        """Tell whether a rate means something: under a limit on calls in flight it floats."""
+        return budget.rate < math.inf and not (budget.source == "unknown" and self._slots.is_known)
 
     @property
     def has_answered(self) -> bool:
@@ -524,6 +530,9 @@ class Admission:
             self._closed_again = 0
             if not self._is_first and self._is_noise(now, grant, seconds):
                 return
+            if not self._is_first:
+                is_burst = grant.at - self._open_at < BURST_SECONDS
+                self.budgets[REQUESTS].learn_burst(self._accepted_since_cut if is_burst else None)
             for name, budget in self.budgets.items():
                 if named is None or name == named:
                     self._cut_rate(now, budget, grant, seconds)

@@ -12,13 +12,15 @@ from typing import NamedTuple
 
 #: Limits are per minute, but for those per day.
 MINUTE, DAY = 60.0, 86_400.0
-REQUESTS_PER_DAY = "requests_per_day"
+REQUESTS, REQUESTS_PER_DAY = "requests", "requests_per_day"
 #: The lowest rate that is ever learned: one in ten minutes.
 LOWEST_RATE = 1 / 600
 #: What an unknown bucket is taken to hold: so many seconds of its rate. Short for requests, whose
 #: buckets are checked by the second; tokens come in larger pieces.
-LEARNED_SECONDS = {"requests": 1.0}
+LEARNED_SECONDS = {REQUESTS: 1.0}
 LEARNED_TOKEN_SECONDS = 5.0
+#: Of what was let in before a refusal so much is tried next time; and how that grows again.
+HELD_SHARE, HELD_GROWTH = 0.8, 1.25
 #: Lateness that is granted to the provider's clock at the end of a fixed window.
 RESET_SLACK_SECONDS = 0.1
 #: Sightings of a reset that stands still while the remainder moves, until it is a fixed window.
@@ -61,6 +63,7 @@ class Budget:
         "_told_capacity",
         "capacity",
         "ceiling",
+        "held",
         "is_window",
         "largest",
         "level",
@@ -101,6 +104,8 @@ class Budget:
         self.reset_at = math.inf
         self._last_header: tuple[float, float, float] | None = None
         self._header_votes = 0
+        #: What an unknown limit's bucket was seen to hold.
+        self.held = math.inf
         #: When calls were last let in again after a long closure.
         self._opened_at = -math.inf
 
@@ -173,7 +178,7 @@ class Budget:
         """Fit the bucket to a learned rate: it must hold the largest call."""
         if self.source == "unknown":
             seconds = LEARNED_SECONDS.get(self.name, LEARNED_TOKEN_SECONDS)
-            self.capacity = max(self.rate * seconds, self.largest, 1.0)
+            self.capacity = max(min(self.rate * seconds, self.held), self.largest, 1.0)
             self.level = min(self.level, self.capacity)
 
     def learn_capacity(self, spent: float, seconds: float) -> None:
@@ -187,6 +192,18 @@ class Budget:
             held = max(1.0, self.largest, spent - self.rate * seconds)
             self.capacity = min(self.capacity, held)
             self.level = min(self.level, self.capacity)
+
+    def learn_burst(self, let_in: float | None) -> None:
+        """Learn how much an unknown limit's bucket holds.
+
+        Args:
+            let_in: Between the opening of a closed gate and a refusal moments later; None when the
+                refusal came later, and says that it may be more.
+        """
+        if let_in is not None:
+            self.held = min(self.held, max(1.0, HELD_SHARE * let_in))
+        else:
+            self.held *= HELD_GROWTH
 
     def drain(self, now: float, level: float) -> None:
         """Believe that the provider's bucket holds no more than ``level``."""
