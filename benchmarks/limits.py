@@ -110,7 +110,7 @@ def ours(config):
 async def watch(processor, note):
     while True:
         now = processor.statistics()
-        believed = [one.per_minute / 60 for one in now.limits if one.dimension == "requests"]
+        believed = [one.limit / 60 for one in now.limits if one.dimension == "requests"]
         note.trace.append((time.monotonic(), believed[0] if believed else None, now.in_flight))
         await asyncio.sleep(2 * SAMPLE_SECONDS)
 

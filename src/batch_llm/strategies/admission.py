@@ -62,8 +62,8 @@ UNUSED_SHARE = 0.9
 GROWTH_STEP = 0.25
 #: A call that was not refused for so long counts as let in; learned from refusals within bounds.
 DOUBT_SECONDS, SHORTEST_DOUBT_SECONDS, LONGEST_DOUBT_SECONDS = 0.5, 0.1, 2.0
-#: Calls in doubt at a time: at the start, when limits are told or seen, and at the most.
-DOUBT_START, DOUBT_TOLD, DOUBT_MOST = 2.0, 2.0, 256.0
+#: Calls in doubt at a time: at the start, when headers show the limits, and at the most.
+DOUBT_START, DOUBT_SEEN, DOUBT_MOST = 2.0, 32.0, 256.0
 DOUBT_LEAST = 32.0
 #: While a rate is searched so many, because they are refused when it is found.
 DOUBT_SEARCH = 64.0
@@ -213,7 +213,7 @@ class Admission:
         self._doubtful: deque[Grant] = deque()
         self._in_doubt = 0
         self._doubt_seconds = DOUBT_SECONDS
-        self._doubt_limit = DOUBT_TOLD if told else DOUBT_START
+        self._doubt_limit = DOUBT_START
         self._doubt_told = DOUBT_SHARE * told.get(REQUESTS, 0.0)
         self._noise = Noise()
         self._slots = Slots()
@@ -489,7 +489,7 @@ class Admission:
             self._accepted_since_cut += 1
             self._closed_again = 0
             self._grow(now)
-        if self._is_first:
+        if self._is_first or self._knows_limits:
             share = max(DOUBT_LEAST, min(DOUBT_MOST, DOUBT_SHARE * self._accepted))
             aim = min(max(share, self._doubt_told), self._doubt_limit + 1)
             self._doubt_limit = max(self._doubt_limit, aim)
@@ -712,7 +712,7 @@ class Admission:
             for other in self.budgets.values():
                 if other.source == "unknown" and other.name not in headers:
                     other.release()  # who tells limits tells them all
-            self._doubt_limit = max(self._doubt_limit, DOUBT_TOLD)
+            self._doubt_limit = max(self._doubt_limit, DOUBT_SEEN)
             self._doubt_told = DOUBT_SHARE * (self.budgets[REQUESTS].limit or 0)
 
 
