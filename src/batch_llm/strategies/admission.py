@@ -56,6 +56,8 @@ CLOSURE_SHARE = 0.5
 SHORTEST_CLOSURE_SECONDS = 5.0
 #: A refusal so soon after the gate opened means that the bucket holds no more than was let in.
 BURST_SECONDS = 0.3
+#: What is remembered with less trust than this is where a search begins; else it is kept to.
+WELL_KNOWN_SHARE = 0.8
 #: A bucket that is fuller than this is not what holds the calls up: its rate does not grow.
 UNUSED_SHARE = 0.9
 #: How much a rate may grow in one step.
@@ -390,7 +392,7 @@ class Admission:
                 budget = self.budgets[name] = Budget(name, None, self._open_at, 0.0)
             budget.recall(limit, rate * share, capacity)
         self._is_first = False
-        self._is_searching = not self._knows_limits
+        self._is_searching = share < WELL_KNOWN_SHARE and not self._knows_limits
         most = 2 * self.requests_per_second * self._doubt_seconds
         self._doubt_limit = max(2.0, min(DOUBT_SEARCH, most))
 
@@ -536,6 +538,7 @@ class Admission:
             for name, budget in self.budgets.items():
                 if named is None or name == named:
                     self._cut_rate(now, budget, grant, seconds)
+            self._keep_in_step()
             self._is_searching = self._goes_on_searching(grant, seconds)
             self._cut_at = grant.at
         for name, budget in self.budgets.items():
@@ -648,6 +651,18 @@ class Admission:
         is_alone = seconds >= SECOND_CUT_SECONDS or self._is_first
         budget.learn_rate(budget.peak * (CUT if is_alone else SECOND_CUT))
 
+    def _keep_in_step(self) -> None:
+        """Let no unknown dimension allow fewer calls than the requests': it was hardly in use."""
+        requests = self.budgets[REQUESTS]
+        if requests.source != "unknown" or requests.rate == math.inf:
+            return
+        for budget in self.budgets.values():
+            if budget is not requests and budget.source == "unknown" and budget.rate < math.inf:
+                per_call = budget.spent / max(requests.spent, 1.0)
+                budget.peak = max(budget.peak, requests.peak * per_call)
+                if budget.rate < requests.rate * per_call:
+                    budget.learn_rate(requests.rate * per_call)
+
     def _close_gate(self, now: float, retry_after: float | None) -> None:
         again = self._closed_again
         if retry_after is not None:
@@ -692,6 +707,7 @@ class Admission:
                     max(budget.rate, aim), budget.rate * (1 + GROWTH_STEP * max(elapsed, 0.2))
                 )
             budget.learn_rate(rate)
+        self._keep_in_step()
         if not self._knows_limits:
             most = 2 * self.requests_per_second * self._doubt_seconds
             bound = DOUBT_SEARCH if self._is_searching else DOUBT_MOST

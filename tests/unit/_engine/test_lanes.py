@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 
 import pytest
 
@@ -48,8 +49,9 @@ def now():
 class Pool:
     """Answers requests; a place's answers are told by ``behaviour(place)``."""
 
-    def __init__(self, places, behaviour, remembered_as=()):
+    def __init__(self, places, behaviour, remembered_as=(), latencies=(0.5,)):
         self.calls = []
+        self._latencies = itertools.cycle(latencies)
         self._facts = LaneFacts(places=places, remembered_as=remembered_as)
         self._behaviour = behaviour
 
@@ -61,8 +63,8 @@ class Pool:
 
     async def call(self, _, attempt):
         self.calls.append((now(), attempt.place))
-        await asyncio.sleep(0.5)
         error = self._behaviour(attempt.place)
+        await asyncio.sleep(0.1 if isinstance(error, RateLimited) else next(self._latencies))
         return Outcome(error=error) if error else Outcome("ok", USAGE)
 
     def processor(self, **config):
@@ -328,7 +330,7 @@ async def test_what_was_learned_is_where_the_next_run_starts(tmp_path, monkeypat
             level -= 1
             return None
 
-        pool = Pool(1, behaviour, remembered_as=("p:model host",))
+        pool = Pool(1, behaviour, remembered_as=("p:model host",), latencies=(0.2, 3.0, 1.0))
         await pool.processor(concurrency="auto").process(requests(1000))
         return len(refused)
 
