@@ -45,17 +45,19 @@ SECOND_CUT_SECONDS = 5.0
 RECOVERY_SECONDS = 28.0
 #: Of the time that the gate was closed, so much counts as time without a cut.
 CLOSED_CREDIT_SECONDS = 15.0
-#: A rate is searched upwards after the first cut: so much per second, and per step at the most.
-SEARCH_PER_SECOND, SEARCH_STEP = 1.0, 0.5
-#: The search goes on after a refusal that let so much more in than the one before.
-SEARCH_GAIN = 2.0
+#: A rate is searched upwards after the first cut: by so much in each span, and per step at the
+#: most. A span is so many times as long as a call is in doubt, within bounds.
+SEARCH_GROWTH, SEARCH_STEP = 1.0, 1.0
+SEARCH_SPANS, SHORTEST_SPAN_SECONDS, LONGEST_SPAN_SECONDS = 4.0, 0.3, 1.0
+#: The search goes on until the limit's rate is known up to this factor.
+SEARCH_ENDS_WITHIN = 1.5
+#: And no longer than for so many refusals.
+SEARCH_CUTS = 4
 #: The first call that is let in after the first refusal shows the rate at which its cost came back;
 #: so much of that is believed, because the bucket was not quite empty.
 CLOSURE_SHARE = 0.5
 #: A gate that was closed for less says nothing of a fixed window.
 SHORTEST_CLOSURE_SECONDS = 5.0
-#: A refusal so soon after the gate opened means that the bucket holds no more than was let in.
-BURST_SECONDS = 0.3
 #: What is remembered with less trust than this is where a search begins; else it is kept to.
 WELL_KNOWN_SHARE = 0.8
 #: A bucket that is fuller than this is not what holds the calls up: its rate does not grow.
@@ -69,7 +71,7 @@ DOUBT_START, DOUBT_SEEN, DOUBT_MOST = 2.0, 32.0, 256.0
 DOUBT_LEAST = 32.0
 #: While a rate is searched so many, because they are refused when it is found.
 DOUBT_SEARCH = 64.0
-DOUBT_SHARE = 0.2
+DOUBT_SHARE, DOUBT_TOLD_SHARE = 0.2, 0.05
 #: Without a Retry-After the closed gate is tried again after this, doubling up to the longest.
 PROBE_SECONDS, LONGEST_PROBE_SECONDS = 0.25, 8.0
 #: A call whose rate is known from no dimension: so many a second.
@@ -216,12 +218,14 @@ class Admission:
         self._in_doubt = 0
         self._doubt_seconds = DOUBT_SECONDS
         self._doubt_limit = DOUBT_START
-        self._doubt_told = DOUBT_SHARE * told.get(REQUESTS, 0.0)
+        self._doubt_share = DOUBT_TOLD_SHARE if told else DOUBT_SHARE
+        self._doubt_told = self._doubt_share * told.get(REQUESTS, 0.0)
         self._noise = Noise()
         self._slots = Slots()
         self._overload = Overload(now, self._dice)
-        #: The rate of calls that the search for the limit has found so far.
-        self._found = 0.0
+        self._search_cuts = 0
+        #: Whether the last refusal has enclosed the limit well enough.
+        self._is_bracketed = False
         #: The first refusal's number, and what became of the calls sent after it under its belief.
         self._first_refused = 0
         self._followers_accepted = self._followers_refused = 0
@@ -322,7 +326,7 @@ class Admission:
         self._take_back(now, grant, refund=False)
         if headers:
             self._sync(now, grant, headers)
-        learned = max(0.9 * self._doubt_seconds + 0.2 * latency, 1.3 * latency)
+        learned = max(0.7 * self._doubt_seconds + 0.6 * latency, 1.3 * latency)
         self._doubt_seconds = max(SHORTEST_DOUBT_SECONDS, min(LONGEST_DOUBT_SECONDS, learned))
         is_first = grant.epoch == self._epoch
         if self._explains_in_flight(grant, dimension, is_first=is_first):
@@ -492,7 +496,7 @@ class Admission:
             self._closed_again = 0
             self._grow(now)
         if self._is_first or self._knows_limits:
-            share = max(DOUBT_LEAST, min(DOUBT_MOST, DOUBT_SHARE * self._accepted))
+            share = max(DOUBT_LEAST, min(DOUBT_MOST, self._doubt_share * self._accepted))
             aim = min(max(share, self._doubt_told), self._doubt_limit + 1)
             self._doubt_limit = max(self._doubt_limit, aim)
 
@@ -506,6 +510,8 @@ class Admission:
             ),
             default=math.inf,
         )
+        for budget in self.budgets.values():
+            budget.explain_opening(now, self._began_at, grant.at)
         if grant.at - self._cut_at > max(SHORTEST_CLOSURE_SECONDS, 3 * longest + 1):
             for budget in self.budgets.values():
                 budget.seems_a_window(now, grant.at)
@@ -530,14 +536,16 @@ class Admission:
             self._closed_again += 1  # still closed, which says nothing about the rate
         else:
             self._closed_again = 0
+            self._search_cuts += 1
+            self._is_bracketed = (
+                self._search_cuts > SEARCH_CUTS or self._ends_search(grant, seconds)
+            ) and not self._is_first
             if not self._is_first and self._is_noise(now, grant, seconds):
                 return
-            if not self._is_first:
-                is_burst = grant.at - self._open_at < BURST_SECONDS
-                self.budgets[REQUESTS].learn_burst(self._accepted_since_cut if is_burst else None)
-            for name, budget in self.budgets.items():
-                if named is None or name == named:
-                    self._cut_rate(now, budget, grant, seconds)
+            if not (self._is_first and self._is_told and self._explains_used_up(grant)):
+                for name, budget in self.budgets.items():
+                    if named is None or name == named:
+                        self._cut_rate(now, budget, grant, seconds)
             self._keep_in_step()
             self._is_searching = self._goes_on_searching(grant, seconds)
             self._cut_at = grant.at
@@ -545,14 +553,12 @@ class Admission:
             budget.distrust_window(now)
             budget.note_cut()
             if named is None or name == named:
-                # While a rate is searched, one call probes whether the provider has room again.
-                left = getattr(grant.cost, name) if self._is_searching else -budget.pending
-                budget.drain(now, left)
+                budget.drain(now, -budget.pending)
+                if self._is_searching:  # one call probes whether the provider has room again
+                    budget.level = max(budget.level, getattr(grant.cost, name))
                 if budget.is_window and retry_after is not None:
                     budget.reset_at = min(budget.reset_at, now + retry_after + 0.05)
         if self._is_first:
-            spent = grant.spent_then[REQUESTS]
-            self.budgets[REQUESTS].learn_capacity(spent, grant.at - self._began_at)
             self._first_refused = grant.number
             self._doubt_at_cut = self._doubt_limit
         self._is_first = False
@@ -560,8 +566,23 @@ class Admission:
         self._accepted_since_cut = 0
         self._grown_at = now
         self._close_gate(now, retry_after)
+        self.budgets[REQUESTS].keep_empty(self.closed_until)
         if not self._knows_limits:
             self._doubt_limit = max(2.0, 2 * self.requests_per_second * self._doubt_seconds)
+
+    def _explains_used_up(self, grant: Grant) -> bool:
+        """Tell whether a told limit refused its first call because a minute's worth was used."""
+        seconds = grant.at - self._began_at
+        is_counted = [
+            budget.seems_counted(grant.spent_then[name] - getattr(grant.cost, name), seconds)
+            for name, budget in self.budgets.items()
+        ]
+        if any(is_counted):
+            return True
+        requests = self.budgets[REQUESTS]
+        held, spent = requests.capacity, grant.spent_then[REQUESTS]
+        requests.learn_capacity(spent, seconds)
+        return requests.capacity < held
 
     def _explains_in_flight(self, grant: Grant, dimension: str | None, *, is_first: bool) -> bool:
         """Tell whether a limit on calls in flight refused a call: that says nothing of the rate."""
@@ -624,32 +645,63 @@ class Admission:
         """
         if self._knows_limits:
             return False
-        requests = self.budgets[REQUESTS]
         if self._is_first:
-            self._found = requests.rate
             return True
-        found = (grant.spent_then[REQUESTS] - 1 - requests.spent_at_cut) / seconds
-        goes_on = self._is_searching and found >= SEARCH_GAIN * self._found
-        self._found = found
-        return goes_on
+        return self._is_searching and not self._is_bracketed
 
     def _cut_rate(self, now: float, budget: Budget, grant: Grant, seconds: float) -> None:
         let_in = grant.spent_then.get(budget.name, 0.0) - getattr(grant.cost, budget.name)
         let_in = max(0.0, let_in - budget.spent_at_cut)
         if self._is_first and budget.source == "unknown":
-            if let_in > 0:  # all of a minute's burst may have been eaten: start low, search upwards
+            # All of a minute's burst may have been eaten: start low, search upwards.
+            let_in = let_in or getattr(grant.cost, budget.name)
+            if let_in > 0:
                 budget.peak = let_in / (60 + seconds)
+                budget.burst = let_in
                 budget.learn_rate(budget.peak)
             return
-        if budget.rate == math.inf:
+        if budget.rate == math.inf or budget.is_sliding:
             return
+        if self._is_first and budget.source == "header":
+            return  # calls in flight were more than was left, which headers tell from now on
         if self._is_searching:
-            budget.peak = max(let_in / seconds, budget.rate * 0.25, budget.peak)
+            least, overtaken = self._least(budget, grant, seconds), self._overtaken(budget)
+            if not self._is_bracketed and overtaken < least:
+                least = math.sqrt(least * budget.rate)
+            budget.peak = max(least, overtaken)
         else:
             budget.peak = budget.rate
         budget.refill(now)
-        is_alone = seconds >= SECOND_CUT_SECONDS or self._is_first
+        is_alone = self._is_searching or seconds >= SECOND_CUT_SECONDS
         budget.learn_rate(budget.peak * (CUT if is_alone else SECOND_CUT))
+
+    def _least(self, budget: Budget, grant: Grant, seconds: float) -> float:
+        """Return the rate that was let in since the last refusal, or since an earlier one.
+
+        The bucket was empty then and is empty now, so the limit's rate is no lower.
+        """
+        let_in = grant.spent_then.get(budget.name, 0.0) - getattr(grant.cost, budget.name)
+        budget.least = max(budget.least, (let_in - budget.spent_at_cut) / seconds)
+        return budget.least
+
+    def _overtaken(self, budget: Budget) -> float:
+        """Return the limit's rate that a growing one has overtaken; 0 where that can't be told."""
+        return _overtaken(budget.rate, budget.burst / self._span)
+
+    def _ends_search(self, grant: Grant, seconds: float) -> bool:
+        """Tell whether the limit is known well enough: estimated, or between close bounds."""
+        return any(
+            SEARCH_ENDS_WITHIN * max(self._least(budget, grant, seconds), self._overtaken(budget))
+            >= budget.rate
+            for budget in self.budgets.values()
+            if budget.rate < math.inf
+        )
+
+    @property
+    def _span(self) -> float:
+        """The time in which a rate that is searched doubles and more."""
+        span = SEARCH_SPANS * self._doubt_seconds
+        return max(SHORTEST_SPAN_SECONDS, min(LONGEST_SPAN_SECONDS, span))
 
     def _keep_in_step(self) -> None:
         """Let no unknown dimension allow fewer calls than the requests': it was hardly in use."""
@@ -672,7 +724,8 @@ class Admission:
             )
             wait = retry_after + stretch + self._dice.uniform(0, 0.02)
         elif again:
-            usual = 1 / self.requests_per_second
+            # The rate that the first refusal left is a guess, and no reason to wait.
+            usual = 1 / self.requests_per_second if self._epoch > again + 1 else 0.0
             longest = max(LONGEST_PROBE_SECONDS, 2 * usual)
             wait = min(longest, max(PROBE_SECONDS, 0.5 * usual) * 2 ** min(again, 10))
             wait *= self._dice.uniform(0.8, 1.2)
@@ -699,7 +752,7 @@ class Admission:
                 continue
             budget.refill(now)
             if self._is_searching:
-                rate = budget.rate * (1 + min(SEARCH_PER_SECOND * elapsed, SEARCH_STEP))
+                rate = budget.rate * (1 + min(SEARCH_GROWTH * elapsed / self._span, SEARCH_STEP))
             else:
                 distance = age / RECOVERY_SECONDS - 1
                 aim = budget.peak * (1 + (1 - CUT) * distance**3)
@@ -729,7 +782,29 @@ class Admission:
                 if other.source == "unknown" and other.name not in headers:
                     other.release()  # who tells limits tells them all
             self._doubt_limit = max(self._doubt_limit, DOUBT_SEEN)
-            self._doubt_told = DOUBT_SHARE * (self.budgets[REQUESTS].limit or 0)
+            self._doubt_told = self._doubt_share * (self.budgets[REQUESTS].limit or 0)
+
+
+def _overtaken(rate: float, burst_per_span: float) -> float:
+    """Return the limit's rate that a growing one has overtaken when the bucket is used up.
+
+    A rate R that grows e-fold in a span S and passed the limit's rate r takes
+    S * (R - r - r * ln(R / r)) out of the bucket meanwhile: as much as the burst that it holds.
+
+    Args:
+        rate: R.
+        burst_per_span: The burst, divided by S.
+    """
+    if rate <= burst_per_span or rate == math.inf:
+        return 0.0
+    low, high = 0.0, rate
+    for _ in range(20):
+        middle = (low + high) / 2
+        if rate - middle - middle * math.log(rate / middle) > burst_per_span:
+            low = middle
+        else:
+            high = middle
+    return low
 
 
 def _says_something(header: LimitHeader) -> bool:

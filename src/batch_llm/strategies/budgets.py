@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+from batch_llm.strategies.windows import MinuteLog
+
 #: Limits are per minute, but for those per day.
 MINUTE, DAY = 60.0, 86_400.0
 REQUESTS, REQUESTS_PER_DAY = "requests", "requests_per_day"
@@ -19,14 +21,24 @@ LOWEST_RATE = 1 / 600
 #: buckets are checked by the second; tokens come in larger pieces.
 LEARNED_SECONDS = {REQUESTS: 1.0}
 LEARNED_TOKEN_SECONDS = 5.0
-#: Of what was let in before a refusal so much is tried next time; and how that grows again.
-HELD_SHARE, HELD_GROWTH = 0.8, 1.25
+#: Of what was let in before the first refusal so much is used of a told limit's burst.
+HELD_SHARE = 0.8
+#: Calls arrive closer together than they were sent, now and then: of a bucket that headers show so
+#: many of the largest calls are not used, or this share.
+CALLS_HELD_BACK, SHARE_HELD_BACK = 2.0, 0.2
 #: Lateness that is granted to the provider's clock at the end of a fixed window.
 RESET_SLACK_SECONDS = 0.1
 #: Sightings of a reset that stands still while the remainder moves, until it is a fixed window.
 _VOTES_FOR_WINDOW = 3
 #: How far two openings may be from whole minutes apart: probes find them late.
 _OPENING_SLACK_SECONDS = 6.0
+#: A limit that was used up in no less than this may be told from a bucket's, by the share of it
+#: that was let in.
+SHORTEST_COUNT_SECONDS, COUNTED_SHARE = 3.0, 0.9
+#: A refusal with less than this used refutes a window.
+REFUTING_SHARE = 0.7
+#: A sliding window may seem to open so much too soon.
+_SLIDING_SLACK_SECONDS = 2.0
 _MAX_VOTES, _MIN_VOTES = 5, -50
 
 
@@ -58,16 +70,20 @@ class Budget:
         "_allowed",
         "_header_votes",
         "_last_header",
+        "_log",
         "_opened_at",
         "_told",
         "_told_capacity",
+        "burst",
         "capacity",
         "ceiling",
-        "held",
+        "is_sliding",
         "is_window",
         "largest",
+        "least",
         "level",
         "limit",
+        "may_be_counted",
         "name",
         "peak",
         "pending",
@@ -100,12 +116,18 @@ class Budget:
         #: Output of the calls in flight that the provider will charge when they end.
         self.pending = 0.0
         self.largest = 1.0
-        self.is_window = False
+        self.is_window = self.is_sliding = False
+        #: Whether a minute's limit was used up sooner than a bucket's would have been.
+        self.may_be_counted = False
+        #: The charges of the last minute, where the limit was told.
+        self._log = None if limit is None else MinuteLog(self.window_seconds)
         self.reset_at = math.inf
         self._last_header: tuple[float, float, float] | None = None
         self._header_votes = 0
-        #: What an unknown limit's bucket was seen to hold.
-        self.held = math.inf
+        #: What was let in before the first refusal of an unknown limit.
+        self.burst = math.inf
+        #: The highest rate that was seen to be let in between two refusals in the search.
+        self.least = 0.0
         #: When calls were last let in again after a long closure.
         self._opened_at = -math.inf
 
@@ -144,6 +166,8 @@ class Budget:
             self.refill(now)
             self.level = min(self.capacity, self.level - amount)
             self._allowed = min(self._told_capacity, self._allowed - amount)
+            if self._log is not None:
+                self._log.charge(now, amount)
 
     def uncharge(self, now: float, amount: float, *, refund: bool) -> None:
         """Forget a charge that the provider did not make; with ``refund`` it is there again."""
@@ -151,6 +175,8 @@ class Budget:
         if self.is_limited:
             self.refill(now)
             self._allowed = min(self._told_capacity, self._allowed + amount)
+            if self._log is not None:
+                self._log.charge(now, -amount)
             if refund:
                 self.level = min(self.capacity, self.level + amount)
 
@@ -162,12 +188,15 @@ class Budget:
         if not self.is_limited:
             return 0.0
         self.refill(now)
+        counted = 0.0
+        if self.is_sliding and self._log is not None:
+            counted = self._log.wait(now, max(0.0, self.capacity - amount))
         missing = min(amount, self.capacity) - self.level
         if missing <= 1e-9:
-            return 0.0
+            return counted
         if self.is_window:
             return max(1e-3, self.reset_at + RESET_SLACK_SECONDS - now)
-        return missing / self.rate
+        return max(counted, missing / self.rate)
 
     def learn_rate(self, rate: float) -> None:
         """Take ``rate`` for the limit, as far as the ceiling allows."""
@@ -178,8 +207,25 @@ class Budget:
         """Fit the bucket to a learned rate: it must hold the largest call."""
         if self.source == "unknown":
             seconds = LEARNED_SECONDS.get(self.name, LEARNED_TOKEN_SECONDS)
-            self.capacity = max(min(self.rate * seconds, self.held), self.largest, 1.0)
+            self.capacity = max(min(self.rate * seconds, self.burst), self.largest, 1.0)
             self.level = min(self.level, self.capacity)
+
+    def seems_counted(self, spent: float, seconds: float) -> bool:
+        """Tell from the first refusal whether a told limit may count what was used in a minute.
+
+        A bucket that holds a minute's worth lets more in, because it fills again meanwhile.
+
+        Args:
+            spent: Since the start, the refused call not included.
+            seconds: Since the start.
+        """
+        if self._told is None or self.source != "told" or self.window_seconds >= DAY:
+            return False
+        if not SHORTEST_COUNT_SECONDS <= seconds < self.window_seconds:
+            return False
+        share = (spent - self.pending) / self._told
+        self.may_be_counted = COUNTED_SHARE <= share < 1 + 0.5 * seconds / self.window_seconds
+        return self.may_be_counted
 
     def learn_capacity(self, spent: float, seconds: float) -> None:
         """Learn from the first refusal how much a told limit's bucket holds at the most.
@@ -189,27 +235,23 @@ class Budget:
             seconds: Since the start.
         """
         if self.source == "told" and self.window_seconds < DAY:
-            held = max(1.0, self.largest, spent - self.rate * seconds)
+            held = max(1.0, self.largest, HELD_SHARE * (spent - self.rate * seconds))
             self.capacity = min(self.capacity, held)
             self.level = min(self.level, self.capacity)
 
-    def learn_burst(self, let_in: float | None) -> None:
-        """Learn how much an unknown limit's bucket holds.
-
-        Args:
-            let_in: Between the opening of a closed gate and a refusal moments later; None when the
-                refusal came later, and says that it may be more.
-        """
-        if let_in is not None:
-            self.held = min(self.held, max(1.0, HELD_SHARE * let_in))
-        else:
-            self.held *= HELD_GROWTH
-
     def drain(self, now: float, level: float) -> None:
         """Believe that the provider's bucket holds no more than ``level``."""
-        if self.is_limited:
+        if self.is_limited and not self.is_sliding:
             self.refill(now)
             self.level = min(self.level, level)
+
+    def keep_empty(self, until: float) -> None:
+        """Let a bucket whose size is not told fill from ``until`` on only.
+
+        What a closed gate saves up would come in one burst, and the provider's bucket may be small.
+        """
+        if self.source == "unknown" or self.capacity < self._told_capacity < math.inf:
+            self.updated_at = max(self.updated_at, until)
 
     def release(self) -> None:
         """Take it for unlimited again."""
@@ -269,6 +311,7 @@ class Budget:
         if not self.is_window:
             # A bucket's reset is the time until it is full, which tells how much it holds.
             holds = remaining + reset * self.ceiling
+            holds -= min(CALLS_HELD_BACK * self.largest, SHARE_HELD_BACK * holds)
             self.capacity = min(limit, max(holds, self.largest, 1.0))
             self.level = min(self.level, self.capacity)
         deadline = sent_at + reset
@@ -317,15 +360,33 @@ class Budget:
         if not (ago > self.window_seconds / 2 and off < _OPENING_SLACK_SECONDS):
             return
         self.refill(now)
+        self._become_window(opened_at)
+
+    def explain_opening(self, now: float, began_at: float, opened_at: float) -> None:
+        """Tell how a limit is counted that was used up: its first opening shows it.
+
+        A sliding window opens when the first charge is a minute old, a fixed one sooner.
+        """
+        if not self.may_be_counted:
+            return
+        self.may_be_counted = False
+        self.refill(now)
+        if opened_at - began_at < self.window_seconds - _SLIDING_SLACK_SECONDS:
+            self._become_window(opened_at)
+        else:
+            self.is_sliding = True
+            self.level = min(self.capacity, self._allowed)
+
+    def _become_window(self, opened_at: float) -> None:
         self.is_window = True
         self.rate = self.ceiling
-        self.level = self.capacity = self.limit
+        self.level = self.capacity = self.limit or self.capacity
         self.spent_at_reset = self.spent
         self.reset_at = opened_at + self.window_seconds
 
     def become_bucket(self) -> None:
-        """Give up the belief in a fixed window."""
-        self.is_window = False
+        """Give up the belief in a window."""
+        self.is_window = self.is_sliding = False
         self.rate = self.ceiling
         self._keep_to_told()
 
@@ -334,11 +395,15 @@ class Budget:
         self.level = min(self.level, self.capacity, self._allowed)
 
     def distrust_window(self, now: float) -> None:
-        """Give that belief up for good, when a refusal came in mid-window with room left."""
+        """Give the belief in a window up for good, when a refusal came with room left in it."""
+        if self.is_sliding and self._log is not None and self.limit is not None:
+            if self._log.used(now) < REFUTING_SHARE * self.limit:
+                self.become_bucket()
+            return
         if not self.is_window or self.spent_at_reset <= 0:
             return
         age = now - (self.reset_at - self.window_seconds)
         is_early = 1 < age < self.window_seconds - 1 or self.source != "header"
-        if is_early and self.spent - self.spent_at_reset < 0.7 * self.capacity:
+        if is_early and self.spent - self.spent_at_reset < REFUTING_SHARE * self.capacity:
             self._header_votes = _MIN_VOTES
             self.become_bucket()

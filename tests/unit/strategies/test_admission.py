@@ -6,7 +6,7 @@ import random
 import pytest
 
 from batch_llm import Limits
-from batch_llm.strategies.admission import REQUESTS, TOKENS, Admission, Cost
+from batch_llm.strategies.admission import REQUESTS, TOKENS, Admission, Cost, _overtaken
 from batch_llm.strategies.budgets import LimitHeader
 
 ONE = Cost()
@@ -22,6 +22,14 @@ def start_all(one, now, cost=ONE):
     while one.wait(now, cost) <= 0:
         grants.append(one.start(now, cost))
     return grants
+
+
+def past_the_first_refusal(one, cost=ONE):
+    """Refuse one call, which shows a told limit's bucket; return the time when one was let in."""
+    one.refused(0.1, one.start(0.0, cost), latency=0.1)
+    now = one.closed_until + 20.0
+    one.accepted(now, one.start(now, cost))
+    return now
 
 
 def test_few_calls_are_in_doubt_at_the_start_and_silence_is_consent():
@@ -67,10 +75,11 @@ def test_retry_after_closes_the_gate_for_exactly_that_long():
 
 def test_refusals_of_one_burst_are_one_cut():
     one = admission(limits=Limits(requests_per_minute=6000))
-    grants = start_all(one, 0.0)
+    now = past_the_first_refusal(one) + 6.0
+    grants = [one.start(now, ONE) for _ in range(5)]
     before = one.budgets[REQUESTS].rate
 
-    news = [one.refused(0.2, grant, latency=0.2).is_news for grant in grants]
+    news = [one.refused(now + 0.2, grant, latency=0.2).is_news for grant in grants]
 
     assert news == [True] + [False] * (len(grants) - 1)
     assert one.budgets[REQUESTS].rate == pytest.approx(before * 0.87)
@@ -96,7 +105,8 @@ def test_headers_are_believed_over_what_was_learned():
     one.accepted(0.5, grant, None, {REQUESTS: LimitHeader(600, 9, 0.1)})
 
     assert one.known_limits() == [(REQUESTS, 600.0, "header")]
-    assert one.budgets[REQUESTS].capacity == pytest.approx(10.0)  # 9 left, 0.1 s from full
+    # 9 left, 0.1 s from full: 10, of which two are held back.
+    assert one.budgets[REQUESTS].capacity == pytest.approx(8.0)
 
 
 @pytest.mark.parametrize(
@@ -145,11 +155,12 @@ def test_a_told_limit_is_a_ceiling_for_what_grows_too():
 def test_the_dimension_that_is_used_up_is_the_one_that_is_cut():
     one = admission()
     headers = {REQUESTS: LimitHeader(600, 100, 1.0), TOKENS: LimitHeader(6000, 0, 1.0)}
-    one.accepted(0.2, one.start(0.0, Cost(1.0, 50.0)), None, headers)
-    grant = one.start(0.3, Cost(1.0, 50.0))
+    now = past_the_first_refusal(one, Cost(1.0, 50.0)) + 6.0
+    one.accepted(now + 0.2, one.start(now, Cost(1.0, 50.0)), None, headers)
+    grant = one.start(now + 0.3, Cost(1.0, 50.0))
     rate = one.budgets[REQUESTS].rate
 
-    one.refused(0.4, grant, latency=0.1, headers=headers)
+    one.refused(now + 0.4, grant, latency=0.1, headers=headers)
 
     assert one.budgets[REQUESTS].rate == rate
     assert one.budgets[TOKENS].rate < 100
@@ -207,7 +218,7 @@ def test_a_smaller_bucket_in_headers_is_believed_at_once():
 
     one.accepted(0.1, one.start(0.0, ONE), None, {REQUESTS: LimitHeader(600, 9, 0.1)})
 
-    assert one.budgets[REQUESTS].level <= one.budgets[REQUESTS].capacity == pytest.approx(10.0)
+    assert one.budgets[REQUESTS].level <= one.budgets[REQUESTS].capacity == pytest.approx(8.0)
 
 
 @pytest.mark.parametrize(
@@ -217,9 +228,10 @@ def test_a_smaller_bucket_in_headers_is_believed_at_once():
 )
 def test_nonsense_in_a_refusal_s_headers_spares_no_dimension_the_cut(headers):
     one = admission(limits=Limits(requests_per_minute=600, tokens_per_minute=6000))
-    grant = one.start(0.0, Cost(1.0, 10.0))
+    now = past_the_first_refusal(one, Cost(1.0, 10.0)) + 6.0
+    grant = one.start(now, Cost(1.0, 10.0))
 
-    one.refused(0.1, grant, latency=0.1, headers=headers)
+    one.refused(now + 0.1, grant, latency=0.1, headers=headers)
 
     assert one.budgets[TOKENS].rate == pytest.approx(0.87 * 100)
     assert one.budgets[REQUESTS].rate == pytest.approx(0.87 * 10)
@@ -287,22 +299,92 @@ def test_a_cost_that_comes_back_late_lowers_no_rate():
     assert one.budgets[REQUESTS].rate >= low
 
 
-def searching_until(calls_between):
-    """Refuse a call after so many were let in, each ten seconds apart; return who searches on."""
-    one, now, searches = admission(dimensions=(REQUESTS,)), 0.0, []
-    for calls in calls_between:
-        for n in range(calls):
-            at = now + 10 * (n + 1) / (calls + 1)
+def test_the_search_goes_on_until_what_was_let_in_is_close_to_what_was_refused():
+    one = admission(dimensions=(REQUESTS,))
+    one.accepted(0.1, one.start(0.0, ONE))
+    one.refused(0.2, one.start(0.1, ONE), latency=0.1)
+    requests, searches = one.budgets[REQUESTS], []
+    requests.burst = 1e9  # the bucket may be large: nothing is to be learned from its size
+    for now, refused_at, let_in in ((10.0, 100.0, 100), (20.0, 60.0, 300), (30.0, 50.0, 400)):
+        for n in range(let_in):
+            at = now + n / 100
             one.accepted(at, one.start(at, ONE))
-        now += 10.0
-        one.refused(now, one.start(now, ONE), latency=0.0)
-        searches.append(one._is_searching)
-    return searches
+        requests.rate = refused_at
+        one.refused(now + 9.9, one.start(now + 9.9, ONE), latency=0.0)
+        searches.append((one._is_searching, round(requests.peak)))
+
+    assert searches == [(True, 22), (True, 42), (False, 40)]
 
 
-def test_the_search_goes_on_while_each_refusal_let_in_twice_as_much_as_the_one_before():
-    assert searching_until([10, 20, 41, 82]) == [True, True, True, True]
-    assert searching_until([10, 20, 41, 60, 200]) == [True, True, True, False, False]
+def test_a_rate_that_grew_over_a_small_bucket_tells_which_it_has_overtaken():
+    # From 100 a second to 200, e-fold in each second: 100 * (e**ln(2) - 1 - ln(2)) calls too many.
+    too_many = 100 * (1 - math.log(2))
+
+    assert _overtaken(200.0, too_many) == pytest.approx(100.0, rel=1e-3)
+    assert _overtaken(200.0, 250.0) == 0.0
+    assert _overtaken(math.inf, 10.0) == 0.0
+
+
+def test_a_told_limit_used_up_sooner_than_a_bucket_s_that_opens_when_its_first_call_is_a_minute_old():
+    one = admission(limits=Limits(requests_per_minute=60))
+    requests = one.budgets[REQUESTS]
+    for n in range(60):
+        one.accepted(0.5 * n, one.start(0.5 * n, ONE))
+    one.refused(30.0, one.start(30.0, ONE), latency=0.1)
+    assert requests.rate == 1.0  # it is no lower for that
+
+    one.accepted(60.2, one.start(60.1, ONE))
+
+    assert requests.is_sliding
+    assert one.wait(60.2, ONE) == pytest.approx(61.0 - 60.2)  # until the first second's have left
+
+
+def test_one_that_opens_sooner_is_one_per_fixed_minute():
+    one = admission(limits=Limits(requests_per_minute=60))
+    for n in range(60):
+        one.accepted(0.5 * n, one.start(0.5 * n, ONE))
+    one.refused(30.0, one.start(30.0, ONE), latency=0.1)
+
+    one.accepted(40.1, one.start(40.0, ONE))
+
+    assert one.budgets[REQUESTS].is_window
+    assert one.budgets[REQUESTS].reset_at == 100.0
+
+
+@pytest.mark.parametrize(
+    ("calls", "seconds"), [(20, 30.0), (75, 30.0), (60, 70.0), (60, 2.0)],
+    ids=["a small bucket", "a bucket", "too late", "too soon"],
+)  # fmt: skip
+def test_a_told_limit_is_not_counted_unless_just_a_minute_s_worth_was_let_in(calls, seconds):
+    one = admission(limits=Limits(requests_per_minute=60))
+    for n in range(calls):
+        at = seconds * n / calls
+        one.accepted(at, one.start(at, ONE))
+    one.refused(seconds, one.start(seconds, ONE), latency=0.1)
+
+    one.accepted(seconds + 40, one.start(seconds + 39.9, ONE))
+
+    assert not one.budgets[REQUESTS].is_window
+    assert not one.budgets[REQUESTS].is_sliding
+
+
+def test_the_first_refusal_of_a_told_limit_shows_a_smaller_bucket_and_no_lower_rate():
+    one = admission(limits=Limits(requests_per_minute=600))
+    for _ in range(20):
+        one.accepted(0.0, one.start(0.0, ONE))
+    one.refused(0.1, one.start(0.0, ONE), latency=0.1)
+
+    assert one.budgets[REQUESTS].rate == 10.0
+    assert one.budgets[REQUESTS].capacity == pytest.approx(0.8 * 21)
+
+
+def test_what_a_closed_gate_saves_up_is_not_sent_in_one_burst():
+    one = admission(dimensions=(REQUESTS,))
+    one.accepted(0.1, one.start(0.0, ONE))
+    one.refused(0.2, one.start(0.1, ONE), latency=0.1, retry_after=30.0)
+    one.budgets[REQUESTS].burst = one._doubt_limit = 1000.0
+
+    assert len(start_all(one, one.closed_until + 1e-3)) == 1
 
 
 def test_a_known_limit_is_not_searched():
@@ -322,7 +404,7 @@ def test_a_known_limit_is_not_searched():
 def test_a_second_cut_within_moments_cuts_deeper():
     one = admission(limits=Limits(requests_per_minute=6000))
     rates = []
-    for sent, lets_in in ((10.0, 1.0), (12.0, 20.0), (30.0, 40.0)):
+    for sent, lets_in in ((5.0, 1.0), (10.0, 1.0), (12.0, 20.0), (30.0, 40.0)):
         before = one.budgets[REQUESTS].rate
         one.refused(sent + 0.1, one.start(sent, ONE), latency=0.1)
         rates.append(one.budgets[REQUESTS].rate / before)
@@ -331,7 +413,7 @@ def test_a_second_cut_within_moments_cuts_deeper():
         one.accepted(later, one.start(later, ONE))
         assert later < lets_in + 60
 
-    assert rates == pytest.approx([0.87, 0.7, 0.87])
+    assert rates == pytest.approx([1.0, 0.87, 0.7, 0.87])  # the first shows the bucket's size
 
 
 def test_while_the_gate_proves_closed_again_one_call_at_a_time_is_tried():
@@ -367,11 +449,12 @@ def test_who_tells_limits_tells_them_all():
 
 def test_a_dimension_that_is_not_used_up_does_not_grow():
     one = admission(limits=Limits(requests_per_minute=600, tokens_per_minute=60_000))
-    one.refused(0.1, one.start(0.0, Cost(1.0, 10.0)), latency=0.1)
+    now = past_the_first_refusal(one, Cost(1.0, 10.0)) + 6.0
+    one.refused(now + 0.1, one.start(now, Cost(1.0, 10.0)), latency=0.1)
     one.budgets[TOKENS].level = one.budgets[TOKENS].capacity
     requests, tokens = one.budgets[REQUESTS].rate, one.budgets[TOKENS].rate
-    now = 1.0
-    while now < 20.0:  # all requests that there may be, and few tokens
+    now = ends = now + 1.0
+    while now < ends + 20.0:  # all requests that there may be, and few tokens
         now += 0.05
         for grant in start_all(one, now, Cost(1.0, 1.0)):
             one.accepted(now, grant)

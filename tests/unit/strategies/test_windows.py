@@ -1,0 +1,48 @@
+"""What was charged in the last minute."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from batch_llm.strategies.windows import MinuteLog
+
+charges = st.lists(st.tuples(st.floats(0, 30), st.integers(1, 50)), max_size=60)
+
+
+def test_a_charge_leaves_the_window_up_to_a_second_late():
+    log = MinuteLog(60.0)
+    log.charge(10.5, 5.0)
+
+    assert log.used(70.9) == 5.0
+    assert log.used(71.0) == 0.0
+
+
+def test_a_wait_is_until_enough_has_left():
+    log = MinuteLog(60.0)
+    for now in (1.0, 2.0, 3.0):
+        log.charge(now, 10.0)
+
+    assert log.wait(3.0, 30.0) == 0.0
+    assert log.wait(3.0, 20.0) == 62.0 - 3.0
+    assert log.wait(3.0, 5.0) == 64.0 - 3.0
+
+
+def test_what_is_taken_back_is_room_again():
+    log = MinuteLog(60.0)
+    log.charge(1.0, 10.0)
+    log.charge(5.0, -4.0)
+
+    assert log.wait(5.0, 6.0) == 0.0
+
+
+@given(charges)
+def test_no_window_holds_more_than_what_it_waited_for(steps):
+    log, now, sent = MinuteLog(60.0), 0.0, []
+    for pause, amount in steps:
+        now += pause
+        now += log.wait(now, 100.0 - amount)
+        assert log.wait(now, 100.0 - amount) == 0.0
+        log.charge(now, amount)
+        sent.append((now, amount))
+        assert sum(amount for at, amount in sent if at > now - 60.0) <= 100
