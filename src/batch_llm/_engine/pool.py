@@ -59,8 +59,8 @@ class Pool:
     place. The number of parked items that are replaced is bounded, so that memory is too.
 
     Args:
-        size: Tells how many items are to be in work, parked ones not counted. It may change;
-            ``fill`` follows it.
+        size: Tells how many items are to be in work, parked ones not counted, when told how many
+            are. It may change; ``fill`` follows it.
         max_parked: Parked items that are replaced at the most.
         handle: Takes an item from start to result; it raises only what shall stop the run.
         on_started: Called with the id of each worker that starts.
@@ -69,7 +69,7 @@ class Pool:
 
     def __init__(
         self,
-        size: Callable[[], int],
+        size: Callable[[int], int],
         max_parked: int,
         handle: Callable[[LLMWorkItem[Any, Any, Any], Worker], Awaitable[None]],
         on_started: Callable[[int], None],
@@ -149,7 +149,8 @@ class Pool:
             self._spawn_if_room()
 
     def _spawn_if_room(self) -> None:
-        if self._headcount < self._size():
+        present = self._headcount
+        if present < self._size(present):
             self._spawn()
 
     def _spawn(self) -> None:
@@ -191,7 +192,8 @@ class Pool:
                 raise
             finally:
                 source.finished()
-            if self._headcount > self._size():
+            present = self._headcount
+            if present > self._size(present):
                 # A parked item came back, and this worker had stood in for it. It counts as gone
                 # at once: its task is removed a step later, and nobody else may leave for it.
                 worker.is_leaving = True
