@@ -89,6 +89,8 @@ class Pool:
         self._is_draining = False
         self.is_cancelling = False
         self._leaving = 0
+        #: Whether a worker was started that has not asked for its first item in vain, or got it.
+        self._is_one_starting = False
         self.parked = 0
 
     async def run(self, source: Source) -> None:
@@ -149,11 +151,15 @@ class Pool:
             self._spawn_if_room()
 
     def _spawn_if_room(self) -> None:
+        # One at a time: it takes its item, and then whether there is room for more can be told.
+        if self._is_one_starting:
+            return
         present = self._headcount
         if present < self._size(present):
             self._spawn()
 
     def _spawn(self) -> None:
+        self._is_one_starting = True
         worker_id = self._free_ids.pop() if self._free_ids else len(self._tasks)
         # `_work` cannot start before the entry below is made: tasks start on the next step.
         task = asyncio.create_task(self._work())
@@ -180,6 +186,8 @@ class Pool:
                 item = None  # type: ignore[unreachable]
             finally:
                 worker.is_idle = False
+                if is_first:
+                    self._is_one_starting = False
             if item is None:
                 return
             if is_first:
