@@ -69,8 +69,13 @@ class AdmissionGate:
         self._cooldown_timer: asyncio.TimerHandle | None = None
         self._cooled_seconds = 0.0
         self._cooling_since = self._cooling_until = 0.0
-        self.in_flight = self.waiting = 0
+        self.in_flight = 0
         self.consecutive = 0
+
+    @property
+    def waiting(self) -> int:
+        """Attempts that wait to be let in."""
+        return self._flow.all_waiting
 
     @property
     def is_cooling(self) -> bool:
@@ -190,7 +195,6 @@ class AdmissionGate:
         future: asyncio.Future[Ticket] = self._loop.create_future()
         lane.add(future, item, cost, self._flow, is_retry=is_retry)
         self.lanes.pump(lane)
-        self.waiting += 1
         self._on_room()  # it may be that it waits for a lane of its own
         try:
             ticket = await future
@@ -202,8 +206,6 @@ class AdmissionGate:
                 self.in_flight += 1
                 self.leave(future.result(), was_sent=False)
             raise
-        finally:
-            self.waiting -= 1
         self.in_flight += 1
         return ticket
 

@@ -62,7 +62,7 @@ _OF_THE_CALL = {
     ErrorCode.BAD_REQUEST,
 }
 #: After a failure other places are preferred for so long; twice as long after each further one.
-AVOIDED_SECONDS, LONGEST_AVOIDED_SECONDS = 0.5, 15.0
+AVOIDED_SECONDS, LONGEST_AVOIDED_SECONDS = 2.0, 15.0
 #: One in so many of a run's calls goes to the one that has waited longest, whatever its priority.
 LONGEST_WAITING_EVERY = 10
 #: Where the limit is known, so many seconds of it may be in flight.
@@ -145,7 +145,15 @@ class Flow:
         longest_pause_seconds: A call that would have to wait longer for its lane fails instead.
     """
 
-    __slots__ = ("finish", "longest_pause_seconds", "on_room", "taken", "waiting", "weight")
+    __slots__ = (
+        "all_waiting",
+        "finish",
+        "longest_pause_seconds",
+        "on_room",
+        "taken",
+        "waiting",
+        "weight",
+    )
 
     def __init__(
         self, weight: float, on_room: Callable[[], None], longest_pause_seconds: float = math.inf
@@ -158,6 +166,7 @@ class Flow:
         #: By lane: its calls that were taken out of the queue, and those that are in it.
         self.taken: dict[str, int] = {}
         self.waiting: dict[str, int] = {}
+        self.all_waiting = 0
 
 
 class Ticket(NamedTuple):
@@ -300,10 +309,12 @@ class Lane:
         live = flow.waiting.get(self.name, 0)
         line.add(Waiting(not is_retry, -item.priority, self._arrivals, future, cost, flow), live)
         flow.waiting[self.name] = live + 1
+        flow.all_waiting += 1
 
     def give_up(self, flow: Flow) -> None:
         """Note that one of a run's calls in the queue was cancelled."""
         flow.waiting[self.name] -= 1
+        flow.all_waiting -= 1
 
     def next(self) -> Waiting | None:
         """Return the call whose turn it is, and drop those that were given up."""
@@ -323,6 +334,7 @@ class Lane:
         """Take a call out of the queue; its future is to be set before the next look."""
         flow, name = waiting.flow, self.name
         flow.waiting[name] -= 1
+        flow.all_waiting -= 1
         flow.taken[name] = flow.taken.get(name, 0) + 1
         self._virtual_time = self._start_of(flow)
         flow.finish[name] = self._virtual_time + 1 / flow.weight
