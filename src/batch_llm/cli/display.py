@@ -120,12 +120,17 @@ def log_line(now: Statistics, rates: Rates, total: int | None) -> str:
     ]
     if now.state == "cooling":
         pairs.append(f"resumes_s={now.cooldown_remaining_seconds:.0f}")
+    pairs += [f"waits_for={reason.replace(' ', '_')}" for reason in _waits_for(now)]
     if (left := time_left(now, total)) is not None:
         pairs.append(f"eta_s={left:.0f}")
     for code in sorted(now.failures_by_code.keys() | now.retries_by_code.keys()):
         count = now.failures_by_code.get(code, 0) + now.retries_by_code.get(code, 0)
         pairs.append(f"err.{code}={count}")
     return f"batch-llm {now.state} {done} {' '.join(pairs)}"
+
+
+def _waits_for(now: Statistics) -> list[str]:
+    return list(dict.fromkeys(pause.reason for pause in now.pauses))
 
 
 def summary_lines(
