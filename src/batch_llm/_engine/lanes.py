@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from batch_llm.core.config import Limits
     from batch_llm.providers.base import Caller, LaneFacts
     from batch_llm.stores.limit_memory import LimitMemory
+    from batch_llm.strategies.admission import Known
 
     Item = LLMWorkItem[Any, Any, Any]
 
@@ -67,6 +68,8 @@ AVOIDED_SECONDS, LONGEST_AVOIDED_SECONDS = 2.0, 15.0
 LONGEST_WAITING_EVERY = 10
 #: Where the limit is known, so many seconds of it may be in flight.
 KNOWN_SECONDS = 30.0
+#: Where a larger share of the calls was refused, and not few, nothing was learned that is worth remembering.
+MOST_REFUSED_SHARE, FEW_REFUSED = 0.1, 20
 #: A queue is cleaned of calls that have gone when there are more of them than of the others.
 _LEAST_TO_CLEAN = 16
 
@@ -83,7 +86,7 @@ class Place:
         self._probe: Grant | None = None
         #: While there are others that have done nothing wrong, those are preferred.
         self.avoided_until = -math.inf
-        self._failures = 0
+        self._failures = self._calls = 0
 
     def wait(self, now: float, cost: Cost) -> float:
         """Return the seconds until a call may start here; infinity while a probe is out."""
@@ -94,6 +97,7 @@ class Place:
     def start(self, now: float, cost: Cost) -> Grant:
         """Let a call in; the first one after the place was set aside is a probe."""
         grant = self.admission.start(now, cost)
+        self._calls += 1
         if self.aside_until > 0:
             self._probe = grant
         return grant
@@ -126,6 +130,21 @@ class Place:
         seconds = min(LONGEST_AVOIDED_SECONDS, AVOIDED_SECONDS * 2 ** min(self._failures, 10))
         self._failures += 1
         self.avoided_until = now + seconds
+
+    def worth_knowing(self) -> dict[str, Known]:
+        """Return what the next run is to start from; nothing where it would be misled.
+
+        A limit that an earlier run was told of, and that no answer of this one confirmed, may be
+        none any more. Rates at which many calls were refused are too high.
+        """
+        admission = self.admission
+        if admission.refusals > max(FEW_REFUSED, MOST_REFUSED_SHARE * self._calls):
+            return {}
+        return {
+            name: known
+            for name, known in admission.learned().items()
+            if admission.budgets[name].source != "remembered"
+        }
 
     def is_well(self, now: float) -> bool:
         """Whether nothing speaks against it: calls that failed elsewhere may go here."""
@@ -522,14 +541,14 @@ class Lanes:
         """Write down what was learned, for the next run."""
         if self._memory is None:
             return
-        self._memory.save(
-            {
-                key: place.admission.learned()
-                for lane in self.by_name.values()
-                for key, place in zip(lane.facts.remembered_as, lane.places, strict=False)
-                if key
-            }
-        )
+        known = {
+            key: place.worth_knowing()
+            for lane in self.by_name.values()
+            for key, place in zip(lane.facts.remembered_as, lane.places, strict=False)
+            if key and place.admission.has_answered
+        }
+        self._memory.forget(key for key, found in known.items() if not found)
+        self._memory.save(known)
 
     def _make(self, name: str, facts: LaneFacts) -> Lane:
         places = []
