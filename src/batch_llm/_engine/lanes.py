@@ -68,7 +68,7 @@ AVOIDED_SECONDS, LONGEST_AVOIDED_SECONDS = 2.0, 15.0
 LONGEST_WAITING_EVERY = 10
 #: Where the limit is known, so many seconds of it may be in flight.
 KNOWN_SECONDS = 30.0
-#: Where a larger share of the calls was refused, and not few, nothing was learned that is worth remembering.
+#: Where more than a few calls and a larger share of them were refused, nothing is remembered.
 MOST_REFUSED_SHARE, FEW_REFUSED = 0.1, 20
 #: A queue is cleaned of calls that have gone when there are more of them than of the others.
 _LEAST_TO_CLEAN = 16
