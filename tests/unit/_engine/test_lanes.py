@@ -422,3 +422,27 @@ async def test_where_no_call_was_answered_what_was_known_stays(tmp_path, monkeyp
     await pool.processor(concurrency="auto").process(requests(3))
 
     assert LimitMemory(tmp_path / "limits.json").recall("p:model host") is not None
+
+
+async def test_a_remembered_rate_that_is_far_too_high_is_corrected_within_seconds(
+    tmp_path, monkeypatch
+):
+    """Ten times the truth: a bucket of 100 a second and as many at once, without headers."""
+    remembering(tmp_path, monkeypatch, Known(None, 1000.0, 1000.0))
+    level, at, refused = 100.0, 0.0, []
+
+    def behaviour(_):
+        nonlocal level, at
+        level, at = min(100.0, level + (now() - at) * 100.0), now()
+        if level < 1:
+            refused.append(now())
+            return RateLimited((1 - level) / 100.0)
+        level -= 1
+        return None
+
+    pool = Pool(1, behaviour, remembered_as=("p:model host",), latencies=(1.0,))
+    result = await pool.processor(concurrency="auto").process(requests(4000))
+
+    assert result.succeeded == 4000
+    assert now() < 1.1 * (3900 / 100 + 1)
+    assert len([moment for moment in refused if moment > 20]) < 0.03 * 2000
