@@ -67,7 +67,7 @@ async def test_items_that_wait_for_a_closed_lane_are_bounded():
     provider = closed("a", until=1e6)
     source = Counted(asked("a" if n < 11_000 else "b", n) for n in range(12_000))
 
-    built = provider.processor(max_workers=20)
+    built = provider.processor()
     running = asyncio.create_task(built.process(source))
     await asyncio.sleep(30)
 
