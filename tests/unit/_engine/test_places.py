@@ -128,13 +128,12 @@ async def test_when_no_server_was_ever_there_attempts_are_used_up():
 
 async def test_one_dead_server_does_not_end_the_patience_with_the_others():
     """After half an hour of an outage attempts are used up; here one place of two works."""
-    provider = pool(lambda place: GONE if place == 0 and now() > 5 else None, seconds=1.0)
     busy = iter([True])
 
     def behaviour(place):
         if place == 0 and now() > 5:
             return GONE
-        return StatusError(503, "busy") if place == 1 and now() > 4000 and next(busy, 0) else None
+        return StatusError(503, "busy") if place == 1 and now() > 2200 and next(busy, 0) else None
 
     provider = pool(behaviour, seconds=1.0)
     result = await provider.processor(max_workers=2, retry=ONE_ATTEMPT).process(items(5000))

@@ -153,6 +153,27 @@ def test_many_writers_at_once_leave_a_whole_file_and_nothing_else(path):
     assert [one.name for one in path.parent.iterdir()] == ["limits.json"]
 
 
+def test_no_two_writers_share_a_temporary_file(path, monkeypatch):
+    names = []
+    monkeypatch.setattr(Path, "replace", lambda self, _: names.append(self.name))
+
+    LimitMemory(path, lambda: 1.0).save({"a": KNOWN})
+    LimitMemory(path, lambda: 1.0).save({"a": KNOWN})
+
+    assert len(set(names)) == 2
+
+
+def test_a_write_that_fails_leaves_nothing_behind(path, monkeypatch):
+    def fail(*_):
+        raise OSError("no")
+
+    monkeypatch.setattr(Path, "replace", fail)
+
+    LimitMemory(path, lambda: 1.0).save({"a": KNOWN})
+
+    assert list(path.parent.iterdir()) == []
+
+
 def test_a_folder_that_may_not_be_written_is_never_fatal(path):
     path.parent.mkdir()
     path.write_text("{}")
