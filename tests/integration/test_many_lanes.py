@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 
 import pytest
@@ -35,7 +36,11 @@ async def test_a_model_whose_day_is_used_up_does_not_hold_up_the_other(config):
             config=ProcessorConfig(progress_interval=0, **config), requests=caller
         )
         answered = set()
-        async with contextlib.aclosing(processor.stream(interleaved(400))) as results:
+        # A lane that holds the other up would do so for an hour.
+        async with (
+            asyncio.timeout(60),
+            contextlib.aclosing(processor.stream(interleaved(400))) as results,
+        ):
             async for one in results:
                 if one.success:
                     answered.add(one.item_id)

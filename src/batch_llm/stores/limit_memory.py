@@ -87,8 +87,8 @@ class LimitMemory:
 
     def forget(self, names: Iterable[str]) -> None:
         """Remove what is known under ``names``; the others stay."""
-        found = self._read()
-        kept = {name: entry for name, entry in found.items() if name not in set(names)}
+        found, unwanted = self._read(), set(names)
+        kept = {name: entry for name, entry in found.items() if name not in unwanted}
         self._entries = None
         if len(kept) < len(found):
             self._write(kept)

@@ -118,13 +118,13 @@ def test_an_entry_of_another_version_costs_the_others_nothing(path):
 
 
 def test_what_is_forgotten_is_gone_and_nothing_else(path):
-    LimitMemory(path, lambda: 1.0).save({"a": KNOWN, "b": KNOWN})
+    LimitMemory(path, lambda: 1.0).save({"a": KNOWN, "b": KNOWN, "c": KNOWN})
     memory = LimitMemory(path, lambda: 2.0)
     memory.recall("a")
 
-    memory.forget(["a", "unknown"])
+    memory.forget(name for name in ("c", "a", "unknown"))
 
-    assert (memory.recall("a"), memory.recall("b")) == (None, (KNOWN, 0.9))
+    assert [memory.recall(name) for name in "abc"] == [None, (KNOWN, 0.9), None]
 
 
 def test_forgetting_makes_no_file(path):
