@@ -7,12 +7,16 @@ import asyncio
 from batch_llm import (
     BaseMiddleware,
     BaseObserver,
+    DefaultErrorClassifier,
     ErrorInfo,
     LLMWorkItem,
     ParallelBatchProcessor,
+    ProcessorConfig,
     RateLimitStrategy,
     RetryConfig,
 )
+from batch_llm.core.request import Request
+from batch_llm.providers.base import LaneFacts, Outcome
 
 USAGE = {"input_tokens": 10, "output_tokens": 5, "total_tokens": 15}
 
@@ -145,3 +149,66 @@ async def run_one(call, **arguments):
     result = await processor(**arguments).process([item("a", call)])
     assert result.total_items == 1
     return result.results[0]
+
+
+class Refusing(DefaultErrorClassifier):
+    """Knows the errors of providers, and the refusals of the fakes."""
+
+    def classify(self, exception, /):
+        if isinstance(exception, RateLimited):
+            return Classifier().classify(exception)
+        return super().classify(exception)
+
+
+class Models:
+    """Answers requests, each model a lane of its own.
+
+    ``behaviour(model, place)`` returns the error of a call, or None; ``calls`` has, of each, when,
+    which model and which place.
+    """
+
+    def __init__(self, behaviour=lambda _model, _place: None, *, places=1, seconds=0.5, facts=None):
+        self.calls = []
+        self.peak = self.in_flight = 0
+        self._behaviour = behaviour
+        self._seconds = seconds
+        self._facts = facts or LaneFacts(places=places)
+
+    def lane(self, one, /):
+        return one.request.model.partition(":")[2]
+
+    def facts(self, _, /):
+        return self._facts
+
+    async def call(self, one, attempt, /):
+        model = self.lane(one)
+        self.calls.append((asyncio.get_running_loop().time(), model, attempt.place))
+        error = self._behaviour(model, attempt.place)
+        self.in_flight += 1
+        self.peak = max(self.peak, self.in_flight)
+        try:
+            await asyncio.sleep(0.05 if error else self._seconds)
+        finally:
+            self.in_flight -= 1
+        return Outcome(error=error) if error else Outcome("ok", USAGE)
+
+    def processor(self, **config):
+        config.setdefault("retry", RetryConfig(jitter=False))
+        return ParallelBatchProcessor(
+            config=ProcessorConfig(progress_interval=0, **config),
+            error_classifier=Refusing(),
+            requests=self,
+        )
+
+    def of(self, model):
+        """The times of a model's calls."""
+        return [at for at, name, _ in self.calls if name == model]
+
+    def at(self, place):
+        """The times of a place's calls."""
+        return [at for at, _, number in self.calls if number == place]
+
+
+def asked(model, name, **fields):
+    """Make an item that is a request."""
+    return LLMWorkItem(f"{model} {name}", request=Request.of(f"sim:{model}", "hi"), **fields)

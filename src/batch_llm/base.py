@@ -38,7 +38,8 @@ class LLMWorkItem(Generic[TInput, TOutput, TContext]):
         direct_call: Mode 3: any API, see ``DirectCall``.
         input_data: Data for ``direct_call``.
         request: Mode 4: the call as plain data.
-        priority: Of those that wait to be let in, the highest goes first.
+        priority: Of a run's items that wait to be let in, the highest goes first. Each tenth call
+            goes to the one that has waited longest all the same.
         estimated_input_tokens: Where limits are learned: what the call will take of them. None
             estimates it from the length of prompt or messages.
         estimated_output_tokens: The same; None estimates it from the answers so far.

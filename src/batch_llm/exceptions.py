@@ -240,18 +240,26 @@ class RateLimitedTooOftenError(ItemError):
 
 
 class LimitPauseError(ItemError):
-    """A limit (one per day, say) lets no call in for longer than the run will wait."""
+    """A limit (one per day, say) lets no call in for longer than the run will wait.
 
-    def __init__(self, lane: str, seconds: float) -> None:
-        super().__init__(lane, seconds)
+    Attributes:
+        lane: The lane's name; empty where there is one only.
+        seconds: Until the next call.
+        reason: The dimension that is used up, or what else closed the lane.
+    """
+
+    def __init__(self, lane: str, seconds: float, reason: str = "") -> None:
+        super().__init__(lane, seconds, reason)
         self.lane = lane
         self.seconds = seconds
+        self.reason = reason
 
     def __str__(self) -> str:
+        reason = f" ({self.reason})" if self.reason else ""
         return (
             f"The limits of {self.lane or 'the provider'} allow the next call in "
-            f"{self.seconds:,.0f} s, longer than the longest pause. Run what is left later, or "
-            "raise ProcessorConfig.longest_pause."
+            f"{self.seconds:,.0f} s{reason}, longer than the longest pause. Run what is left "
+            "later, or raise --longest-pause (ProcessorConfig.longest_pause)."
         )
 
 

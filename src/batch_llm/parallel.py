@@ -363,7 +363,12 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
             path = limits_file() if self.config.remember_limits else None
             memory = None if path is None else LimitMemory(path)
             self._lanes = Lanes(
-                self.config.most_in_flight, self.config.limits, self._caller, memory, loop
+                self.config.most_in_flight,
+                self.config.limits,
+                self._caller,
+                memory,
+                loop,
+                most_known=self.config.most_where_known,
             )
         return self._lanes
 

@@ -11,8 +11,8 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from batch_llm._engine.gate import Held
-from batch_llm._engine.lanes import Flow, Lanes, Place, Ticket
-from batch_llm._engine.statistics import LearnedLimit
+from batch_llm._engine.lanes import Flow, Lane, Lanes, Place, Ticket
+from batch_llm._engine.statistics import LanePause, LearnedLimit
 from batch_llm.exceptions import TransportError
 from batch_llm.observers.base import ProcessingEvent
 from batch_llm.providers.limit_headers import named_limit
@@ -32,8 +32,13 @@ COOLDOWN_SECONDS = 1.0
 LONGEST_OUTAGE_SECONDS = 1800.0
 #: Errors of HTTP clients that never got a connection.
 _NEVER_CONNECTED = {"ConnectError", "ConnectTimeout", "ClientConnectorError"}
-#: Items beyond those in flight that wait in the building, so that none is missed when one may go.
+#: Items that wait in the building, so that none is missed when one may go.
 LEAST_SLACK, SLACK_SHARE = 8, 0.25
+#: Items that may wait for lanes that are shut while items of others are looked for: beyond them the
+#: source is read no further. Each takes some 5 kB and what it holds itself.
+MOST_HELD = 10_000
+#: A lane that is shut for so long is a reason to look for others, though none is known yet.
+SHUT_SECONDS = 5.0
 
 
 class AdmissionGate:
@@ -42,7 +47,7 @@ class AdmissionGate:
     Args:
         lanes: Those of the processor.
         emit: Receives the events of a closed gate.
-        on_let_in: Called whenever an attempt was let in: there is room for one more item.
+        on_room: Called whenever there may be room for one more item.
         weight: The run's share beside other runs of the processor.
         longest_pause_seconds: Calls that would have to wait longer for their lane fail instead.
     """
@@ -51,7 +56,7 @@ class AdmissionGate:
         self,
         lanes: Lanes,
         emit: Callable[[ProcessingEvent, dict[str, Any]], None],
-        on_let_in: Callable[[], None],
+        on_room: Callable[[], None],
         *,
         weight: float = 1.0,
         longest_pause_seconds: float = math.inf,
@@ -59,22 +64,61 @@ class AdmissionGate:
         self.lanes = lanes
         self._emit = emit
         self._loop = lanes.loop
-        self._flow = Flow(weight, on_let_in, longest_pause_seconds)
+        self._on_room = on_room
+        self._flow = Flow(weight, on_room, longest_pause_seconds)
         self._cooldown_timer: asyncio.TimerHandle | None = None
         self._cooled_seconds = 0.0
         self._cooling_since = self._cooling_until = 0.0
-        self.in_flight = self.waiting = 0
+        self.in_flight = 0
         self.consecutive = 0
 
     @property
+    def waiting(self) -> int:
+        """Attempts that wait to be let in."""
+        return self._flow.all_waiting
+
+    @property
     def is_cooling(self) -> bool:
-        """Whether a gate is closed for long enough to speak of it."""
-        return self._loop.time() < self._cooling_until
+        """Whether all that this run does is to wait, for long enough to speak of it."""
+        if self.waiting and not self.in_flight:
+            return len(self.pauses()) == len(self._waited_for())
+        return self._is_closed and not any(self._is_open(lane) for lane in self._lanes_of_run())
 
     @property
     def cooldown_remaining_seconds(self) -> float:
-        """Seconds until it opens; 0 when it is open."""
-        return max(0.0, self._cooling_until - self._loop.time())
+        """Seconds until it ends; 0 when there is nothing to wait for."""
+        if not self.is_cooling:
+            return 0.0
+        if not self.waiting:
+            return self._cooling_until - self._loop.time()
+        return min((pause.seconds for pause in self.pauses()), default=0.0)
+
+    @property
+    def _is_closed(self) -> bool:
+        """Whether refusals have closed one of the lanes."""
+        return self._loop.time() < self._cooling_until
+
+    def _lanes_of_run(self) -> list[Lane]:
+        return [self.lanes.by_name[name] for name in self._flow.waiting]
+
+    def _waited_for(self) -> list[Lane]:
+        return [self.lanes.by_name[name] for name, count in self._flow.waiting.items() if count]
+
+    def _is_open(self, lane: Lane) -> bool:
+        now = self._loop.time()
+        return any(
+            max(place.admission.closed_until, place.aside_until) <= now for place in lane.places
+        )
+
+    def pauses(self) -> list[LanePause]:
+        """Return the lanes for which this run's calls wait, where that takes long."""
+        now, found = self._loop.time(), []
+        for lane in self._waited_for():
+            pause = lane.pause(now)
+            if pause is not None and pause.seconds >= COOLDOWN_SECONDS:
+                waiting = self._flow.waiting[lane.name]
+                found.append(LanePause(lane.name, pause.seconds, pause.reason, waiting))
+        return found
 
     @property
     def cooldown_seconds(self) -> float:
@@ -83,30 +127,43 @@ class AdmissionGate:
         return self._cooled_seconds + latest
 
     @property
-    def overloaded_seconds(self) -> float:
-        """Seconds since a provider stopped dealing with calls; 0 while all do."""
-        now = self._loop.time()
-        return max(
-            (
-                now - since
-                for lane in self.lanes.by_name.values()
-                for place in lane.places
-                if (since := place.admission.overloaded_since) is not None
-            ),
-            default=0.0,
-        )
+    def most(self) -> int:
+        """Calls in flight at the most, over all lanes and runs of the processor."""
+        return self.lanes.most
 
-    @property
-    def wanted(self) -> int:
-        """Items that should be in the building: those in flight, and some that wait to be."""
+    def wanted(self, present: int) -> int:
+        """Return how many items should be in the building.
+
+        So many that some wait to be let in, and no more than may be in flight. Those that wait for
+        a lane that is shut do not count while another lane may have room: the source is read on,
+        past them.
+
+        Args:
+            present: Items in the building, those between two attempts not counted.
+        """
         slack = max(LEAST_SLACK, int(SLACK_SHARE * self.in_flight))
-        return min(self.lanes.most, self.in_flight + slack)
+        wanted = min(self.lanes.most, present - self.waiting + slack)
+        return wanted + min(self._held(), MOST_HELD)
+
+    def _held(self) -> int:
+        """Count the items that wait for lanes that are shut, while others may have room."""
+        now, by_name = self._loop.time(), self.lanes.by_name
+        waiting = self._flow.waiting
+        if len(waiting) < 2:
+            name = next(iter(waiting), "")
+            # Others may be still to come, where lanes have names.
+            is_shut = bool(name) and by_name[name].shut_until - now > SHUT_SECONDS
+            return waiting[name] if is_shut else 0
+        shut = [name for name in waiting if by_name[name].shut_until > now]
+        if len(shut) == len(waiting):
+            return 0
+        return sum(waiting[name] for name in shut)
 
     def limits(self) -> list[LearnedLimit]:
         """Return what is known of the provider's limits, lane by lane and place by place."""
         return [
             LearnedLimit(
-                lane.name if len(lane.places) == 1 else f"{lane.name} #{place.number + 1}",
+                _name_of(lane, place),
                 dimension,
                 limit,
                 source,
@@ -127,27 +184,28 @@ class AdmissionGate:
             LimitPauseError: The wait would be longer than is wanted.
         """
         lane = self.lanes.of(item)
+        self._flow.waiting.setdefault(lane.name, 0)
         cost = lane.cost_of(item)
         place, wait = lane.best_place(self._loop.time(), cost)
         if wait <= 0 and lane.next() is None and self.lanes.may_start():
             self.in_flight += 1
             ticket = self.lanes.start(lane, place, cost)
-            self._flow.on_let_in()
+            self._on_room()
             return ticket
         future: asyncio.Future[Ticket] = self._loop.create_future()
         lane.add(future, item, cost, self._flow, is_retry=is_retry)
         self.lanes.pump(lane)
-        self.waiting += 1
+        self._on_room()  # it may be that it waits for a lane of its own
         try:
             ticket = await future
         except asyncio.CancelledError:
-            # Let in and cancelled in the same step.
-            if not future.cancelled() and future.exception() is None:
+            if future.cancelled():
+                lane.give_up(self._flow)
+                self.lanes.pump(lane)  # the one behind it may have to wait for less
+            elif future.exception() is None:  # let in and cancelled in the same step
                 self.in_flight += 1
                 self.leave(future.result(), was_sent=False)
             raise
-        finally:
-            self.waiting -= 1
         self.in_flight += 1
         return ticket
 
@@ -156,8 +214,9 @@ class AdmissionGate:
         lane, place, grant = ticket
         self.in_flight -= 1
         if grant.is_open:
-            place.ended(is_good=None)
-            place.admission.cancelled(self._loop.time(), grant, was_sent=was_sent)
+            now = self._loop.time()
+            place.ended(now, grant, is_good=None)
+            place.admission.cancelled(now, grant, was_sent=was_sent)
         self.lanes.leave(lane)
 
     @staticmethod
@@ -168,27 +227,33 @@ class AdmissionGate:
     def succeeded(self, ticket: Ticket, item: Item, outcome: Outcome, /) -> None:
         """Tell that a call was answered."""
         lane, place, grant = ticket
-        place.ended(is_good=True)
+        now = self._loop.time()
+        place.ended(now, grant, is_good=True)
         used = lane.learn(item, outcome.usage)
-        place.admission.accepted(self._loop.time(), grant, used, outcome.limits)
+        place.admission.accepted(now, grant, used, outcome.limits)
+        if outcome.limits:
+            self.lanes.note_known(place)
         self.consecutive = 0
 
     def failed(self, ticket: Ticket, item: Item, outcome: Outcome, code: ErrorCode, /) -> Held:
         """Tell that a call failed, other than by a rate limit; learn whether it is held for it."""
         lane, place, grant = ticket
         now = self._loop.time()
-        admission = place.admission
         if code is ErrorCode.OVERLOADED or code is ErrorCode.CONNECTION:
-            is_held = code is ErrorCode.OVERLOADED or (
-                admission.has_answered and is_absent(outcome.error)
-            )
-            admission.failed(now, grant)
-            place.ended(is_good=None)
-            lasts_long = self.overloaded_seconds > LONGEST_OUTAGE_SECONDS
+            is_away = code is ErrorCode.OVERLOADED or is_absent(outcome.error)
+            place.admission.failed(now, grant)
+            place.ended(now, grant, is_good=None)
+            place.avoid(now)
+            if is_away and lane.has_other(now, place):
+                return Held.ELSEWHERE
+            # Who was never there is not waited for: the address may be wrong.
+            is_held = code is ErrorCode.OVERLOADED or (is_away and lane.has_answered)
+            lasts_long = lane.overloaded_seconds(now) > LONGEST_OUTAGE_SECONDS
             return Held.BY_LANE if is_held and not lasts_long else Held.NO
         # It took the call, whatever came of it.
-        admission.accepted(now, grant, lane.learn(item, outcome.usage), outcome.limits)
-        return Held.ELSEWHERE if lane.failed(now, place, code) else Held.NO
+        place.admission.accepted(now, grant, lane.learn(item, outcome.usage), outcome.limits)
+        is_elsewhere = lane.failed(now, place, grant, code, outcome.error)
+        return Held.ELSEWHERE if is_elsewhere else Held.NO
 
     def refused(
         self, ticket: Ticket, worker_id: int, suggested_seconds: float | None, outcome: Outcome, /
@@ -196,7 +261,7 @@ class AdmissionGate:
         """Tell that a call was refused by a rate limit. The lane holds its item with the others."""
         _lane, place, grant = ticket
         now = self._loop.time()
-        place.ended(is_good=None)
+        place.ended(now, grant, is_good=True)  # whom it knows it refuses
         refusal = place.admission.refused(
             now,
             grant,
@@ -205,6 +270,8 @@ class AdmissionGate:
             headers=outcome.limits,
             dimension=_named_limit(outcome.error),
         )
+        if outcome.limits:
+            self.lanes.note_known(place)
         if refusal.is_news:
             self.consecutive += 1
             self._note_closed(now, place, worker_id)
@@ -220,7 +287,7 @@ class AdmissionGate:
         until = place.admission.closed_until
         if until - now < COOLDOWN_SECONDS or until <= self._cooling_until:
             return
-        if not self.is_cooling:
+        if not self._is_closed:
             self._cooled_seconds = self.cooldown_seconds
             self._cooling_since = now
         self._cooling_until = until
@@ -233,7 +300,7 @@ class AdmissionGate:
 
     def _note_opened(self) -> None:
         self._cooldown_timer = None
-        if self.is_cooling:  # closed again meanwhile
+        if self._is_closed:  # closed again meanwhile
             self._cooldown_timer = self._loop.call_at(self._cooling_until, self._note_opened)
             return
         seconds = self._cooling_until - self._cooling_since
@@ -241,6 +308,10 @@ class AdmissionGate:
             ProcessingEvent.COOLDOWN_ENDED,
             {"consecutive": self.consecutive, "duration": seconds},
         )
+
+
+def _name_of(lane: Lane, place: Place) -> str:
+    return lane.name if len(lane.places) == 1 else f"{lane.name} #{place.number + 1}".strip()
 
 
 def is_absent(error: Exception | None) -> bool:

@@ -19,7 +19,7 @@ from batch_llm.observers.base import ProcessingEvent
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from batch_llm._engine.statistics import LearnedLimit
+    from batch_llm._engine.statistics import LanePause, LearnedLimit
     from batch_llm.base import LLMWorkItem
     from batch_llm.providers.base import Outcome
     from batch_llm.strategies.errors import ErrorCode
@@ -77,8 +77,16 @@ class Gate(Protocol):
         ...
 
     @property
-    def wanted(self) -> int:
-        """Items that should be in the building."""
+    def most(self) -> int:
+        """Calls in flight at the most."""
+        ...
+
+    def wanted(self, present: int, /) -> int:
+        """Return how many items should be in the building, beside those between two attempts."""
+        ...
+
+    def pauses(self) -> list[LanePause]:
+        """Return the lanes for which calls wait, where that takes long."""
         ...
 
     def limits(self) -> list[LearnedLimit]:
@@ -182,9 +190,17 @@ class CooldownGate:
         return len(self._retries) + len(self._fresh)
 
     @property
-    def wanted(self) -> int:
-        """Items that should be in the building: as many as may be in flight."""
+    def most(self) -> int:
+        """Calls in flight at the most."""
         return self._limit
+
+    def wanted(self, _present: int, /) -> int:
+        """Return how many items should be in the building: as many as may be in flight."""
+        return self._limit
+
+    def pauses(self) -> list[LanePause]:
+        """Return nothing: here everyone waits for the same."""
+        return []
 
     def limits(self) -> list[LearnedLimit]:
         """Return nothing: a cooldown learns none."""

@@ -59,8 +59,8 @@ class Pool:
     place. The number of parked items that are replaced is bounded, so that memory is too.
 
     Args:
-        size: Tells how many items are to be in work, parked ones not counted. It may change;
-            ``fill`` follows it.
+        size: Tells how many items are to be in work, parked ones not counted, when told how many
+            are. It may change; ``fill`` follows it.
         max_parked: Parked items that are replaced at the most.
         handle: Takes an item from start to result; it raises only what shall stop the run.
         on_started: Called with the id of each worker that starts.
@@ -69,7 +69,7 @@ class Pool:
 
     def __init__(
         self,
-        size: Callable[[], int],
+        size: Callable[[int], int],
         max_parked: int,
         handle: Callable[[LLMWorkItem[Any, Any, Any], Worker], Awaitable[None]],
         on_started: Callable[[int], None],
@@ -89,6 +89,8 @@ class Pool:
         self._is_draining = False
         self.is_cancelling = False
         self._leaving = 0
+        #: Whether a worker was started that has not asked for its first item in vain, or got it.
+        self._is_one_starting = False
         self.parked = 0
 
     async def run(self, source: Source) -> None:
@@ -149,10 +151,15 @@ class Pool:
             self._spawn_if_room()
 
     def _spawn_if_room(self) -> None:
-        if self._headcount < self._size():
+        # One at a time: it takes its item, and then whether there is room for more can be told.
+        if self._is_one_starting:
+            return
+        present = self._headcount
+        if present < self._size(present):
             self._spawn()
 
     def _spawn(self) -> None:
+        self._is_one_starting = True
         worker_id = self._free_ids.pop() if self._free_ids else len(self._tasks)
         # `_work` cannot start before the entry below is made: tasks start on the next step.
         task = asyncio.create_task(self._work())
@@ -179,6 +186,8 @@ class Pool:
                 item = None  # type: ignore[unreachable]
             finally:
                 worker.is_idle = False
+                if is_first:
+                    self._is_one_starting = False
             if item is None:
                 return
             if is_first:
@@ -191,7 +200,8 @@ class Pool:
                 raise
             finally:
                 source.finished()
-            if self._headcount > self._size():
+            present = self._headcount
+            if present > self._size(present):
                 # A parked item came back, and this worker had stood in for it. It counts as gone
                 # at once: its task is removed a step later, and nobody else may leave for it.
                 worker.is_leaving = True

@@ -18,6 +18,7 @@ from batch_llm.core.usage import add_usage, no_usage, read_usage, usage_of_error
 from batch_llm.exceptions import CallCancelledError, LimitPauseError, RateLimitedTooOftenError
 from batch_llm.observers.base import ProcessingEvent
 from batch_llm.providers.base import SPENT, Outcome, Try
+from batch_llm.providers.limit_headers import limits_of_error
 from batch_llm.stores.base import Attempt
 from batch_llm.strategies.backoff import Uniform, wait_before_retry
 from batch_llm.strategies.errors import ErrorCode, ErrorInfo, code_of
@@ -172,7 +173,8 @@ class Retrier:
             worker.take_back_cancellation()
             return Outcome(error=CallCancelledError())
         except Exception as error:  # noqa: BLE001 - whatever a call raises is the attempt's failure
-            return Outcome(error=error, usage=usage_of_error(error))
+            limits = limits_of_error(error)
+            return Outcome(error=error, usage=usage_of_error(error), limits=limits)
 
     def _note_usage(
         self, outcome: Outcome, attempt: Try, progress: Progress

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from batch_llm._engine.gate import Gate
     from batch_llm._engine.lanes import Lanes
     from batch_llm._engine.sources import Source
-    from batch_llm._engine.statistics import Statistics
+    from batch_llm._engine.statistics import LanePause, Statistics
     from batch_llm.base import PostProcessor, WorkItemResult
     from batch_llm.core.config import ProcessorConfig
     from batch_llm.middleware.base import Middleware
@@ -101,7 +101,7 @@ class Run:
             progress_interval=config.progress_interval,
         )
         self._pool = Pool(
-            self._wanted,
+            self._gate.wanted,
             config.most_in_flight * PARKED_PER_WORKER,
             self._pipeline.handle,
             lambda worker_id: self._note(ProcessingEvent.WORKER_STARTED, worker_id=worker_id),
@@ -121,10 +121,6 @@ class Run:
             weight=self._weight,
             longest_pause_seconds=math.inf if pause is None else pause,
         )
-
-    def _wanted(self) -> int:
-        """How many items are to be in work: with a number given, so many."""
-        return self._gate.wanted if self._config.is_auto else self._config.most_in_flight
 
     def _note(self, event: ProcessingEvent, **data: Any) -> None:
         if self._events.is_active:
@@ -183,16 +179,26 @@ class Run:
         is_queue = isinstance(self._source, QueueSource)
         now = self._ended_at if self._ended_at is not None else self._loop.time()
         gate = self._gate
+        pauses = gate.pauses()
         return self._counts.snapshot(
             total=self._counts.started + queued if is_queue else None,
             state=state,
-            concurrency=self._config.most_in_flight,
+            concurrency=gate.most,
             elapsed_seconds=now - self._counts.started_at,
             in_flight=gate.in_flight,
             waiting=gate.waiting,
             retrying=self._pool.parked,
             cooldown_seconds=gate.cooldown_seconds,
             cooldown_remaining_seconds=gate.cooldown_remaining_seconds,
-            cooldown_reason=self._counts.cooldown_reason if gate.is_cooling else None,
+            cooldown_reason=self._cooldown_reason(pauses) if gate.is_cooling else None,
+            pauses=pauses,
             limits=gate.limits(),
         )
+
+    def _cooldown_reason(self, pauses: list[LanePause]) -> str | None:
+        """Tell why all wait: the words of the last refusal, or the limit that is used up."""
+        if pauses:
+            first = min(pauses, key=lambda one: one.seconds)
+            if first.reason != "refused":
+                return first.reason
+        return self._counts.cooldown_reason

@@ -29,6 +29,22 @@ class LearnedLimit(msgspec.Struct, frozen=True):
     source: str
 
 
+class LanePause(msgspec.Struct, frozen=True):
+    """A lane that lets nobody in for a while.
+
+    Attributes:
+        lane: Its name; empty where there is one only.
+        seconds: Until the next call.
+        reason: ``refused``, ``overloaded``, ``set aside``, or the dimension that is used up.
+        waiting: This run's calls that wait for it.
+    """
+
+    lane: str
+    seconds: float
+    reason: str
+    waiting: int
+
+
 class Statistics(msgspec.Struct, frozen=True, kw_only=True):
     """The state of a run at one moment. All counts belong together.
 
@@ -52,6 +68,7 @@ class Statistics(msgspec.Struct, frozen=True, kw_only=True):
         cooldown_seconds: Spent in cooldowns so far.
         cooldown_remaining_seconds: Until everyone goes on; 0 outside of a cooldown.
         cooldown_reason: Why, as text of the provider (hostile); None outside of a cooldown.
+        pauses: The lanes for which calls wait a second and longer, ``cooling`` or not.
         concurrency: Calls in flight at the most.
         limits: What is known of the provider's limits.
         elapsed_seconds: Since the run's start.
@@ -80,6 +97,7 @@ class Statistics(msgspec.Struct, frozen=True, kw_only=True):
     cooldown_seconds: float
     cooldown_remaining_seconds: float
     cooldown_reason: str | None
+    pauses: list[LanePause]
     concurrency: int
     limits: list[LearnedLimit]
     elapsed_seconds: float
@@ -154,6 +172,7 @@ class Counts:
         cooldown_seconds: float = 0.0,
         cooldown_remaining_seconds: float = 0.0,
         cooldown_reason: str | None = None,
+        pauses: list[LanePause] | None = None,
         limits: list[LearnedLimit] | None = None,
     ) -> Statistics:
         """Return the counts of this moment, with what the other layers know."""
@@ -177,6 +196,7 @@ class Counts:
             cooldown_seconds=cooldown_seconds,
             cooldown_remaining_seconds=cooldown_remaining_seconds,
             cooldown_reason=cooldown_reason,
+            pauses=pauses or [],
             concurrency=concurrency,
             limits=limits or [],
             elapsed_seconds=elapsed_seconds,

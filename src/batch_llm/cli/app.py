@@ -94,9 +94,9 @@ class Flags:
     longest_pause: str | None = None
     "rows whose limit opens again later than this fail: 10m; default: wait, be it for tomorrow"
     keys: str | None = None
-    "variables with further keys for the model, used side by side: OPENAI_API_KEY,SECOND_KEY"
+    "variables with keys for the model, used side by side: OPENAI_API_KEY,SECOND_KEY"
     forget_limits: bool = False
-    "do not start from the limits that earlier runs have learned"
+    "forget what earlier runs have learned of the model's limits, and learn anew"
     timeout: str = "120s"
     "for one call"
     retries: str = "5"
@@ -147,7 +147,7 @@ def _job(source: str, flags: Flags) -> Any:
         if flags.longest_pause is None
         else values.read_seconds("--longest-pause", flags.longest_pause),
         keys=tuple(flags.keys.split(",")) if flags.keys else (),
-        remembers_limits=not flags.forget_limits,
+        forgets_limits=flags.forget_limits,
         timeout=values.read_seconds("--timeout", flags.timeout),
         retries=values.read_count("--retries", flags.retries),
         fail_over=values.read_tolerance("--fail-over", flags.fail_over)

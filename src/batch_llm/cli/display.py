@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, NamedTuple
 from batch_llm.core.text import safe
 
 if TYPE_CHECKING:
-    from batch_llm._engine.statistics import Statistics
+    from batch_llm._engine.statistics import LearnedLimit, Statistics
 
 
 _SUMMARY_WIDTH = 79
 _REASONS_AT = 34
+#: Longer waits are shown as a clock does.
+_LONG_SECONDS = 120.0
 
 
 def short(number: float) -> str:
@@ -116,12 +118,19 @@ def log_line(now: Statistics, rates: Rates, total: int | None) -> str:
         f"in_tps={short(rates.input_tokens)}",
         f"out_tps={short(rates.output_tokens)}",
     ]
+    if now.state == "cooling":
+        pairs.append(f"resumes_s={now.cooldown_remaining_seconds:.0f}")
+    pairs += [f"waits_for={reason.replace(' ', '_')}" for reason in _waits_for(now)]
     if (left := time_left(now, total)) is not None:
         pairs.append(f"eta_s={left:.0f}")
     for code in sorted(now.failures_by_code.keys() | now.retries_by_code.keys()):
         count = now.failures_by_code.get(code, 0) + now.retries_by_code.get(code, 0)
         pairs.append(f"err.{code}={count}")
     return f"batch-llm {now.state} {done} {' '.join(pairs)}"
+
+
+def _waits_for(now: Statistics) -> list[str]:
+    return list(dict.fromkeys(pause.reason for pause in now.pauses))
 
 
 def summary_lines(
@@ -205,13 +214,14 @@ _SHORT_NAMES = {
 
 
 def _limits(now: Statistics) -> list[str]:
-    """Of the first lane; that there are more is for the numbers, not for a line."""
-    first = now.limits[0].lane if now.limits else ""
-    return [
-        f"{_SHORT_NAMES[limit.dimension]} {short(limit.limit)} ({limit.source})"
-        for limit in now.limits
-        if limit.lane == first
-    ]
+    """Of the first lane or key, and how many others there are: their numbers are in the JSON."""
+    lanes = list(dict.fromkeys(limit.lane for limit in now.limits))
+    shown = [_limit(limit) for limit in now.limits if limit.lane == lanes[0]]
+    return [*shown, f"+{len(lanes) - 1} more"] if len(lanes) > 1 else shown
+
+
+def _limit(limit: LearnedLimit) -> str:
+    return f"{_SHORT_NAMES[limit.dimension]} {short(limit.limit)} ({limit.source})"
 
 
 def _errors(now: Statistics) -> list[str]:
@@ -225,9 +235,26 @@ def _errors(now: Statistics) -> list[str]:
 
 def _state(now: Statistics) -> str:
     if now.state == "cooling":
-        detail = f"resumes in {now.cooldown_remaining_seconds:.0f}s ({now.cooldown_reason})"
+        detail = f"resumes in {_long(now.cooldown_remaining_seconds)} ({_reason(now)})"
         return f"state  cooling  {detail}"
-    return f"state  {now.state}"
+    pauses = [
+        f"{pause.lane or 'the provider'} opens in {_long(pause.seconds)} ({pause.reason})"
+        for pause in now.pauses
+    ]
+    return "  ".join([f"state  {now.state}", *pauses])
+
+
+def _long(seconds: float) -> str:
+    return f"{seconds:.0f}s" if seconds < _LONG_SECONDS else clock(seconds)
+
+
+def _reason(now: Statistics) -> str | None:
+    """Name the limit that is used up as the limits are named, with where it is known from."""
+    reason = now.cooldown_reason
+    for limit in now.limits:
+        if limit.dimension == reason:
+            return f"{_limit(limit)} used up"
+    return reason
 
 
 def _fitted(label: str, fields: list[str], width: int) -> str:

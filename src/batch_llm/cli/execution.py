@@ -17,12 +17,14 @@ from batch_llm.cli.exit_codes import ExitCode
 from batch_llm.cli.job import fresh_paths
 from batch_llm.cli.plan import Plan
 from batch_llm.cli.progress import say, show_progress, tell
-from batch_llm.core.config import AUTO_MOST, Limits, ProcessorConfig, RetryConfig
+from batch_llm.core.config import AUTO_MOST, AUTO_MOST_KNOWN, Limits, ProcessorConfig, RetryConfig
+from batch_llm.exceptions import LimitPauseError
 from batch_llm.outputs import FailedWriter, Finished, ResultWriter
 from batch_llm.parallel import ParallelBatchProcessor
 from batch_llm.providers.registry import open_pool
 from batch_llm.providers.requests import RequestCaller
 from batch_llm.providers.transport import HttpTransport, raise_file_limit
+from batch_llm.stores.limit_memory import LimitMemory, limits_file
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 
 FATAL_IN_A_ROW = 20
 _FATAL = {"auth", "quota", "not_found"}
+_PAUSE = f"{LimitPauseError.__name__}: "
 #: With ``--order input``: finished rows that wait for an earlier one.
 MAX_HELD = 10_000
 #: Flags that say what is left to do does not share with what was done.
@@ -114,10 +117,11 @@ def run_job(job: Job) -> ExitCode:
     plan = Plan(job)
     plan.check_unchanged()
     with open_pool(job.model, base_urls=job.base_url, keys=job.keys) as pool:
-        wanted = job.concurrency or AUTO_MOST
-        possible = raise_file_limit(wanted)
-        if possible is not None:
+        possible = raise_file_limit(job.concurrency or AUTO_MOST_KNOWN)
+        if possible is not None and (job.concurrency or possible < AUTO_MOST):
             say(f"warning: only {possible} connections are possible here; taking as many")
+        if job.forgets_limits and (path := limits_file()) is not None:
+            LimitMemory(path).forget([one.account for one in pool if one.account])
         writers = _Writers(plan)
         writers.failed.remove_old()
         for problem in plan.problems:
@@ -137,13 +141,16 @@ class _Execution:
         self._stop_code: ExitCode | None = None
         self._stop_reason = ""
         self._fatal_code, self._fatal_count = "", 0
+        self._pause: str | None = None
         self._transport = HttpTransport()
         self._processor: ParallelBatchProcessor[Any, Any, Row] = ParallelBatchProcessor(
             config=ProcessorConfig(
-                concurrency=possible or self._job.concurrency or "auto",
+                max_workers=possible or AUTO_MOST_KNOWN,  # a ceiling for "auto"
+                concurrency="auto"
+                if self._job.concurrency is None
+                else possible or self._job.concurrency,
                 limits=self._job.limits or Limits(),
                 longest_pause=self._job.longest_pause,
-                remember_limits=self._job.remembers_limits,
                 timeout_per_item=self._job.timeout,
                 retry=RetryConfig(max_attempts=self._job.retries + 1, initial_wait=0.5),
                 progress_interval=0,
@@ -208,7 +215,10 @@ class _Execution:
             self._fatal_count = 0
             return
         code = result.error_code or ""
-        if code in _FATAL:
+        if (result.error or "").startswith(_PAUSE):
+            # All that are left fail so, at once, and are in the file to be run again.
+            self._pause = result.error
+        elif code in _FATAL:
             self._fatal_count = self._fatal_count + 1 if code == self._fatal_code else 1
             self._fatal_code = code
             if self._fatal_count >= FATAL_IN_A_ROW:
@@ -275,6 +285,8 @@ class _Execution:
             tell(record)
         if self._stop_reason:
             say(f"error: {self._stop_reason}")
+        if self._pause is not None:
+            say(f"error: {self._pause.removeprefix(_PAUSE)}")
         if self._job.quiet:
             return code
         if self._job.progress == "json":

@@ -43,7 +43,7 @@ class Job:
     limits: Limits | None = None
     longest_pause: float | None = None
     keys: tuple[str, ...] = ()
-    remembers_limits: bool = True
+    forgets_limits: bool = False
     timeout: float = 120.0
     retries: int = 5
     fail_over: tuple[float, bool] | None = None

@@ -6,6 +6,7 @@ import inspect
 import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from batch_llm.core.usage import read_usage, usage_of
 from batch_llm.exceptions import ConfigError
@@ -28,11 +29,13 @@ class CallByMode:
         self._requests = requests
 
     def lane(self, item: LLMWorkItem[Any, Any, Any], /) -> str:
-        """Name the item's lane: its model, where one can be seen."""
+        """Name the item's lane: its agent's model, where one can be seen, and where that is.
+
+        Factories make their agents later, and a direct call shows nothing: both have one lane.
+        """
         if item.request is not None and self._requests is not None:
             return self._requests.lane(item)
-        name = getattr(getattr(item.agent, "model", None), "model_name", None)
-        return name if isinstance(name, str) else ""
+        return _lane_of(item.agent) if item.agent is not None else ""
 
     def facts(self, item: LLMWorkItem[Any, Any, Any], /) -> LaneFacts:
         """Tell what is known of an item's lane: of callables, nothing."""
@@ -56,6 +59,23 @@ class CallByMode:
         if self._requests is None:
             raise ConfigError("requests", None, "a caller for items that are requests")
         return await self._requests.call(item, attempt)
+
+
+def _lane_of(agent: Any) -> str:
+    """Name an agent's model and where it is, as far as that can be seen."""
+    try:
+        model = getattr(agent, "model", None)
+        if isinstance(model, str):  # pydantic-ai has not looked it up yet
+            return model
+        name = getattr(model, "model_name", None)
+        if not isinstance(name, str):
+            return ""
+        system, url = getattr(model, "system", None), getattr(model, "base_url", None)
+        host = urlsplit(url).netloc.rpartition("@")[2] if isinstance(url, str) else ""
+    except Exception:  # noqa: BLE001 - a stranger's properties
+        return ""
+    name = f"{system}:{name}" if isinstance(system, str) else name
+    return f"{name} {host}".rstrip()
 
 
 def _agent_for(item: LLMWorkItem[Any, Any, Any], attempt: Try) -> Any:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from batch_llm.strategies.admission import CONCURRENCY, INPUT, OUTPUT, TOKENS
 from batch_llm.strategies.budgets import REQUESTS, REQUESTS_PER_DAY, LimitHeader
+from batch_llm.strategies.default_classifier import headers_of
 from batch_llm.strategies.http_errors import go_seconds, seconds_until
 
 if TYPE_CHECKING:
@@ -57,6 +58,17 @@ def read_limits(headers: Mapping[str, str]) -> dict[str, LimitHeader] | None:
         elif dimension == REQUESTS:
             found[REQUESTS_PER_DAY] = LimitHeader(limit, remaining, reset)
     return found or None
+
+
+def limits_of_error(error: BaseException) -> dict[str, LimitHeader] | None:
+    """Read the limits from the answer that an SDK's exception speaks of, or one of its causes."""
+    try:
+        headers = headers_of(error)
+        if not headers:
+            return None
+        return read_limits({str(name).lower(): str(value) for name, value in headers.items()})
+    except Exception:  # noqa: BLE001 - a stranger's exception may raise when it is looked at
+        return None
 
 
 def named_limit(words: str) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from base64 import b64encode
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -93,6 +94,9 @@ PROVIDERS = {
     ]
 }
 SIMULATOR = "sim"
+#: Names of variables. Whatever else stands there may be a key itself, and is not repeated.
+_VARIABLE = re.compile("[A-Z_][A-Z0-9_]*")
+_NAMES_OF_KEYS = "names of variables such as OPENAI_API_KEY, in capitals; not the keys themselves"
 #: Prefixes that pydantic-ai knows and requests do not speak.
 _NOT_SPOKEN = {"openai", "anthropic", "google", "mistral", "groq", "azure", "bedrock", "xai"}
 
@@ -226,18 +230,24 @@ def resolve_pool(
     Raises:
         UnknownModelError: See ``resolve``.
         MissingKeyError: See ``resolve``.
-        ConfigError: See ``resolve``; or a server or key is named twice.
+        ConfigError: See ``resolve``; or two places are the same, or a key stands where the name of
+            its variable should be (it is not repeated).
     """
-    urls: Sequence[str | None] = base_urls.split(",") if base_urls else [None]
-    variables: Sequence[str | None] = keys or [None]
-    for name, given in (("base_url", urls), ("keys", variables)):
-        if len(set(given)) < len(given):
-            raise ConfigError(name, ",".join(map(str, given)), "different names")
-    return tuple(
+    urls: Sequence[str | None] = [url.strip() for url in base_urls.split(",")] if base_urls else []
+    variables: Sequence[str | None] = [name.strip() for name in keys]
+    for name in variables:
+        if not _VARIABLE.fullmatch(name or ""):
+            raise ConfigError("keys", "(hidden)", _NAMES_OF_KEYS)
+    pool = tuple(
         resolve(model, base_url=url, key_variable=variable, environ=environ)
-        for url in urls
-        for variable in variables
+        for url in urls or [None]
+        for variable in variables or [None]
     )
+    places = {(one.url, one.headers.get("authorization")) for one in pool}
+    if len(places) < len(pool):  # their limits would be counted twice
+        setting = "keys" if len(variables) > 1 else "base_url"
+        raise ConfigError(setting, "the same key or server twice", "all different")
+    return pool
 
 
 @contextmanager

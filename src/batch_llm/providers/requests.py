@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from batch_llm.providers.transport import Response, Transport
     from batch_llm.strategies.budgets import LimitHeader
 
-#: How often an answer's limit headers are looked at, in seconds.
+#: How often the limit headers of an endpoint's answers are looked at, in seconds.
 _LOOK_SECONDS = 0.05
 
 
@@ -49,7 +49,8 @@ class RequestCaller:
         self._turn = 0
         self._transport = transport
         self._keep_bodies = keep_bodies
-        self._next_look_at = 0.0
+        #: By endpoint: each has limits of its own.
+        self._next_look_at: dict[int, float] = {}
 
     def lane(self, item: LLMWorkItem[Any, Any, Any], /) -> str:
         """Name the item's lane: its model, or the one endpoint for all."""
@@ -96,18 +97,19 @@ class RequestCaller:
         outcome = openai.decode(
             response.status, response.headers, response.body, request, secret=endpoint.secret
         )
-        limits = self._limits_of(response)
+        limits = self._limits_of(endpoint, response)
         if outcome.error is not None:
             return msgspec.structs.replace(outcome, limits=limits) if limits else outcome
         if self._keep_bodies:
             return msgspec.structs.replace(outcome, body=response.body, limits=limits)
         return msgspec.structs.replace(outcome, limits=limits) if limits else outcome
 
-    def _limits_of(self, response: Response) -> dict[str, LimitHeader] | None:
+    def _limits_of(self, endpoint: Endpoint, response: Response) -> dict[str, LimitHeader] | None:
         """Read the limit headers of a refusal, and of an answer now and then: that is enough."""
         now = asyncio.get_running_loop().time()
-        if response.status == 429 or now >= self._next_look_at:
-            self._next_look_at = now + _LOOK_SECONDS
+        # By identity: endpoints are kept for as long as this caller, and are slow to compare.
+        if response.status == 429 or now >= self._next_look_at.get(id(endpoint), 0.0):
+            self._next_look_at[id(endpoint)] = now + _LOOK_SECONDS
             return read_limits(response.headers)
         return None
 

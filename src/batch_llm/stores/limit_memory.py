@@ -7,9 +7,11 @@ nothing but the head start.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
+import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +22,7 @@ from platformdirs import user_state_path
 from batch_llm.strategies.admission import Known  # noqa: TC001 - msgspec reads the annotation
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
 logger = logging.getLogger("batch_llm.limits")
 
@@ -44,7 +46,9 @@ def limits_file(environ: Mapping[str, str] = os.environ) -> Path | None:
     told = environ.get(VARIABLE)
     if told is not None:
         return Path(told) if told else None
-    return user_state_path("batch-llm", appauthor=False) / "limits.json"
+    folder = user_state_path("batch-llm", appauthor=False)
+    # Relative where the user has no home: then it would be in whatever folder we are.
+    return folder / "limits.json" if folder.is_absolute() else None
 
 
 class LimitMemory:
@@ -78,24 +82,55 @@ class LimitMemory:
         changes = {name: entry for name, entry in made.items() if entry.limits and _is_sound(entry)}
         if not changes:
             return
+        self._entries = None
+        self._write(self._read() | changes)
+
+    def forget(self, names: Iterable[str]) -> None:
+        """Remove what is known under ``names``; the others stay."""
+        found, unwanted = self._read(), set(names)
+        kept = {name: entry for name, entry in found.items() if name not in unwanted}
+        self._entries = None
+        if len(kept) < len(found):
+            self._write(kept)
+
+    def _write(self, entries: dict[str, _Entry]) -> None:
+        """Replace the file as a whole: who reads meanwhile sees the old one or the new one.
+
+        Of two that write at the same moment one may not see the other's news. That costs a head
+        start, and a lock could hang where the folder is a network's.
+        """
+        newest = sorted(entries.items(), key=lambda one: one[1].at)[-_MOST_ENTRIES:]
         try:
-            entries = self._read() | changes
-            newest = sorted(entries.items(), key=lambda one: one[1].at)[-_MOST_ENTRIES:]
-            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            written = self._path.with_name(f"{self._path.name}.{os.getpid()}.tmp")
-            written.write_bytes(msgspec.json.format(msgspec.json.encode(dict(newest)), indent=1))
-            written.replace(self._path)
-        except OSError as error:
+            content = msgspec.json.format(msgspec.json.encode(dict(newest)), indent=1)
+            folder = self._path.parent
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            number, written = tempfile.mkstemp(".tmp", f"{self._path.name}.", folder)
+            try:
+                with os.fdopen(number, "wb") as file:
+                    file.write(content)
+                Path(written).replace(self._path)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    Path(written).unlink()
+                raise
+        except (OSError, ValueError) as error:  # names that are no UTF-8, a NUL in the path
             logger.debug("The limits were not remembered: %s", error)
 
     def _read(self) -> dict[str, _Entry]:
+        """Read what can be understood; entries of other versions are passed over."""
         try:
             if self._path.stat().st_size > _LARGEST_FILE:
                 return {}
-            entries = msgspec.json.decode(self._path.read_bytes(), type=dict[str, _Entry])
-        except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+            parts = msgspec.json.decode(self._path.read_bytes(), type=dict[str, msgspec.Raw])
+        except (OSError, ValueError, RecursionError):
             return {}
-        return {name: entry for name, entry in entries.items() if _is_sound(entry)}
+        entries = {}
+        for name, part in parts.items():
+            with contextlib.suppress(ValueError, RecursionError):
+                entry = msgspec.json.decode(part, type=_Entry)
+                if _is_sound(entry):
+                    entries[name] = entry
+        return entries
 
 
 def _is_sound(entry: _Entry) -> bool:

@@ -166,7 +166,7 @@ def _judge(error: BaseException) -> ErrorInfo | None:
         return _CONTENT_FILTER
     status = _status_of(error)
     if status is not None:
-        return judge_status(status, _body_of(error), _headers_of(error))
+        return judge_status(status, _body_of(error), headers_of(error))
     if isinstance(error, TimeoutError):
         return _TIMEOUT
     if isinstance(error, ConnectionError):
@@ -217,9 +217,22 @@ def _body_of(error: BaseException) -> Any:
     return str(error)
 
 
-def _headers_of(error: BaseException) -> Mapping[str, str]:
-    for holder in (error, getattr(error, "response", None), getattr(error, "raw_response", None)):
-        headers = getattr(holder, "headers", None)
-        if isinstance(headers, Mapping):
-            return headers
+def headers_of(error: BaseException) -> Mapping[str, str]:
+    """Return the headers of the answer that an exception speaks of; empty where it has none.
+
+    Libraries that wrap an SDK's exception (pydantic-ai) leave them on the cause.
+    """
+    current: BaseException | None = error
+    for _depth in range(_MAX_DEPTH):
+        if current is None:
+            break
+        for holder in (
+            current,
+            getattr(current, "response", None),
+            getattr(current, "raw_response", None),
+        ):
+            headers = getattr(holder, "headers", None)
+            if isinstance(headers, Mapping) and headers:
+                return headers
+        current = current.__cause__
     return {}

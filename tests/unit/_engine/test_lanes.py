@@ -23,6 +23,7 @@ from batch_llm.core.request import Request
 from batch_llm.providers.base import LaneFacts, Outcome
 from batch_llm.stores.limit_memory import VARIABLE, LimitMemory
 from batch_llm.strategies import FixedDelayStrategy
+from batch_llm.strategies.admission import Known
 from fakes import USAGE, Classifier, RateLimited, item
 
 
@@ -372,3 +373,76 @@ def test_the_number_of_calls_follows_the_limits_unless_it_is_given():
     assert ProcessorConfig(rate_limit=RateLimitConfig()).most_in_flight == 5
     with_strategy = ParallelBatchProcessor(rate_limit_strategy=FixedDelayStrategy())
     assert with_strategy.config.most_in_flight == 5
+
+
+def remembering(tmp_path, monkeypatch, known):
+    """Let a run find what an earlier one is said to have learned."""
+    path = tmp_path / "limits.json"
+    monkeypatch.setenv(VARIABLE, str(path))
+    memory = LimitMemory(path)
+    memory.save({"p:model host": {"requests": known}, "another": {"requests": known}})
+    return memory
+
+
+async def test_a_remembered_limit_that_no_answer_confirms_is_forgotten(tmp_path, monkeypatch):
+    memory = remembering(tmp_path, monkeypatch, Known(600.0, 10.0, 600.0))
+    pool = Pool(1, lambda _: None, remembered_as=("p:model host",))
+
+    built = pool.processor(concurrency="auto")
+    await built.process(requests(50))
+
+    (known,) = built.statistics().limits
+    assert (known.limit, known.source) == (600.0, "remembered")
+    assert LimitMemory(tmp_path / "limits.json").recall("p:model host") is None
+    assert memory.recall("another") is not None
+
+
+async def test_a_rate_at_which_many_calls_were_refused_is_not_remembered(tmp_path, monkeypatch):
+    remembering(tmp_path, monkeypatch, Known(None, 1000.0, 1000.0))
+    turns = itertools.count()
+    pool = Pool(
+        1,
+        lambda _: RateLimited(0.01) if next(turns) % 4 == 0 else None,
+        remembered_as=("p:model host",),
+    )
+
+    await pool.processor(concurrency="auto").process(requests(300))
+
+    assert LimitMemory(tmp_path / "limits.json").recall("p:model host") is None
+
+
+async def test_where_no_call_was_answered_what_was_known_stays(tmp_path, monkeypatch):
+    remembering(tmp_path, monkeypatch, Known(600.0, 10.0, 600.0))
+    pool = Pool(
+        1,
+        lambda _: TransportError("could not connect to h", was_never_sent=True),
+        remembered_as=("p:model host",),
+    )
+
+    await pool.processor(concurrency="auto").process(requests(3))
+
+    assert LimitMemory(tmp_path / "limits.json").recall("p:model host") is not None
+
+
+async def test_a_remembered_rate_that_is_far_too_high_is_corrected_within_seconds(
+    tmp_path, monkeypatch
+):
+    """Ten times the truth: a bucket of 100 a second and as many at once, without headers."""
+    remembering(tmp_path, monkeypatch, Known(None, 1000.0, 1000.0))
+    level, at, refused = 100.0, 0.0, []
+
+    def behaviour(_):
+        nonlocal level, at
+        level, at = min(100.0, level + (now() - at) * 100.0), now()
+        if level < 1:
+            refused.append(now())
+            return RateLimited((1 - level) / 100.0)
+        level -= 1
+        return None
+
+    pool = Pool(1, behaviour, remembered_as=("p:model host",), latencies=(1.0,))
+    result = await pool.processor(concurrency="auto").process(requests(4000))
+
+    assert result.succeeded == 4000
+    assert now() < 1.1 * (3900 / 100 + 1)
+    assert len([moment for moment in refused if moment > 20]) < 0.03 * 2000

@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import asyncio
 
+import msgspec
 import pytest
 
-from batch_llm import ConfigError
+from batch_llm import ConfigError, Limits
+from batch_llm._engine.statistics import LanePause, LearnedLimit
 from batch_llm.cli import values
 from batch_llm.cli.display import (
     RateWindow,
@@ -14,7 +16,7 @@ from batch_llm.cli.display import (
     short,
     summary_lines,
 )
-from fakes import PermanentError, Script, item, processor
+from fakes import Models, PermanentError, Script, asked, item, processor
 
 
 async def numbers():
@@ -108,3 +110,56 @@ def test_counts_are_read(text, count):
 def test_nonsense_is_no_count(text):
     with pytest.raises(ConfigError, match="--limit must be >= 1"):
         values.read_count("--limit", text, at_least=1)
+
+
+async def parked(limits, count=12):
+    """Return the numbers of a run that waits for its limits."""
+    built = Models().processor(limits=limits)
+    running = asyncio.create_task(built.process([asked("gpt", n) for n in range(count)]))
+    await asyncio.sleep(60)
+    now = built.statistics()
+    built.stop(drain=False)
+    await running
+    return now
+
+
+async def test_a_parked_run_says_until_when_and_for_what():
+    now = await parked(Limits(requests_per_day=10))
+    rates = RateWindow().rates(now)
+    lines = live_lines(now, rates, title="t", total=12, width=79)
+
+    assert lines[6].startswith("state  cooling  resumes in 2:23:0")
+    assert lines[6].endswith("(RPD 10 (told) used up)")
+    line = log_line(now, rates, 12)
+    assert line.startswith("batch-llm cooling 10/12")
+    assert "resumes_s=858" in line
+    assert "waits_for=requests_per_day" in line
+
+
+async def test_a_lane_that_is_closed_is_shown_beside_those_that_are_not():
+    open_lane = await numbers()
+    pause = LanePause("gpt \x1b[31m", 52.0, "refused", 7)
+    now = msgspec.structs.replace(open_lane, pauses=[pause])
+    lines = live_lines(now, RateWindow().rates(now), title="t", total=12, width=79)
+
+    assert lines[6] == "state  running  gpt  [31m opens in 52s (refused)"
+
+
+async def test_each_limit_is_shown_with_its_source_and_further_lanes_are_counted():
+    limits = [
+        LearnedLimit("m #1", "requests", 500.0, "told"),
+        LearnedLimit("m #1", "tokens", 200_000.0, "header"),
+        LearnedLimit("m #1", "requests_per_day", 14_400.0, "remembered"),
+        LearnedLimit("m #1", "concurrency", 20.0, "learned"),
+        LearnedLimit("m #2", "requests", 400.0, "learned"),
+    ]
+    now = msgspec.structs.replace(await numbers(), limits=limits)
+    (line,) = [
+        line
+        for line in live_lines(now, RateWindow().rates(now), title="t", total=1, width=150)
+        if line.startswith("limits")
+    ]
+
+    assert line.endswith(
+        "RPM 500 (told)  TPM 200k (header)  RPD 14.4k (remembered)  in flight 20 (learned)  +1 more"
+    )

@@ -5,6 +5,7 @@ import functools
 import pytest
 
 from batch_llm import LLMWorkItem, MockAgent, MockResult, MockUsage
+from batch_llm.providers.agents import CallByMode
 from fakes import RateLimited, processor, run_one
 
 
@@ -154,3 +155,42 @@ async def test_the_mock_agent_fails_at_its_rate():
             failures += 1
 
     assert 150 < failures < 250
+
+
+class Model:
+    """What an agent shows of its model."""
+
+    def __init__(self, name, system=None, base_url=None):
+        self.model_name, self.system, self.base_url = name, system, base_url
+
+
+class Raising:
+    @property
+    def model_name(self):
+        raise RuntimeError("not to be looked at")
+
+
+@pytest.mark.parametrize(
+    ("model", "lane"),
+    [
+        (Model("gpt"), "gpt"),
+        (Model("gpt", "openai"), "openai:gpt"),
+        (Model("gpt", "openai", "https://user:secret@h.example:8/v1"), "openai:gpt h.example:8"),
+        ("openai:gpt", "openai:gpt"),
+        (Model(5), ""),
+        (Raising(), ""),
+        (None, ""),
+    ],
+)
+def test_an_agents_lane_is_its_model_and_where_it_is(model, lane):
+    agent = MockAgent()
+    agent.model = model
+
+    assert CallByMode().lane(LLMWorkItem("a", agent=agent)) == lane
+
+
+def test_what_shows_no_model_has_the_processors_own_lane():
+    by_mode = CallByMode()
+
+    assert by_mode.lane(LLMWorkItem("a", agent_factory=lambda _: MockAgent())) == ""
+    assert by_mode.lane(LLMWorkItem("a", direct_call=run_one)) == ""

@@ -1,12 +1,20 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from types import MappingProxyType
 
 import pytest
 
-from batch_llm.providers.limit_headers import named_limit, read_limits
+from batch_llm import (
+    DefaultErrorClassifier,
+    ParallelBatchProcessor,
+    ProcessorConfig,
+    StatusError,
+)
+from batch_llm.providers.limit_headers import limits_of_error, named_limit, read_limits
 from batch_llm.strategies.admission import CONCURRENCY, INPUT, OUTPUT, REQUESTS, TOKENS
 from batch_llm.strategies.budgets import REQUESTS_PER_DAY, LimitHeader
+from fakes import USAGE, item
 
 
 def test_openais_headers_are_read():
@@ -91,3 +99,59 @@ def test_a_limit_whose_reset_is_far_away_is_one_by_the_day():
 )
 def test_a_refusal_may_name_its_limit(words, named):
     assert named_limit(words) == named
+
+
+class Response:
+    headers = MappingProxyType(
+        {
+            "X-RateLimit-Limit-Requests": "600",
+            "X-RateLimit-Remaining-Requests": "0",
+            "X-RateLimit-Reset-Requests": "100ms",
+            "Retry-After": "7",
+        }
+    )
+
+
+class SdkError(Exception):
+    """Has what the openai and anthropic SDKs leave on theirs."""
+
+    status_code, response = 429, Response()
+
+
+class Hostile(Exception):
+    @property
+    def response(self):
+        raise RuntimeError("not to be looked at")
+
+
+def wrapped():
+    """Return an exception such as pydantic-ai's, which has the status and no headers."""
+    error = Exception("status_code: 429")
+    error.status_code = 429
+    error.__cause__ = SdkError()
+    return error
+
+
+@pytest.mark.parametrize("error", [SdkError(), wrapped()])
+def test_limits_are_read_from_an_sdks_exception_and_from_what_wraps_it(error):
+    assert limits_of_error(error) == {"requests": LimitHeader(600.0, 0.0, 0.1)}
+    assert DefaultErrorClassifier().classify(error).suggested_wait == 7.0
+
+
+@pytest.mark.parametrize("error", [ValueError("x"), Hostile(), StatusError(429, "x")])
+def test_other_exceptions_tell_no_limits(error):
+    assert limits_of_error(error) is None
+
+
+async def test_the_limits_of_a_refused_call_reach_admission():
+    refusals = iter([SdkError()])
+
+    async def call(attempt, timeout):
+        for error in refusals:
+            raise error
+        return "ok", USAGE
+
+    built = ParallelBatchProcessor(config=ProcessorConfig(progress_interval=0))
+    await built.process([item("a", call)])
+
+    assert [(one.limit, one.source) for one in built.statistics().limits] == [(600.0, "header")]

@@ -7,7 +7,13 @@ from typing import ClassVar
 import pytest
 
 from batch_llm import ConfigError, MissingKeyError, UnknownModelError
-from batch_llm.providers.registry import PROVIDERS, open_endpoint, resolve, split_model
+from batch_llm.providers.registry import (
+    PROVIDERS,
+    open_endpoint,
+    resolve,
+    resolve_pool,
+    split_model,
+)
 
 KEY = "sk-0123456789"
 WITH_KEY = {"OPENAI_API_KEY": KEY}
@@ -200,3 +206,38 @@ def test_every_row_of_the_table_can_be_resolved():
     for name, provider in PROVIDERS.items():
         assert name == provider.name
         assert resolve(f"{name}:m", environ={provider.key_variable: KEY}).provider == name
+
+
+SECRET = "gsk_0123456789abcdef"
+
+
+@pytest.mark.parametrize("given", [SECRET, f"A_KEY,{SECRET}", "sk-abc", "", "A KEY"])
+def test_a_key_where_its_variable_should_stand_is_not_repeated(given):
+    with pytest.raises(ConfigError, match="keys must be names of variables") as caught:
+        resolve_pool("openai-chat:m", keys=given.split(","), environ={"A_KEY": "x"})
+
+    assert SECRET not in str(caught.value) + repr(caught.value)
+
+
+def test_the_same_place_twice_is_refused_without_its_password():
+    url = "http://user:pass-word-1@h.example/v1"
+
+    for base_urls, keys in ((f"{url},{url}", ()), (f"{url}, {url}/", ()), (None, ("A", "B"))):
+        with pytest.raises(ConfigError, match="must be all different") as caught:
+            resolve_pool(
+                "openai-chat:m", base_urls=base_urls, keys=keys, environ={"A": "x", "B": "x"}
+            )
+        assert "pass-word-1" not in repr(caught.value)
+
+
+def test_a_pool_is_each_server_with_each_key_in_the_order_given():
+    found = resolve_pool(
+        "openai-chat:m",
+        base_urls="http://a/v1, http://b/v1",
+        keys=("A", " B"),
+        environ={"A": "x", "B": "y"},
+    )
+
+    assert [(one.url[:8], one.secret) for one in found] == [
+        ("http://a", "x"), ("http://a", "y"), ("http://b", "x"), ("http://b", "y"),
+    ]  # fmt: skip

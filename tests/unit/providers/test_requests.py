@@ -7,7 +7,7 @@ import pytest
 from batch_llm import BadOutputError, LLMWorkItem, Request, Settings, StatusError, TransportError
 from batch_llm.core.schema import OutputSchema
 from batch_llm.providers.base import Try
-from batch_llm.providers.registry import resolve
+from batch_llm.providers.registry import resolve, resolve_pool
 from batch_llm.providers.requests import RequestCaller
 from batch_llm.providers.transport import Response
 
@@ -138,3 +138,17 @@ async def test_a_refusals_limit_headers_are_read_however_soon_it_comes():
     wire.answer = Response(429, headers, b"{}")
 
     assert (await caller.call(item(), attempt())).limits["requests"].remaining == 0
+
+
+async def test_the_limits_of_each_place_are_looked_at_however_busy_the_others_are():
+    headers = {
+        "x-ratelimit-limit-requests": "100",
+        "x-ratelimit-remaining-requests": "99",
+        "x-ratelimit-reset-requests": "1s",
+    }
+    pool = resolve_pool("openai-chat:m", keys=("A", "B"), environ={"A": "one", "B": "two"})
+    caller = RequestCaller(pool, Wire(Response(200, headers, ANSWER)))
+
+    seen = [await caller.call(item(), Try(1, 60.0, None, {}, place)) for place in (0, 0, 1, 1)]
+
+    assert [one.limits is not None for one in seen] == [True, False, True, False]

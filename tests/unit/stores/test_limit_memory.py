@@ -2,10 +2,13 @@ from __future__ import annotations
 
 import json
 import math
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
 from batch_llm.providers.registry import resolve
+from batch_llm.stores import limit_memory
 from batch_llm.stores.limit_memory import LimitMemory, limits_file
 from batch_llm.strategies.admission import Known
 
@@ -100,3 +103,88 @@ def test_an_account_is_named_without_its_key():
     assert all("secret" not in name and "api.openai.com" in name for name in names)
     local = resolve("openai-chat:m", base_url="http://127.0.0.1:8000/v1", environ={})
     assert local.account is None
+
+
+def test_an_entry_of_another_version_costs_the_others_nothing(path):
+    LimitMemory(path, lambda: 1.0).save({"a": KNOWN})
+    entries = json.loads(path.read_bytes())
+    foreign = {"at": 1.0, "limits": {"requests": {"rate": 5, "unit": "second"}}}
+    path.write_text(json.dumps(entries | {"b": foreign, "c": [1], "d": {"at": 1.0}}))
+
+    memory = LimitMemory(path, lambda: 2.0)
+
+    assert memory.recall("a") == (KNOWN, 0.9)
+    assert [memory.recall(name) for name in "bcd"] == [None, None, None]
+
+
+def test_what_is_forgotten_is_gone_and_nothing_else(path):
+    LimitMemory(path, lambda: 1.0).save({"a": KNOWN, "b": KNOWN, "c": KNOWN})
+    memory = LimitMemory(path, lambda: 2.0)
+    memory.recall("a")
+
+    memory.forget(name for name in ("c", "a", "unknown"))
+
+    assert [memory.recall(name) for name in "abc"] == [None, (KNOWN, 0.9), None]
+
+
+def test_forgetting_makes_no_file(path):
+    LimitMemory(path).forget(["a"])
+
+    assert not path.parent.exists()
+
+
+@pytest.mark.parametrize("name", ["a\udc80", "b\x00", ""])
+def test_a_name_that_cannot_be_written_is_never_fatal(path, name):
+    LimitMemory(path, lambda: 1.0).save({name: KNOWN})
+    LimitMemory(path.with_name("a\x00b"), lambda: 1.0).save({"a": KNOWN})
+
+
+def test_many_writers_at_once_leave_a_whole_file_and_nothing_else(path):
+    def write(number):
+        memory = LimitMemory(path, lambda: 1.0)
+        for n in range(20):
+            memory.save({f"{number} {n}": KNOWN})
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, range(4)))
+
+    entries = json.loads(path.read_bytes())
+    assert all(LimitMemory(path, lambda: 2.0).recall(name) == (KNOWN, 0.9) for name in entries)
+    assert [one.name for one in path.parent.iterdir()] == ["limits.json"]
+
+
+def test_no_two_writers_share_a_temporary_file(path, monkeypatch):
+    names = []
+    monkeypatch.setattr(Path, "replace", lambda self, _: names.append(self.name))
+
+    LimitMemory(path, lambda: 1.0).save({"a": KNOWN})
+    LimitMemory(path, lambda: 1.0).save({"a": KNOWN})
+
+    assert len(set(names)) == 2
+
+
+def test_a_write_that_fails_leaves_nothing_behind(path, monkeypatch):
+    def fail(*_):
+        raise OSError("no")
+
+    monkeypatch.setattr(Path, "replace", fail)
+
+    LimitMemory(path, lambda: 1.0).save({"a": KNOWN})
+
+    assert list(path.parent.iterdir()) == []
+
+
+def test_a_folder_that_may_not_be_written_is_never_fatal(path):
+    path.parent.mkdir()
+    path.write_text("{}")
+    path.parent.chmod(0o500)
+
+    LimitMemory(path, lambda: 1.0).save({"a": KNOWN})
+
+    path.parent.chmod(0o700)
+
+
+def test_without_a_home_nothing_is_remembered(monkeypatch):
+    monkeypatch.setattr(limit_memory, "user_state_path", lambda *_, **__: Path("~/state"))
+
+    assert limits_file({}) is None
