@@ -109,7 +109,7 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
         if rate_limit_strategy is None:
             if not self.config.learns_limits:
                 self.rate_limit_strategy = _strategy_from(self.config.rate_limit)
-        elif self.config.limits is not None or self.config.concurrency == "auto":
+        elif self.config.limits is not None or isinstance(self.config.concurrency, str):
             raise ConfigError(
                 "rate_limit_strategy", rate_limit_strategy, "left out when limits are learned"
             )
@@ -363,7 +363,13 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
             path = limits_file() if self.config.remember_limits else None
             memory = None if path is None else LimitMemory(path)
             self._lanes = Lanes(
-                self.config.most_in_flight, self.config.limits, self._caller, memory, loop
+                self.config.most_in_flight,
+                self.config.limits,
+                self._caller,
+                memory,
+                loop,
+                is_given=self.config.has_ceiling,
+                seeks_knee=self.config.seeks_knee,
             )
         return self._lanes
 

@@ -97,6 +97,11 @@ class AdmissionGate:
         )
 
     @property
+    def most(self) -> int:
+        """Calls in flight at the most, as far as servers told or a search found."""
+        return int(self.lanes.allowed)
+
+    @property
     def wanted(self) -> int:
         """Items that should be in the building: those in flight, and some that wait to be."""
         slack = max(LEAST_SLACK, int(SLACK_SHARE * self.in_flight))
@@ -113,7 +118,7 @@ class AdmissionGate:
             )
             for lane in self.lanes.by_name.values()
             for place in lane.places
-            for dimension, limit, source in place.admission.known_limits()
+            for dimension, limit, source in place.known_limits()
         ]
 
     async def enter(self, item: Item, /, *, is_retry: bool) -> Ticket:
@@ -127,6 +132,8 @@ class AdmissionGate:
             LimitPauseError: The wait would be longer than is wanted.
         """
         lane = self.lanes.of(item)
+        if lane.asking is not None:
+            await self._wait_for(lane.asking)
         cost = lane.cost_of(item)
         place, wait = lane.best_place(self._loop.time(), cost)
         if wait <= 0 and lane.next() is None and self.lanes.may_start():
@@ -151,6 +158,14 @@ class AdmissionGate:
         self.in_flight += 1
         return ticket
 
+    async def _wait_for(self, asking: asyncio.Task[None]) -> None:
+        """Wait until the lane's servers were asked; others wait for the same."""
+        self.waiting += 1
+        try:
+            await asyncio.wait([asking])
+        finally:
+            self.waiting -= 1
+
     def leave(self, ticket: Ticket, /, *, was_sent: bool = True) -> None:
         """Give the room to the next one; a call whose end nobody told was given up."""
         lane, place, grant = ticket
@@ -170,7 +185,9 @@ class AdmissionGate:
         lane, place, grant = ticket
         place.ended(is_good=True)
         used = lane.learn(item, outcome.usage)
-        place.admission.accepted(self._loop.time(), grant, used, outcome.limits)
+        now = self._loop.time()
+        place.admission.accepted(now, grant, used, outcome.limits)
+        place.note_work(now, grant, outcome.usage or None)
         self.consecutive = 0
 
     def failed(self, ticket: Ticket, item: Item, outcome: Outcome, code: ErrorCode, /) -> Held:
@@ -188,6 +205,10 @@ class AdmissionGate:
             return Held.BY_LANE if is_held and not lasts_long else Held.NO
         # It took the call, whatever came of it.
         admission.accepted(now, grant, lane.learn(item, outcome.usage), outcome.limits)
+        if code is ErrorCode.TIMEOUT:
+            place.note_work(now, grant, {})
+        elif outcome.usage:  # a bad answer is work as well
+            place.note_work(now, grant, outcome.usage)
         return Held.ELSEWHERE if lane.failed(now, place, code) else Held.NO
 
     def refused(

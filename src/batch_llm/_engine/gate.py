@@ -77,6 +77,11 @@ class Gate(Protocol):
         ...
 
     @property
+    def most(self) -> int:
+        """Calls in flight at the most."""
+        ...
+
+    @property
     def wanted(self) -> int:
         """Items that should be in the building."""
         ...
@@ -180,6 +185,11 @@ class CooldownGate:
     def waiting(self) -> int:
         """Attempts that wait to be let in."""
         return len(self._retries) + len(self._fresh)
+
+    @property
+    def most(self) -> int:
+        """Calls in flight at the most."""
+        return self._limit
 
     @property
     def wanted(self) -> int:

@@ -10,18 +10,22 @@ the fair share of each run, then arrival.
 
 from __future__ import annotations
 
+import asyncio
 import heapq
+import logging
 import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from batch_llm.core.usage import tokens
 from batch_llm.exceptions import LimitPauseError
-from batch_llm.strategies.admission import Admission, Cost, Grant
+from batch_llm.providers.base import Capacity
+from batch_llm.strategies.admission import CONCURRENCY, Admission, Cost, Grant
 from batch_llm.strategies.errors import ErrorCode
+from batch_llm.strategies.knee import FIRST_CALLS, Knee, work_of
+from batch_llm.strategies.slots import with_margin
 
 if TYPE_CHECKING:
-    import asyncio
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from batch_llm.base import LLMWorkItem
     from batch_llm.core.config import Limits
@@ -29,6 +33,8 @@ if TYPE_CHECKING:
     from batch_llm.stores.limit_memory import LimitMemory
 
     Item = LLMWorkItem[Any, Any, Any]
+
+logger = logging.getLogger("batch_llm.lanes")
 
 #: Characters to a token, until answers tell better; and an answer's tokens until the first.
 CHARACTERS_PER_TOKEN = 4.0
@@ -54,6 +60,45 @@ class Place:
         self.aside_until = 0.0
         self._aside_seconds = ASIDE_SECONDS
         self._is_probing = False
+        #: What its server works on at once, where that was found out.
+        self.capacity: Capacity | None = None
+        #: Where the number of calls in flight is searched.
+        self.knee: Knee | None = None
+
+    def hold(self, capacity: Capacity, most: float) -> None:
+        """Keep to what a server works on at once, and a little more in its queue."""
+        self.capacity = capacity
+        wanted = with_margin(capacity.slots) if capacity.source == "server" else capacity.slots
+        self.admission.max_in_flight = min(most, wanted)
+
+    def search(self, now: float, first: int, most: float, *, is_near: bool) -> None:
+        """Search the number of calls in flight that gets most done."""
+        self.knee = Knee(now, first, most, is_near=is_near)
+        self.admission.max_in_flight = self.knee.concurrency
+
+    def note_work(self, now: float, grant: Grant, usage: dict[str, int] | None) -> None:
+        """Tell what a call brought that took its time; an empty usage says that nothing came."""
+        if self.knee is None:
+            return
+        if usage is None:
+            work = work_of(0, 0)
+        elif usage:
+            work = work_of(tokens(usage, "input_tokens"), tokens(usage, "output_tokens"))
+        else:
+            work = 0.0
+        self.knee.note_end(now, grant.at, grant.others, work)
+        self.admission.max_in_flight = self.knee.concurrency
+
+    def known_limits(self) -> list[tuple[str, float, str]]:
+        """Return dimension, limit and source of each limit that is known or believed."""
+        limits = self.admission.known_limits()
+        if any(dimension == CONCURRENCY for dimension, _, _ in limits):
+            return limits  # refusals know better
+        if self.knee is not None:
+            limits.append((CONCURRENCY, self.knee.known, "learned"))
+        elif self.capacity is not None:
+            limits.append((CONCURRENCY, self.capacity.slots, self.capacity.source))
+        return limits
 
     def wait(self, now: float, cost: Cost) -> float:
         """Return the seconds until a call may start here; infinity while a probe is out."""
@@ -130,6 +175,8 @@ class Lane:
         self.places = places
         self.queue: list[Waiting] = []
         self.timer: asyncio.TimerHandle | None = None
+        #: Asks the servers what they work on at once; the first calls wait for it.
+        self.asking: asyncio.Task[None] | None = None
         self._virtual_time = 0.0
         self._arrivals = 0
         self._input_per_character = 1 / CHARACTERS_PER_TOKEN
@@ -219,6 +266,9 @@ class Lanes:
 
     Args:
         most: Calls in flight at the most, over all lanes.
+        is_given: Whether somebody gave that number: then it stands above what is assumed of
+            servers, and is not raised for what they tell.
+        seeks_knee: Whether the number of calls in flight is searched in every lane.
         limits: Of each lane, as far as they are told: ceilings that are never passed.
         caller: Knows an item's lane and what is to be known of it.
         memory: What was learned in earlier runs.
@@ -232,8 +282,13 @@ class Lanes:
         caller: Caller,
         memory: LimitMemory | None,
         loop: asyncio.AbstractEventLoop,
+        *,
+        is_given: bool = True,
+        seeks_knee: bool = False,
     ) -> None:
         self.most = most
+        self._is_given = is_given
+        self._seeks_knee = seeks_knee
         self.loop = loop
         self.in_flight = 0
         self.by_name: dict[str, Lane] = {}
@@ -247,7 +302,56 @@ class Lanes:
         lane = self.by_name.get(name)
         if lane is None:
             lane = self.by_name[name] = self._make(name, self._caller.facts(item))
+            self._ask(lane)
         return lane
+
+    def _ask(self, lane: Lane) -> None:
+        """Ask the lane's servers, once, what they work on at a time."""
+        asked = [
+            (place, ask())
+            for place, ask in zip(lane.places, lane.facts.ask, strict=False)
+            if ask is not None
+        ]
+        if asked:
+            lane.asking = self.loop.create_task(self._learn_capacity(lane, asked))
+
+    async def _learn_capacity(
+        self, lane: Lane, asked: list[tuple[Place, Awaitable[Capacity | None]]]
+    ) -> None:
+        found = await asyncio.gather(*(answer for _, answer in asked), return_exceptions=True)
+        for (place, _), capacity in zip(asked, found, strict=True):
+            if isinstance(capacity, Capacity):
+                self._use(place, capacity)
+                logger.info(
+                    "A server of %r works on %d calls at once (%s).",
+                    lane.name,
+                    capacity.slots,
+                    capacity.source,
+                )
+            elif isinstance(capacity, Exception):
+                logger.warning("A server could not be asked: %s", type(capacity).__name__)
+        lane.asking = None
+
+    def _use(self, place: Place, capacity: Capacity) -> None:
+        """Fit a place to its server: what the server tells counts, what is assumed may."""
+        now, is_told = self.loop.time(), capacity.source == "server"
+        if is_told and not self._is_given:
+            self.most = max(self.most, with_margin(capacity.slots))
+        if is_told or (capacity.source == "assumed" and not self._is_given):
+            place.hold(capacity, self.most)
+        if self._seeks_knee:
+            first = with_margin(capacity.slots) if is_told else capacity.slots
+            place.search(now, first, self.most, is_near=is_told)
+        elif capacity.source == "searched" and not self._is_given:
+            place.search(now, capacity.slots, self.most, is_near=False)
+
+    @property
+    def allowed(self) -> float:
+        """Calls in flight that the places allow now, as far as they were asked or searched."""
+        places = [place for lane in self.by_name.values() for place in lane.places]
+        if not places:
+            return self.most
+        return min(self.most, sum(place.admission.max_in_flight for place in places))
 
     def may_start(self) -> bool:
         """Whether there is room for one more call, in whatever lane."""
@@ -293,7 +397,10 @@ class Lanes:
 
     def close(self) -> None:
         """Stop all timers, and remember what was learned."""
-        for lane in self.by_name.values():
+        for name, lane in list(self.by_name.items()):
+            if lane.asking is not None:  # the run was given up at once; the next one asks anew
+                lane.asking.cancel()
+                del self.by_name[name]
             if lane.timer is not None:
                 lane.timer.cancel()
                 lane.timer = None
@@ -326,7 +433,10 @@ class Lanes:
                 if key and (found := self._memory.recall(key)) is not None:
                     learned, share = found
                     admission.recall(learned, share=share)
-            places.append(Place(number, admission))
+            place = Place(number, admission)
+            if self._seeks_knee:
+                place.search(self.loop.time(), FIRST_CALLS, self.most, is_near=False)
+            places.append(place)
         return Lane(name, facts, places)
 
 

@@ -186,7 +186,7 @@ class Run:
         return self._counts.snapshot(
             total=self._counts.started + queued if is_queue else None,
             state=state,
-            concurrency=self._config.most_in_flight,
+            concurrency=gate.most,
             elapsed_seconds=now - self._counts.started_at,
             in_flight=gate.in_flight,
             waiting=gate.waiting,

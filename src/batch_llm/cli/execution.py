@@ -10,14 +10,14 @@ import signal
 import sys
 from collections import deque
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from batch_llm.cli.display import summary_lines
 from batch_llm.cli.exit_codes import ExitCode
 from batch_llm.cli.job import fresh_paths
 from batch_llm.cli.plan import Plan
 from batch_llm.cli.progress import say, show_progress, tell
-from batch_llm.core.config import AUTO_MOST, Limits, ProcessorConfig, RetryConfig
+from batch_llm.core.config import AUTO_MOST, DEFAULT_WORKERS, Limits, ProcessorConfig, RetryConfig
 from batch_llm.outputs import FailedWriter, Finished, ResultWriter
 from batch_llm.parallel import ParallelBatchProcessor
 from batch_llm.providers.registry import open_pool
@@ -114,7 +114,7 @@ def run_job(job: Job) -> ExitCode:
     plan = Plan(job)
     plan.check_unchanged()
     with open_pool(job.model, base_urls=job.base_url, keys=job.keys) as pool:
-        wanted = job.concurrency or AUTO_MOST
+        wanted = job.concurrency if isinstance(job.concurrency, int) else AUTO_MOST
         possible = raise_file_limit(wanted)
         if possible is not None:
             say(f"warning: only {possible} connections are possible here; taking as many")
@@ -126,6 +126,13 @@ def run_job(job: Job) -> ExitCode:
             return asyncio.run(_Execution(plan, pool, writers, possible).run())
         finally:
             writers.close()
+
+
+def _concurrency(job: Job, possible: int | None) -> int | Literal["auto", "knee"]:
+    """Return what the processor is told; only ``possible`` connections can be opened."""
+    if job.concurrency == "knee":
+        return "knee"
+    return possible or job.concurrency or "auto"
 
 
 class _Execution:
@@ -140,7 +147,8 @@ class _Execution:
         self._transport = HttpTransport()
         self._processor: ParallelBatchProcessor[Any, Any, Row] = ParallelBatchProcessor(
             config=ProcessorConfig(
-                concurrency=possible or self._job.concurrency or "auto",
+                concurrency=_concurrency(self._job, possible),
+                max_workers=possible or DEFAULT_WORKERS,
                 limits=self._job.limits or Limits(),
                 longest_pause=self._job.longest_pause,
                 remember_limits=self._job.remembers_limits,
@@ -149,7 +157,10 @@ class _Execution:
                 progress_interval=0,
             ),
             requests=RequestCaller(
-                pool, self._transport, keep_bodies=plan.source.format == "openai-batch"
+                pool,
+                self._transport,
+                keep_bodies=plan.source.format == "openai-batch",
+                asks_servers=self._job.asks_servers,
             ),
         )
 

@@ -22,6 +22,10 @@ class _Default(int):
 DEFAULT_WORKERS = _Default(5)
 
 
+#: Values of ``concurrency`` with which the number of calls in flight is found.
+_SELF_FINDING = ("auto", "knee")
+
+
 def _require(condition: bool, setting: str, value: object, expected: str) -> None:  # noqa: FBT001
     if not condition:
         raise ConfigError(setting, value, expected)
@@ -190,7 +194,9 @@ class ProcessorConfig:
         max_queue_size: ``add_work`` waits while so many items are queued. 0 = unlimited.
         limits: What is known of the provider's limits. With it, ``rate_limit`` is not used.
         concurrency: Calls in flight at the most, instead of ``max_workers``; ``"auto"`` lets as
-            many in as the limits have room for. With ``"auto"``, ``rate_limit`` is not used.
+            many in as the limits have room for, or as a local server works on; ``"knee"`` searches
+            the number that gets most done, up to ``max_workers`` where that is given. With either,
+            ``rate_limit`` is not used.
         longest_pause: Where limits are learned: items whose limit opens again later than so many
             seconds fail, with ``LimitPauseError``. None waits, be it for tomorrow's calls.
         remember_limits: Where limits are learned: start from what earlier runs learned of the same
@@ -205,14 +211,14 @@ class ProcessorConfig:
     enable_detailed_logging: bool = False
     max_queue_size: int = 0
     limits: Limits | None = None
-    concurrency: int | Literal["auto"] | None = None
+    concurrency: int | Literal["auto", "knee"] | None = None
     longest_pause: float | None = None
     remember_limits: bool = True
 
     @property
     def learns_limits(self) -> bool:
         """Whether admission learns the provider's limits, in place of the cooldown."""
-        is_asked_for = self.limits is not None or self.concurrency == "auto"
+        is_asked_for = self.limits is not None or self.concurrency in _SELF_FINDING
         return is_asked_for or not self.rate_limit.is_asked_for
 
     @property
@@ -220,16 +226,25 @@ class ProcessorConfig:
         """Whether the number of calls in flight follows the limits."""
         if self.concurrency is None:
             return self.learns_limits and isinstance(self.max_workers, _Default)
-        return self.concurrency == "auto"
+        return self.concurrency in _SELF_FINDING
+
+    @property
+    def seeks_knee(self) -> bool:
+        """Whether the number of calls in flight that gets most done is searched."""
+        return self.concurrency == "knee"
+
+    @property
+    def has_ceiling(self) -> bool:
+        """Whether somebody gave a number of calls in flight."""
+        is_searched_below = self.seeks_knee and not isinstance(self.max_workers, _Default)
+        return is_searched_below or not self.is_auto
 
     @property
     def most_in_flight(self) -> int:
         """Calls in flight at the most."""
-        if self.is_auto:
+        if not self.has_ceiling:
             return AUTO_MOST
-        if self.concurrency is None or self.concurrency == "auto":
-            return int(self.max_workers)
-        return self.concurrency
+        return self.concurrency if isinstance(self.concurrency, int) else int(self.max_workers)
 
     def validate(self) -> None:
         """Check every field, and those of ``retry`` and ``rate_limit``.
@@ -258,11 +273,11 @@ class ProcessorConfig:
         )
         _require(
             self.concurrency is None
-            or self.concurrency == "auto"
+            or self.concurrency in _SELF_FINDING
             or _is_whole(self.concurrency, 1),
             "concurrency",
             self.concurrency,
-            '>= 1 or "auto"',
+            '>= 1, "auto" or "knee"',
         )
         _require(
             self.longest_pause is None or _is_finite(self.longest_pause, 0),
