@@ -94,7 +94,7 @@ class Place:
         limits = self.admission.known_limits()
         if any(dimension == CONCURRENCY for dimension, _, _ in limits):
             return limits  # refusals know better
-        if self.knee is not None:
+        if self.knee is not None and self.knee.known is not None:
             limits.append((CONCURRENCY, self.knee.known, "learned"))
         elif self.capacity is not None:
             limits.append((CONCURRENCY, self.capacity.slots, self.capacity.source))

@@ -12,6 +12,8 @@ from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import msgspec
+
 from batch_llm.cli.display import summary_lines
 from batch_llm.cli.exit_codes import ExitCode
 from batch_llm.cli.job import fresh_paths
@@ -279,6 +281,7 @@ class _Execution:
             "failures": now.failures_by_code,
             "input_tokens": now.input_tokens,
             "output_tokens": now.output_tokens,
+            "limits": msgspec.to_builtins(now.limits),
             "seconds": round(now.elapsed_seconds, 3),
             "output": self._job.output,
         }

@@ -3,7 +3,9 @@
 A server that queues refuses nothing: too few calls in flight leave it idle, too many only wait, or
 make it thrash. What tells them apart is *goodput*, the work that is done per second; latency alone
 does not. Its measure is Little's law: calls in flight times the work of some calls, over the
-seconds that they took. Long and short calls weigh alike in that ratio, so a few calls are enough.
+seconds that they took. Where calls share the server's speed, long and short ones weigh alike in
+that ratio, and a few are enough; where they wait in a queue, it takes more. So the ratio's own
+error says how many, within bounds, and changes that may be chance are not believed.
 
 First the number of calls is doubled while goodput grows by a quarter; then a tenth less and a
 quarter more are tried in turn, at longer and longer intervals while that changes nothing. Only
@@ -27,8 +29,18 @@ WORTH_DOUBLING = 1.05
 #: Trials: this much more is kept when it brings so much, this much less when it costs no more.
 MORE, WORTH_MORE = 1.25, 1.03
 LESS, WORTH_LESS = 0.9, 0.99
-#: A stage is measured with so large a share of the calls in flight, or so many at least.
+#: A stage is measured with so large a share of the calls in flight at least, and so many in all.
 DOUBLING_SHARE, TRIAL_SHARE, LEAST_SAMPLE = 0.25, 0.5, 6
+#: It goes on until its relative error is so small, and for so many times the calls in flight at
+#: the most.
+DOUBLING_ERROR, TRIAL_ERROR = 0.08, 0.02
+DOUBLING_CAP, TRIAL_CAP, LEAST_CAP = 4, 2, 48
+#: A loss that may be chance is taken, up to this: it shortens the queue.
+MOST_LOSS = 0.04
+#: A gain must be so many errors beyond what it has to be.
+SURE = 1.5
+#: What was measured before at the number that is kept counts so much less with each new sample.
+MEMORY = 0.5
 #: Samples that are left out after a trial that failed; twice as many after each further one.
 FIRST_REST, LONGEST_REST = 1, 64
 #: A quarter more is given up early when, over so many calls, what comes out falls below so much of
@@ -54,6 +66,44 @@ class _Stage(Enum):
     MORE = auto()
 
 
+class _Ratio:
+    """Work over seconds of some calls, and how far it can be trusted."""
+
+    __slots__ = ("count", "mixed", "seconds", "seconds_squared", "work", "work_squared")
+
+    def __init__(self) -> None:
+        self.count = self.work = self.seconds = 0.0
+        self.work_squared = self.mixed = self.seconds_squared = 0.0
+
+    def add(self, work: float, seconds: float) -> None:
+        """Count a call."""
+        self.count += 1
+        self.work += work
+        self.seconds += seconds
+        self.work_squared += work * work
+        self.mixed += work * seconds
+        self.seconds_squared += seconds * seconds
+
+    def absorb(self, older: _Ratio, share: float) -> None:
+        """Count the calls of an older one too, each for less than a whole one."""
+        for name in self.__slots__:
+            setattr(self, name, getattr(self, name) + share * getattr(older, name))
+
+    @property
+    def value(self) -> float:
+        """Work per second of a call."""
+        return self.work / max(self.seconds, 1e-9)
+
+    @property
+    def error(self) -> float:
+        """The standard error of ``value``, as a share of it (the delta method)."""
+        if self.count <= 1 or self.work <= 0:
+            return 0.0
+        ratio = self.value
+        squares = self.work_squared - 2 * ratio * self.mixed + ratio**2 * self.seconds_squared
+        return math.sqrt(max(0.0, squares) * self.count / (self.count - 1)) / self.work
+
+
 class Knee:
     """Searches the number of calls in flight from which on more bring nothing.
 
@@ -65,8 +115,10 @@ class Knee:
     """
 
     __slots__ = (
+        "_base",
         "_began_at",
         "_ended",
+        "_error",
         "_goodput",
         "_is_less_next",
         "_kept",
@@ -74,9 +126,7 @@ class Knee:
         "_rest",
         "_rests",
         "_sample",
-        "_seconds",
         "_stage",
-        "_work",
         "_work_ended",
         "concurrency",
     )
@@ -87,8 +137,9 @@ class Knee:
         self._most = most
         #: Calls that may be in flight now, a trial included.
         self.concurrency = self._kept = max(1, int(min(first, most)))
-        #: The goodput at the number that is kept; 0 before it was measured.
-        self._goodput = 0.0
+        #: The goodput at the number that is kept, 0 before it was measured; and its error.
+        self._goodput = self._error = 0.0
+        self._base = _Ratio()
         self._is_less_next = True
         #: Samples to wait until the next trial; and after the next failed one, by its kind.
         self._rest = 0
@@ -96,9 +147,9 @@ class Knee:
         self._begin(now, _Stage.BASE if is_near else _Stage.DOUBLING, self.concurrency)
 
     @property
-    def known(self) -> int:
-        """Calls in flight that are kept to: no trial."""
-        return self._kept
+    def known(self) -> int | None:
+        """Calls in flight that are kept to, no trial; None before anything was measured."""
+        return self._kept if self._goodput else None
 
     def note_end(self, now: float, started_at: float, others: int, work: float) -> None:
         """Note that a call ended.
@@ -112,11 +163,8 @@ class Knee:
         self._ended += 1
         self._work_ended += work
         if started_at >= self._began_at and others + 1 >= self.concurrency:
-            self._sample += 1
-            self._work += work
-            self._seconds += now - started_at
-            share = DOUBLING_SHARE if self._stage is _Stage.DOUBLING else TRIAL_SHARE
-            if self._sample >= max(LEAST_SAMPLE, share * self.concurrency):
+            self._sample.add(work, now - started_at)
+            if self._is_enough():
                 self._conclude(now)
                 return
         if self._stage is _Stage.MORE and self._has_collapsed(now):
@@ -126,38 +174,65 @@ class Knee:
         self._stage = stage
         self.concurrency = concurrency
         self._began_at = now
-        self._ended = self._sample = 0
-        self._work = self._work_ended = self._seconds = 0.0
+        self._ended = 0
+        self._work_ended = 0.0
+        self._sample = _Ratio()
+
+    def _is_enough(self) -> bool:
+        """Tell whether the stage's sample can be judged."""
+        count, error = self._sample.count, self._sample.error
+        if self._stage is _Stage.DOUBLING:
+            if count < max(LEAST_SAMPLE, DOUBLING_SHARE * self.concurrency):
+                return False
+            best = self.concurrency * self._sample.value * (1 + 2 * error)
+            is_lost = 0 < best < WORTH_DOUBLING * self._goodput
+            cap = max(LEAST_CAP, DOUBLING_CAP * self.concurrency)
+            return error <= DOUBLING_ERROR or is_lost or count >= cap
+        if count < max(LEAST_SAMPLE, TRIAL_SHARE * self.concurrency):
+            return False
+        return error <= TRIAL_ERROR or count >= max(LEAST_CAP, TRIAL_CAP * self.concurrency)
 
     def _conclude(self, now: float) -> None:
         """Judge a stage that has its sample."""
-        goodput = self.concurrency * self._work / max(self._seconds, 1e-9)
+        goodput = self.concurrency * self._sample.value
+        error = math.hypot(self._sample.error, self._error)
         if self._stage is _Stage.DOUBLING:
             self._conclude_doubling(now, goodput)
         elif self._stage is _Stage.BASE:
-            self._goodput = goodput
+            self._sample.absorb(self._base, MEMORY)
+            self._keep()
             self._try_next(now)
-        elif goodput >= self._goodput * (WORTH_MORE if self._stage is _Stage.MORE else WORTH_LESS):
-            self._rests[self._stage] = FIRST_REST
-            self._keep(goodput)
-            self._try(now, self._stage)
+        elif self._stage is _Stage.MORE:
+            self._judge(now, is_good=goodput >= self._goodput * (WORTH_MORE + SURE * error))
         else:
+            least = min(WORTH_LESS, 1 - min(MOST_LOSS, error))
+            self._judge(now, is_good=goodput >= self._goodput * least)
+
+    def _judge(self, now: float, *, is_good: bool) -> None:
+        """Keep to a number that was tried and go on in its direction, or go back."""
+        if not is_good:
             self._fail(now)
+            return
+        self._rests[self._stage] = FIRST_REST
+        self._keep()
+        self._try(now, self._stage)
 
     def _conclude_doubling(self, now: float, goodput: float) -> None:
         before, is_first = self._goodput, not self._goodput
         if not is_first and goodput < WORTH_DOUBLING * before:
             self._fail(now)
             return
-        self._keep(goodput)
+        self._keep()
         doubled = int(min(2 * self._kept, self._most))
         if doubled > self._kept and (is_first or goodput >= GROWTH * before):
             self._begin(now, _Stage.DOUBLING, doubled)
         else:
             self._begin(now, _Stage.BASE, self._kept)
 
-    def _keep(self, goodput: float) -> None:
-        self._kept, self._goodput = self.concurrency, goodput
+    def _keep(self) -> None:
+        """Keep to the number that was measured."""
+        self._kept, self._base = self.concurrency, self._sample
+        self._goodput, self._error = self._kept * self._base.value, self._base.error
 
     def _has_collapsed(self, now: float) -> bool:
         """Tell early that a step up made the server thrash."""
