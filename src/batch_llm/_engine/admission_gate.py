@@ -156,6 +156,7 @@ class AdmissionGate:
         finally:
             self.waiting -= 1
         self.in_flight += 1
+        self._flow.on_let_in()  # not before it is counted: the room is found from the count
         return ticket
 
     async def _wait_for(self, asking: asyncio.Task[None]) -> None:

@@ -393,7 +393,6 @@ class Lanes:
                 return
             lane.take()
             waiting.future.set_result(self.start(lane, place, waiting.cost))
-            waiting.flow.on_let_in()
 
     def close(self) -> None:
         """Stop all timers, and remember what was learned."""

@@ -55,7 +55,7 @@ def test_a_server_that_thrashes_is_left_where_it_does_not(seed):
     assert knee.known <= 300
 
 
-@pytest.mark.parametrize(("first", "last"), [(4, 10), (16, 10), (64, 32)])
+@pytest.mark.parametrize(("first", "last"), [(4, 12), (16, 12), (64, 32)])
 def test_a_small_server_stays_busy_and_its_queue_gets_shorter(first, last):
     best = seconds_for(SharedServer(4, four_slots), CALLS, fixed=4)
     knee = Knee(0.0, first, 1000)
