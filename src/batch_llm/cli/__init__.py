@@ -92,8 +92,10 @@ def _check_settings() -> None:
 
     from batch_llm.cli.app import Flags
     from batch_llm.exceptions import InputError
+    from batch_llm.stores.limit_memory import VARIABLE
 
     known = [f"BATCH_LLM_{one.name.upper()}" for one in dataclasses.fields(Flags)]
+    known.append(VARIABLE)
     for name in os.environ:
         if name.startswith("BATCH_LLM_") and name not in known:
             near = difflib.get_close_matches(name, known, 1)

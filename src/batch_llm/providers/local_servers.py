@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from batch_llm.providers.transport import Looker
 
 #: For all questions together.
-ASK_SECONDS = 1.5
+ASK_SECONDS = 2.0
 #: Of an answer so much is read: vLLM's metrics are a few hundred kilobytes.
 MOST_BYTES = 1 << 20
 #: More than any server works on; what claims more is no number of slots.
@@ -76,6 +76,7 @@ async def ask_capacity(looker: Looker, endpoint: Endpoint) -> Capacity | None:
     }
     answers: dict[str, bytes] = {}
     try:
+        await asyncio.sleep(0)  # the client's first step loads its library, which takes a while
         async with asyncio.timeout(ASK_SECONDS):
             waiting = set(tasks)
             while waiting and told_slots(answers) is None:
