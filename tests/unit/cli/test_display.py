@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import asyncio
 
+import msgspec
 import pytest
 
 from batch_llm import ConfigError
+from batch_llm._engine.statistics import Counts, LearnedLimit
 from batch_llm.cli import values
 from batch_llm.cli.display import (
     RateWindow,
@@ -108,3 +110,21 @@ def test_counts_are_read(text, count):
 def test_nonsense_is_no_count(text):
     with pytest.raises(ConfigError, match="--limit must be >= 1"):
         values.read_count("--limit", text, at_least=1)
+
+
+def test_a_number_of_calls_is_one_or_is_found():
+    assert values.read_concurrency("200") == 200
+    assert values.read_concurrency("auto") is None
+    assert values.read_concurrency("knee") == "knee"
+    with pytest.raises(ConfigError, match="concurrency"):
+        values.read_concurrency("elbow")
+
+
+def test_the_summary_shows_what_is_known_of_the_limits():
+    known = LearnedLimit("m", "concurrency", 4, "server")
+    now = Counts().snapshot(total=1, state="finished", concurrency=6, limits=[known])
+
+    assert "  limits    in flight 4 (server)" in summary_lines(now)
+    assert not any(
+        "limits" in line for line in summary_lines(msgspec.structs.replace(now, limits=[]))
+    )
