@@ -1,16 +1,19 @@
 """Servers that queue, on the test bench: makespan against the best fixed concurrency.
 
     python benchmarks/local_servers.py BENCH [--seeds 11 12 13] [--first 8 16 64] [SCENARIO ...]
+    python benchmarks/local_servers.py BENCH --random 40
 
 BENCH is the folder with the test bench's modules (see ``admission.py``). Its servers have 256, 4
 and 256 slots and refuse nothing; the last one thrashes above 300 calls. Virtual time: the machine
-does not matter.
+does not matter. The seed of the random servers is drawn anew each time and printed.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
+import random
 import statistics
 import sys
 from pathlib import Path
@@ -62,16 +65,70 @@ def measure(bench, spec, make, seeds):
     return [run["makespan"] for run in runs], p99
 
 
+def random_spec(dice, make, number):
+    slots = round(2 ** dice.uniform(1, 9))
+    server = {"slots": slots, "rmax": 25.0 * slots, "half": slots * dice.uniform(0.05, 0.5)}
+    server["prefill_tps"] = server["rmax"] * dice.uniform(5, 20)
+    if dice.random() < 0.5:
+        server["thrash_at"] = with_margin(slots) + round(slots * dice.uniform(0.1, 1.0))
+        server["thrash_loss"] = dice.uniform(0.2, 0.6)
+    return make(
+        name=f"random {number}",
+        n=max(300, 12 * slots),
+        rpm=None,
+        tpm=None,
+        server=server,
+        sig_in=dice.uniform(0.2, 1.0),
+        sig_out=dice.uniform(0.2, 1.2),
+        max_inflight=1000,
+    )
+
+
+def sweep(bench, make, count):
+    """Print what is reached on random servers, against as many calls as each has slots."""
+    seed = random.SystemRandom().randrange(10**9)
+    dice = random.Random(seed)
+    print(f"random servers, seed {seed}\n")
+    ratios = {}
+    for number in range(count):
+        spec = random_spec(dice, make, number)
+        slots = spec.server["slots"]
+        (best,), _ = measure(bench, spec, lambda s=slots: Local(s, "slots"), [81])
+        rows = {
+            "slots told": lambda s=slots: Local(with_margin(s), "told"),
+            "knee from 16": lambda: Local(16, "knee", searches=True),
+            "16 always": lambda: Local(16, "16"),
+            "1000 always": lambda: Local(1000, "1000"),
+        }
+        for name, make_one in rows.items():
+            (makespan,), _ = measure(bench, spec, make_one, [81])
+            ratios.setdefault(name, []).append(makespan / best)
+    print("| calls in flight | geometric mean | median | p90 | worst |")
+    print("|---|---|---|---|---|")
+    for name, found in ratios.items():
+        ordered = sorted(found)
+        mean = math.exp(statistics.mean(math.log(ratio) for ratio in ordered))
+        p90 = ordered[math.ceil(0.9 * len(ordered)) - 1]
+        cells = (mean, statistics.median(ordered), p90, ordered[-1])
+        print(f"| {name} | " + " | ".join(f"{cell:.2f}" for cell in cells) + " |")
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("bench")
     parser.add_argument("scenarios", nargs="*", default=SCENARIOS)
     parser.add_argument("--seeds", type=int, nargs="+", default=[11, 12, 13])
     parser.add_argument("--first", type=int, nargs="+", default=[8, 16, 64])
+    parser.add_argument("--random", type=int, default=0)
     options = parser.parse_args()
     sys.path.insert(0, str(Path(options.bench)))
     import run as bench
+    from provider import Spec
     from scenarios import S
+
+    if options.random:
+        sweep(bench, Spec, options.random)
+        return
 
     for key in options.scenarios:
         spec, slots = S[key], S[key].server["slots"]

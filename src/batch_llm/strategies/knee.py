@@ -7,8 +7,9 @@ seconds that they took. Where calls share the server's speed, long and short one
 that ratio, and a few are enough; where they wait in a queue, it takes more. So the ratio's own
 error says how many, within bounds, and changes that may be chance are not believed.
 
-First the number of calls is doubled while goodput grows by a quarter; then a tenth less and a
-quarter more are tried in turn, at longer and longer intervals while that changes nothing. Only
+First the number of calls is doubled while goodput grows by a quarter, or else halved while it does
+not fall; then a tenth less and a quarter more are tried in turn, at longer and longer intervals
+while that changes nothing. Only
 calls that were started beside as many others as are allowed count: nothing is learned while other
 limits, or a lack of items, hold the calls back.
 
@@ -26,6 +27,8 @@ FIRST_CALLS = 16
 GROWTH = 1.25
 #: The last doubling is kept when it brought at least this.
 WORTH_DOUBLING = 1.05
+#: It is halved down to this: the rest is for trials, which cost less.
+LEAST_HALVED = 4
 #: Trials: this much more is kept when it brings so much, this much less when it costs no more.
 MORE, WORTH_MORE = 1.25, 1.03
 LESS, WORTH_LESS = 0.9, 0.99
@@ -33,14 +36,15 @@ LESS, WORTH_LESS = 0.9, 0.99
 DOUBLING_SHARE, TRIAL_SHARE, LEAST_SAMPLE = 0.25, 0.5, 6
 #: It goes on until its relative error is so small, and for so many times the calls in flight at
 #: the most.
-DOUBLING_ERROR, TRIAL_ERROR = 0.08, 0.02
+DOUBLING_ERROR, TRIAL_ERROR = 0.08, 0.01
 DOUBLING_CAP, TRIAL_CAP, LEAST_CAP = 4, 2, 48
-#: A loss that may be chance is taken, up to this: it shortens the queue.
-MOST_LOSS = 0.04
+#: A loss that may be chance is taken, up to this: it shortens the queue. Half as many calls are
+#: much less where the calls do not wait, so more of it may be chance then.
+MOST_LOSS, MOST_LOSS_HALVED = 0.02, 0.1
 #: A gain must be so many errors beyond what it has to be.
-SURE = 1.5
+SURE = 1.0
 #: What was measured before at the number that is kept counts so much less with each new sample.
-MEMORY = 0.5
+MEMORY = 0.75
 #: Samples that are left out after a trial that failed; twice as many after each further one.
 FIRST_REST, LONGEST_REST = 1, 64
 #: A quarter more is given up early when, over so many calls, what comes out falls below so much of
@@ -58,6 +62,8 @@ def work_of(input_tokens: float, output_tokens: float) -> float:
 class _Stage(Enum):
     #: The number of calls is doubled as long as that is worth it.
     DOUBLING = auto()
+    #: It is halved as long as that costs nothing, when the first doubling brought nothing.
+    HALVING = auto()
     #: Goodput is measured at the number that is kept.
     BASE = auto()
     #: A tenth less is tried.
@@ -120,6 +126,7 @@ class Knee:
         "_ended",
         "_error",
         "_goodput",
+        "_has_doubled",
         "_is_less_next",
         "_kept",
         "_most",
@@ -140,6 +147,7 @@ class Knee:
         #: The goodput at the number that is kept, 0 before it was measured; and its error.
         self._goodput = self._error = 0.0
         self._base = _Ratio()
+        self._has_doubled = False
         self._is_less_next = True
         #: Samples to wait until the next trial; and after the next failed one, by its kind.
         self._rest = 0
@@ -181,11 +189,12 @@ class Knee:
     def _is_enough(self) -> bool:
         """Tell whether the stage's sample can be judged."""
         count, error = self._sample.count, self._sample.error
-        if self._stage is _Stage.DOUBLING:
+        if self._stage in {_Stage.DOUBLING, _Stage.HALVING}:
             if count < max(LEAST_SAMPLE, DOUBLING_SHARE * self.concurrency):
                 return False
             best = self.concurrency * self._sample.value * (1 + 2 * error)
-            is_lost = 0 < best < WORTH_DOUBLING * self._goodput
+            is_doubling = self._stage is _Stage.DOUBLING
+            is_lost = best < (WORTH_DOUBLING if is_doubling else WORTH_LESS) * self._goodput
             cap = max(LEAST_CAP, DOUBLING_CAP * self.concurrency)
             return error <= DOUBLING_ERROR or is_lost or count >= cap
         if count < max(LEAST_SAMPLE, TRIAL_SHARE * self.concurrency):
@@ -197,7 +206,7 @@ class Knee:
         goodput = self.concurrency * self._sample.value
         error = math.hypot(self._sample.error, self._error)
         if self._stage is _Stage.DOUBLING:
-            self._conclude_doubling(now, goodput)
+            self._conclude_doubling(now, goodput, error)
         elif self._stage is _Stage.BASE:
             self._sample.absorb(self._base, MEMORY)
             self._keep()
@@ -205,8 +214,16 @@ class Knee:
         elif self._stage is _Stage.MORE:
             self._judge(now, is_good=goodput >= self._goodput * (WORTH_MORE + SURE * error))
         else:
-            least = min(WORTH_LESS, 1 - min(MOST_LOSS, error))
-            self._judge(now, is_good=goodput >= self._goodput * least)
+            is_trial = self._stage is _Stage.LESS
+            loss = min(MOST_LOSS if is_trial else MOST_LOSS_HALVED, error)
+            is_good = goodput >= self._goodput * min(WORTH_LESS, 1 - loss)
+            if is_trial:
+                self._judge(now, is_good=is_good)
+            elif is_good:
+                self._keep()
+                self._halve(now)
+            else:
+                self._begin(now, _Stage.BASE, self._kept)
 
     def _judge(self, now: float, *, is_good: bool) -> None:
         """Keep to a number that was tried and go on in its direction, or go back."""
@@ -217,15 +234,27 @@ class Knee:
         self._keep()
         self._try(now, self._stage)
 
-    def _conclude_doubling(self, now: float, goodput: float) -> None:
+    def _conclude_doubling(self, now: float, goodput: float, error: float) -> None:
         before, is_first = self._goodput, not self._goodput
-        if not is_first and goodput < WORTH_DOUBLING * before:
-            self._fail(now)
+        if not is_first and goodput < before * (WORTH_DOUBLING + SURE * error):
+            if self._has_doubled:
+                self._begin(now, _Stage.BASE, self._kept)
+            else:
+                self._halve(now)
             return
         self._keep()
+        self._has_doubled = not is_first
         doubled = int(min(2 * self._kept, self._most))
         if doubled > self._kept and (is_first or goodput >= GROWTH * before):
             self._begin(now, _Stage.DOUBLING, doubled)
+        else:
+            self._is_less_next = False  # it was still worth something
+            self._begin(now, _Stage.BASE, self._kept)
+
+    def _halve(self, now: float) -> None:
+        halved = self._kept // 2
+        if halved >= LEAST_HALVED:
+            self._begin(now, _Stage.HALVING, halved)
         else:
             self._begin(now, _Stage.BASE, self._kept)
 
@@ -242,11 +271,10 @@ class Knee:
         return rate < COLLAPSE * self._goodput * self._kept / self.concurrency
 
     def _fail(self, now: float) -> None:
-        """Go back to the number that is kept, and rest."""
-        if self._stage is not _Stage.DOUBLING:
-            self._rest = self._rests[self._stage]
-            self._rests[self._stage] = min(LONGEST_REST, 2 * self._rest)
-            self._is_less_next = self._stage is _Stage.MORE
+        """Go back from a trial to the number that is kept, and rest."""
+        self._rest = self._rests[self._stage]
+        self._rests[self._stage] = min(LONGEST_REST, 2 * self._rest)
+        self._is_less_next = self._stage is _Stage.MORE
         self._begin(now, _Stage.BASE, self._kept)
 
     def _try_next(self, now: float) -> None:

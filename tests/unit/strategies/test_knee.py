@@ -55,8 +55,8 @@ def test_a_server_that_thrashes_is_left_where_it_does_not(seed):
     assert knee.known <= 300
 
 
-@pytest.mark.parametrize(("first", "last"), [(4, 12), (16, 12), (64, 32)])
-def test_a_small_server_stays_busy_and_its_queue_gets_shorter(first, last):
+@pytest.mark.parametrize(("first", "last"), [(4, 12), (16, 24), (64, 80)])
+def test_a_small_server_stays_busy_and_its_queue_does_not_grow(first, last):
     best = seconds_for(SharedServer(4, four_slots), CALLS, fixed=4)
     knee = Knee(0.0, first, 1000)
     took = seconds_for(SharedServer(4, four_slots), CALLS, knee=knee)
@@ -178,3 +178,14 @@ def test_whatever_ends_the_number_stays_within_its_bounds(first, most, is_near, 
 def test_reading_is_less_work_than_writing():
     assert work_of(100, 0) < work_of(0, 100)
     assert work_of(0, 0) == 1.0
+
+
+def test_a_start_that_is_too_high_is_halved():
+    knee, now, seen = Knee(0.0, 64, 1000), 0.0, []
+    for _ in range(4000):  # 10 slots: all others wait
+        now = hold(knee, max(1.0, knee.concurrency / 10), now, count=1)
+        if not seen or seen[-1] != knee.concurrency:
+            seen.append(knee.concurrency)
+
+    assert seen[:5] == [64, 128, 32, 16, 8]
+    assert 10 <= knee.known <= 16
