@@ -9,9 +9,8 @@ error says how many, within bounds, and changes that may be chance are not belie
 
 First the number of calls is doubled while goodput grows by a quarter, or else halved while it does
 not fall; then a tenth less and a quarter more are tried in turn, at longer and longer intervals
-while that changes nothing. Only
-calls that were started beside as many others as are allowed count: nothing is learned while other
-limits, or a lack of items, hold the calls back.
+while that changes nothing. Only calls that were started beside as many others as are allowed count:
+nothing is learned while other limits, or a lack of items, hold the calls back.
 
 Pure arithmetic: no clock, no I/O, O(1) per call. What it reaches is in ``docs/local-servers.md``.
 """
@@ -212,7 +211,8 @@ class Knee:
             self._keep()
             self._try_next(now)
         elif self._stage is _Stage.MORE:
-            self._judge(now, is_good=goodput >= self._goodput * (WORTH_MORE + SURE * error))
+            least = self._goodput * (WORTH_MORE + SURE * error)
+            self._judge(now, is_good=goodput > 0 and goodput >= least)
         else:
             is_trial = self._stage is _Stage.LESS
             loss = min(MOST_LOSS if is_trial else MOST_LOSS_HALVED, error)
@@ -235,7 +235,11 @@ class Knee:
         self._try(now, self._stage)
 
     def _conclude_doubling(self, now: float, goodput: float, error: float) -> None:
-        before, is_first = self._goodput, not self._goodput
+        before, is_first = self._goodput, not self._base.count
+        if is_first and not goodput:  # nothing gets done at all: fewer, then
+            self._keep()
+            self._halve(now)
+            return
         if not is_first and goodput < before * (WORTH_DOUBLING + SURE * error):
             if self._has_doubled:
                 self._begin(now, _Stage.BASE, self._kept)

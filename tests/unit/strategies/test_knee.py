@@ -189,3 +189,12 @@ def test_a_start_that_is_too_high_is_halved():
 
     assert seen[:5] == [64, 128, 32, 16, 8]
     assert 10 <= knee.known <= 16
+
+
+def test_where_nothing_gets_done_fewer_calls_are_tried():
+    knee, now = Knee(0.0, 16, 1000), 0.0
+    for _ in range(2000):
+        now = hold(knee, 120.0, now, count=1, work=0.0 if knee.concurrency > 4 else 100.0)
+        assert knee.concurrency <= 16
+
+    assert 3 <= knee.known <= 5
