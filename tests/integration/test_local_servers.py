@@ -160,7 +160,7 @@ async def reset(_, writer):
 
 
 async def elsewhere(server, writer):
-    await server.answer(writer, 302, b"", b"location: http://127.0.0.1:9/props\r\n")
+    await server.answer(writer, 302, b"", b"location: /elsewhere\r\n")
 
 
 async def hang(_server, _writer):
@@ -197,6 +197,15 @@ async def test_a_server_that_says_nothing_of_itself_is_called_all_the_same(behav
         # aiohttp itself repeats a GET whose connection was cut.
         assert sorted(server.looks) == sorted([*LOOKS] * (2 if behaviour is reset else 1))
         assert seconds < ASK_SECONDS + 3
+
+
+async def test_of_an_endless_answer_no_more_is_read_than_is_wanted():
+    transport = HttpTransport()
+    async with serving(endless) as (_, url), asyncio.timeout(10):
+        response = await transport.get(url, {}, 100_000)
+        await transport.aclose()
+
+    assert len(response.body) == 100_000
 
 
 async def test_a_hung_server_is_waited_for_once_and_not_for_long():

@@ -69,8 +69,9 @@ class Server:
         return Outcome("ok", USAGE)
 
     def processor(self, **config):
+        config.setdefault("timeout_per_item", 1e6)
         return ParallelBatchProcessor(
-            config=ProcessorConfig(progress_interval=0, timeout_per_item=1e6, **config),
+            config=ProcessorConfig(progress_interval=0, **config),
             error_classifier=Classifier(),
             requests=self,
         )
@@ -234,6 +235,14 @@ async def test_the_knee_is_searched_where_it_is_asked_for(told):
 
     assert 90 <= built.statistics().limits[0].limit <= 150
     assert server.most_here > 90
+
+
+async def test_calls_that_time_out_in_the_queue_make_the_search_go_down():
+    server = Server(Capacity(64, "searched"), slots=4, seconds=10.0)
+    built = server.processor(timeout_per_item=30.0)
+    await built.process(requests(300))
+
+    assert built.statistics().concurrency < 32
 
 
 async def test_max_workers_is_the_ceiling_of_the_search():
