@@ -129,7 +129,7 @@ class AdmissionGate:
     @property
     def most(self) -> int:
         """Calls in flight at the most, over all lanes and runs of the processor."""
-        return self.lanes.most
+        return int(self.lanes.allowed)
 
     def wanted(self, present: int) -> int:
         """Return how many items should be in the building.
@@ -151,8 +151,9 @@ class AdmissionGate:
         waiting = self._flow.waiting
         if len(waiting) < 2:
             name = next(iter(waiting), "")
-            # Others may be still to come, where lanes have names.
-            is_shut = bool(name) and by_name[name].shut_until - now > SHUT_SECONDS
+            # Others may be still to come, where lanes have names. One that only waits for a call of
+            # its own to end is not shut for long.
+            is_shut = bool(name) and SHUT_SECONDS < by_name[name].shut_until - now < math.inf
             return waiting[name] if is_shut else 0
         shut = [name for name in waiting if by_name[name].shut_until > now]
         if len(shut) == len(waiting):
@@ -170,7 +171,7 @@ class AdmissionGate:
             )
             for lane in self.lanes.by_name.values()
             for place in lane.places
-            for dimension, limit, source in place.admission.known_limits()
+            for dimension, limit, source in place.known_limits()
         ]
 
     async def enter(self, item: Item, /, *, is_retry: bool) -> Ticket:
@@ -231,6 +232,7 @@ class AdmissionGate:
         place.ended(now, grant, is_good=True)
         used = lane.learn(item, outcome.usage)
         place.admission.accepted(now, grant, used, outcome.limits)
+        place.note_work(now, grant, outcome.usage or None)
         if outcome.limits:
             self.lanes.note_known(place)
         self.consecutive = 0
@@ -252,6 +254,10 @@ class AdmissionGate:
             return Held.BY_LANE if is_held and not lasts_long else Held.NO
         # It took the call, whatever came of it.
         place.admission.accepted(now, grant, lane.learn(item, outcome.usage), outcome.limits)
+        if code is ErrorCode.TIMEOUT:
+            place.note_work(now, grant, {})
+        elif outcome.usage:  # a bad answer is work as well
+            place.note_work(now, grant, outcome.usage)
         is_elsewhere = lane.failed(now, place, grant, code, outcome.error)
         return Held.ELSEWHERE if is_elsewhere else Held.NO
 

@@ -20,7 +20,9 @@ class LearnedLimit(msgspec.Struct, frozen=True):
         dimension: ``requests``, ``tokens``, ``input_tokens`` or ``output_tokens``, all per minute;
             ``requests_per_day``; or ``concurrency``, calls in flight.
         limit: The limit, or what is believed of it.
-        source: ``told``, ``header``, ``remembered`` or ``learned``.
+        source: ``told``, ``header``, ``remembered`` or ``learned``; of calls in flight also
+            ``server``, what a local server says that it works on at once, or ``assumed``, what is
+            usual for its kind.
     """
 
     lane: str

@@ -172,6 +172,8 @@ def summary_lines(
         f"  rate      {rate:,.1f}/s" + (f"        latency  {latency}" if latency else ""),
         f"  tokens    {short(now.input_tokens)} in, {short(now.output_tokens)} out",
     ]
+    if limits := _limits(now):
+        lines.append(f"  limits    {', '.join(limits)}")
     return [line.rstrip() for long in lines for line in _wrapped(long)]
 
 
