@@ -11,6 +11,7 @@ import msgspec
 
 from batch_llm._engine.admission_gate import AdmissionGate
 from batch_llm._engine.events import EventDispatcher
+from batch_llm._engine.exchange import Exchanger
 from batch_llm._engine.gate import CooldownGate
 from batch_llm._engine.pipeline import Pipeline
 from batch_llm._engine.pool import Pool, current_pool
@@ -80,15 +81,21 @@ class Run:
         self._counts = Counts(loop.time())
         self._events = EventDispatcher(setup.observers)
         self._gate = self._make_gate(setup)
-        retrier = Retrier(
+        exchanger = Exchanger(
             caller=setup.caller,
             gate=self._gate,
             classifier=setup.error_classifier,
-            config=config.retry,
             timeout_seconds=config.timeout_per_item,
             counts=self._counts,
             events=self._events,
             log_level=logging.INFO if config.enable_detailed_logging else logging.DEBUG,
+        )
+        retrier = Retrier(
+            exchange=exchanger.make,
+            gate=self._gate,
+            config=config.retry,
+            timeout_seconds=config.timeout_per_item,
+            counts=self._counts,
         )
         self._pipeline = Pipeline(
             retrier=retrier,
