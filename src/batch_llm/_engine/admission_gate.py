@@ -126,14 +126,11 @@ class AdmissionGate:
             asyncio.CancelledError: The place in the queue was given back.
             LimitPauseError: The wait would be longer than is wanted.
         """
-        lane = self.lanes.of(item)
-        cost = lane.cost_of(item)
-        place, wait = lane.best_place(self._loop.time(), cost)
-        if wait <= 0 and lane.next() is None and self.lanes.may_start():
-            self.in_flight += 1
-            ticket = self.lanes.start(lane, place, cost)
+        if (ticket := self.enter_now(item)) is not None:
             self._flow.on_let_in()
             return ticket
+        lane = self.lanes.of(item)
+        cost = lane.cost_of(item)
         future: asyncio.Future[Ticket] = self._loop.create_future()
         lane.add(future, item, cost, self._flow, is_retry=is_retry)
         self.lanes.pump(lane)
@@ -150,6 +147,16 @@ class AdmissionGate:
             self.waiting -= 1
         self.in_flight += 1
         return ticket
+
+    def enter_now(self, item: Item, /) -> Ticket | None:
+        """Return a ticket if a call may start at once and none waits for that, else None."""
+        lane = self.lanes.of(item)
+        cost = lane.cost_of(item)
+        place, wait = lane.best_place(self._loop.time(), cost)
+        if wait > 0 or lane.next() is not None or not self.lanes.may_start():
+            return None
+        self.in_flight += 1
+        return self.lanes.start(lane, place, cost)
 
     def leave(self, ticket: Ticket, /, *, was_sent: bool = True) -> None:
         """Give the room to the next one; a call whose end nobody told was given up."""

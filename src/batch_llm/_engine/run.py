@@ -13,6 +13,7 @@ from batch_llm._engine.admission_gate import AdmissionGate
 from batch_llm._engine.events import EventDispatcher
 from batch_llm._engine.exchange import Exchanger
 from batch_llm._engine.gate import CooldownGate
+from batch_llm._engine.hedging import Hedging
 from batch_llm._engine.pipeline import Pipeline
 from batch_llm._engine.pool import Pool, current_pool
 from batch_llm._engine.retry import Retrier
@@ -90,8 +91,9 @@ class Run:
             events=self._events,
             log_level=logging.INFO if config.enable_detailed_logging else logging.DEBUG,
         )
+        self._hedging = self._make_hedging(exchanger) if config.hedge == "drain" else None
         retrier = Retrier(
-            exchange=exchanger.make,
+            exchange=exchanger.make if self._hedging is None else self._hedging.make,
             gate=self._gate,
             config=config.retry,
             timeout_seconds=config.timeout_per_item,
@@ -129,6 +131,19 @@ class Run:
             longest_pause_seconds=math.inf if pause is None else pause,
         )
 
+    def _make_hedging(self, exchanger: Exchanger) -> Hedging:
+        return Hedging(
+            exchange=exchanger.make,
+            gate=self._gate,
+            counts=self._counts,
+            can_send=self._has_nothing_else_to_send,
+        )
+
+    def _has_nothing_else_to_send(self) -> bool:
+        if self._pool.is_cancelling or self._gate.waiting:
+            return False
+        return self._pool.is_draining or self._source.is_empty
+
     def _wanted(self) -> int:
         """How many items are to be in work: with a number given, so many."""
         return self._gate.wanted if self._config.is_auto else self._config.most_in_flight
@@ -150,6 +165,8 @@ class Run:
         finally:
             self.is_finished = True
             self._ended_at = self._loop.time()
+            if self._hedging is not None:
+                self._hedging.close()
             await self._gate.close()
             counts = self._counts
             self._note(

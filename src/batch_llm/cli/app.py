@@ -99,6 +99,8 @@ class Flags:
     "do not start from the limits that earlier runs have learned"
     timeout: str = "120s"
     "for one call"
+    hedge: bool = False
+    "at the end of the run, send slow rows a second time, and take the first answer"
     retries: str = "5"
     "further attempts of a row; refusals by a rate limit do not count"
     fail_over: str | None = None
@@ -149,6 +151,7 @@ def _job(source: str, flags: Flags) -> Any:
         keys=tuple(flags.keys.split(",")) if flags.keys else (),
         remembers_limits=not flags.forget_limits,
         timeout=values.read_seconds("--timeout", flags.timeout),
+        hedges=flags.hedge,
         retries=values.read_count("--retries", flags.retries),
         fail_over=values.read_tolerance("--fail-over", flags.fail_over)
         if flags.fail_over

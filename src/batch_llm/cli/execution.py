@@ -145,6 +145,7 @@ class _Execution:
                 longest_pause=self._job.longest_pause,
                 remember_limits=self._job.remembers_limits,
                 timeout_per_item=self._job.timeout,
+                hedge="drain" if self._job.hedges else "off",
                 retry=RetryConfig(max_attempts=self._job.retries + 1, initial_wait=0.5),
                 progress_interval=0,
             ),
@@ -268,6 +269,9 @@ class _Execution:
             "failures": now.failures_by_code,
             "input_tokens": now.input_tokens,
             "output_tokens": now.output_tokens,
+            "hedged": now.hedged,
+            "hedges_won": now.hedges_won,
+            "hedge_tokens_lost": now.hedge_tokens_lost,
             "seconds": round(now.elapsed_seconds, 3),
             "output": self._job.output,
         }

@@ -45,6 +45,7 @@ class Job:
     keys: tuple[str, ...] = ()
     remembers_limits: bool = True
     timeout: float = 120.0
+    hedges: bool = False
     retries: int = 5
     fail_over: tuple[float, bool] | None = None
     progress: str = "auto"
