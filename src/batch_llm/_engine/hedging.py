@@ -195,7 +195,7 @@ class Hedging:
         if is_copy_taken and taken.is_good:
             self._counts.hedges_won += 1
         if taken.is_good:
-            self._counts.hedge_tokens_lost += _tokens_of(lost, copy.cost)
+            self._counts.hedge_tokens_lost += _tokens_lost(lost, taken, copy.cost)
         return taken
 
     def _look_soon(self) -> None:
@@ -226,7 +226,7 @@ class Hedging:
                 continue
             slow_at = call.started_at + factor * self._slowness.expected_seconds(call.size)
             if slow_at <= now:
-                slow_at = now + self._send_copy(call, now)
+                slow_at = now + self._send_copy(call, now, factor)
             next_at = min(next_at, slow_at)
         if next_at < math.inf:
             self._look_at(max(next_at, now + LOOK_SECONDS))
@@ -237,9 +237,9 @@ class Hedging:
             for call in self._under_way
         ]
 
-    def _send_copy(self, call: _Call, now: float) -> float:
+    def _send_copy(self, call: _Call, now: float, factor: float) -> float:
         """Send a copy; return infinity then, else the seconds until it may be tried again."""
-        cost = self._hedges.cost(call.size, self._slowness.expected_tokens(call.size))
+        cost = self._hedges.cost(call.size, self._slowness.expected_tokens(call.size), factor)
         counts = self._counts
         used = counts.input_tokens + counts.output_tokens
         wait = self._hedges.wait(now, cost, items=counts.started, tokens=used)
@@ -268,6 +268,8 @@ class Hedging:
         finally:
             copy.close_deadline()
         self._note(call, copy.ended)
+        if copy.ended.usage:
+            self._hedges.note_cost(copy.cost, _total(copy.ended.usage))
         if copy.ended.is_good:
             call.owner.deadline.cut()  # nothing is under way there when the first copy has failed
 
@@ -331,8 +333,14 @@ def _telling(ended: Ended) -> int:
     return telling(ended.code, is_final=not ended.verdict.is_retryable)
 
 
-def _tokens_of(lost: Ended, expected: float) -> float:
+def _tokens_lost(lost: Ended, taken: Ended, expected: float) -> float:
     """Return what the copy that was not taken cost; one that failed on its own says so itself."""
     if lost.usage:
-        return tokens(lost.usage, "input_tokens") + tokens(lost.usage, "output_tokens")
-    return expected if lost.is_cut_short else 0.0
+        return _total(lost.usage)
+    if not lost.is_cut_short:
+        return 0.0
+    return _total(taken.usage) if taken.usage else expected  # both were asked the same
+
+
+def _total(usage: dict[str, int]) -> int:
+    return tokens(usage, "input_tokens") + tokens(usage, "output_tokens")

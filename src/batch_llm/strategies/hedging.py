@@ -191,7 +191,7 @@ class Hedges:
 
     def __init__(self) -> None:
         self.sent = 0
-        #: Tokens that the copies were expected to take.
+        #: Tokens that the copies took, or are expected to.
         self.tokens = 0.0
         self._mean_sent = 0.0
         self._has_sent = False
@@ -219,8 +219,18 @@ class Hedges:
         elif code is not ErrorCode.OVERLOADED and code is not ErrorCode.CONNECTION:
             self._accepted += 1
 
-    def cost(self, size: Size, got: float) -> float:
-        """Estimate the tokens of a copy whose answer will probably have ``got``."""
+    def cost(self, size: Size, got: float, multiple: float) -> float:
+        """Estimate the tokens of a copy.
+
+        Args:
+            size: What is known of it.
+            got: What its answer would usually have.
+            multiple: From what multiple of its expectation on it is slow. Where nobody said how
+                long the answer is, the call may be slow because it is so many times as long.
+        """
+        if size.got is None:
+            got *= max(1.0, multiple)
+            got = got if size.most is None else min(got, size.most)
         return got + (self._mean_sent if size.sent is None else size.sent)
 
     def wait(self, now: float, cost: float, *, items: int, tokens: int) -> float:
@@ -250,6 +260,10 @@ class Hedges:
         """Count a copy that was sent."""
         self.sent += 1
         self.tokens += cost
+
+    def note_cost(self, expected: float, used: float) -> None:
+        """Put what a copy has used in the place of what was expected."""
+        self.tokens += used - expected
 
 
 def multiple_of(seconds: float, expected: float) -> float:

@@ -398,9 +398,23 @@ async def test_the_budget_bounds_the_copies_and_the_oldest_go_first():
 
     await built.process([*slow, *quick(191)])
 
-    # 4,005 tokens were used; a copy's are expected to be 15.
-    assert built.statistics().hedged == 3
-    assert [len(one.times) for one in calls] == [2, 2, 2, 1, 1, 1, 1, 1, 1]
+    # 2,865 tokens were used, of which copies may use 57. Each is expected to use 10, and twice 5.
+    assert built.statistics().hedged == 2
+    assert [len(one.times) for one in calls] == [2, 2, 1, 1, 1, 1, 1, 1, 1]
+
+
+async def test_where_nobody_tells_tokens_the_items_are_the_budget():
+    calls = [Calls(HANG) for _ in range(9)]
+    slow = [item(f"slow {n}", one, can_hedge=True) for n, one in enumerate(calls)]
+    built = build(retry=RetryConfig(max_attempts=1))
+
+    async def untold(attempt, timeout):
+        await asyncio.sleep(1.0)
+        return "ok", None
+
+    await built.process([*slow, *(item(str(n), untold) for n in range(151))])
+
+    assert built.statistics().hedged == 8
 
 
 async def test_lost_tokens_are_counted_as_known_and_else_as_expected():
@@ -475,7 +489,7 @@ async def test_a_copy_sent_in_the_step_in_which_the_answer_comes_costs_nothing()
     spent = budget.spent
 
     answer.set_result("ok")  # wakes the first copy …
-    hedging._send_copy(slow, now())  # … before the second begins
+    hedging._send_copy(slow, now(), 2.0)  # … before the second begins
     assert budget.spent == spent + 1
     result = await running
 
@@ -509,6 +523,7 @@ async def test_a_run_that_is_cancelled_while_a_copy_goes_on_alone_ends_it():
     assert calls.in_flight == 1
     running.cancel()
     await asyncio.wait([running])
+    assert now() == 5.0
 
     assert calls.in_flight == built._lanes.in_flight == 0
     assert asyncio.all_tasks() == tasks

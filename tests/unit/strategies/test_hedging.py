@@ -184,8 +184,25 @@ def test_a_copy_costs_what_is_told_of_it_and_else_what_answers_took():
     for tokens in [100] * 200:
         hedges.note_input(tokens)
 
-    assert hedges.cost(Size(sent=7), got=5.0) == 12.0
-    assert hedges.cost(NOBODY_SAID, got=5.0) == pytest.approx(105.0)
+    assert hedges.cost(Size(sent=7, got=5), 5.0, 2.0) == 12.0
+    assert hedges.cost(Size(got=5), 5.0, 2.0) == pytest.approx(105.0)
+
+
+def test_a_call_of_unknown_size_may_be_slow_because_it_is_long():
+    hedges = Hedges()
+
+    assert hedges.cost(NOBODY_SAID, 50.0, 2.5) == 125.0
+    assert hedges.cost(Size(most=60), 50.0, 2.5) == 60.0
+
+
+def test_what_a_copy_has_used_takes_the_place_of_what_was_expected():
+    hedges = Hedges()
+    hedges.note_sent(500.0)
+    assert wait(hedges, cost=0.0, tokens=10_000) == math.inf
+
+    hedges.note_cost(500.0, 20.0)
+
+    assert wait(hedges, cost=0.0, tokens=10_000) == 0.0
 
 
 def test_of_two_failures_the_one_that_says_more_of_the_item_counts():
