@@ -152,9 +152,10 @@ class Hedging:
         Raises:
             asyncio.CancelledError: Passed on when both copies have ended.
         """
-        call = _Call(item, owner, attempt, progress, self._loop.time())
+        now = self._loop.time()
+        call = _Call(item, owner, attempt, progress, now)
         self._under_way[call] = None
-        self._look_soon()
+        self._look_soon(now)
         try:
             try:
                 ended = await self._exchange(item, owner, ticket, attempt, progress)
@@ -168,7 +169,8 @@ class Hedging:
             if call.copy is not None and not call.copy.task.done():  # the worker was cancelled
                 call.copy.cancel()
                 await _ends(call.copy)
-            ended = None  # type: ignore[assignment] # as in `Exchanger.make`
+            # As in `Exchanger.make`: an error leads back to this frame, and so to the item.
+            ended = call = None  # type: ignore[assignment]
 
     def close(self) -> None:
         """Stop the timer."""
@@ -198,9 +200,10 @@ class Hedging:
             self._counts.hedge_tokens_lost += _tokens_lost(lost, taken, copy.cost)
         return taken
 
-    def _look_soon(self) -> None:
-        if self._timer is None:
-            self._look_at(self._loop.time() + LOOK_SECONDS)
+    def _look_soon(self, now: float) -> None:
+        soon = now + LOOK_SECONDS
+        if self._timer is None or self._timer.when() > soon:
+            self._look_at(soon)
 
     def _look_at(self, at: float) -> None:
         if self._timer is not None:
@@ -259,28 +262,37 @@ class Hedging:
             self._gate.leave(copy.ticket, was_sent=False)
             return
         copy.open_deadline(call.owner.deadline)
-        first = call.attempt
-        # What a caller keeps there of a call under way is that call's alone.
-        memory = {key: value for key, value in first.memory.items() if key != SPENT}
-        attempt = msgspec.structs.replace(first, memory=memory, place=self._gate.place(copy.ticket))
         try:
-            copy.ended = await self._exchange(call.item, copy, copy.ticket, attempt, call.progress)
+            copy.ended = await self._exchange(
+                call.item, copy, copy.ticket, self._attempt_of(call, copy), call.progress
+            )
+            self._note(call, copy.ended)
+            if copy.ended.usage:
+                self._hedges.note_cost(copy.cost, _total(copy.ended.usage))
+            if copy.ended.is_good:
+                # Nothing is under way there when the first copy has failed.
+                call.owner.deadline.cut()
         finally:
             copy.close_deadline()
-        self._note(call, copy.ended)
-        if copy.ended.usage:
-            self._hedges.note_cost(copy.cost, _total(copy.ended.usage))
-        if copy.ended.is_good:
-            call.owner.deadline.cut()  # nothing is under way there when the first copy has failed
+            # As in `Exchanger.make`: an error leads back to this frame, and so to the item.
+            call = copy = None  # type: ignore[assignment]
+
+    def _attempt_of(self, call: _Call, copy: _Copy) -> Try:
+        """Return the same attempt for the second copy."""
+        # What a caller keeps of a call while it goes on is that call's alone.
+        memory = {key: value for key, value in call.attempt.memory.items() if key != SPENT}
+        place = self._gate.place(copy.ticket)
+        return msgspec.structs.replace(call.attempt, memory=memory, place=place)
 
     def _note(self, call: _Call, ended: Ended) -> None:
-        self._look_soon()
+        now = self._loop.time()
+        self._look_soon(now)
         if ended.is_cut_short:
             return
         code = ended.code
         if ended.verdict is not None and ended.verdict.is_rate_limit:
             code = ErrorCode.RATE_LIMITED
-        self._hedges.note_end(self._loop.time(), code)
+        self._hedges.note_end(now, code)
         if not ended.is_good:
             return
         usage = ended.usage

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import gc
+import weakref
 
 import pytest
 
@@ -438,6 +440,70 @@ async def test_what_the_loser_is_known_to_have_used_is_the_items():
     assert slow.token_usage["input_tokens"] == 7 + USAGE["input_tokens"]
     assert built.statistics().input_tokens == 7 + 40 * USAGE["input_tokens"]
     assert built.statistics().hedge_tokens_lost == 7
+
+
+async def test_what_the_first_copy_has_used_so_far_is_not_taken_for_the_seconds():
+    class Knows(Provider):
+        async def call(self, item, attempt):
+            if not self.calls:
+                attempt.memory[SPENT] = {"input_tokens": 7, "output_tokens": 0}
+            self.calls += 1
+            await asyncio.sleep(10.0 if self.calls == 1 else 1.0)
+            return Outcome("ok", USAGE if self.calls <= 40 else None)
+
+    built = build(requests=Knows())
+    result = await built.process(
+        LLMWorkItem(str(n), request=Request.of("m", "?")) for n in range(40)
+    )
+
+    (slow,) = [one for one in result.results if one.attempts == 2]
+    assert slow.token_usage["input_tokens"] == 7  # the copy, which won, told nothing
+
+
+async def test_a_call_that_turns_out_to_be_slow_is_not_looked_at_too_late():
+    calls = Calls(HANG, 1.0)
+    built = build()
+
+    async def last(attempt, timeout):
+        await asyncio.sleep(20)
+        hedging._slowness.slow_factor = lambda _: 2.0
+        return "ok", USAGE
+
+    one = [item("slow", calls, can_hedge=True), item("last", last), *quick(30)]
+    running = asyncio.create_task(built.process(one))
+    await asyncio.sleep(0)
+    hedging = built._run._hedging
+    hedging._slowness.slow_factor = lambda _: 90.0
+    await running
+
+    assert 20.0 < calls.times[1] < 20.2
+
+
+class Context:
+    """Something that a weak reference can point at."""
+
+
+async def test_two_failed_copies_leave_nothing_for_the_garbage_collector():
+    context = Context()
+    alive = weakref.ref(context)
+
+    async def call(attempt, timeout):
+        await asyncio.sleep(4.0)
+        raise RuntimeError("no")
+
+    slow = item("slow", call, can_hedge=True, context=context)
+    gc.collect()
+    gc.disable()
+    try:
+        built = build(retry=RetryConfig(max_attempts=1))
+        async for _ in built.stream(iter([slow, *quick(30)])):
+            pass
+        assert built.statistics().hedged == 1
+        del _, slow, context
+
+        assert alive() is None
+    finally:
+        gc.enable()
 
 
 async def test_hedging_works_under_a_cooldown_too():
