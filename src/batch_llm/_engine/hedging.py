@@ -166,9 +166,8 @@ class Hedging:
                 return ended
             return await self._conclude(call.copy, ended)
         finally:
-            if call.copy is not None and not call.copy.task.done():  # the worker was cancelled
-                call.copy.cancel()
-                await _ends(call.copy)
+            if call.copy is not None:
+                await self._clear(call.copy)
             # As in `Exchanger.make`: an error leads back to this frame, and so to the item.
             ended = call = None  # type: ignore[assignment]
 
@@ -199,6 +198,14 @@ class Hedging:
         if taken.is_good:
             self._counts.hedge_tokens_lost += _tokens_lost(lost, taken, copy.cost)
         return taken
+
+    @staticmethod
+    async def _clear(copy: _Copy) -> None:
+        """Leave nothing of a copy behind; when its worker was cancelled it still goes on."""
+        if not copy.task.done():
+            copy.cancel()
+            await _ends(copy)
+        copy.ended = None  # its error leads back to the frame that made the call, and so to itself
 
     def _look_soon(self, now: float) -> None:
         soon = now + LOOK_SECONDS

@@ -405,6 +405,16 @@ async def test_the_budget_bounds_the_copies_and_the_oldest_go_first():
     assert [len(one.times) for one in calls] == [2, 2, 1, 1, 1, 1, 1, 1, 1]
 
 
+async def test_what_copies_have_used_is_what_counts_of_the_budget():
+    """A copy is taken for twice as long as usual; those that were not leave room for others."""
+    slow = [item(f"slow {n}", Calls(HANG, 1.0), can_hedge=True) for n in range(9)]
+    built = build()
+
+    await built.process([*slow, *quick(191)])
+
+    assert built.statistics().hedged == 3  # of 15 tokens each; three of 20 were too many
+
+
 async def test_where_nobody_tells_tokens_the_items_are_the_budget():
     calls = [Calls(HANG) for _ in range(9)]
     slow = [item(f"slow {n}", one, can_hedge=True) for n, one in enumerate(calls)]
