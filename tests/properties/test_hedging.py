@@ -96,6 +96,7 @@ def check_permits(processor, world):
     assert world.in_flight == 0
     numbers = processor.statistics()
     assert (numbers.in_flight, numbers.retrying) == (0, 0)
+    assert not processor._run._pool._sweeper._deadlines
     lanes = processor._lanes
     if lanes is None:
         return

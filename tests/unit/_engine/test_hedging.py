@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import dataclasses
 import gc
 import weakref
 
@@ -12,6 +13,7 @@ import pytest
 from batch_llm import (
     ConfigError,
     DefaultErrorClassifier,
+    ErrorInfo,
     Limits,
     LLMWorkItem,
     ProcessorConfig,
@@ -19,8 +21,12 @@ from batch_llm import (
     RetryConfig,
     StatusError,
 )
+from batch_llm._engine import hedging
+from batch_llm._engine.exchange import Ended
+from batch_llm._engine.gate import Held
 from batch_llm.providers.base import SPENT, LaneFacts, Outcome
-from fakes import USAGE, PermanentError, Ramp, RateLimited, Recorder, item, processor
+from batch_llm.strategies.errors import ErrorCode
+from fakes import USAGE, Classifier, PermanentError, Ramp, RateLimited, Recorder, item, processor
 
 HANG = 1e5
 
@@ -200,6 +206,17 @@ async def test_a_copy_that_is_refused_does_not_save_a_failed_attempt():
     assert result.error.startswith("TimeoutError")
 
 
+def test_a_failure_for_which_another_place_takes_the_call_says_nothing_of_the_item():
+    final = ErrorInfo(False, False, False, "auth")
+    wrong_key = Ended(Outcome(), 1.0, None, ErrorCode.AUTH, final, Held.ELSEWHERE)
+    timeout = Ended(
+        Outcome(), 9.0, None, ErrorCode.TIMEOUT, ErrorInfo(True, False, True, "timeout")
+    )
+
+    assert hedging._says_more(timeout, wrong_key)
+    assert not hedging._says_more(wrong_key, timeout)
+
+
 async def test_a_retry_is_hedged_too():
     calls = Calls(RuntimeError(), HANG, 1.0)
 
@@ -377,9 +394,20 @@ async def test_copies_never_exceed_the_number_in_flight():
     assert calls.times[2] < 100 <= calls.times[3]  # the first place that came free was used
 
 
-async def test_after_a_refusal_no_copy_is_sent_for_half_a_minute():
+class OwnWords(Classifier):
+    """Calls a refusal by a name of its own."""
+
+    def classify(self, exception, /):
+        verdict = super().classify(exception)
+        if verdict.is_rate_limit:
+            return dataclasses.replace(verdict, error_category="slow_down")
+        return verdict
+
+
+@pytest.mark.parametrize("classifier", [Classifier(), OwnWords()])
+async def test_after_a_refusal_no_copy_is_sent_for_half_a_minute(classifier):
     calls = Calls(HANG, 1.0)
-    built = build()
+    built = build(error_classifier=classifier)
 
     async def refused(attempt, timeout, seen=[]):  # noqa: B006
         await asyncio.sleep(1.0)
@@ -476,14 +504,14 @@ async def test_a_call_that_turns_out_to_be_slow_is_not_looked_at_too_late():
 
     async def last(attempt, timeout):
         await asyncio.sleep(20)
-        hedging._slowness.slow_factor = lambda _: 2.0
+        layer._slowness.slow_factor = lambda _: 2.0
         return "ok", USAGE
 
     one = [item("slow", calls, can_hedge=True), item("last", last), *quick(30)]
     running = asyncio.create_task(built.process(one))
     await asyncio.sleep(0)
-    hedging = built._run._hedging
-    hedging._slowness.slow_factor = lambda _: 90.0
+    layer = built._run._hedging
+    layer._slowness.slow_factor = lambda _: 90.0
     await running
 
     assert 20.0 < calls.times[1] < 20.2
@@ -557,15 +585,15 @@ async def test_a_copy_sent_in_the_step_in_which_the_answer_comes_costs_nothing()
     built = build()
     running = asyncio.create_task(built.process([item("slow", call, can_hedge=True), *quick(30)]))
     await asyncio.sleep(0.1)
-    hedging = built._run._hedging
-    hedging._slowness.slow_factor = lambda _: None  # no copy is sent but ours
+    layer = built._run._hedging
+    layer._slowness.slow_factor = lambda _: None  # no copy is sent but ours
     await asyncio.sleep(20)
-    (slow,) = hedging._under_way
+    (slow,) = layer._under_way
     budget = built._lanes.by_name[""].places[0].admission.budgets["requests"]
     spent = budget.spent
 
     answer.set_result("ok")  # wakes the first copy …
-    hedging._send_copy(slow, now(), 2.0)  # … before the second begins
+    layer._send_copy(slow, now(), 2.0)  # … before the second begins
     assert budget.spent == spent + 1
     result = await running
 
