@@ -266,6 +266,7 @@ class Hedging:
 
     async def _make_copy(self, call: _Call, copy: _Copy) -> None:
         if copy.is_unwanted:
+            self._counts.hedged -= 1
             self._gate.leave(copy.ticket, was_sent=False)
             return
         copy.open_deadline(call.owner.deadline)
