@@ -230,11 +230,13 @@ class Hedging:
         factor = self._slowness.slow_factor(self._multiples(now))
         if factor is None:
             return  # the next answer comes back here
+        counts = self._counts
         next_at = math.inf
         for call in self._under_way:
             if call.copy is not None or not _can_hedge(call.item):
                 continue
-            slow_at = call.started_at + factor * self._slowness.expected_seconds(call.size)
+            multiple = factor * self._hedges.patience(items=counts.started, tokens=counts.tokens)
+            slow_at = call.started_at + multiple * self._slowness.expected_seconds(call.size)
             if slow_at <= now:
                 slow_at = now + self._send_copy(call, now, factor)
             next_at = min(next_at, slow_at)
@@ -251,8 +253,7 @@ class Hedging:
         """Send a copy; return infinity then, else the seconds until it may be tried again."""
         cost = self._hedges.cost(call.size, self._slowness.expected_tokens(call.size), factor)
         counts = self._counts
-        used = counts.input_tokens + counts.output_tokens
-        wait = self._hedges.wait(now, cost, items=counts.started, tokens=used)
+        wait = self._hedges.wait(now, cost, items=counts.started, tokens=counts.tokens)
         if wait > 0:
             return wait
         ticket = self._gate.enter_now(call.item)

@@ -172,7 +172,7 @@ class Run:
             self._note(
                 ProcessingEvent.BATCH_COMPLETED,
                 duration=self._ended_at - counts.started_at,
-                tokens=counts.input_tokens + counts.output_tokens,
+                tokens=counts.tokens,
             )
             await self._events.close()
 

@@ -138,6 +138,11 @@ class Counts:
         self.retries_by_code: Counter[str] = Counter()
         self.latencies = [0] * (len(_BOUNDS) + 1)
 
+    @property
+    def tokens(self) -> int:
+        """Tokens of all finished attempts."""
+        return self.input_tokens + self.output_tokens
+
     def note_latency(self, seconds: float) -> None:
         """Count a successful call's duration."""
         self.latencies[bisect_left(_BOUNDS, seconds)] += 1

@@ -35,6 +35,8 @@ LEAST_VARIANCE = 1e-4
 
 #: Copies in % of the run's items, and their tokens of the run's tokens, at the most; one is free.
 ITEMS_SHARE, TOKENS_SHARE = 0.05, 0.02
+#: The last copy of the budget is for a call that is so many times slower than slow.
+LAST_COPY_MULTIPLE = 4.0
 #: A refused call stops copies for so long.
 REFUSED_SECONDS = 30.0
 #: Copies are sent while so large a share of the calls is dealt with; how long calls count, and how
@@ -232,6 +234,17 @@ class Hedges:
             got *= max(1.0, multiple)
             got = got if size.most is None else min(got, size.most)
         return got + (self._mean_sent if size.sent is None else size.sent)
+
+    def patience(self, *, items: int, tokens: int) -> float:
+        """Return how many times slower than slow a call must be for a copy: 1 at first.
+
+        The more of the budget is used up, the more is asked for. Otherwise a small run's few copies
+        would all go to long answers, and none be left for a call that hangs.
+        """
+        used = self.sent / (ITEMS_SHARE * items) if items else 0.0
+        if tokens:
+            used = max(used, self.tokens / (TOKENS_SHARE * tokens))
+        return float(LAST_COPY_MULTIPLE ** min(1.0, max(0.0, used)))
 
     def wait(self, now: float, cost: float, *, items: int, tokens: int) -> float:
         """Return the seconds until a copy may be sent: 0 now, infinity while the budget is used up.

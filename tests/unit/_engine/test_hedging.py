@@ -41,8 +41,8 @@ class Calls:
     A step is an exception to raise, or seconds to take; a pair is both, the seconds first.
     """
 
-    def __init__(self, *steps):
-        self.steps = list(steps)
+    def __init__(self, *steps, usage=USAGE):
+        self.steps, self.usage = list(steps), usage
         self.times, self.ended, self.attempts = [], [], []
         self.in_flight = self.peak = 0
 
@@ -62,7 +62,7 @@ class Calls:
             self.ended.append(now())
         if error is not None:
             raise error
-        return f"call {len(self.times)}", USAGE
+        return f"call {len(self.times)}", self.usage
 
 
 def build(hedge="drain", *, retry=None, timeout=100.0, **arguments):
@@ -441,6 +441,25 @@ async def test_what_copies_have_used_is_what_counts_of_the_budget():
     await built.process([*slow, *quick(191)])
 
     assert built.statistics().hedged == 3  # of 15 tokens each; three of 20 were too many
+
+
+async def test_the_last_copies_are_kept_for_calls_that_hang():
+    """Five answers of more than three times the usual length would use up all copies."""
+
+    async def untold(attempt, timeout):
+        await asyncio.sleep(1.0)
+        return "ok", None
+
+    calls = [Calls(3.4, HANG, usage=None) for _ in range(5)]
+    long = [item(f"long {n}", one, can_hedge=True) for n, one in enumerate(calls)]
+    hung = Calls(HANG, 1.0, usage=None)
+    built = build(settings={"limits": Limits(requests_per_minute=60_000)})
+
+    await built.process(
+        [*long, *(item(str(n), untold) for n in range(95)), item("hung", hung, can_hedge=True)]
+    )
+
+    assert hung.times[1] < 10
 
 
 async def test_where_nobody_tells_tokens_the_items_are_the_budget():

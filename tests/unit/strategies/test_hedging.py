@@ -148,6 +148,18 @@ def test_no_more_tokens_than_two_percent():
     assert hedges.tokens == 180.0
 
 
+def test_the_more_of_the_budget_is_used_up_the_slower_a_call_must_be():
+    hedges = Hedges()
+    asked = []
+    while wait(hedges, cost=50.0, items=200, tokens=10_000) == 0:
+        asked.append(hedges.patience(items=200, tokens=10_000))
+        hedges.note_sent(50.0)
+
+    assert asked == pytest.approx([1.0, 4**0.25, 2.0, 4**0.75])
+    assert hedges.patience(items=200, tokens=0) == pytest.approx(4**0.4)
+    assert hedges.patience(items=2, tokens=10) == 4.0
+
+
 def test_a_refusal_stops_copies_for_half_a_minute():
     hedges = Hedges()
     for _ in range(100):
