@@ -97,6 +97,8 @@ def check_permits(processor, world):
     numbers = processor.statistics()
     assert (numbers.in_flight, numbers.retrying) == (0, 0)
     assert not processor._run._pool._sweeper._deadlines
+    timer = processor._run._hedging._timer
+    assert timer is None or timer.cancelled()
     lanes = processor._lanes
     if lanes is None:
         return

@@ -318,6 +318,32 @@ async def test_no_copy_is_sent_while_anything_waits_to_be_let_in():
     assert calls.times[1] >= 19.0  # sixty of a second each, three at a time
 
 
+async def test_no_copy_is_sent_while_calls_wait_in_another_lane():
+    class TwoLanes(Provider):
+        again = None
+
+        def lane(self, item):
+            return item.request.model
+
+        async def call(self, item, attempt):
+            if item.item_id == "a 0" and self.calls:
+                self.again = now()
+            return await super().call(item, attempt)
+
+    provider = TwoLanes()
+    built = build(
+        requests=provider,
+        settings={
+            "concurrency": 200,
+            "limits": Limits(requests_per_minute=60, burst_seconds=40),
+        },
+    )
+    names = [*(f"a {n}" for n in range(25)), *(f"b {n}" for n in range(60))]
+    await built.process(LLMWorkItem(n, request=Request.of(n[0], "?")) for n in names)
+
+    assert 20 < provider.again < 40  # sixty calls, of which 38 can go at once
+
+
 async def test_a_queue_that_is_empty_for_now_drains():
     calls = Calls(HANG, 1.0)
     built = build()
