@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from batch_llm.base import LLMWorkItem
     from batch_llm.providers.base import Outcome
+    from batch_llm.strategies.admission import Cost
 
     Item = LLMWorkItem[Any, Any, Any]
 
@@ -187,10 +188,7 @@ class AdmissionGate:
         lane = self.lanes.of(item)
         self._flow.waiting.setdefault(lane.name, 0)
         cost = lane.cost_of(item)
-        place, wait = lane.best_place(self._loop.time(), cost)
-        if wait <= 0 and lane.next() is None and self.lanes.may_start():
-            self.in_flight += 1
-            ticket = self.lanes.start(lane, place, cost)
+        if (ticket := self._start_now(lane, cost)) is not None:
             self._on_room()
             return ticket
         future: asyncio.Future[Ticket] = self._loop.create_future()
@@ -209,6 +207,18 @@ class AdmissionGate:
             raise
         self.in_flight += 1
         return ticket
+
+    def enter_now(self, item: Item, /) -> Ticket | None:
+        """Return a ticket if a call may start at once and none waits for that, else None."""
+        lane = self.lanes.of(item)
+        return self._start_now(lane, lane.cost_of(item))
+
+    def _start_now(self, lane: Lane, cost: Cost) -> Ticket | None:
+        place, wait = lane.best_place(self._loop.time(), cost)
+        if wait > 0 or lane.next() is not None or not self.lanes.may_start():
+            return None
+        self.in_flight += 1
+        return self.lanes.start(lane, place, cost)
 
     def leave(self, ticket: Ticket, /, *, was_sent: bool = True) -> None:
         """Give the room to the next one; a call whose end nobody told was given up."""

@@ -101,6 +101,8 @@ class Flags:
     "forget what earlier runs have learned of the model's limits, and learn anew"
     timeout: str = "120s"
     "for one call"
+    hedge: bool = False
+    "at the end of the run, send slow rows a second time, and take the first answer"
     retries: str = "5"
     "further attempts of a row; refusals by a rate limit do not count"
     fail_over: str | None = None
@@ -152,6 +154,7 @@ def _job(source: str, flags: Flags) -> Any:
         keys=tuple(flags.keys.split(",")) if flags.keys else (),
         forgets_limits=flags.forget_limits,
         timeout=values.read_seconds("--timeout", flags.timeout),
+        hedges=flags.hedge,
         retries=values.read_count("--retries", flags.retries),
         fail_over=values.read_tolerance("--fail-over", flags.fail_over)
         if flags.fail_over

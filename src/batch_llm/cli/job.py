@@ -46,6 +46,7 @@ class Job:
     keys: tuple[str, ...] = ()
     forgets_limits: bool = False
     timeout: float = 120.0
+    hedges: bool = False
     retries: int = 5
     fail_over: tuple[float, bool] | None = None
     progress: str = "auto"

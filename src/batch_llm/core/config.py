@@ -24,6 +24,8 @@ class _Default(int):
 #: ``max_workers`` where nobody gave it: it bounds cooldowns, and nothing where limits are learned.
 DEFAULT_WORKERS = _Default(5)
 
+_HEDGES = (None, "off", "drain")
+
 
 #: Values of ``concurrency`` with which the number of calls in flight is found.
 _SELF_FINDING = ("auto", "knee")
@@ -204,6 +206,9 @@ class ProcessorConfig:
             seconds fail, with ``LimitPauseError``. None waits, be it for tomorrow's calls.
         remember_limits: Where limits are learned: start from what earlier runs learned of the same
             key and model, and write it down for the next (``docs/admission.md`` says where).
+        hedge: ``"drain"`` sends second copies of unusually slow calls, once nothing else is left to
+            send, and takes whichever answer comes first (``docs/tail.md`` says when, and what it
+            costs). None and ``"off"`` never do.
     """
 
     max_workers: int = DEFAULT_WORKERS
@@ -217,6 +222,7 @@ class ProcessorConfig:
     concurrency: int | Literal["auto", "knee"] | None = None
     longest_pause: float | None = None
     remember_limits: bool = True
+    hedge: Literal["off", "drain"] | None = None
 
     @property
     def learns_limits(self) -> bool:
@@ -295,6 +301,12 @@ class ProcessorConfig:
             "longest_pause",
             self.longest_pause,
             ">= 0 and finite, or None",
+        )
+        _require(
+            self.hedge in _HEDGES,
+            "hedge",
+            self.hedge,
+            '"drain", "off" or None',
         )
         self.retry.validate()
         self.rate_limit.validate()

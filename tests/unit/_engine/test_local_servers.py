@@ -14,6 +14,8 @@ from batch_llm import (
     ProcessorConfig,
     RateLimitConfig,
 )
+from batch_llm._engine.admission_gate import AdmissionGate
+from batch_llm._engine.lanes import Lanes
 from batch_llm.core.request import Request
 from batch_llm.providers.base import Capacity, LaneFacts, Outcome
 from batch_llm.strategies import FixedDelayStrategy
@@ -265,6 +267,15 @@ async def test_the_first_calls_wait_for_the_answer_and_nobody_asks_twice():
 
     assert (seen.waiting > 0, seen.in_flight) == (True, 0)
     assert (server.asked, min(server.starts)) == (1, 1.0)
+
+
+async def test_nobody_slips_in_while_a_server_is_asked():
+    lanes = Lanes(10, None, Server(TOLD, ask_seconds=1.0), None, asyncio.get_running_loop())
+    one = AdmissionGate(lanes, lambda *_: None, lambda: None)
+
+    assert [one.enter_now(item) for item in requests(3)] == [None] * 3
+    await asyncio.sleep(1.5)
+    assert one.enter_now(requests(1)[0]) is not None
 
 
 async def test_a_server_that_cannot_be_asked_is_called_all_the_same():

@@ -63,6 +63,21 @@ async def test_the_summary_says_what_failed_and_why():
     assert "not done          1" in text
 
 
+async def test_second_copies_are_told_when_there_were_any():
+    now = await numbers()
+    rates = RateWindow().rates(now)
+    some = msgspec.structs.replace(now, hedged=3, hedges_won=2, hedge_tokens_lost=1234)
+
+    def shown(numbers):
+        lines = live_lines(numbers, rates, title="t", total=3, width=120)
+        return "\n".join([*lines, *summary_lines(numbers), log_line(numbers, rates, 3)])
+
+    assert "hedged" not in shown(now)
+    assert "in flight 1  hedged 3  elapsed" in shown(some)
+    assert "hedged            3            2 copies were faster, about 1.23k tokens" in shown(some)
+    assert " hedged=3 " in shown(some)
+
+
 def test_numbers_are_short():
     assert [short(n) for n in (7, 987, 41_200, 3_010_000)] == ["7", "987", "41.2k", "3.01M"]
     assert [clock(s) for s in (5, 65, 3661)] == ["0:05", "1:05", "1:01:01"]
