@@ -107,6 +107,8 @@ class Flags:
     "further attempts of a row; refusals by a rate limit do not count"
     fail_over: str | None = None
     "stop when more rows than this have failed: 50 or 1%"
+    prices: str | None = None
+    "TOML file with prices of your own, in USD per million tokens: docs/money.md"
     progress: Literal["auto", "rich", "plain", "json", "none"] = "auto"
     "a display in terminals, else a line every 10 s; json: records on standard error"
     json: bool = False
@@ -120,6 +122,7 @@ class Flags:
 def _job(source: str, flags: Flags) -> Any:
     from batch_llm.cli import values
     from batch_llm.cli.job import Job, default_paths
+    from batch_llm.core.prices import Prices
     from batch_llm.exceptions import ConfigError, InputError
 
     if source != "-" and not Path(source).is_file():
@@ -159,6 +162,7 @@ def _job(source: str, flags: Flags) -> Any:
         fail_over=values.read_tolerance("--fail-over", flags.fail_over)
         if flags.fail_over
         else None,
+        prices=Prices() if flags.prices is None else Prices.from_file(flags.prices),
         progress=flags.progress,
         as_json=flags.json,
         quiet=flags.quiet,

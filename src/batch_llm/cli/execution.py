@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
+from batch_llm.cli.costs import cost_record
 from batch_llm.cli.display import summary_lines
 from batch_llm.cli.exit_codes import ExitCode
 from batch_llm.cli.job import fresh_paths
@@ -132,6 +133,8 @@ def run_job(job: Job) -> ExitCode:
             say(f"warning: only {possible} connections are possible here; taking as many")
         if job.forgets_limits and (path := limits_file()) is not None:
             LimitMemory(path).forget([one.account for one in pool if one.account])
+        # Loaded now, where nothing waits for it; the display asks in mid-run.
+        job.prices.rate(f"{pool[0].provider}:{pool[0].model}", pool[0].server)
         writers = _Writers(plan)
         writers.failed.remove_old()
         for problem in plan.problems:
@@ -187,6 +190,7 @@ class _Execution:
                 self._processor.statistics,
                 title=f"{self._job.model}  {self._plan.source.name} → {self._job.output}",
                 total=self._plan.rows,
+                prices=self._job.prices,
             )
         )
         if self._job.as_json:
@@ -286,6 +290,7 @@ class _Execution:
         cancelled = now.failures_by_code.get("cancelled", 0)
         left = self._plan.rows - now.processed + cancelled
         code = self._exit_code(now, bad or left)
+        bill = self._job.prices.bill(now.usage)
         record = {
             "event": "done",
             "exit_code": int(code),
@@ -297,13 +302,14 @@ class _Execution:
             "failures": now.failures_by_code,
             "input_tokens": now.input_tokens,
             "output_tokens": now.output_tokens,
+            "usage": msgspec.to_builtins(now.usage),
             "hedged": now.hedged,
             "hedges_won": now.hedges_won,
             "hedge_tokens_lost": now.hedge_tokens_lost,
             "limits": msgspec.to_builtins(now.limits),
             "seconds": round(now.elapsed_seconds, 3),
             "output": self._job.output,
-        }
+        } | cost_record(bill)
         if self._job.as_json:
             tell(record)
         if self._stop_reason:
@@ -318,7 +324,7 @@ class _Execution:
         was_stopped = self._signal is not None or self._stop_code is not None
         verb = "Stopped after" if was_stopped else "Done in"
         say(f"{verb} {now.elapsed_seconds:.1f} s  {self._job.model}")
-        summary = summary_lines(now, not_done=left, cancelled=cancelled, bad_rows=bad)
+        summary = summary_lines(now, not_done=left, cancelled=cancelled, bad_rows=bad, bill=bill)
         say("\n" + "\n".join(summary) + "\n")
         if self._job.output != "-":
             say(f"  results   {self._job.output} ({done:,} rows)")

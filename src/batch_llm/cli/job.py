@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from batch_llm.core.prices import Prices
 from batch_llm.core.request import Settings
 from batch_llm.exceptions import InputError
 
@@ -48,6 +49,7 @@ class Job:
     timeout: float = 120.0
     hedges: bool = False
     retries: int = 5
+    prices: Prices = field(default_factory=Prices)
     fail_over: tuple[float, bool] | None = None
     progress: str = "auto"
     as_json: bool = False
