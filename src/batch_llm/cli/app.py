@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import sys
+from datetime import UTC, datetime
 from importlib import metadata, util
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -35,8 +36,9 @@ in `[tool.batch-llm]` of `pyproject.toml` (`concurrency = 200`). Keys are read f
 and `./.env`.
 
 Exit codes: 0 every row succeeded, 1 some failed, 2 refused and nothing was sent, 3 stopped by
-`--fail-over`, 4 the provider refuses everything, 70 a bug, 74 a result could not be written, 130
-and 143 stopped by Ctrl-C and SIGTERM."""
+`--max-cost`, `--max-tokens-total`, `--deadline` or `--fail-over`, 4 the provider refuses
+everything, 70 a bug, 74 a result could not be written, 130 and 143 stopped by Ctrl-C and
+SIGTERM."""
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -105,8 +107,14 @@ class Flags:
     "at the end of the run, send slow rows a second time, and take the first answer"
     retries: str = "5"
     "further attempts of a row; refusals by a rate limit do not count"
+    max_cost: str | None = None
+    "stop before the run costs more US dollars than this, failed attempts included"
+    max_tokens_total: str | None = None
+    "the same in tokens, input and output together: 50M"
+    deadline: str | None = None
+    "send nothing any more after this: 6h, or 23:30, or 2026-11-30T08:00"
     fail_over: str | None = None
-    "stop when more rows than this have failed: 50 or 1%"
+    "stop when more rows than this have failed: 50, or 1% of those that are finished"
     prices: str | None = None
     "TOML file with prices of your own, in USD per million tokens: docs/money.md"
     progress: Literal["auto", "rich", "plain", "json", "none"] = "auto"
@@ -159,6 +167,13 @@ def _job(source: str, flags: Flags) -> Any:
         timeout=values.read_seconds("--timeout", flags.timeout),
         hedges=flags.hedge,
         retries=values.read_count("--retries", flags.retries),
+        max_cost=None if flags.max_cost is None else values.read_usd("--max-cost", flags.max_cost),
+        max_tokens_total=None
+        if flags.max_tokens_total is None
+        else values.read_count("--max-tokens-total", flags.max_tokens_total, at_least=1),
+        deadline=None
+        if flags.deadline is None
+        else values.read_deadline("--deadline", flags.deadline, datetime.now(UTC).astimezone()),
         fail_over=values.read_tolerance("--fail-over", flags.fail_over)
         if flags.fail_over
         else None,
@@ -222,11 +237,12 @@ def _log_attempts() -> None:
 @app.command(config=_SOURCES, help_epilogue=_EPILOGUE)
 def check(input: Input, /, *, flags: FlagsOfRun = None) -> int:  # noqa: A002
     """Do everything that `run` does before it sends: rows, ids, prompt, model, key, files."""
+    from batch_llm.cli.execution import check_price
     from batch_llm.cli.job import check_paths
     from batch_llm.cli.plan import Plan
     from batch_llm.core.text import safe
     from batch_llm.exceptions import OutputExistsError
-    from batch_llm.providers.registry import resolve_pool, split_model
+    from batch_llm.providers.registry import resolve, resolve_pool, split_model
     from batch_llm.simulator import parse_profile
 
     flags = flags or Flags()
@@ -239,8 +255,9 @@ def check(input: Input, /, *, flags: FlagsOfRun = None) -> int:  # noqa: A002
     provider, name = split_model(job.model)
     if provider == "sim":
         parse_profile(name)
+        check_price(job, resolve(job.model, base_url="http://127.0.0.1:1/v1"))
     else:
-        resolve_pool(job.model, base_urls=job.base_url, keys=job.keys)
+        check_price(job, resolve_pool(job.model, base_urls=job.base_url, keys=job.keys)[0])
     facts = {
         "rows": plan.rows,
         "bad_rows": len(plan.problems),

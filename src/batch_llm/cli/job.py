@@ -12,6 +12,7 @@ from batch_llm.exceptions import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from decimal import Decimal
 
     from batch_llm.core.config import Limits
     from batch_llm.core.schema import OutputSchema
@@ -50,6 +51,9 @@ class Job:
     hedges: bool = False
     retries: int = 5
     prices: Prices = field(default_factory=Prices)
+    max_cost: Decimal | None = None
+    max_tokens_total: int | None = None
+    deadline: float | None = None
     fail_over: tuple[float, bool] | None = None
     progress: str = "auto"
     as_json: bool = False

@@ -182,6 +182,14 @@ class Plan:
         system = self._system.render(data) if self._system is not None else None
         return Request.of(job.model, prompt, system=system, output=job.shape, settings=job.settings)
 
+    def rows_as_given(self) -> Iterator[Row]:
+        """Give the good rows, reading the input once more."""
+        for record in self.source:
+            if isinstance(record, Row):
+                with contextlib.suppress(ValueError):
+                    self.request_for(record)
+                    yield record
+
     def items(self) -> Iterator[LLMWorkItem[Any, Any, Row]]:
         """Give the good rows as items, reading the input a second time."""
         for record in self.source:

@@ -26,6 +26,9 @@ class _Default(int):
 #: ``max_workers`` where nobody gave it: it bounds cooldowns, and nothing where limits are learned.
 DEFAULT_WORKERS = _Default(5)
 
+#: Prices without a table of the user's own; they keep what they have looked up.
+_LIBRARY_PRICES = Prices()
+
 _HEDGES = (None, "off", "drain")
 
 
@@ -239,7 +242,7 @@ class ProcessorConfig:
     max_total_tokens: int | None = None
     deadline_seconds: float | None = None
     max_failed_share: float | None = None
-    prices: Prices = field(default_factory=Prices)
+    prices: Prices = field(default_factory=lambda: _LIBRARY_PRICES)
 
     @property
     def learns_limits(self) -> bool:
