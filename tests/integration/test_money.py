@@ -10,7 +10,15 @@ from decimal import Decimal
 
 import pytest
 
-from batch_llm import LLMWorkItem, ParallelBatchProcessor, Price, Prices, ProcessorConfig, Request
+from batch_llm import (
+    FixedDelayStrategy,
+    LLMWorkItem,
+    ParallelBatchProcessor,
+    Price,
+    Prices,
+    ProcessorConfig,
+    Request,
+)
 from batch_llm.core.config import RetryConfig
 from batch_llm.core.request import Settings
 from batch_llm.core.schema import OutputSchema
@@ -22,7 +30,10 @@ from batch_llm.simulator.server import Simulator
 PRICES = Prices({"sim:fast": Price(input=1, output=4), "openai-chat:x": Price(input=1, output=4)})
 TABLE = '["openai-chat:x"]\ninput = 1\noutput = 4\nbatch = 0.5\n'
 #: Faults after which the answer, and with it what it cost, still arrives; or nothing is billed.
-TOLD = "p429=0.08&p500=0.05&p503=0.03&pschema=0.1&ptruncate=0.08&prefuse=0.03&pfilter=0.02"
+TOLD = (
+    "retry_after=ms&p429=0.01&p500=0.08&p503=0.01&pschema=0.1&ptruncate=0.1&prefuse=0.03"
+    "&pfilter=0.02"
+)
 #: Faults after which nobody can know.
 UNTOLD = "preset=0.05&pgarbage=0.05"
 
@@ -39,7 +50,11 @@ async def send(simulator, count=300, *, shape=None, prompt="Tell me of number {}
     endpoint = resolve("openai-chat:x", base_url=simulator.base_url, environ=KEY)
     chosen = {"retry": RetryConfig(max_attempts=4, initial_wait=0.01), "max_workers": 32}
     config = ProcessorConfig(**chosen | {"prices": PRICES, "remember_limits": False} | settings)
-    processor = ParallelBatchProcessor(config=config, requests=RequestCaller(endpoint, transport))
+    processor = ParallelBatchProcessor(
+        config=config,
+        requests=RequestCaller(endpoint, transport),
+        rate_limit_strategy=FixedDelayStrategy(cooldown=0.01, delay_between_requests=0.0),
+    )
     asked = Settings(max_tokens=200)
     items = [
         LLMWorkItem(
@@ -64,7 +79,7 @@ async def test_our_bill_is_the_providers_to_the_token_under_faults(shape):
     with Simulator(f"fast?seed=3&{TOLD}") as simulator:
         now, stats = await send(simulator, shape=shape)
 
-    assert sum(stats.faults.values()) > 50
+    assert sum(stats.faults.values()) > 40
     assert now.attempts > 300
     (used,) = now.usage
     assert (used.input_tokens, used.output_tokens) == (stats.input_tokens, stats.output_tokens)
@@ -183,3 +198,41 @@ def test_a_share_of_failures_ends_with_3(cli):
     assert done.returncode == 3
     assert "stopped by --fail-over: " in done.stderr
     assert "of 20 finished items have failed" in done.stderr
+
+
+def test_a_plan_says_what_a_job_takes_and_sends_nothing(cli, tmp_path):
+    done = cli(
+        "plan", "q.jsonl", "-m", "openai-chat:gpt-4o-mini", "-s", "max_tokens=100", "--rpm", "60",
+        "--json",
+    )  # fmt: skip
+
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    low, high = map(Decimal, found["estimate"]["cost_usd"])
+    assert (found["rows"], found["estimate"]["output_tokens"][2]) == (120, 12_000)
+    assert high - low == 12_000 * Decimal("0.6") / 10**6
+    assert [Decimal(one) * 2 for one in found["estimate"]["batch_cost_usd"]] == [low, high]
+    assert found["estimate"]["seconds"] == 120
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["prices.toml", "q.jsonl"]
+
+
+def test_a_pilot_sends_so_many_rows_and_its_interval_holds(cli, tmp_path):
+    with Simulator("fast") as simulator:
+        job = ["-m", "openai-chat:x", "--base-url", simulator.base_url, "--prices", "prices.toml"]
+        done = cli("plan", "q.jsonl", *job, "--pilot", "20", "--json")
+        stats = simulator.stats()
+        told = cli("plan", "q.jsonl", *job, "--pilot", "2", "--overwrite")
+        before = simulator.stats()
+        cli("run", "q.jsonl", *job, "-q")
+        after = simulator.stats()
+
+    found = json.loads(done.stdout)
+    assert (stats.calls, found["pilot"]["rows"]) == (20, 20)
+    assert Decimal(found["pilot"]["cost_usd"]) == billed(stats)
+    assert "2 rows sent: 2 ok, 0 failed, cost $0.00" in told.stdout
+    assert "all results in q.pilot.jsonl" in told.stdout
+    assert len(rows(tmp_path / "q.pilot.jsonl")) == 2
+    low, _, high = found["estimate"]["output_tokens"]
+    assert low * 0.97 <= after.output_tokens - before.output_tokens <= high * 1.03
+    sent = after.input_tokens - before.input_tokens
+    assert found["estimate"]["input_tokens"] == pytest.approx(sent, rel=0.05)

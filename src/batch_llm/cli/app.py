@@ -237,43 +237,26 @@ def _log_attempts() -> None:
 @app.command(config=_SOURCES, help_epilogue=_EPILOGUE)
 def check(input: Input, /, *, flags: FlagsOfRun = None) -> int:  # noqa: A002
     """Do everything that `run` does before it sends: rows, ids, prompt, model, key, files."""
-    from batch_llm.cli.execution import check_price
-    from batch_llm.cli.job import check_paths
-    from batch_llm.cli.plan import Plan
-    from batch_llm.core.text import safe
-    from batch_llm.exceptions import OutputExistsError
-    from batch_llm.providers.registry import resolve, resolve_pool, split_model
-    from batch_llm.simulator import parse_profile
+    from batch_llm.cli.planning import run_check
 
-    flags = flags or Flags()
-    job = _job(input, flags)
-    check_paths(input, [job.output, job.failed])
-    for path, flag in ((job.output, "--output"), (job.failed, "--failed")):
-        if path != "-" and Path(path).exists() and not job.overwrite:
-            raise OutputExistsError(path, flag)
-    plan = Plan(job)
-    provider, name = split_model(job.model)
-    if provider == "sim":
-        parse_profile(name)
-        check_price(job, resolve(job.model, base_url="http://127.0.0.1:1/v1"))
-    else:
-        check_price(job, resolve_pool(job.model, base_urls=job.base_url, keys=job.keys)[0])
-    facts = {
-        "rows": plan.rows,
-        "bad_rows": len(plan.problems),
-        "format": plan.source.format,
-        "columns": plan.source.columns,
-        "input_tokens_estimate": plan.characters // 4,
-        "model": job.model,
-    }
-    if flags.json:
-        print(_dumps({"schema": 1} | facts))
-    else:
-        print(
-            f"{safe(plan.source.name)}: {plan.rows:,} rows ({plan.source.format}), "
-            f"about {plan.characters // 4:,} tokens in, {job.model}; ready to run"
-        )
-    return ExitCode.OK
+    return run_check(_job(input, flags or Flags()))
+
+
+@app.command(config=_SOURCES, help_epilogue=_EPILOGUE)
+def plan(input: Input, /, *, pilot: str | None = None, flags: FlagsOfRun = None) -> int:  # noqa: A002
+    """Say what INPUT will take before it is sent: tokens, cost, time, live and as batch jobs.
+
+    Args:
+        input: The file.
+        pilot: Really send so many rows, spread over the file: their results are kept, and the
+            estimate goes by what they took.
+        flags: Those of `run`.
+    """
+    from batch_llm.cli import values
+    from batch_llm.cli.planning import run_planning
+
+    count = None if pilot is None else values.read_count("--pilot", pilot, at_least=1)
+    return run_planning(_job(input, flags or Flags()), count)
 
 
 @app.command

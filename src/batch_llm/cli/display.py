@@ -261,6 +261,11 @@ def _limits(now: Statistics) -> list[str]:
     return [*shown, f"+{len(lanes) - 1} more"] if len(lanes) > 1 else shown
 
 
+def limit_name(dimension: str) -> str:
+    """Return how a limit is called where there is little room."""
+    return _SHORT_NAMES[dimension]
+
+
 def _limit(limit: LearnedLimit) -> str:
     return f"{_SHORT_NAMES[limit.dimension]} {short(limit.limit)} ({limit.source})"
 

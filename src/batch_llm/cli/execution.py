@@ -37,7 +37,7 @@ from batch_llm.providers.transport import HttpTransport, raise_file_limit
 from batch_llm.stores.limit_memory import LimitMemory, limits_file
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
+    from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Sequence
 
     from batch_llm._engine.statistics import Statistics
     from batch_llm.base import LLMWorkItem, WorkItemResult
@@ -133,7 +133,14 @@ class _Writers:
 
 def run_job(job: Job) -> ExitCode:
     """Do it. Everything that can be checked is checked before the first call."""
-    plan = Plan(job)
+    return run_plan(Plan(job))[0]
+
+
+def run_plan(
+    plan: Plan, on_result: Callable[[WorkItemResult[Any, Row]], None] | None = None
+) -> tuple[ExitCode, Statistics]:
+    """Send a plan's rows and write what comes back; return the code and the last numbers."""
+    job = plan.job
     plan.check_unchanged()
     with open_pool(job.model, base_urls=job.base_url, keys=job.keys) as pool:
         given = job.concurrency if isinstance(job.concurrency, int) else None
@@ -148,7 +155,8 @@ def run_job(job: Job) -> ExitCode:
         for problem in plan.problems:
             writers.failed.write_problem(problem)
         try:
-            return asyncio.run(_Execution(plan, pool, writers, possible).run())
+            execution = _Execution(plan, pool, writers, possible, on_result)
+            return asyncio.run(execution.run()), execution.statistics()
         finally:
             writers.close()
 
@@ -181,8 +189,14 @@ def _concurrency(job: Job, possible: int | None) -> int | Literal["auto", "knee"
 
 class _Execution:
     def __init__(
-        self, plan: Plan, pool: Sequence[Endpoint], writers: _Writers, possible: int | None
+        self,
+        plan: Plan,
+        pool: Sequence[Endpoint],
+        writers: _Writers,
+        possible: int | None,
+        on_result: Callable[[WorkItemResult[Any, Row]], None] | None,
     ) -> None:
+        self._on_result = on_result
         self._plan, self._job, self._writers = plan, plan.job, writers
         self._signal: int | None = None
         self._stop_code: ExitCode | None = None
@@ -216,6 +230,10 @@ class _Execution:
                 asks_servers=self._job.asks_servers,
             ),
         )
+
+    def statistics(self) -> Statistics:
+        """Return the run's numbers."""
+        return self._processor.statistics()
 
     @property
     def _failed_share(self) -> float | None:
@@ -267,6 +285,8 @@ class _Execution:
         if result.error_code == "cancelled" or result.context is None:
             return
         usage = result.token_usage
+        if self._on_result is not None:
+            self._on_result(result)
         if self._has_limit:
             self._done.add(result.context.line)
         self._writers.write(
