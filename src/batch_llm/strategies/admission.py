@@ -60,6 +60,8 @@ CLOSURE_SHARE = 0.5
 SHORTEST_CLOSURE_SECONDS = 5.0
 #: What is remembered with less trust than this is where a search begins; else it is kept to.
 WELL_KNOWN_SHARE = 0.8
+#: What is remembered is kept to for so long; when nothing was refused by then, it is searched on.
+RECALLED_SECONDS = 20.0
 #: A bucket that is fuller than this is not what holds the calls up: its rate does not grow.
 UNUSED_SHARE = 0.9
 #: How much a rate may grow in one step.
@@ -213,6 +215,8 @@ class Admission:
         self._cut_at = self._open_at = self._grown_at = self._began_at = now
         self._is_first = True
         self._is_searching = False
+        #: Whether all that is known was remembered, and nothing has confirmed or refuted it.
+        self._is_recalled = False
         self._accepted = self._accepted_since_cut = 0
         self._doubtful: deque[Grant] = deque()
         self._in_doubt = 0
@@ -293,7 +297,7 @@ class Admission:
             for name, budget in self.budgets.items():
                 difference = getattr(used, name) - getattr(grant.cost, name)
                 if difference:
-                    budget.charge(now, difference)
+                    budget.settle(now, difference, grant.at)
         if headers:
             self._sync(now, grant, headers)
 
@@ -397,6 +401,7 @@ class Admission:
             budget.recall(limit, rate * share, capacity)
         self._is_first = False
         self._is_searching = share < WELL_KNOWN_SHARE and not self._knows_limits
+        self._is_recalled = True
         most = 2 * self.requests_per_second * self._doubt_seconds
         self._doubt_limit = max(2.0, min(DOUBT_SEARCH, most))
 
@@ -448,9 +453,9 @@ class Admission:
 
     @property
     def _knows_limits(self) -> bool:
-        return self._is_told or any(
-            one.source in {"header", "remembered"} for one in self.budgets.values()
-        )
+        if self._is_told or (self._is_recalled and not self._is_searching):
+            return True
+        return any(one.source == "header" for one in self.budgets.values())
 
     def _leave(self, grant: Grant) -> None:
         grant.is_open = False
@@ -468,7 +473,7 @@ class Admission:
         self._settle_doubt(grant)
         for name, budget in self.budgets.items():
             amount = getattr(grant.cost, name)
-            budget.uncharge(now, amount, refund=refund)
+            budget.uncharge(now, amount, grant.at, refund=refund)
             if grant.number <= self._number_at_cut:
                 budget.spent_at_cut -= amount
 
@@ -530,8 +535,12 @@ class Admission:
     ) -> None:
         """Take the first refusal of an epoch for what it is: we were too fast, by how much?"""
         self._epoch += 1
+        self._is_recalled = False
         named = dimension if dimension in self.budgets else None
         seconds = max(grant.at - self._cut_at, 1e-3)
+        if dimension == REQUESTS_PER_DAY and named is None:
+            self._close_gate(now, retry_after)  # which says nothing about the minute's rate
+            return
         if not self._accepted_since_cut and not self._is_first:
             self._closed_again += 1  # still closed, which says nothing about the rate
         else:
@@ -547,7 +556,9 @@ class Admission:
                     if named is None or name == named:
                         self._cut_rate(now, budget, grant, seconds)
             self._keep_in_step()
-            self._is_searching = self._goes_on_searching(grant, seconds)
+            # From the first refusal on the rate is searched upwards, until it is enclosed.
+            goes_on = self._is_first or (self._is_searching and not self._is_bracketed)
+            self._is_searching = goes_on and not self._knows_limits
             self._cut_at = grant.at
         for name, budget in self.budgets.items():
             budget.distrust_window(now)
@@ -637,17 +648,6 @@ class Admission:
                 per_call = budget.spent / max(self._number, 1)
                 budget.peak = max(budget.peak, self._doubt_at_cut * per_call / self._doubt_seconds)
                 budget.learn_rate(budget.peak)
-
-    def _goes_on_searching(self, grant: Grant, seconds: float) -> bool:
-        """Tell whether the rate is to be searched upwards after this refusal.
-
-        After the first it is; after a further one as long as much more was let in than before it.
-        """
-        if self._knows_limits:
-            return False
-        if self._is_first:
-            return True
-        return self._is_searching and not self._is_bracketed
 
     def _cut_rate(self, now: float, budget: Budget, grant: Grant, seconds: float) -> None:
         let_in = grant.spent_then.get(budget.name, 0.0) - getattr(grant.cost, budget.name)
@@ -740,6 +740,8 @@ class Admission:
         self._grown_at = now
         if elapsed <= 0:
             return
+        if self._is_recalled and now - self._began_at > RECALLED_SECONDS:
+            self._is_searching = True  # for all that we know the limit is a higher one now
         closed = min(CLOSED_CREDIT_SECONDS, self._open_at - self._cut_at)
         age = now - self._open_at + closed
         # While a rate is searched its bucket grows as fast as it fills.
@@ -776,8 +778,9 @@ class Admission:
             if budget is None or name not in grant.spent_then:
                 continue
             pending = grant.pending_then.get(name, 0.0)
-            if budget.sync(now, grant.at, grant.spent_then[name], pending, header):
-                self._is_searching = False
+            is_news = budget.sync(now, grant.at, grant.spent_then[name], pending, header)
+            if is_news or self._is_recalled:
+                self._is_searching = self._is_recalled = False
             for other in self.budgets.values():
                 if other.source == "unknown" and other.name not in headers:
                     other.release()  # who tells limits tells them all
