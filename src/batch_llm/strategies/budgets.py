@@ -79,6 +79,8 @@ class Budget:
         "burst",
         "capacity",
         "ceiling",
+        "counts_output",
+        "field",
         "is_sliding",
         "is_window",
         "largest",
@@ -87,6 +89,7 @@ class Budget:
         "limit",
         "may_be_counted",
         "name",
+        "number",
         "peak",
         "pending",
         "rate",
@@ -101,6 +104,10 @@ class Budget:
 
     def __init__(self, name: str, limit: float | None, now: float, burst_seconds: float) -> None:
         self.name = name
+        #: Which part of a cost it counts, its place among the lane's budgets, and whether output
+        #: that is charged at the end of a call counts: set by whoever keeps it.
+        self.field = self.number = 0
+        self.counts_output = False
         self.window_seconds = DAY if name == REQUESTS_PER_DAY else MINUTE
         self.limit = limit
         self._told = limit
@@ -170,7 +177,7 @@ class Budget:
     def charge(self, now: float, amount: float) -> None:
         """Take ``amount`` out."""
         self.spent += amount
-        if self.is_limited:
+        if self.capacity < math.inf:
             self.refill(now)
             self.level -= amount
             self._allowed -= amount
@@ -205,7 +212,7 @@ class Budget:
 
         A call that costs more than the bucket holds waits for a full one, and leaves a debt.
         """
-        if not self.is_limited:
+        if self.capacity == math.inf:
             return 0.0
         self.refill(now)
         counted = 0.0
