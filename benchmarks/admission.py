@@ -45,11 +45,14 @@ class Ours:
         )
         self.retries, self.timer = deque(), None
         self.output, self.ratio = spec.max_tokens * 0.4, 1.0
-        self.charges_actual = spec.charge != "maxtok"
+        # What a provider counts is known of it, like its wire format.
+        self.charges_actual, self.reserves = spec.charge != "maxtok", spec.charge == "reserve"
         self.pump()
 
     def cost(self, item):
         sent = item.est_in * self.ratio
+        if self.reserves:
+            return Cost(1.0, sent + item.max_tokens, sent, item.max_tokens)
         got = self.output if self.charges_actual else item.max_tokens
         return Cost(1.0, sent + got, sent, got, self.output if self.charges_actual else 0.0)
 
