@@ -38,8 +38,8 @@ CONCURRENCY = "concurrency"
 #: Kinds of tokens that a call's output counts in.
 _WITH_OUTPUT = {TOKENS, OUTPUT}
 
-#: The share of the rate that a cut leaves; of a second cut within moments.
-CUT, SECOND_CUT = 0.87, 0.7
+#: The share of the rate that a cut leaves; the least that a second cut within moments leaves.
+CUT, DEEPEST_CUT = 0.87, 0.5
 SECOND_CUT_SECONDS = 5.0
 #: After so many seconds without a cut the rate is back where it was, and goes on from there.
 RECOVERY_SECONDS = 28.0
@@ -698,8 +698,11 @@ class Admission:
         else:
             budget.peak = budget.rate
         budget.refill(now)
-        is_alone = self._is_searching or seconds >= SECOND_CUT_SECONDS
-        budget.learn_rate(budget.peak * (CUT if is_alone else SECOND_CUT))
+        share = CUT
+        if not self._is_searching and seconds < SECOND_CUT_SECONDS:
+            # The bucket was empty then and is empty now: what was let in between came back.
+            share = max(DEEPEST_CUT, min(CUT, let_in / seconds / budget.rate))
+        budget.learn_rate(budget.peak * share)
 
     def _least(self, budget: Budget, grant: Grant, seconds: float) -> float:
         """Return the rate that was let in since the last refusal, or since an earlier one.

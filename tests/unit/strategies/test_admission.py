@@ -402,19 +402,19 @@ def test_a_known_limit_is_not_searched():
     assert not unknown._is_searching
 
 
-def test_a_second_cut_within_moments_cuts_deeper():
-    one = admission(limits=Limits(requests_per_minute=6000))
-    rates = []
-    for sent, lets_in in ((5.0, 1.0), (10.0, 1.0), (12.0, 20.0), (30.0, 40.0)):
-        before = one.budgets[REQUESTS].rate
-        one.refused(sent + 0.1, one.start(sent, ONE), latency=0.1)
-        rates.append(one.budgets[REQUESTS].rate / before)
-        one._grown_at = math.inf  # growth is not what is tested
-        later = one.closed_until + 0.1
-        one.accepted(later, one.start(later, ONE))
-        assert later < lets_in + 60
+@pytest.mark.parametrize(("let_in", "share"), [(3, 0.5), (14, 7 / 8.7), (40, 0.87)])
+def test_a_second_cut_within_moments_leaves_what_was_let_in_between(let_in, share):
+    one = admission(limits=Limits(requests_per_minute=600))
+    now = past_the_first_refusal(one) + 6.0
+    one.refused(now, one.start(now, ONE), latency=0.0)
+    before = one.budgets[REQUESTS].rate
+    one._grown_at = math.inf  # growth is not what is tested
+    for n in range(let_in):
+        one.accepted(now + 1.0, one.start(now + 0.5 + 0.01 * n, ONE))
 
-    assert rates == pytest.approx([1.0, 0.87, 0.7, 0.87])  # the first shows the bucket's size
+    one.refused(now + 2.0, one.start(now + 2.0, ONE), latency=0.0)
+
+    assert one.budgets[REQUESTS].rate / before == pytest.approx(share)
 
 
 def test_while_the_gate_proves_closed_again_one_call_at_a_time_is_tried():
