@@ -159,6 +159,7 @@ def main():
     parser.add_argument("scenarios", nargs="*")
     parser.add_argument("--seeds", type=int, nargs="+", default=[11, 12, 13])
     parser.add_argument("--random", type=int, default=0)
+    parser.add_argument("--sweep", type=int, help="the sweep's seed, to see one again")
     parser.add_argument("--reference", action="store_true", help="run the bench's controller too")
     options = parser.parse_args()
     sys.path.insert(0, str(Path(options.bench)))
@@ -170,7 +171,7 @@ def main():
     if options.reference:
         makers += [lambda: bench.Governed("auto"), lambda: bench.Governed("known")]
     if options.random:
-        seed = random.SystemRandom().randrange(10**9)
+        seed = options.sweep or random.SystemRandom().randrange(10**9)
         print(f"random sweep, seed {seed}")
         dice = random.Random(seed)
         specs = {n: random_spec(dice, Spec, n) for n in range(options.random)}
