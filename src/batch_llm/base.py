@@ -43,6 +43,9 @@ class LLMWorkItem(Generic[TInput, TOutput, TContext]):
         estimated_input_tokens: Where limits are learned: what the call will take of them. None
             estimates it from the length of prompt or messages.
         estimated_output_tokens: The same; None estimates it from the answers so far.
+        can_hedge: Where the run hedges (``ProcessorConfig.hedge``): whether two calls of the item
+            may be under way at the same time. None: those of a ``request`` may; callables may have
+            effects beside their answer, so only those that say so are called twice.
 
     Raises:
         ValueError: None or several modes were given.
@@ -59,6 +62,7 @@ class LLMWorkItem(Generic[TInput, TOutput, TContext]):
     priority: int = 0
     estimated_input_tokens: int | None = None
     estimated_output_tokens: int | None = None
+    can_hedge: bool | None = None
 
     def __post_init__(self) -> None:
         modes = (

@@ -109,7 +109,7 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
         if rate_limit_strategy is None:
             if not self.config.learns_limits:
                 self.rate_limit_strategy = _strategy_from(self.config.rate_limit)
-        elif self.config.limits is not None or self.config.concurrency == "auto":
+        elif self.config.limits is not None or isinstance(self.config.concurrency, str):
             raise ConfigError(
                 "rate_limit_strategy", rate_limit_strategy, "left out when limits are learned"
             )
@@ -368,7 +368,9 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
                 self._caller,
                 memory,
                 loop,
-                most_known=self.config.most_where_known,
+                ceiling=self.config.ceiling,
+                is_auto=self.config.is_auto,
+                seeks_knee=self.config.seeks_knee,
             )
         return self._lanes
 

@@ -71,6 +71,30 @@ def test_each_answer_is_on_its_own_row_whatever_fails(cli, tmp_path, questions):
         assert answer_digest(row["question"]) in row["output"]
 
 
+def test_a_call_may_take_as_long_as_is_said(cli, tmp_path, questions):
+    model = "sim:fast?ptimeout=1&recover=1&hang=600"
+
+    done = cli("run", "q.jsonl", "--prompt", "{{ question }}", "-m", model, "--timeout", "0.5s",
+               "--json", "-o", "o.jsonl")  # fmt: skip
+
+    assert done.returncode == 0, done.stderr
+    end = json.loads(done.stdout.splitlines()[-1])
+    assert end["retries"]["timeout"] >= 60
+
+
+def test_slow_rows_are_sent_a_second_time_when_asked_for(cli, tmp_path):
+    (tmp_path / "a.txt").write_text("".join(f"Question {n}?\n" for n in range(300)))
+    model = "sim:fast?ptimeout=0.01&recover=1&latency=0.2&hang=600&seed=1"
+
+    done = cli("run", "a.txt", "-m", model, "--hedge", "--json", "-o", "o.jsonl")
+
+    assert done.returncode == 0, done.stderr
+    end = json.loads(done.stdout.splitlines()[-1])
+    assert (end["succeeded"], end["retries"]) == (300, {})  # none ran out of time
+    assert 1 <= end["hedges_won"] <= end["hedged"] <= 15
+    assert f"hedged            {end['hedged']} " in done.stderr
+
+
 def test_choices_on_a_table_without_a_header(cli, tmp_path):
     (tmp_path / "s.tsv").write_text('ham\tsay "hi\nspam\tFREE "prize"\n')
 

@@ -102,8 +102,9 @@ class ProcessorLife(RuleBasedStateMachine):
         queue_size=st.sampled_from([0, 1, 3]),
         hooks=st.booleans(),
         learns=st.booleans(),
+        hedge=st.sampled_from([None, "drain"]),
     )
-    def make(self, workers, queue_size, hooks, learns):
+    def make(self, workers, queue_size, hooks, learns, hedge):
         async def build():
             return ParallelBatchProcessor(
                 config=ProcessorConfig(
@@ -112,6 +113,7 @@ class ProcessorLife(RuleBasedStateMachine):
                     max_queue_size=queue_size,
                     retry=RetryConfig(max_rate_limits=10, jitter=False),
                     progress_interval=0,
+                    hedge=hedge,
                 ),
                 error_classifier=Classifier(),
                 rate_limit_strategy=None
@@ -144,7 +146,7 @@ class ProcessorLife(RuleBasedStateMachine):
     @rule(script=st.lists(STEPS, max_size=4))
     def add(self, script):
         item_id = str(next(self.numbers))
-        item = LLMWorkItem(item_id, direct_call=self.provider.call(item_id, script))
+        item = LLMWorkItem(item_id, direct_call=self.provider.call(item_id, script), can_hedge=True)
 
         async def start():
             return asyncio.create_task(self.processor.add_work(item))

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from batch_llm.base import LLMWorkItem
     from batch_llm.providers.base import Outcome
+    from batch_llm.strategies.admission import Cost
 
     Item = LLMWorkItem[Any, Any, Any]
 
@@ -129,7 +130,7 @@ class AdmissionGate:
     @property
     def most(self) -> int:
         """Calls in flight at the most, over all lanes and runs of the processor."""
-        return self.lanes.most
+        return int(self.lanes.allowed)
 
     def wanted(self, present: int) -> int:
         """Return how many items should be in the building.
@@ -151,8 +152,9 @@ class AdmissionGate:
         waiting = self._flow.waiting
         if len(waiting) < 2:
             name = next(iter(waiting), "")
-            # Others may be still to come, where lanes have names.
-            is_shut = bool(name) and by_name[name].shut_until - now > SHUT_SECONDS
+            # Others may be still to come, where lanes have names. One that only waits for a call of
+            # its own to end is not shut for long.
+            is_shut = bool(name) and SHUT_SECONDS < by_name[name].shut_until - now < math.inf
             return waiting[name] if is_shut else 0
         shut = [name for name in waiting if by_name[name].shut_until > now]
         if len(shut) == len(waiting):
@@ -170,7 +172,7 @@ class AdmissionGate:
             )
             for lane in self.lanes.by_name.values()
             for place in lane.places
-            for dimension, limit, source in place.admission.known_limits()
+            for dimension, limit, source in place.known_limits()
         ]
 
     async def enter(self, item: Item, /, *, is_retry: bool) -> Ticket:
@@ -186,10 +188,7 @@ class AdmissionGate:
         lane = self.lanes.of(item)
         self._flow.waiting.setdefault(lane.name, 0)
         cost = lane.cost_of(item)
-        place, wait = lane.best_place(self._loop.time(), cost)
-        if wait <= 0 and lane.next() is None and self.lanes.may_start():
-            self.in_flight += 1
-            ticket = self.lanes.start(lane, place, cost)
+        if (ticket := self._start_now(lane, cost)) is not None:
             self._on_room()
             return ticket
         future: asyncio.Future[Ticket] = self._loop.create_future()
@@ -208,6 +207,18 @@ class AdmissionGate:
             raise
         self.in_flight += 1
         return ticket
+
+    def enter_now(self, item: Item, /) -> Ticket | None:
+        """Return a ticket if a call may start at once and none waits for that, else None."""
+        lane = self.lanes.of(item)
+        return self._start_now(lane, lane.cost_of(item))
+
+    def _start_now(self, lane: Lane, cost: Cost) -> Ticket | None:
+        place, wait = lane.best_place(self._loop.time(), cost)
+        if wait > 0 or lane.next() is not None or not self.lanes.may_start():
+            return None
+        self.in_flight += 1
+        return self.lanes.start(lane, place, cost)
 
     def leave(self, ticket: Ticket, /, *, was_sent: bool = True) -> None:
         """Give the room to the next one; a call whose end nobody told was given up."""
@@ -231,6 +242,7 @@ class AdmissionGate:
         place.ended(now, grant, is_good=True)
         used = lane.learn(item, outcome.usage)
         place.admission.accepted(now, grant, used, outcome.limits)
+        place.note_work(now, grant, outcome.usage or None)
         if outcome.limits:
             self.lanes.note_known(place)
         self.consecutive = 0
@@ -252,6 +264,10 @@ class AdmissionGate:
             return Held.BY_LANE if is_held and not lasts_long else Held.NO
         # It took the call, whatever came of it.
         place.admission.accepted(now, grant, lane.learn(item, outcome.usage), outcome.limits)
+        if code is ErrorCode.TIMEOUT:
+            place.note_work(now, grant, {})
+        elif outcome.usage:  # a bad answer is work as well
+            place.note_work(now, grant, outcome.usage)
         is_elsewhere = lane.failed(now, place, grant, code, outcome.error)
         return Held.ELSEWHERE if is_elsewhere else Held.NO
 

@@ -19,22 +19,29 @@ if TYPE_CHECKING:
     T = TypeVar("T")
 
 
+class CallCutError(Exception):
+    """The call was cut short because nobody wants its answer any more: no failure of anybody's."""
+
+
 class Deadline:
     """When the current attempt of one worker has to be over."""
 
-    __slots__ = ("at", "is_expired", "sweeper", "task")
+    __slots__ = ("at", "is_cut", "is_expired", "sweeper", "task")
 
     def __init__(self, sweeper: DeadlineSweeper, task: asyncio.Task[None]) -> None:
         self.sweeper = sweeper
         self.task = task
         self.at = math.inf
         self.is_expired = False
+        #: Why it expired, when it did: it was cut short, or time was up.
+        self.is_cut = False
 
     async def bound(self, call: Awaitable[T], seconds: float) -> T:
         """Await ``call`` in the worker's own task, for ``seconds`` at the most.
 
         Raises:
             AttemptTimeoutError: Time was up; the call was cancelled.
+            CallCutError: ``cut`` was called; the call was cancelled.
             asyncio.CancelledError: The worker itself was cancelled; passed on.
         """
         cancelling = self.task.cancelling()
@@ -44,11 +51,22 @@ class Deadline:
         except asyncio.CancelledError:
             # Ours only if nobody else cancelled the task in the same moment.
             if self._take_back() and self.task.cancelling() <= cancelling:
-                raise AttemptTimeoutError(seconds) from None
+                raise (CallCutError() if self.is_cut else AttemptTimeoutError(seconds)) from None
             raise
         finally:
             self.at = math.inf
             self._take_back()
+
+    def cut(self) -> None:
+        """End the call that is under way now; does nothing when none is, or its time is up."""
+        if self.at < math.inf:
+            self.expire(is_cut=True)
+
+    def expire(self, *, is_cut: bool) -> None:
+        """Cancel the call."""
+        self.at = math.inf
+        self.is_expired, self.is_cut = True, is_cut
+        self.task.cancel()
 
     def _take_back(self) -> bool:
         """Undo our cancellation, once. The call may have swallowed it and answered all the same."""
@@ -100,9 +118,7 @@ class DeadlineSweeper:
         earliest = math.inf
         for deadline in self._deadlines:
             if deadline.at <= now:
-                deadline.at = math.inf
-                deadline.is_expired = True
-                deadline.task.cancel()
+                deadline.expire(is_cut=False)
             elif deadline.at < earliest:
                 earliest = deadline.at
         if earliest < math.inf:

@@ -102,12 +102,19 @@ class Gate(Protocol):
         """
         ...
 
+    def enter_now(self, item: Item, /) -> Any | None:
+        """Return a ticket if there is room at once and nobody waits for it, else None.
+
+        The caller owes a ticket a ``leave``.
+        """
+        ...
+
     def place(self, ticket: Any, /) -> int | None:
         """Return which of the lane's places the call goes to; None where nobody chose."""
         ...
 
-    def leave(self, ticket: Any, /) -> None:
-        """Give the place to the next one."""
+    def leave(self, ticket: Any, /, *, was_sent: bool = True) -> None:
+        """Give the place to the next one; what was never sent costs nothing."""
         ...
 
     def succeeded(self, ticket: Any, item: Item, outcome: Outcome, /) -> None:
@@ -206,7 +213,7 @@ class CooldownGate:
         """Return nothing: a cooldown learns none."""
         return []
 
-    async def enter(self, _item: Item, /, *, is_retry: bool) -> int:
+    async def enter(self, item: Item, /, *, is_retry: bool) -> int:
         """Wait to be let in, retries before fresh items and both in order of arrival.
 
         Returns:
@@ -215,15 +222,8 @@ class CooldownGate:
         Raises:
             asyncio.CancelledError: The place was given back.
         """
-        if (
-            self.in_flight < self._limit
-            and self._cooldown is None
-            and not self._is_ramping
-            and not self._retries
-            and not self._fresh
-        ):
-            self.in_flight += 1
-            return self.episode
+        if (episode := self.enter_now(item)) is not None:
+            return episode
         queue = self._retries if is_retry else self._fresh
         is_first_try = True
         while True:
@@ -246,7 +246,20 @@ class CooldownGate:
             self.in_flight -= 1
             is_first_try = False
 
-    def leave(self, _episode: int, /) -> None:
+    def enter_now(self, _item: Item, /) -> int | None:
+        """Return the episode if there is room at once and nobody waits for it, else None."""
+        if (
+            self.in_flight < self._limit
+            and self._cooldown is None
+            and not self._is_ramping
+            and not self._retries
+            and not self._fresh
+        ):
+            self.in_flight += 1
+            return self.episode
+        return None
+
+    def leave(self, _episode: int, /, *, was_sent: bool = True) -> None:  # noqa: ARG002
         """Give the place to the next one."""
         self.in_flight -= 1
         if self._retries or self._fresh:

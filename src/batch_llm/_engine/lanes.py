@@ -14,6 +14,7 @@ Where only the number of calls in flight holds several lanes up, they take turns
 
 from __future__ import annotations
 
+import asyncio
 import heapq
 import logging
 import math
@@ -23,12 +24,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from batch_llm.core.text import safe
 from batch_llm.core.usage import tokens
 from batch_llm.exceptions import LimitPauseError
-from batch_llm.strategies.admission import Admission, Cost, Grant
+from batch_llm.providers.base import Capacity
+from batch_llm.strategies.admission import CONCURRENCY, Admission, Cost, Grant
 from batch_llm.strategies.budgets import MINUTE, REQUESTS
 from batch_llm.strategies.errors import ErrorCode
+from batch_llm.strategies.knee import FIRST_CALLS, Knee, work_of
+from batch_llm.strategies.slots import with_margin
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Callable
 
     from batch_llm.base import LLMWorkItem
@@ -87,6 +90,53 @@ class Place:
         #: While there are others that have done nothing wrong, those are preferred.
         self.avoided_until = -math.inf
         self._failures = self._calls = 0
+        #: What its server works on at once, where that was found out.
+        self.capacity: Capacity | None = None
+        #: Where the number of calls in flight is searched.
+        self.knee: Knee | None = None
+
+    def hold(self, capacity: Capacity, most: float) -> None:
+        """Keep to what a server works on at once, and a little more in its queue."""
+        self.capacity = capacity
+        wanted = with_margin(capacity.slots) if capacity.source == "server" else capacity.slots
+        self.admission.max_in_flight = min(most, wanted)
+
+    def search(self, now: float, first: int, most: float, *, is_near: bool) -> None:
+        """Search the number of calls in flight that gets most done."""
+        self.knee = Knee(now, first, most, is_near=is_near)
+        self.admission.max_in_flight = self.knee.concurrency
+
+    @property
+    def is_held(self) -> bool:
+        """Whether its server, or a search, says how many calls may be in flight."""
+        return self.capacity is not None or self.knee is not None
+
+    def note_work(self, now: float, grant: Grant, usage: dict[str, int] | None) -> None:
+        """Tell what a call brought that took its time; an empty usage says that nothing came.
+
+        A call that was given up says nothing, and is not told.
+        """
+        if self.knee is None:
+            return
+        if usage is None:
+            work = work_of(0, 0)
+        elif usage:
+            work = work_of(tokens(usage, "input_tokens"), tokens(usage, "output_tokens"))
+        else:
+            work = 0.0
+        self.knee.note_end(now, grant.at, grant.others, work)
+        self.admission.max_in_flight = self.knee.concurrency
+
+    def known_limits(self) -> list[tuple[str, float, str]]:
+        """Return dimension, limit and source of each limit that is known or believed."""
+        limits = self.admission.known_limits()
+        if any(dimension == CONCURRENCY for dimension, _, _ in limits):
+            return limits  # refusals know better
+        if self.knee is not None and self.knee.known is not None:
+            limits.append((CONCURRENCY, self.knee.known, "learned"))
+        elif self.capacity is not None:
+            limits.append((CONCURRENCY, self.capacity.slots, self.capacity.source))
+        return limits
 
     def wait(self, now: float, cost: Cost) -> float:
         """Return the seconds until a call may start here; infinity while a probe is out."""
@@ -264,6 +314,10 @@ class Lane:
         self.shut_until = -math.inf
         #: When its turn was, of the lanes that wait for calls in flight to end.
         self.turn = 0
+        #: Whether its servers were asked what they work on at once; and the task that asks them.
+        #: Nobody is let in before it has ended.
+        self.was_asked = False
+        self.asking: asyncio.Task[None] | None = None
         self._lines: dict[Flow, _Line] = {}
         self._virtual_time = 0.0
         self._arrivals = 0
@@ -300,6 +354,8 @@ class Lane:
     def best_place(self, now: float, cost: Cost) -> tuple[Place, float]:
         """Return the place where a call may start first, of several the one with most room."""
         places = self.places
+        if self.asking is not None:
+            return places[0], math.inf
         if len(places) == 1:
             return places[0], places[0].wait(now, cost)
         best, shortest, most_room = places[0], math.inf, -math.inf
@@ -430,9 +486,12 @@ class Lanes:
     """The lanes of a processor, for all its runs.
 
     Args:
-        most: Calls in flight at the most, over all lanes.
-        most_known: The same where the provider's limit is known: then it is the limit that bounds
-            them, and not what a server can bear.
+        most: Calls in flight at the most, over all lanes, as long as nothing is known of them.
+        ceiling: The same, whatever the provider's limits and the servers' slots allow. None is
+            ``most``.
+        is_auto: Whether the number of calls in flight is found: then what is assumed of servers
+            counts too, and is searched where nothing is known of them.
+        seeks_knee: Whether it is searched in every lane.
         limits: Of each lane, as far as they are told: ceilings that are never passed.
         caller: Knows an item's lane and what is to be known of it.
         memory: What was learned in earlier runs.
@@ -447,10 +506,16 @@ class Lanes:
         memory: LimitMemory | None,
         loop: asyncio.AbstractEventLoop,
         *,
-        most_known: int = 0,
+        ceiling: int | None = None,
+        is_auto: bool = False,
+        seeks_knee: bool = False,
     ) -> None:
         self.most = self._most_unknown = most
-        self._most_known = most_known
+        self._ceiling = most if ceiling is None else ceiling
+        self._is_auto = is_auto
+        self._seeks_knee = seeks_knee
+        #: By place: how many calls are known to have somewhere to go.
+        self._room: dict[Place, int] = {}
         self._turns = 0
         self.loop = loop
         self.in_flight = 0
@@ -465,7 +530,60 @@ class Lanes:
         lane = self.by_name.get(name)
         if lane is None:
             lane = self.by_name[name] = self._make(name, self._caller.facts(item))
+        if not lane.was_asked:
+            self._ask(lane)
         return lane
+
+    def _ask(self, lane: Lane) -> None:
+        """Ask the lane's servers, once, what they work on at a time."""
+        lane.was_asked = True
+        if any(lane.facts.ask):
+            lane.asking = self.loop.create_task(self._learn_capacities(lane))
+
+    async def _learn_capacities(self, lane: Lane) -> None:
+        asked = [
+            (place, ask)
+            for place, ask in zip(lane.places, lane.facts.ask, strict=False)
+            if ask is not None
+        ]
+        try:
+            found = await asyncio.gather(*(ask() for _, ask in asked), return_exceptions=True)
+            for (place, _), capacity in zip(asked, found, strict=True):
+                if isinstance(capacity, Capacity):
+                    self._use(place, capacity)
+                    logger.info(
+                        "A server of %r works on %d calls at once (%s).",
+                        lane.name,
+                        capacity.slots,
+                        capacity.source,
+                    )
+                elif isinstance(capacity, Exception):
+                    logger.warning("A server could not be asked: %s", type(capacity).__name__)
+        finally:
+            if lane.asking is asyncio.current_task():  # else `close` was faster
+                lane.asking = None
+                self.pump(lane)
+
+    def _use(self, place: Place, capacity: Capacity) -> None:
+        """Fit a place to its server: what the server tells counts, what is assumed may."""
+        now, is_told = self.loop.time(), capacity.source == "server"
+        if is_told:
+            self._make_room(place, with_margin(capacity.slots))
+        if is_told or (capacity.source == "assumed" and self._is_auto):
+            place.hold(capacity, self._ceiling)
+        if self._seeks_knee:
+            first = with_margin(capacity.slots) if is_told else capacity.slots
+            place.search(now, first, self.most, is_near=is_told)
+        elif capacity.source == "searched" and self._is_auto:
+            place.search(now, capacity.slots, self.most, is_near=False)
+
+    @property
+    def allowed(self) -> float:
+        """Calls in flight that the places allow now, as far as they were asked or searched."""
+        places = [place for lane in self.by_name.values() for place in lane.places]
+        if not places:
+            return self.most
+        return min(self.most, sum(place.admission.max_in_flight for place in places))
 
     def may_start(self) -> bool:
         """Whether there is room for one more call, in whatever lane."""
@@ -483,6 +601,10 @@ class Lanes:
             if lane.is_waited_for:
                 self.pump(lane)
             return
+        self._pump_all()
+
+    def _pump_all(self) -> None:
+        """Share out the room between all lanes that wait for it, in turn."""
         waited_for = [one for one in self.by_name.values() if one.is_waited_for]
         if len(waited_for) > 1:
             waited_for.sort(key=lambda one: one.turn)
@@ -521,17 +643,27 @@ class Lanes:
 
     def note_known(self, place: Place) -> None:
         """Let more calls be in flight where the provider's limit turns out to be known."""
-        if self._most_known <= self._most_unknown:
-            return
         limit = place.admission.budgets[REQUESTS].limit
-        if limit:
-            most = int(min(self._most_known, limit / MINUTE * KNOWN_SECONDS))
+        if limit and not place.is_held:
+            most = min(self._ceiling, int(limit / MINUTE * KNOWN_SECONDS))
             place.admission.max_in_flight = max(place.admission.max_in_flight, most)
-            self.most = max(self.most, most)
+            self._make_room(place, most)
+
+    def _make_room(self, place: Place, calls: int) -> None:
+        """Let more calls be in flight in all: so many are known to have somewhere to go."""
+        self._room[place] = calls
+        most = min(self._ceiling, sum(self._room.values()))
+        if most <= self.most:
+            return
+        self.most = most
+        self._pump_all()
 
     def close(self) -> None:
         """Stop all timers, and remember what was learned."""
         for lane in self.by_name.values():
+            if lane.asking is not None:  # the run was given up at once; the next one asks anew
+                lane.asking.cancel()
+                lane.asking, lane.was_asked = None, False
             if lane.timer is not None:
                 lane.timer.cancel()
                 lane.timer = None
@@ -566,6 +698,8 @@ class Lanes:
                     admission.recall(learned, share=share)
             place = Place(number, admission)
             self.note_known(place)
+            if self._seeks_knee:
+                place.search(self.loop.time(), FIRST_CALLS, self.most, is_near=False)
             places.append(place)
         return Lane(name, facts, places)
 

@@ -3,9 +3,11 @@
     Pipeline.handle            journal: pending → running → done, saved once, before anyone sees it
       └ _with_middleware       changes, skips, substitutes; once per item
           └ Retrier.answer     again or give up                                   (retry.py)
-              └ Gate.enter     when this attempt may start                        (gate.py)
-                  └ Deadline.bound   how long it may take                         (deadlines.py)
-                      └ Caller.call  one exchange                                 (providers/)
+              ├ Gate.enter     when this attempt may start                        (gate.py)
+              └ Hedging.make   where asked for: two copies of a slow call         (hedging.py)
+                  └ Exchanger.make   one call, settled                            (exchange.py)
+                      └ Deadline.bound   how long it may take                     (deadlines.py)
+                          └ Caller.call  the exchange itself                      (providers/)
 
 The item stays in this one coroutine until it has its result. Nothing is put back into a queue.
 """
@@ -18,7 +20,7 @@ import logging
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from batch_llm._engine.retry import Progress, Retrier, describe
+from batch_llm._engine.exchange import Progress, describe
 from batch_llm.base import LLMWorkItem, WorkItemResult
 from batch_llm.core.usage import attach_usage, tokens
 from batch_llm.exceptions import AbandonedError
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
     from batch_llm._engine.events import EventDispatcher
     from batch_llm._engine.pool import Worker
+    from batch_llm._engine.retry import Retrier
     from batch_llm._engine.statistics import Counts
     from batch_llm.base import PostProcessor
     from batch_llm.middleware.base import Middleware

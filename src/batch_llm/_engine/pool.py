@@ -141,6 +141,11 @@ class Pool:
             self.parked -= 1
 
     @property
+    def is_draining(self) -> bool:
+        """Whether no more items are taken, although the source may have some."""
+        return self._is_draining
+
+    @property
     def _headcount(self) -> int:
         """Workers that take items; those that wait with an item, or are on their way out, don't."""
         return len(self._tasks) - self._leaving - min(self.parked, self._max_parked)

@@ -11,7 +11,9 @@ import msgspec
 
 from batch_llm._engine.admission_gate import AdmissionGate
 from batch_llm._engine.events import EventDispatcher
+from batch_llm._engine.exchange import Exchanger
 from batch_llm._engine.gate import CooldownGate
+from batch_llm._engine.hedging import Hedging
 from batch_llm._engine.pipeline import Pipeline
 from batch_llm._engine.pool import Pool, current_pool
 from batch_llm._engine.retry import Retrier
@@ -80,15 +82,22 @@ class Run:
         self._counts = Counts(loop.time())
         self._events = EventDispatcher(setup.observers)
         self._gate = self._make_gate(setup)
-        retrier = Retrier(
+        exchanger = Exchanger(
             caller=setup.caller,
             gate=self._gate,
             classifier=setup.error_classifier,
-            config=config.retry,
             timeout_seconds=config.timeout_per_item,
             counts=self._counts,
             events=self._events,
             log_level=logging.INFO if config.enable_detailed_logging else logging.DEBUG,
+        )
+        self._hedging = self._make_hedging(exchanger) if config.hedge == "drain" else None
+        retrier = Retrier(
+            exchange=exchanger.make if self._hedging is None else self._hedging.make,
+            gate=self._gate,
+            config=config.retry,
+            timeout_seconds=config.timeout_per_item,
+            counts=self._counts,
         )
         self._pipeline = Pipeline(
             retrier=retrier,
@@ -122,6 +131,19 @@ class Run:
             longest_pause_seconds=math.inf if pause is None else pause,
         )
 
+    def _make_hedging(self, exchanger: Exchanger) -> Hedging:
+        return Hedging(
+            exchange=exchanger.make,
+            gate=self._gate,
+            counts=self._counts,
+            can_send=self._has_nothing_else_to_send,
+        )
+
+    def _has_nothing_else_to_send(self) -> bool:
+        if self._pool.is_cancelling or self._gate.waiting:
+            return False
+        return self._pool.is_draining or self._source.is_empty
+
     def _note(self, event: ProcessingEvent, **data: Any) -> None:
         if self._events.is_active:
             self._events.emit(event, data)
@@ -139,12 +161,14 @@ class Run:
         finally:
             self.is_finished = True
             self._ended_at = self._loop.time()
+            if self._hedging is not None:
+                self._hedging.close()
             await self._gate.close()
             counts = self._counts
             self._note(
                 ProcessingEvent.BATCH_COMPLETED,
                 duration=self._ended_at - counts.started_at,
-                tokens=counts.input_tokens + counts.output_tokens,
+                tokens=counts.tokens,
             )
             await self._events.close()
 

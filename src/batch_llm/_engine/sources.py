@@ -25,6 +25,11 @@ class Source(Protocol):
         """Return the next item, or ``END``. After ``END`` it is never asked for more to start."""
         ...
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to take: it has ended, or nothing is queued for now."""
+        ...
+
     def give_back(self, item: Item, /) -> None:
         """Take an item back: the run was cancelled while it was in work, and it has no result."""
         ...
@@ -51,6 +56,11 @@ class IterableSource:
         self._turn = asyncio.Lock()
         self._has_ended = False
         self.given = 0
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it has ended."""
+        return self._has_ended
 
     async def take(self) -> Item | None:
         """Return the next item, or ``END``.
@@ -118,6 +128,11 @@ class QueueSource:
 
     def __len__(self) -> int:
         return len(self._items) + len(self._putters)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is queued; items in work may still add others."""
+        return not self._items
 
     def ids(self) -> set[str]:
         """Return the ids of what is queued, or waits to be."""

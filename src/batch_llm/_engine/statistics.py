@@ -20,7 +20,9 @@ class LearnedLimit(msgspec.Struct, frozen=True):
         dimension: ``requests``, ``tokens``, ``input_tokens`` or ``output_tokens``, all per minute;
             ``requests_per_day``; or ``concurrency``, calls in flight.
         limit: The limit, or what is believed of it.
-        source: ``told``, ``header``, ``remembered`` or ``learned``.
+        source: ``told``, ``header``, ``remembered`` or ``learned``; of calls in flight also
+            ``server``, what a local server says that it works on at once, or ``assumed``, what is
+            usual for its kind.
     """
 
     lane: str
@@ -72,6 +74,10 @@ class Statistics(msgspec.Struct, frozen=True, kw_only=True):
         concurrency: Calls in flight at the most.
         limits: What is known of the provider's limits.
         elapsed_seconds: Since the run's start.
+        hedged: Second copies of slow calls that were sent.
+        hedges_won: Second copies whose answer was taken.
+        hedge_tokens_lost: Tokens of calls whose other copy's answer was taken, estimated where
+            nobody knows them. Those that are known are in the counts above, too.
         latency_p50: Median seconds of successful calls, to 5 %; None before the first.
         latency_p90: The same for nine of ten.
         latency_p99: The same for 99 of 100.
@@ -101,6 +107,9 @@ class Statistics(msgspec.Struct, frozen=True, kw_only=True):
     concurrency: int
     limits: list[LearnedLimit]
     elapsed_seconds: float
+    hedged: int
+    hedges_won: int
+    hedge_tokens_lost: int
     latency_p50: float | None
     latency_p90: float | None
     latency_p99: float | None
@@ -116,6 +125,9 @@ class Counts:
         "error_counts",
         "failed",
         "failures_by_code",
+        "hedge_tokens_lost",
+        "hedged",
+        "hedges_won",
         "input_tokens",
         "latencies",
         "output_tokens",
@@ -135,6 +147,9 @@ class Counts:
         self.failed = 0
         self.attempts = 0
         self.rate_limit_count = 0
+        self.hedged = 0
+        self.hedges_won = 0
+        self.hedge_tokens_lost = 0.0
         self.input_tokens = 0
         self.output_tokens = 0
         self.cooldown_reason: str | None = None
@@ -142,6 +157,11 @@ class Counts:
         self.failures_by_code: Counter[str] = Counter()
         self.retries_by_code: Counter[str] = Counter()
         self.latencies = [0] * (len(_BOUNDS) + 1)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all finished attempts."""
+        return self.input_tokens + self.output_tokens
 
     def note_latency(self, seconds: float) -> None:
         """Count a successful call's duration."""
@@ -200,6 +220,9 @@ class Counts:
             concurrency=concurrency,
             limits=limits or [],
             elapsed_seconds=elapsed_seconds,
+            hedged=self.hedged,
+            hedges_won=self.hedges_won,
+            hedge_tokens_lost=round(self.hedge_tokens_lost),
             latency_p50=self.latency(0.5),
             latency_p90=self.latency(0.9),
             latency_p99=self.latency(0.99),

@@ -80,7 +80,9 @@ class Flags:
     overwrite: bool = False
     "replace output files that exist"
     concurrency: Annotated[str, Parameter(name=["--concurrency", "-c"])] = "auto"
-    "calls in flight at the most; auto: as many as the provider's limits allow"
+    "calls in flight at the most; auto: as many as limits or a local server allow; knee: searched"
+    ignore_slots: bool = False
+    "do not ask a local server (vLLM, llama.cpp) how many calls it works on at once"
     rpm: str | None = None
     "requests per minute that are never passed; limits that are not given are learned"
     tpm: str | None = None
@@ -99,6 +101,8 @@ class Flags:
     "forget what earlier runs have learned of the model's limits, and learn anew"
     timeout: str = "120s"
     "for one call"
+    hedge: bool = False
+    "at the end of the run, send slow rows a second time, and take the first answer"
     retries: str = "5"
     "further attempts of a row; refusals by a rate limit do not count"
     fail_over: str | None = None
@@ -142,6 +146,7 @@ def _job(source: str, flags: Flags) -> Any:
         order=flags.order,
         overwrite=flags.overwrite,
         concurrency=values.read_concurrency(flags.concurrency),
+        asks_servers=not flags.ignore_slots,
         limits=_limits(flags),
         longest_pause=None
         if flags.longest_pause is None
@@ -149,6 +154,7 @@ def _job(source: str, flags: Flags) -> Any:
         keys=tuple(flags.keys.split(",")) if flags.keys else (),
         forgets_limits=flags.forget_limits,
         timeout=values.read_seconds("--timeout", flags.timeout),
+        hedges=flags.hedge,
         retries=values.read_count("--retries", flags.retries),
         fail_over=values.read_tolerance("--fail-over", flags.fail_over)
         if flags.fail_over
@@ -315,8 +321,8 @@ def models(*, json: bool = False) -> int:
         {
             "name": f"{provider.name}:MODEL",
             "base_url": provider.base_url,
-            "key_variable": provider.key_variable,
-            "has_key": bool(os.environ.get(provider.key_variable)),
+            "key_variable": None if provider.is_local else provider.key_variable,
+            "has_key": provider.is_local or bool(os.environ.get(provider.key_variable)),
         }
         for provider in PROVIDERS.values()
     ]
@@ -349,6 +355,8 @@ def doctor() -> int:
         name = "pydantic-ai-slim" if package == "pydantic_ai" else package
         print(f"{package:<11} {metadata.version(name) if found else 'not installed'}")
     for provider in PROVIDERS.values():
+        if provider.is_local:
+            continue
         state = "set" if os.environ.get(provider.key_variable) else "not set"
         print(f"key         {provider.key_variable} is {state}")
     print(f"connections {'5000 or more' if possible is None else possible}")

@@ -82,6 +82,7 @@ def live_lines(
                 f"failed {now.failed:,}",
                 f"retrying {now.retrying:,}",
                 f"in flight {now.in_flight:,}",
+                *([f"hedged {now.hedged:,}"] if now.hedged else []),
                 f"elapsed {clock(now.elapsed_seconds)}",
             ],
             width,
@@ -114,6 +115,7 @@ def log_line(now: Statistics, rates: Rates, total: int | None) -> str:
         f"failed={now.failed}",
         f"retrying={now.retrying}",
         f"inflight={now.in_flight}",
+        *([f"hedged={now.hedged}"] if now.hedged else []),
         f"rps={rates.items:.1f}",
         f"in_tps={short(rates.input_tokens)}",
         f"out_tps={short(rates.output_tokens)}",
@@ -153,6 +155,11 @@ def summary_lines(
         f"  retried   {sum(now.retries_by_code.values()):>9,}          "
         + _reasons(now.retries_by_code),
     ]
+    if now.hedged:
+        lines.append(
+            f"  hedged    {now.hedged:>9,}            {now.hedges_won:,} copies were faster, "
+            f"about {short(now.hedge_tokens_lost)} tokens lost"
+        )
     if bad_rows:
         lines.append(f"  bad rows  {bad_rows:>9,}            not sent; see the file of failed rows")
     if not_done:
@@ -172,6 +179,8 @@ def summary_lines(
         f"  rate      {rate:,.1f}/s" + (f"        latency  {latency}" if latency else ""),
         f"  tokens    {short(now.input_tokens)} in, {short(now.output_tokens)} out",
     ]
+    if limits := _limits(now):
+        lines.append(f"  limits    {', '.join(limits)}")
     return [line.rstrip() for long in lines for line in _wrapped(long)]
 
 

@@ -10,14 +10,23 @@ import signal
 import sys
 from collections import deque
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
 
 from batch_llm.cli.display import summary_lines
 from batch_llm.cli.exit_codes import ExitCode
 from batch_llm.cli.job import fresh_paths
 from batch_llm.cli.plan import Plan
 from batch_llm.cli.progress import say, show_progress, tell
-from batch_llm.core.config import AUTO_MOST, AUTO_MOST_KNOWN, Limits, ProcessorConfig, RetryConfig
+from batch_llm.core.config import (
+    AUTO_MOST,
+    AUTO_MOST_KNOWN,
+    DEFAULT_WORKERS,
+    Limits,
+    ProcessorConfig,
+    RetryConfig,
+)
 from batch_llm.exceptions import LimitPauseError
 from batch_llm.outputs import FailedWriter, Finished, ResultWriter
 from batch_llm.parallel import ParallelBatchProcessor
@@ -117,8 +126,9 @@ def run_job(job: Job) -> ExitCode:
     plan = Plan(job)
     plan.check_unchanged()
     with open_pool(job.model, base_urls=job.base_url, keys=job.keys) as pool:
-        possible = raise_file_limit(job.concurrency or AUTO_MOST_KNOWN)
-        if possible is not None and (job.concurrency or possible < AUTO_MOST):
+        given = job.concurrency if isinstance(job.concurrency, int) else None
+        possible = raise_file_limit(given or AUTO_MOST_KNOWN)
+        if possible is not None and (given or possible < AUTO_MOST):
             say(f"warning: only {possible} connections are possible here; taking as many")
         if job.forgets_limits and (path := limits_file()) is not None:
             LimitMemory(path).forget([one.account for one in pool if one.account])
@@ -130,6 +140,13 @@ def run_job(job: Job) -> ExitCode:
             return asyncio.run(_Execution(plan, pool, writers, possible).run())
         finally:
             writers.close()
+
+
+def _concurrency(job: Job, possible: int | None) -> int | Literal["auto", "knee"]:
+    """Return what the processor is told; only ``possible`` connections can be opened."""
+    if isinstance(job.concurrency, int):
+        return possible or job.concurrency
+    return job.concurrency or "auto"
 
 
 class _Execution:
@@ -145,18 +162,20 @@ class _Execution:
         self._transport = HttpTransport()
         self._processor: ParallelBatchProcessor[Any, Any, Row] = ParallelBatchProcessor(
             config=ProcessorConfig(
-                max_workers=possible or AUTO_MOST_KNOWN,  # a ceiling for "auto"
-                concurrency="auto"
-                if self._job.concurrency is None
-                else possible or self._job.concurrency,
+                concurrency=_concurrency(self._job, possible),
+                max_workers=DEFAULT_WORKERS if possible is None else possible,
                 limits=self._job.limits or Limits(),
                 longest_pause=self._job.longest_pause,
                 timeout_per_item=self._job.timeout,
+                hedge="drain" if self._job.hedges else "off",
                 retry=RetryConfig(max_attempts=self._job.retries + 1, initial_wait=0.5),
                 progress_interval=0,
             ),
             requests=RequestCaller(
-                pool, self._transport, keep_bodies=plan.source.format == "openai-batch"
+                pool,
+                self._transport,
+                keep_bodies=plan.source.format == "openai-batch",
+                asks_servers=self._job.asks_servers,
             ),
         )
 
@@ -278,6 +297,10 @@ class _Execution:
             "failures": now.failures_by_code,
             "input_tokens": now.input_tokens,
             "output_tokens": now.output_tokens,
+            "hedged": now.hedged,
+            "hedges_won": now.hedges_won,
+            "hedge_tokens_lost": now.hedge_tokens_lost,
+            "limits": msgspec.to_builtins(now.limits),
             "seconds": round(now.elapsed_seconds, 3),
             "output": self._job.output,
         }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from batch_llm.core.request import Settings
 from batch_llm.exceptions import InputError
@@ -39,12 +39,14 @@ class Job:
     failed: str = "failed.jsonl"
     order: str = "done"
     overwrite: bool = False
-    concurrency: int | None = None
+    concurrency: int | Literal["knee"] | None = None
+    asks_servers: bool = True
     limits: Limits | None = None
     longest_pause: float | None = None
     keys: tuple[str, ...] = ()
     forgets_limits: bool = False
     timeout: float = 120.0
+    hedges: bool = False
     retries: int = 5
     fail_over: tuple[float, bool] | None = None
     progress: str = "auto"

@@ -6,7 +6,7 @@ import difflib
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from batch_llm.core.request import Settings
 from batch_llm.core.schema import OutputSchema
@@ -56,8 +56,10 @@ def read_count(flag: str, text: str, *, at_least: int = 0) -> int:
     return int(number)
 
 
-def read_concurrency(text: str) -> int | None:
-    """Read a number of calls in flight; None for ``auto``."""
+def read_concurrency(text: str) -> int | Literal["knee"] | None:
+    """Read a number of calls in flight, or ``knee``; None for ``auto``."""
+    if text == "knee":
+        return "knee"
     return None if text == "auto" else read_count("--concurrency", text, at_least=1)
 
 

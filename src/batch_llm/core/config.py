@@ -10,7 +10,8 @@ from batch_llm.exceptions import ConfigError
 
 #: Calls in flight at the most where nobody says how many: sockets and memory for more are rare.
 AUTO_MOST = 1000
-#: The same where the provider's limit is known. What is answered in 10 s at 30,000 a minute.
+#: The same where it is known that more have somewhere to go, by the provider's limit or a server's
+#: slots. What is answered in 10 s at 30,000 a minute.
 AUTO_MOST_KNOWN = 5000
 
 
@@ -22,6 +23,12 @@ class _Default(int):
 
 #: ``max_workers`` where nobody gave it: it bounds cooldowns, and nothing where limits are learned.
 DEFAULT_WORKERS = _Default(5)
+
+_HEDGES = (None, "off", "drain")
+
+
+#: Values of ``concurrency`` with which the number of calls in flight is found.
+_SELF_FINDING = ("auto", "knee")
 
 
 def _require(condition: bool, setting: str, value: object, expected: str) -> None:  # noqa: FBT001
@@ -192,12 +199,16 @@ class ProcessorConfig:
         max_queue_size: ``add_work`` waits while so many items are queued. 0 = unlimited.
         limits: What is known of the provider's limits. With it, ``rate_limit`` is not used.
         concurrency: Calls in flight at the most, instead of ``max_workers``; ``"auto"`` lets as
-            many in as the limits have room for, and no more than ``max_workers`` where that is
-            given too. With ``"auto"``, ``rate_limit`` is not used.
+            many in as the limits have room for, or as a local server works on; ``"knee"`` searches
+            the number that gets most done. ``max_workers`` is their ceiling where it is given too.
+            With either, ``rate_limit`` is not used.
         longest_pause: Where limits are learned: items whose limit opens again later than so many
             seconds fail, with ``LimitPauseError``. None waits, be it for tomorrow's calls.
         remember_limits: Where limits are learned: start from what earlier runs learned of the same
             key and model, and write it down for the next (``docs/admission.md`` says where).
+        hedge: ``"drain"`` sends second copies of unusually slow calls, once nothing else is left to
+            send, and takes whichever answer comes first (``docs/tail.md`` says when, and what it
+            costs). None and ``"off"`` never do.
     """
 
     max_workers: int = DEFAULT_WORKERS
@@ -208,41 +219,49 @@ class ProcessorConfig:
     enable_detailed_logging: bool = False
     max_queue_size: int = 0
     limits: Limits | None = None
-    concurrency: int | Literal["auto"] | None = None
+    concurrency: int | Literal["auto", "knee"] | None = None
     longest_pause: float | None = None
     remember_limits: bool = True
+    hedge: Literal["off", "drain"] | None = None
 
     @property
     def learns_limits(self) -> bool:
         """Whether admission learns the provider's limits, in place of the cooldown."""
-        is_asked_for = self.limits is not None or self.concurrency == "auto"
+        is_asked_for = self.limits is not None or self.concurrency in _SELF_FINDING
         return is_asked_for or not self.rate_limit.is_asked_for
 
     @property
     def is_auto(self) -> bool:
-        """Whether the number of calls in flight follows the limits."""
+        """Whether the number of calls in flight is found, and not given."""
         if self.concurrency is None:
             return self.learns_limits and isinstance(self.max_workers, _Default)
-        return self.concurrency == "auto"
+        return self.concurrency in _SELF_FINDING
+
+    @property
+    def seeks_knee(self) -> bool:
+        """Whether the number of calls in flight that gets most done is searched."""
+        return self.concurrency == "knee"
 
     @property
     def most_in_flight(self) -> int:
-        """Calls in flight at the most, where nothing is known of the limits."""
-        if self.is_auto:
-            return min(AUTO_MOST, self._ceiling)
-        if self.concurrency is None or self.concurrency == "auto":
-            return int(self.max_workers)
-        return self.concurrency
+        """Calls in flight at the most, as long as nothing is known of limits and servers."""
+        given = self._given
+        if given is None:
+            return AUTO_MOST
+        return min(AUTO_MOST, given) if self.concurrency == "auto" else given
 
     @property
-    def most_where_known(self) -> int:
-        """Calls in flight at the most, where the provider's limits are known."""
-        return min(AUTO_MOST_KNOWN, self._ceiling) if self.is_auto else self.most_in_flight
+    def ceiling(self) -> int:
+        """Calls in flight at the most, whatever limits and servers allow."""
+        return AUTO_MOST_KNOWN if self._given is None else self._given
 
     @property
-    def _ceiling(self) -> int:
-        is_given = not isinstance(self.max_workers, _Default)
-        return self.max_workers if is_given else AUTO_MOST_KNOWN
+    def _given(self) -> int | None:
+        """The number of calls in flight that somebody gave."""
+        if isinstance(self.concurrency, int):
+            return self.concurrency
+        is_given = not (self.is_auto and isinstance(self.max_workers, _Default))
+        return int(self.max_workers) if is_given else None
 
     def validate(self) -> None:
         """Check every field, and those of ``retry`` and ``rate_limit``.
@@ -271,17 +290,23 @@ class ProcessorConfig:
         )
         _require(
             self.concurrency is None
-            or self.concurrency == "auto"
+            or self.concurrency in _SELF_FINDING
             or _is_whole(self.concurrency, 1),
             "concurrency",
             self.concurrency,
-            '>= 1 or "auto"',
+            '>= 1, "auto" or "knee"',
         )
         _require(
             self.longest_pause is None or _is_finite(self.longest_pause, 0),
             "longest_pause",
             self.longest_pause,
             ">= 0 and finite, or None",
+        )
+        _require(
+            self.hedge in _HEDGES,
+            "hedge",
+            self.hedge,
+            '"drain", "off" or None',
         )
         self.retry.validate()
         self.rate_limit.validate()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import msgspec
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Awaitable, Callable, Mapping
 
     from batch_llm.base import LLMWorkItem
     from batch_llm.strategies.budgets import LimitHeader
@@ -61,6 +61,19 @@ class Outcome(msgspec.Struct, frozen=True):
     limits: Mapping[str, LimitHeader] | None = None
 
 
+class Capacity(msgspec.Struct, frozen=True):
+    """How many calls a server works on at once. It queues the others, and refuses none.
+
+    Attributes:
+        slots: The number.
+        source: ``server``: told by it; ``assumed``: usual for its kind; ``searched``: nothing is
+            known, and a search may start here.
+    """
+
+    slots: int
+    source: str
+
+
 class LaneFacts(msgspec.Struct, frozen=True):
     """What is known of a lane before the first call.
 
@@ -72,6 +85,8 @@ class LaneFacts(msgspec.Struct, frozen=True):
         charges_cache_reads: Whether input that was read from a cache counts.
         remembered_as: By place, the name under which its limits are remembered between runs; None
             where they are not.
+        ask: By place, finds out what its server works on at once, before the first call; None, and
+            a None that comes back, where there is nothing to find out. It does not take long.
     """
 
     places: int = 1
@@ -79,6 +94,7 @@ class LaneFacts(msgspec.Struct, frozen=True):
     charges_asked: bool = False
     charges_cache_reads: bool = True
     remembered_as: tuple[str | None, ...] = ()
+    ask: tuple[Callable[[], Awaitable[Capacity | None]] | None, ...] = ()
 
 
 class Caller(Protocol):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from batch_llm.exceptions import ConfigError, MissingKeyError, UnknownModelError
+from batch_llm.providers.local_servers import is_local_host
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -30,6 +31,7 @@ class Provider:
         max_tokens_field: What it calls the limit on an answer's length.
         charges_asked: Whether its token limit counts the longest answer that was asked for, and not
             the one that came.
+        is_local: Whether it is a server on the user's own machines: it needs no key.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Provider:
     url_variable: str
     max_tokens_field: str = "max_tokens"
     charges_asked: bool = False
+    is_local: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +56,7 @@ class Endpoint:
         charges_asked: See ``Provider``.
         secret: The key or password, so that it can be struck out of what servers say; empty
             without one.
+        is_local: Whether its server is one of the user's own, and may be asked about itself.
     """
 
     provider: str
@@ -62,6 +66,7 @@ class Endpoint:
     max_tokens_field: str = "max_tokens"
     secret: str = field(default="", repr=False)
     charges_asked: bool = False
+    is_local: bool = False
 
     @property
     def account(self) -> str | None:
@@ -91,7 +96,21 @@ PROVIDERS = {
             "max_completion_tokens",
             charges_asked=True,
         ),
+        Provider(
+            "ollama",
+            "http://127.0.0.1:11434/v1",
+            "OLLAMA_API_KEY",
+            "OLLAMA_BASE_URL",
+            is_local=True,
+        ),
+        Provider(
+            "vllm", "http://127.0.0.1:8000/v1", "VLLM_API_KEY", "VLLM_BASE_URL", is_local=True
+        ),
     ]
+}
+#: Where the hosted providers are: nobody asks there.
+_PUBLIC_HOSTS = {
+    urlsplit(provider.base_url).hostname for provider in PROVIDERS.values() if not provider.is_local
 }
 SIMULATOR = "sim"
 #: Names of variables. Whatever else stands there may be a key itself, and is not repeated.
@@ -169,12 +188,21 @@ def resolve(
             raise UnknownModelError(model, "Its simulator has not been started.")
         headers["authorization"] = "Bearer simulator"  # never the user's key
         url, _ = _chat_url(base_url)
-        return Endpoint(SIMULATOR, name, url, headers, "max_completion_tokens", charges_asked=True)
+        return Endpoint(
+            SIMULATOR,
+            name,
+            url,
+            headers,
+            "max_completion_tokens",
+            charges_asked=True,
+            is_local=True,
+        )
     provider = PROVIDERS[provider_name]
     variable = key_variable or provider.key_variable
     key = environ.get(variable, "").strip()
     elsewhere = base_url or environ.get(provider.url_variable, "").strip() or None
-    if not key and (elsewhere is None or key_variable is not None):
+    needs_key = elsewhere is None and not provider.is_local
+    if not key and (needs_key or key_variable is not None):
         raise MissingKeyError(provider.name, variable)
     if key:
         if not (key.isascii() and key.isprintable()):
@@ -186,8 +214,16 @@ def resolve(
         key = login.partition(":")[2]
     is_own = elsewhere is None or elsewhere.rstrip("/") == provider.base_url
     field = provider.max_tokens_field if is_own else "max_tokens"
+    host = urlsplit(url).hostname
     return Endpoint(
-        provider.name, name, url, headers, field, key, is_own and provider.charges_asked
+        provider.name,
+        name,
+        url,
+        headers,
+        field,
+        key,
+        is_own and provider.charges_asked,
+        host not in _PUBLIC_HOSTS and (provider.is_local or is_local_host(host)),
     )
 
 

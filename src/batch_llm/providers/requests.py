@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -11,13 +12,16 @@ from batch_llm.exceptions import BadOutputError, BatchLLMError, ConfigError
 from batch_llm.providers import openai
 from batch_llm.providers.base import LaneFacts
 from batch_llm.providers.limit_headers import read_limits
+from batch_llm.providers.local_servers import ask_capacity
 from batch_llm.providers.registry import Endpoint
+from batch_llm.providers.transport import Looker, raise_file_limit
+from batch_llm.strategies.slots import with_margin
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from batch_llm.base import LLMWorkItem
-    from batch_llm.providers.base import Outcome, Try
+    from batch_llm.providers.base import Capacity, Outcome, Try
     from batch_llm.providers.transport import Response, Transport
     from batch_llm.strategies.budgets import LimitHeader
 
@@ -34,6 +38,8 @@ class RequestCaller:
             endpoints (keys, deployments) are a pool, filled by what each has left.
         transport: How they get there.
         keep_bodies: Hand the provider's answers through to the results, as they came.
+        asks_servers: Ask servers on the user's own machines how many calls they work on at once,
+            where the transport can.
     """
 
     def __init__(
@@ -42,6 +48,7 @@ class RequestCaller:
         transport: Transport,
         *,
         keep_bodies: bool = False,
+        asks_servers: bool = True,
     ) -> None:
         self._only = None if callable(endpoint) else _pool(endpoint)
         self._resolve = endpoint if callable(endpoint) else None
@@ -49,6 +56,7 @@ class RequestCaller:
         self._turn = 0
         self._transport = transport
         self._keep_bodies = keep_bodies
+        self._looker = transport if asks_servers and isinstance(transport, Looker) else None
         #: By endpoint: each has limits of its own.
         self._next_look_at: dict[int, float] = {}
 
@@ -68,6 +76,12 @@ class RequestCaller:
             places=len(pool),
             charges_asked=pool[0].charges_asked,
             remembered_as=tuple(endpoint.account for endpoint in pool),
+            ask=()
+            if self._looker is None
+            else tuple(
+                partial(_ask, self._looker, endpoint) if endpoint.is_local else None
+                for endpoint in pool
+            ),
         )
 
     async def call(self, item: LLMWorkItem[Any, Any, Any], attempt: Try, /) -> Outcome:
@@ -122,6 +136,14 @@ class RequestCaller:
         if pool is None:
             pool = self._pools[model] = _pool(self._resolve(model))
         return pool
+
+
+async def _ask(looker: Looker, endpoint: Endpoint) -> Capacity | None:
+    """Ask a server; let the process open as many connections as it works on."""
+    capacity = await ask_capacity(looker, endpoint)
+    if capacity is not None:
+        raise_file_limit(with_margin(capacity.slots))
+    return capacity
 
 
 def _pool(endpoints: Endpoint | Sequence[Endpoint]) -> tuple[Endpoint, ...]:

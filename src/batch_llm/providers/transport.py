@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import sys
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -87,6 +87,21 @@ class Transport(Protocol):
         ...
 
 
+@runtime_checkable
+class Looker(Protocol):
+    """Reads what a server says of itself. A transport may offer it."""
+
+    async def get(self, url: str, headers: Mapping[str, str], most_bytes: int, /) -> Response:
+        """Read an answer, or its first ``most_bytes``, however long that takes.
+
+        Raises:
+            TransportError: There was none.
+            ConfigError: The environment names a proxy that cannot be used.
+            asyncio.CancelledError: Passed on at once; the connection is closed.
+        """
+        ...
+
+
 class HttpTransport:
     """The transport on aiohttp.
 
@@ -121,6 +136,27 @@ class HttpTransport:
             was_never_sent = isinstance(error, ClientConnectorError | ConnectionTimeoutError)
             raise TransportError(_reason(error, url), was_never_sent) from None
         return Response(response.status, response.headers, content)
+
+    async def get(self, url: str, headers: Mapping[str, str], most_bytes: int, /) -> Response:
+        """Read an answer, or its first ``most_bytes``."""
+        from aiohttp import ClientError
+
+        session = self._session or self._open()
+        plain = {**headers, "accept": "*/*", "accept-encoding": "identity"}
+        content = b""
+        try:
+            route = self._routes.get(url) or self._find_route(url)
+            async with session.get(headers=plain, allow_redirects=False, **route) as response:
+                async for piece in response.content.iter_any():
+                    content += piece
+                    if len(content) >= most_bytes:
+                        response.close()
+                        break
+        except (ClientError, OSError, ValueError) as error:
+            if isinstance(error, ConfigError | TransportError):
+                raise
+            raise TransportError(_reason(error, url)) from None
+        return Response(response.status, response.headers, content[:most_bytes])
 
     async def aclose(self) -> None:
         """Close all connections."""

@@ -14,6 +14,7 @@ import msgspec
 
 from batch_llm.simulator.faults import Faults
 from batch_llm.simulator.limits import MINUTE, FixedWindow, Limit, make_limit
+from batch_llm.simulator.local_server import USUAL_SLOTS, Line, Page, page
 from batch_llm.simulator.openai_chat import (
     Call,
     Completion,
@@ -34,9 +35,9 @@ if TYPE_CHECKING:
 class Stats(msgspec.Struct, frozen=True):
     """What a simulator has done since it started or was last reset.
 
-    When nothing is in flight, ``calls`` is the sum of ``successes``, ``refused``, ``invalid`` and
-    all ``faults``. A client that hangs up while its answer is being made is billed, as a provider
-    would; one that hangs up on a held-back answer (``ptimeout``) is not.
+    When nothing is in flight, ``calls`` is the sum of ``successes``, ``refused``, ``invalid``,
+    ``given_up`` and all ``faults``. A client that hangs up while its answer is being made is
+    billed, as a provider would; one that hangs up on a held-back answer (``ptimeout``) is not.
 
     Attributes:
         calls: Chat calls received.
@@ -48,6 +49,9 @@ class Stats(msgspec.Struct, frozen=True):
         input_tokens: Billed, of all answers.
         output_tokens: The same.
         peak_in_flight: Calls at the same time at the most.
+        peak_in_work: The same without those that waited for a slot.
+        given_up: Calls whose client hung up while they waited for a slot.
+        looks: Requests for what the server tells of itself, by path.
     """
 
     calls: int
@@ -59,6 +63,9 @@ class Stats(msgspec.Struct, frozen=True):
     input_tokens: int
     output_tokens: int
     peak_in_flight: int
+    peak_in_work: int
+    given_up: int
+    looks: dict[str, int]
 
 
 @dataclass(slots=True)
@@ -72,6 +79,8 @@ class _Counts:
     input_tokens: int = 0
     output_tokens: int = 0
     peak_in_flight: int = 0
+    given_up: int = 0
+    looks: Counter[str] = field(default_factory=Counter)
 
 
 class Account:
@@ -88,6 +97,8 @@ class Account:
         self._counts = _Counts()
         self._granted = 0
         self._in_work = 0
+        #: The calls that were let in: in work, or in the queue of a server that has one.
+        self.line = Line(_slots_that_queue(profile), profile.tps)
         self._latest = now
         #: None before the first call: it starts the time that is left.
         self._changes_at: float | None = None
@@ -113,7 +124,8 @@ class Account:
             Refusal: One of them is wrong.
         """
         try:
-            check_key(authorization)
+            if self._profile.is_hosted:
+                check_key(authorization)
             return Call(body)
         except Refusal:
             self._counts.invalid += 1
@@ -177,7 +189,7 @@ class Account:
             limit = profile.rpd
             how = profile.retry_after
             return rate_limited("requests_a_day", call, wait, how, limit=limit, used=limit)
-        if profile.slots and self._in_work >= profile.slots:
+        if profile.is_hosted and profile.slots and self._in_work >= profile.slots:
             return too_many_at_once(profile.slots)
         wait, kind, tightest = max(waits, key=lambda one: one[0], default=(0.0, "", None))
         if tightest is None or wait <= 0:
@@ -251,4 +263,24 @@ class Account:
             input_tokens=counts.input_tokens,
             output_tokens=counts.output_tokens,
             peak_in_flight=counts.peak_in_flight,
+            peak_in_work=self.line.peak_in_work,
+            given_up=counts.given_up,
+            looks=dict(counts.looks),
         )
+
+    def look(self, path: str) -> Page | None:
+        """Return what the server tells of itself at a path; None where it tells nothing."""
+        if self._profile.is_hosted:
+            return None
+        self._counts.looks[path] += 1
+        return page(self._profile.server, path, self.line)
+
+    def give_up(self) -> None:
+        """Count a call whose client hung up before its turn came."""
+        self._counts.given_up += 1
+
+
+def _slots_that_queue(profile: Profile) -> float:
+    if profile.is_hosted:
+        return math.inf
+    return profile.slots or USUAL_SLOTS[profile.server]

@@ -16,6 +16,7 @@ from batch_llm.simulator.openai_chat import Call, Completion, Refusal, check_key
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
 
+    from batch_llm.simulator.local_server import Line
     from batch_llm.simulator.profile import Profile
 
     Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -76,6 +77,10 @@ class SimulatorApp:
         if scope["path"] in _CHAT and scope["method"] == "POST":
             await self._counted_chat(scope, receive, send)
             return
+        if scope["method"] == "GET" and (page := self._account.look(scope["path"])) is not None:
+            await _start(send, page.status, [(b"content-type", page.kind), _length(page.body)])
+            await send({"type": "http.response.body", "body": page.body})
+            return
         try:
             await _send_json(send, 200, self._other(scope))
         except Refusal as refusal:
@@ -124,7 +129,13 @@ class SimulatorApp:
             await self._refuse(refusal, headers, started, send)
             return
         try:
-            await self._work(account, call, headers, started, scope, receive, send)
+            if not await _gets_slot(account.line, receive):
+                account.give_up()
+                return
+            try:
+                await self._work(account, call, headers, started, scope, receive, send)
+            finally:
+                account.line.leave()
         finally:
             account.release()
 
@@ -144,7 +155,7 @@ class SimulatorApp:
         except Refusal as refusal:
             await self._refuse(refusal, headers, started, send)
             return
-        if not await self._wait(name, completion, call, receive):
+        if not await self._wait(account.line, name, completion, call, receive):
             return
         account.bill(completion, name)
         lines = _lines(headers)
@@ -159,7 +170,7 @@ class SimulatorApp:
         await _send_json(send, refusal.status, refusal.body, lines)
 
     async def _wait(
-        self, name: str | None, completion: Completion, call: Call, receive: Receive
+        self, line: Line, name: str | None, completion: Completion, call: Call, receive: Receive
     ) -> bool:
         """Let the time of the answer pass; return whether somebody is still there to get it."""
         profile = self._profile
@@ -168,7 +179,7 @@ class SimulatorApp:
         seconds = self._draw_latency()
         if not call.streams:
             seconds += profile.per_token * completion.output_tokens
-        await asyncio.sleep(seconds)
+        await asyncio.sleep(max(seconds, line.write(completion.output_tokens, self._clock())))
         return True
 
     async def _deliver(
@@ -243,7 +254,7 @@ async def _read_body(receive: Receive) -> bytes:
     return b"".join(parts)
 
 
-async def _hangs_up(receive: Receive, seconds: float) -> bool:
+async def _hangs_up(receive: Receive, seconds: float | None) -> bool:
     """Wait; return whether the client lost patience first."""
     try:
         async with asyncio.timeout(seconds):
@@ -252,6 +263,23 @@ async def _hangs_up(receive: Receive, seconds: float) -> bool:
     except TimeoutError:
         return False
     return True
+
+
+async def _gets_slot(line: Line, receive: Receive) -> bool:
+    """Wait for a slot; return whether the client is still there when its turn has come."""
+    place = line.enter()
+    if place is None:
+        return True
+    gone: asyncio.Future[Any] = asyncio.ensure_future(_hangs_up(receive, None))
+    try:
+        await asyncio.wait([place, gone], return_when=asyncio.FIRST_COMPLETED)
+    except asyncio.CancelledError:
+        if not place.cancel():  # its turn came in the same step
+            line.leave()
+        raise
+    finally:
+        gone.cancel()
+    return not place.cancel()
 
 
 async def _start(send: Send, status: int, headers: Headers) -> None:

@@ -35,8 +35,13 @@ class Profile:
             written ``AT:FACTOR``, ``10:0.5`` halves them after 10 seconds. ``(0, 1)`` = never.
         rpd: Good answers per day; 0 = unlimited. Days are counted from the start.
         day: How long a day is.
-        slots: Calls in work at the most; further ones are refused without a Retry-After.
-            0 = unlimited.
+        server: What it is: ``hosted``, or ``llama`` (llama.cpp), ``vllm`` or ``ollama``, servers
+            of one's own that take calls without a key, queue what is beyond their slots, and tell
+            of themselves at their usual addresses.
+        slots: Calls in work at the most; further ones are refused without a Retry-After by a
+            ``hosted`` one and wait at the others. 0 = unlimited, or what is usual there: 4, 256
+            and 1.
+        tps: Tokens that are written per second for all calls together; 0 = unlimited.
         rejects: Whether refused calls use up rpm and tpm too (``count``) or not (``free``).
         retry_after: What a 429 says: ``header`` (whole seconds), ``ms`` or ``none``.
         headers: Whether answers tell of rpm and tpm, ``on`` or ``off``. A 429 has its wait in
@@ -72,7 +77,9 @@ class Profile:
     change: tuple[float, float] = (0.0, 1.0)
     rpd: int = 0
     day: float = 86_400.0
+    server: str = "hosted"
     slots: int = 0
+    tps: float = 0
     rejects: str = "free"
     retry_after: str = "header"
     headers: str = "on"
@@ -121,6 +128,11 @@ class Profile:
         return [(name, getattr(self, name)) for name in names if getattr(self, name)]
 
     @property
+    def is_hosted(self) -> bool:
+        """Whether it refuses what is beyond its limits, and wants a key."""
+        return self.server == "hosted"
+
+    @property
     def has_faults(self) -> bool:
         """Whether any call may fail."""
         return bool(self.chances(FAULTS))
@@ -142,6 +154,7 @@ LASTING = ("prefuse", "pfilter", "pquota")
 FAULTS = PASSING + LASTING
 
 _CHOICES = {
+    "server": ("hosted", "llama", "vllm", "ollama"),
     "window": ("bucket", "fixed", "sliding"),
     "rejects": ("free", "count"),
     "retry_after": ("header", "ms", "none"),

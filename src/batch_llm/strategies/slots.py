@@ -24,6 +24,14 @@ SLOWED_SHARE, RATE_SECONDS, SLOWED_TRIAL_SECONDS = 0.85, 5.0, 0.5
 #: Refusals under the limit are surprises; so many with fewer calls let in between them refute it,
 #: and twice as many episodes are asked for next time.
 SURPRISES, CALLS_TO_FORGET = 3, 100
+#: Beyond a server's slots so many calls wait in its queue, or this share of the slots: a slot that
+#: becomes free has its next call at once, and the queue stays short.
+LEAST_QUEUED, QUEUED_SHARE = 2, 0.125
+
+
+def with_margin(slots: int) -> int:
+    """Return how many calls are to be in flight for a server that works on ``slots`` at once."""
+    return slots + max(LEAST_QUEUED, math.ceil(QUEUED_SHARE * slots))
 
 
 class Slots:

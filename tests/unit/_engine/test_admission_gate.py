@@ -248,7 +248,7 @@ def test_a_strategy_and_learning_exclude_each_other():
 
 @pytest.mark.parametrize("concurrency", [0, "many", 2.5])
 def test_an_impossible_concurrency_is_refused(concurrency):
-    with pytest.raises(ConfigError, match='concurrency must be >= 1 or "auto"'):
+    with pytest.raises(ConfigError, match='concurrency must be >= 1, "auto" or "knee"'):
         processor(config=ProcessorConfig(concurrency=concurrency))
 
 

@@ -145,6 +145,38 @@ async def test_limits_in_headers_raise_the_number_in_flight_too():
     assert (built._lanes.most, lane.places[0].admission.max_in_flight) == (5000, 5000)
 
 
+async def test_several_keys_with_known_limits_are_each_used():
+    """Twice 1,500 a minute, answered after 60 s: more than the usual thousand in flight."""
+    provider = Models(seconds=60.0, places=2)
+
+    built = provider.processor(limits=Limits(requests_per_minute=1500, burst_seconds=1.0))
+    running = asyncio.create_task(built.process(asked("a", n) for n in range(5000)))
+    await asyncio.sleep(59)
+
+    assert provider.peak == 1500
+    await stopped(built, running)
+
+
+async def test_when_more_may_be_in_flight_other_lanes_that_waited_for_it_go_on():
+    provider = Models(seconds=60.0)
+    built = provider.processor()
+    full = asyncio.create_task(built.process(asked("a", n) for n in range(1000)))
+    await asyncio.sleep(30)
+    waiting = asyncio.create_task(built.process(asked("b", n) for n in range(5)))
+    await asyncio.sleep(10)
+    assert (len(provider.of("a")), provider.of("b")) == (1000, [])
+
+    place = built._lanes.by_name["a"].places[0]
+    header = LimitHeader(30_000, 29_000, 1.0)
+    place.admission.budgets["requests"].sync(now(), now(), 1, 0, header)
+    built._lanes.note_known(place)
+
+    await asyncio.sleep(5)
+    assert len(provider.of("b")) == 5
+    await full
+    await waiting
+
+
 async def test_without_a_known_limit_no_more_than_a_thousand_are_in_flight():
     provider = Models(seconds=60.0)
 

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from batch_llm import ConfigError, Limits
-from batch_llm._engine.statistics import LanePause, LearnedLimit
+from batch_llm._engine.statistics import Counts, LanePause, LearnedLimit
 from batch_llm.cli import values
 from batch_llm.cli.display import (
     RateWindow,
@@ -61,6 +61,21 @@ async def test_the_summary_says_what_failed_and_why():
     assert "failed            1    50.0 %   bad_request 1" in text
     assert "bad_output 1" in text
     assert "not done          1" in text
+
+
+async def test_second_copies_are_told_when_there_were_any():
+    now = await numbers()
+    rates = RateWindow().rates(now)
+    some = msgspec.structs.replace(now, hedged=3, hedges_won=2, hedge_tokens_lost=1234)
+
+    def shown(numbers):
+        lines = live_lines(numbers, rates, title="t", total=3, width=120)
+        return "\n".join([*lines, *summary_lines(numbers), log_line(numbers, rates, 3)])
+
+    assert "hedged" not in shown(now)
+    assert "in flight 1  hedged 3  elapsed" in shown(some)
+    assert "hedged            3            2 copies were faster, about 1.23k tokens" in shown(some)
+    assert " hedged=3 " in shown(some)
 
 
 def test_numbers_are_short():
@@ -162,4 +177,22 @@ async def test_each_limit_is_shown_with_its_source_and_further_lanes_are_counted
 
     assert line.endswith(
         "RPM 500 (told)  TPM 200k (header)  RPD 14.4k (remembered)  in flight 20 (learned)  +1 more"
+    )
+
+
+def test_a_number_of_calls_is_one_or_is_found():
+    assert values.read_concurrency("200") == 200
+    assert values.read_concurrency("auto") is None
+    assert values.read_concurrency("knee") == "knee"
+    with pytest.raises(ConfigError, match="concurrency"):
+        values.read_concurrency("elbow")
+
+
+def test_the_summary_shows_what_is_known_of_the_limits():
+    known = LearnedLimit("m", "concurrency", 4, "server")
+    now = Counts().snapshot(total=1, state="finished", concurrency=6, limits=[known])
+
+    assert "  limits    in flight 4 (server)" in summary_lines(now)
+    assert not any(
+        "limits" in line for line in summary_lines(msgspec.structs.replace(now, limits=[]))
     )

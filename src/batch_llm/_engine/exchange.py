@@ -1,0 +1,300 @@
+"""Make one call and settle it: with the gate, in the counts, in its item's history.
+
+Whether there is another one is not decided here: that is ``retry.py``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import math
+from typing import TYPE_CHECKING, Any, Protocol
+
+import msgspec
+
+from batch_llm._engine.deadlines import CallCutError
+from batch_llm._engine.gate import Held
+from batch_llm.core.usage import add_usage, no_usage, read_usage, usage_of_error
+from batch_llm.exceptions import CallCancelledError
+from batch_llm.observers.base import ProcessingEvent
+from batch_llm.providers.base import SPENT, Outcome, Try
+from batch_llm.providers.limit_headers import limits_of_error
+from batch_llm.stores.base import Attempt
+from batch_llm.strategies.errors import ErrorCode, ErrorInfo, code_of
+
+if TYPE_CHECKING:
+    from batch_llm._engine.deadlines import Deadline
+    from batch_llm._engine.events import EventDispatcher
+    from batch_llm._engine.gate import Gate
+    from batch_llm._engine.statistics import Counts
+    from batch_llm.base import LLMWorkItem
+    from batch_llm.providers.base import Caller
+    from batch_llm.strategies.errors import ErrorClassifier
+
+    Item = LLMWorkItem[Any, Any, Any]
+
+logger = logging.getLogger("batch_llm.retry")
+
+#: The verdict when a classifier itself fails.
+_UNKNOWN = ErrorInfo(
+    is_retryable=True, is_rate_limit=False, is_timeout=False, error_category="unknown"
+)
+_NOTHING = Outcome()
+_CUT_SHORT = "CallCutError: the other copy of this call was answered first"
+
+
+class Progress:
+    """What has happened to one item so far."""
+
+    __slots__ = ("error_code", "error_type", "history", "usage")
+
+    def __init__(self) -> None:
+        self.history: list[Attempt] = []
+        self.usage = no_usage()
+        self.error_code: ErrorCode | None = None
+        self.error_type: str | None = None
+
+
+class Owner(Protocol):
+    """Whose task a call is made in: a worker's, or that of a copy."""
+
+    @property
+    def id(self) -> int:
+        """The worker's id."""
+        ...
+
+    @property
+    def deadline(self) -> Deadline:
+        """Bounds the task's calls."""
+        ...
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether a ``CancelledError`` is ours, and not a call's that cancelled itself."""
+        ...
+
+    def take_back_cancellation(self) -> None:
+        """Go on after a cancellation that has been dealt with."""
+        ...
+
+
+class Ended(msgspec.Struct):
+    """How a call ended, and what was made of that.
+
+    Attributes:
+        outcome: What it brought; nothing when it was cut short.
+        seconds: How long it took.
+        usage: Tokens spent, or None where nobody knows.
+        code: What failed; None after a success.
+        verdict: What the failure means; None after a success, and when the call was cut short.
+        held: What the gate does about the failure.
+        wait_seconds: What a refused call's item waits on its own.
+    """
+
+    outcome: Outcome
+    seconds: float
+    usage: dict[str, int] | None
+    code: ErrorCode | None = None
+    verdict: ErrorInfo | None = None
+    held: Held = Held.NO
+    wait_seconds: float = 0.0
+
+    @property
+    def is_good(self) -> bool:
+        """Whether there is an answer."""
+        return self.code is None
+
+    @property
+    def is_cut_short(self) -> bool:
+        """Whether it was ended because nobody wanted its answer any more."""
+        return self.verdict is None and self.code is not None
+
+
+class Exchange(Protocol):
+    """Makes one call that was let in, and settles it."""
+
+    async def __call__(
+        self, item: Item, owner: Owner, ticket: Any, attempt: Try, progress: Progress, /
+    ) -> Ended:
+        """Return how it ended; the ticket was handed back by then.
+
+        Raises:
+            asyncio.CancelledError: The owner was cancelled; the ticket was handed back.
+        """
+        ...
+
+
+class Exchanger:
+    """Makes calls, for all workers at once."""
+
+    def __init__(
+        self,
+        *,
+        caller: Caller,
+        gate: Gate,
+        classifier: ErrorClassifier,
+        timeout_seconds: float,
+        counts: Counts,
+        events: EventDispatcher,
+        log_level: int,
+    ) -> None:
+        self._caller = caller
+        self._gate = gate
+        self._classifier = classifier
+        self._timeout_seconds = timeout_seconds
+        self._counts = counts
+        self._events = events
+        self._log_level = log_level
+        self._time = asyncio.get_running_loop().time
+
+    async def make(
+        self, item: Item, owner: Owner, ticket: Any, attempt: Try, progress: Progress, /
+    ) -> Ended:
+        """Make one call, within its time, and settle it.
+
+        Raises:
+            asyncio.CancelledError: Passed on at once; the gate's place was given back.
+        """
+        self._counts.attempts += 1
+        started_at = self._time()
+        try:
+            try:
+                outcome = await owner.deadline.bound(
+                    self._caller.call(item, attempt), self._timeout_seconds
+                )
+            except asyncio.CancelledError:
+                if owner.is_cancelled:
+                    raise
+                owner.take_back_cancellation()
+                outcome = Outcome(error=CallCancelledError())
+            except CallCutError:
+                return self._book_cut(attempt, progress, started_at)
+            except Exception as error:  # noqa: BLE001 - whatever a call raises is its failure
+                outcome = Outcome(
+                    error=error, usage=usage_of_error(error), limits=limits_of_error(error)
+                )
+            return self._settle(item, owner, ticket, attempt, progress, started_at, outcome)
+        finally:
+            # An error's traceback leads back to this frame. What the frame holds of the error would
+            # keep the item alive until the garbage collector comes.
+            outcome = None  # type: ignore[assignment]
+            self._gate.leave(ticket)
+
+    def _settle(
+        self,
+        item: Item,
+        owner: Owner,
+        ticket: Any,
+        attempt: Try,
+        progress: Progress,
+        started_at: float,
+        outcome: Outcome,
+    ) -> Ended:
+        """Tell everyone what became of a call, before its place is left: nobody may slip in."""
+        seconds = self._time() - started_at
+        usage = self._note_usage(outcome, attempt, progress)
+        error = outcome.error
+        if error is None:
+            self._gate.succeeded(ticket, item, outcome)
+            self._counts.note_latency(seconds)
+            progress.history.append(Attempt(attempt.number, started_at, seconds, usage))
+            return Ended(outcome, seconds, usage)
+        verdict = self._classify(error)
+        code, held, wait = code_of(verdict.error_category), Held.NO, 0.0
+        if verdict.is_rate_limit:
+            wait = self._refused(item, owner, ticket, verdict, outcome)
+        else:
+            held = self._gate.failed(ticket, item, outcome, code)
+        progress.history.append(
+            Attempt(attempt.number, started_at, seconds, usage, code.value, describe(error))
+        )
+        self._log_failure(item, progress.history[-1])
+        return Ended(outcome, seconds, usage, code, verdict, held, wait)
+
+    def _book_cut(self, attempt: Try, progress: Progress, started_at: float) -> Ended:
+        """Book a call that lost against its other copy: it was made, and may have cost."""
+        seconds = self._time() - started_at
+        usage = self._note_usage(_NOTHING, attempt, progress)
+        code = ErrorCode.CANCELLED
+        progress.history.append(
+            Attempt(attempt.number, started_at, seconds, usage, code.value, _CUT_SHORT)
+        )
+        return Ended(_NOTHING, seconds, usage, code)
+
+    def _note_usage(
+        self, outcome: Outcome, attempt: Try, progress: Progress
+    ) -> dict[str, int] | None:
+        usage = outcome.usage
+        if attempt.memory:
+            spent = attempt.memory.pop(SPENT, None)
+            if usage is None:
+                usage = read_usage(spent)
+        if usage:
+            add_usage(progress.usage, usage)
+            self._counts.input_tokens += usage.get("input_tokens", 0)
+            self._counts.output_tokens += usage.get("output_tokens", 0)
+        return usage
+
+    def _log_failure(self, item: Item, attempt: Attempt) -> None:
+        if logger.isEnabledFor(self._log_level):
+            logger.log(
+                self._log_level,
+                "Attempt %d of item %r failed: %s",
+                attempt.number,
+                item.item_id,
+                attempt.error,
+                extra={"item_id": item.item_id, "error_code": attempt.error_code},
+            )
+
+    def _classify(self, error: Exception) -> ErrorInfo:
+        """Return the classifier's verdict, as far as it is one."""
+        try:
+            verdict = self._classifier.classify(error)
+            if not isinstance(verdict, ErrorInfo):
+                raise TypeError(f"expected an ErrorInfo, got {type(verdict).__name__}")  # noqa: TRY301
+            if not isinstance(verdict.error_category, str):
+                raise TypeError(f"error_category is {verdict.error_category!r}")  # noqa: TRY301
+            wait = verdict.suggested_wait
+            if wait is not None and not _is_duration(wait):
+                return dataclasses.replace(verdict, suggested_wait=None)
+        except (
+            Exception,
+            asyncio.CancelledError,
+        ):  # the user's code; the item must not be lost over it
+            logger.exception("The error classifier failed on %s.", type(error).__name__)
+            return _UNKNOWN
+        return verdict
+
+    def _refused(
+        self, item: Item, owner: Owner, ticket: Any, verdict: ErrorInfo, outcome: Outcome
+    ) -> float:
+        """Tell the gate and the observers; return how long the item waits on its own."""
+        error = outcome.error
+        assert error is not None  # noqa: S101 - the caller has looked
+        self._counts.rate_limit_count += 1
+        wait = self._gate.refused(ticket, owner.id, verdict.suggested_wait, outcome)
+        self._counts.cooldown_reason = describe(error)
+        if self._events.is_active:
+            self._events.emit(
+                ProcessingEvent.RATE_LIMIT_HIT,
+                {
+                    "item_id": item.item_id,
+                    "worker_id": owner.id,
+                    "error_type": type(error).__name__,
+                    "consecutive": self._gate.consecutive,
+                },
+            )
+        return wait
+
+
+def _is_duration(value: object) -> bool:
+    return isinstance(value, int | float) and 0 <= value < math.inf
+
+
+def describe(error: BaseException) -> str:
+    """Return ``ExceptionType: message``, whatever the exception does when it is printed."""
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:  # noqa: BLE001 - a stranger's ``__str__``
+        return f"{type(error).__name__}: (its message cannot be printed)"
