@@ -61,7 +61,7 @@ SHORTEST_CLOSURE_SECONDS = 5.0
 #: What is remembered with less trust than this is where a search begins; else it is kept to.
 WELL_KNOWN_SHARE = 0.8
 #: What is remembered is kept to for so long; when nothing was refused by then, it is searched on.
-RECALLED_SECONDS = 20.0
+RECALLED_SECONDS, RECALLED_SPAN_SECONDS = 20.0, 4.0
 #: A bucket that is fuller than this is not what holds the calls up: its rate does not grow.
 UNUSED_SHARE = 0.9
 #: How much a rate may grow in one step.
@@ -732,6 +732,8 @@ class Admission:
     @property
     def _span(self) -> float:
         """The time in which a rate that is searched doubles and more."""
+        if self._is_recalled:  # what is remembered is likely to hold still
+            return RECALLED_SPAN_SECONDS
         span = SEARCH_SPANS * self._doubt_seconds
         return max(SHORTEST_SPAN_SECONDS, min(LONGEST_SPAN_SECONDS, span))
 
