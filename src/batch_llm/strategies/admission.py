@@ -507,8 +507,12 @@ class Admission:
 
     def _believe_silence(self, now: float) -> None:
         doubtful, limit = self._doubtful, now - self._doubt_seconds
-        while doubtful and (not doubtful[0].is_in_doubt or doubtful[0].at <= limit):
-            self._confirm(now, doubtful.popleft())
+        while doubtful:
+            if doubtful[0].is_in_doubt:
+                if doubtful[0].at > limit:
+                    return
+                self._confirm(now, doubtful[0])
+            doubtful.popleft()
 
     def _confirm(self, now: float, grant: Grant) -> None:
         """Count a call as let in."""
