@@ -310,21 +310,21 @@ class SpendingGate:
                 continue
             charge = self._hold(account, size)
             if charge is None:
-                self._end_if_reached(account.worst(size))
+                self._end_if_reached(account.worst(size), size)
                 return
             self._queue.popleft()
             future.set_result(charge)
 
-    def _end_if_reached(self, worst: Worst) -> None:
+    def _end_if_reached(self, worst: Worst, size: Size) -> None:
         if self._purse.has_reservations or self._is_reached:
             return
         self._is_reached = True
         setting = self._purse.hindrance(worst)
         assert setting is not None  # noqa: S101 - else there would have been room
-        self._on_reached(setting, _reason(self._purse, setting, worst))
+        self._on_reached(setting, _reason(self._purse, setting, worst, size))
 
 
-def _reason(purse: Purse, setting: str, worst: Worst) -> str:
+def _reason(purse: Purse, setting: str, worst: Worst, size: Size) -> str:
     if setting == "max_cost_usd":
         assert purse.max_usd is not None  # noqa: S101 - it is what was reached
         spent, most, next_one = usd(purse.spent_usd), usd(purse.max_usd), usd(worst.usd)
@@ -335,7 +335,8 @@ def _reason(purse: Purse, setting: str, worst: Worst) -> str:
     if purse.unknown_calls:
         calls = "1 call" if purse.unknown_calls == 1 else f"{purse.unknown_calls:,} calls"
         unknown = f" ({calls} of unknown cost booked at their most)"
-    return f"{spent} of {most} are spent{unknown}, and the next call may take {next_one}"
+    hint = "" if size.max_output_tokens is not None else " (max_tokens would bound it)"
+    return f"{spent} of {most} are spent{unknown}, and the next call may take {next_one}{hint}"
 
 
 def size_of(item: Item) -> Size:

@@ -10,6 +10,7 @@ does not have (0.6 s), and no network is used. Its figures are of its release's 
 
 from __future__ import annotations
 
+import sys
 from bisect import bisect_left
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
@@ -293,6 +294,11 @@ class Prices:
                 raise ConfigError(f'["{name}"] in {path}', fields, expected)
             table[name] = Price(**fields)
         return cls(table)
+
+    @property
+    def needs_library(self) -> bool:
+        """Whether a look-up is likely to load the library: there is no table of the user's own."""
+        return not self._table and "genai_prices.data" not in sys.modules
 
     @staticmethod
     def load() -> None:

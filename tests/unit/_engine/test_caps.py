@@ -99,6 +99,37 @@ async def test_a_cap_on_tokens_counts_input_and_output():
     assert provider.calls >= 14  # the last ones hold what their frame may take
 
 
+async def test_a_call_that_nothing_bounds_says_what_would_bound_it():
+    provider = Provider()
+    processor = built(provider, max_cost_usd=100)
+
+    await processor.process(items(3, most=None))
+
+    assert provider.calls == 0
+    assert processor.statistics().stop_reason == (
+        "$0.00 of $100.00 are spent, and the next call may take $4,096.00 "
+        "(max_tokens would bound it)"
+    )
+
+
+async def test_near_a_cap_an_item_that_was_paid_for_goes_before_those_that_were_not():
+    class Flaky(Provider):
+        async def call(self, item, attempt, /):
+            self.asked.append((item.item_id, attempt.number))
+            await asyncio.sleep(1)
+            usage = {"input_tokens": 0, "output_tokens": 5, "total_tokens": 5}
+            error = ValueError("bad") if attempt.number == 1 and item.item_id == "0" else None
+            return Outcome("ok", usage, error)
+
+    provider = Flaky()
+    provider.asked = []
+
+    await built(provider, max_cost_usd=24, max_workers=1).process(items(10))
+
+    # The second was let in beside the first; the third had come to wait before the retry.
+    assert provider.asked == [("0", 1), ("1", 1), ("0", 2)]
+
+
 async def test_a_run_that_fits_is_not_stopped():
     processor = built(Provider(got=1), max_cost_usd=1000)
 

@@ -227,3 +227,17 @@ def test_the_library_is_loaded_when_it_is_needed_only():
 )  # fmt: skip
 def test_amounts_as_people_read_them(amount, text):
     assert usd(Decimal(amount)) == text
+
+
+def test_the_library_is_loaded_beside_the_loop_where_nothing_else_has_the_price():
+    code = (
+        "import asyncio, sys\n"
+        "from batch_llm import LLMWorkItem, MockAgent, ParallelBatchProcessor, ProcessorConfig\n"
+        "async def main():\n"
+        "    processor = ParallelBatchProcessor(config=ProcessorConfig(max_cost_usd=1))\n"
+        "    assert processor.config.prices.needs_library\n"
+        "    await processor.process([LLMWorkItem('a', agent=MockAgent(), prompt='Hi')])\n"
+        "    assert not processor.config.prices.needs_library\n"
+        "asyncio.run(main())\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
