@@ -115,10 +115,12 @@ class AdmissionGate:
         """Return the lanes for which this run's calls wait, where that takes long."""
         now, found = self._loop.time(), []
         for lane in self._waited_for():
-            pause = lane.pause(now)
-            if pause is not None and pause.seconds >= COOLDOWN_SECONDS:
-                waiting = self._flow.waiting[lane.name]
-                found.append(LanePause(lane.name, pause.seconds, pause.reason, waiting))
+            pause, waiting = lane.pause(now), self._flow.waiting[lane.name]
+            seconds = pause.seconds if pause is not None else 0.0
+            if (outage := lane.overloaded_seconds(now)) >= COOLDOWN_SECONDS:
+                found.append(LanePause(lane.name, seconds, "overloaded", waiting, outage))
+            elif pause is not None and seconds >= COOLDOWN_SECONDS:
+                found.append(LanePause(lane.name, seconds, pause.reason, waiting))
         return found
 
     @property

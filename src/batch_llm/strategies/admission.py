@@ -548,9 +548,11 @@ class Admission:
             ),
             default=math.inf,
         )
+        closed_seconds = grant.at - self._cut_at
+        is_long = closed_seconds > max(SHORTEST_CLOSURE_SECONDS, 1.5 * longest + 1)
         for budget in self.budgets.values():
-            budget.explain_opening(now, self._began_at, grant.at)
-        if grant.at - self._cut_at > max(SHORTEST_CLOSURE_SECONDS, 3 * longest + 1):
+            budget.explain_opening(now, self._began_at, grant.at, is_long=is_long)
+        if closed_seconds > max(SHORTEST_CLOSURE_SECONDS, 3 * longest + 1):
             for budget in self.budgets.values():
                 budget.seems_a_window(now, grant.at)
 
@@ -601,7 +603,7 @@ class Admission:
                     one_call = min(budget.capacity, grant.cost[budget.field])
                     budget.level = max(budget.level, one_call)
                 if budget.is_window and retry_after is not None:
-                    budget.reset_at = min(budget.reset_at, now + retry_after + 0.05)
+                    budget.opens_again(now, now + retry_after + 0.05)
         if self._is_first:
             self._first_refused = grant.number
             self._doubt_at_cut = self._doubt_limit

@@ -402,14 +402,18 @@ class Budget:
         self.refill(now)
         self._become_window(opened_at)
 
-    def explain_opening(self, now: float, began_at: float, opened_at: float) -> None:
+    def explain_opening(
+        self, now: float, began_at: float, opened_at: float, *, is_long: bool
+    ) -> None:
         """Tell how a limit is counted that was used up: its first opening shows it.
 
-        A sliding window opens when the first charge is a minute old, a fixed one sooner.
+        A sliding window opens when the first charge is a minute old, a fixed one sooner; a bucket
+        as soon as it has filled enough, which is not ``is_long`` after.
         """
-        if not self.may_be_counted:
-            return
+        is_counted = self.may_be_counted and is_long
         self.may_be_counted = False
+        if not is_counted:
+            return
         self.refill(now)
         if opened_at - began_at < self.window_seconds - _SLIDING_SLACK_SECONDS:
             self._become_window(opened_at)
@@ -421,10 +425,20 @@ class Budget:
         self.is_window = True
         self.rate = self.ceiling
         self.capacity = self.limit or self.capacity
+        self._full_at = opened_at
         # Calls were sent since it opened, before that was known.
         self.spent_at_reset = self.spent_at_cut
         self.level = self.capacity - max(0.0, self.spent - self.spent_at_cut)
         self.reset_at = opened_at + self.window_seconds
+
+    def opens_again(self, now: float, at: float) -> None:
+        """Note when a window that refused a call opens, as its Retry-After says."""
+        earliest = self._full_at + self.window_seconds - _SLIDING_SLACK_SECONDS
+        if self._told is not None and at < earliest and now > self._full_at:
+            self._header_votes = _MIN_VOTES  # sooner than a window can: it is none
+            self.become_bucket()
+        else:
+            self.reset_at = min(self.reset_at, at)
 
     def become_bucket(self) -> None:
         """Give up the belief in a window."""

@@ -349,7 +349,7 @@ def test_what_was_sent_since_a_fixed_minute_opened_is_not_there_any_more():
     late.note_cut()
     late.may_be_counted = True
     late.charge(40.0, 70.0)
-    late.explain_opening(41.0, 0.0, 40.0)
+    late.explain_opening(41.0, 0.0, 40.0, is_long=True)
     assert late.level == 530.0
 
 
@@ -361,3 +361,24 @@ def test_a_late_answer_does_not_bring_an_old_limit_back():
     assert not synced(budget, 21.0, 300.0, 30.0, limit=600.0, sent_at=15.0)
 
     assert budget.limit == 300.0
+
+
+def test_a_told_window_that_opens_sooner_than_a_minute_later_is_none():
+    later, sooner = opened_twice(), opened_twice()
+
+    later.opens_again(170.0, 219.0)
+    assert later.is_window
+    assert later.reset_at == 219.0
+
+    sooner.opens_again(170.0, 173.0)
+    assert not sooner.is_window
+
+
+def test_a_limit_that_opens_again_as_soon_as_a_bucket_is_not_counted():
+    budget = told(600.0)
+    budget.may_be_counted = True
+
+    budget.explain_opening(21.0, 0.0, 20.0, is_long=False)
+
+    assert not budget.is_window
+    assert not budget.may_be_counted
