@@ -9,6 +9,7 @@ from batch_llm._engine.statistics import Statistics
 from batch_llm.base import BatchProcessor, BatchResult, LLMWorkItem, PostProcessor, WorkItemResult
 from batch_llm.classifiers import GeminiErrorClassifier, HttpErrorClassifier
 from batch_llm.core.config import Limits, ProcessorConfig, RateLimitConfig, RetryConfig
+from batch_llm.core.prices import Bill, ModelUsage, Price, Prices
 from batch_llm.core.protocols import AgentLike, ResultLike, UsageLike
 from batch_llm.core.request import Image, Message, OtherPart, Request, Settings, Text
 from batch_llm.exceptions import (
@@ -33,6 +34,7 @@ from batch_llm.exceptions import (
     TransportError,
     TruncatedError,
     UnknownModelError,
+    UnknownPriceError,
 )
 from batch_llm.middleware import BaseMiddleware, Middleware
 from batch_llm.observers import BaseObserver, MetricsObserver, ProcessingEvent, ProcessorObserver
@@ -58,6 +60,7 @@ __all__ = [
     "BatchLLMError",
     "BatchProcessor",
     "BatchResult",
+    "Bill",
     "CallCancelledError",
     "ConfigError",
     "ContentFilteredError",
@@ -83,9 +86,12 @@ __all__ = [
     "MockAgent",
     "MockResult",
     "MockUsage",
+    "ModelUsage",
     "OtherPart",
     "ParallelBatchProcessor",
     "PostProcessor",
+    "Price",
+    "Prices",
     "ProcessingEvent",
     "ProcessorConfig",
     "ProcessorObserver",
@@ -106,6 +112,7 @@ __all__ = [
     "TransportError",
     "TruncatedError",
     "UnknownModelError",
+    "UnknownPriceError",
     "UsageLike",
     "WorkItemResult",
 ]

@@ -15,6 +15,7 @@
         ├── AttemptTimeoutError (also TimeoutError)  the attempt took too long
         ├── RateLimitedTooOftenError              refused so often that waiting longer is pointless
         ├── LimitPauseError                       the limit opens again later than one will wait
+        ├── UnknownPriceError                     money is capped, and the call has no known price
         ├── CallCancelledError                    the call cancelled itself
         ├── AbandonedError                        the run was stopped while the item was in flight
         └── ProviderError                         the provider answered, but not with a good answer
@@ -260,6 +261,21 @@ class LimitPauseError(ItemError):
             f"The limits of {self.lane or 'the provider'} allow the next call in "
             f"{self.seconds:,.0f} s{reason}, longer than the longest pause. Run what is left "
             "later, or raise --longest-pause (ProcessorConfig.longest_pause)."
+        )
+
+
+class UnknownPriceError(ItemError):
+    """Money is capped, and nobody knows what a call of this model costs. It was not sent."""
+
+    def __init__(self, model: str) -> None:
+        super().__init__(model)
+        self.model = model
+
+    def __str__(self) -> str:
+        return (
+            f"No price is known for {self.model or 'items without a model name'}, so a cap on cost "
+            "cannot be kept; the call was not sent. Give its price (--prices FILE, "
+            "ProcessorConfig.prices), or cap tokens instead (--max-tokens-total, max_total_tokens)."
         )
 
 

@@ -330,6 +330,9 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
             raise RuntimeError("This processor is in a run already; wait for it, or make another.")
 
     async def _execute(self, source: Source, emit: Emit, store: Store, weight: float = 1.0) -> None:
+        if self.config.max_cost_usd is not None and self.config.prices.needs_library:
+            # Loading the library's prices takes long enough to hold up everything else.
+            await asyncio.to_thread(self.config.prices.load)
         self._check_may_run()
         if not 0 < weight < math.inf:
             raise ConfigError("weight", weight, "> 0 and finite")

@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
+from batch_llm._engine.admission_gate import is_absent
 from batch_llm._engine.deadlines import CallCutError
 from batch_llm._engine.gate import Held
+from batch_llm.core.prices import STANDARD
 from batch_llm.core.usage import add_usage, no_usage, read_usage, usage_of_error
-from batch_llm.exceptions import CallCancelledError
+from batch_llm.exceptions import CallCancelledError, MalformedResponseError
 from batch_llm.observers.base import ProcessingEvent
 from batch_llm.providers.base import SPENT, Outcome, Try
 from batch_llm.providers.limit_headers import limits_of_error
@@ -41,6 +43,19 @@ _UNKNOWN = ErrorInfo(
     is_retryable=True, is_rate_limit=False, is_timeout=False, error_category="unknown"
 )
 _NOTHING = Outcome()
+#: Service tiers at the usual price.
+_USUAL_TIERS = {"auto", "default", "standard"}
+#: Failures that no provider charges for, unless it says what they took.
+_FREE = {
+    ErrorCode.RATE_LIMITED,
+    ErrorCode.OVERLOADED,
+    ErrorCode.SERVER_ERROR,
+    ErrorCode.AUTH,
+    ErrorCode.QUOTA,
+    ErrorCode.NOT_FOUND,
+    ErrorCode.BAD_REQUEST,
+    ErrorCode.CONTEXT_LENGTH,
+}
 _CUT_SHORT = "CallCutError: the other copy of this call was answered first"
 
 
@@ -147,6 +162,8 @@ class Exchanger:
         self._events = events
         self._log_level = log_level
         self._time = asyncio.get_running_loop().time
+        #: By lane: under which model and server its tokens are counted.
+        self._priced_as: dict[str, tuple[str, str]] = {}
 
     async def make(
         self, item: Item, owner: Owner, ticket: Any, attempt: Try, progress: Progress, /
@@ -165,11 +182,12 @@ class Exchanger:
                 )
             except asyncio.CancelledError:
                 if owner.is_cancelled:
+                    self._note_usage(item, _NOTHING, attempt, progress, may_have_cost=True)
                     raise
                 owner.take_back_cancellation()
                 outcome = Outcome(error=CallCancelledError())
             except CallCutError:
-                return self._book_cut(attempt, progress, started_at)
+                return self._book_cut(item, attempt, progress, started_at)
             except Exception as error:  # noqa: BLE001 - whatever a call raises is its failure
                 outcome = Outcome(
                     error=error, usage=usage_of_error(error), limits=limits_of_error(error)
@@ -193,15 +211,19 @@ class Exchanger:
     ) -> Ended:
         """Tell everyone what became of a call, before its place is left: nobody may slip in."""
         seconds = self._time() - started_at
-        usage = self._note_usage(outcome, attempt, progress)
         error = outcome.error
         if error is None:
+            usage = self._note_usage(item, outcome, attempt, progress, may_have_cost=True)
             self._gate.succeeded(ticket, item, outcome)
             self._counts.note_latency(seconds)
             progress.history.append(Attempt(attempt.number, started_at, seconds, usage))
             return Ended(outcome, seconds, usage)
         verdict = self._classify(error)
         code, held, wait = code_of(verdict.error_category), Held.NO, 0.0
+        may_cost = not verdict.is_rate_limit and may_have_cost(error, code)
+        usage = self._note_usage(item, outcome, attempt, progress, may_have_cost=may_cost)
+        if usage is not outcome.usage:  # told while the call went on
+            outcome = msgspec.structs.replace(outcome, usage=usage)
         if verdict.is_rate_limit:
             wait = self._refused(item, owner, ticket, verdict, outcome)
         else:
@@ -212,10 +234,10 @@ class Exchanger:
         self._log_failure(item, progress.history[-1])
         return Ended(outcome, seconds, usage, code, verdict, held, wait)
 
-    def _book_cut(self, attempt: Try, progress: Progress, started_at: float) -> Ended:
+    def _book_cut(self, item: Item, attempt: Try, progress: Progress, started_at: float) -> Ended:
         """Book a call that lost against its other copy: it was made, and may have cost."""
         seconds = self._time() - started_at
-        usage = self._note_usage(_NOTHING, attempt, progress)
+        usage = self._note_usage(item, _NOTHING, attempt, progress, may_have_cost=True)
         code = ErrorCode.CANCELLED
         progress.history.append(
             Attempt(attempt.number, started_at, seconds, usage, code.value, _CUT_SHORT)
@@ -223,8 +245,15 @@ class Exchanger:
         return Ended(_NOTHING, seconds, usage, code)
 
     def _note_usage(
-        self, outcome: Outcome, attempt: Try, progress: Progress
+        self,
+        item: Item,
+        outcome: Outcome,
+        attempt: Try,
+        progress: Progress,
+        *,
+        may_have_cost: bool,
     ) -> dict[str, int] | None:
+        """Count what a call spent; of one that may have cost, at least that nobody knows it."""
         usage = outcome.usage
         if attempt.memory:
             spent = attempt.memory.pop(SPENT, None)
@@ -234,6 +263,13 @@ class Exchanger:
             add_usage(progress.usage, usage)
             self._counts.input_tokens += usage.get("input_tokens", 0)
             self._counts.output_tokens += usage.get("output_tokens", 0)
+        if usage or may_have_cost:
+            name = self._caller.lane(item)
+            priced_as = self._priced_as.get(name)
+            if priced_as is None:
+                facts = self._caller.facts(item)
+                priced_as = self._priced_as[name] = facts.model, facts.server
+            self._counts.usage.note(*priced_as, tier_of(item), usage or None)
         return usage
 
     def _log_failure(self, item: Item, attempt: Attempt) -> None:
@@ -286,6 +322,25 @@ class Exchanger:
                 },
             )
         return wait
+
+
+def tier_of(item: Item) -> str:
+    """Return the service tier that a request asks for, where that changes the price."""
+    if item.request is None or not (extra := item.request.settings.extra):
+        return STANDARD
+    tier = extra.get("service_tier")
+    return tier if isinstance(tier, str) and tier not in _USUAL_TIERS else STANDARD
+
+
+def may_have_cost(error: Exception, code: ErrorCode) -> bool:
+    """Tell whether a failed call whose tokens nobody told may be on the provider's bill.
+
+    Providers do not charge for calls that they refuse, nor for their own errors. One that was cut
+    off, took too long or came back unreadable may have been answered in full.
+    """
+    if isinstance(error, MalformedResponseError):
+        return True
+    return code not in _FREE and not is_absent(error)
 
 
 def _is_duration(value: object) -> bool:

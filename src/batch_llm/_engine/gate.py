@@ -53,8 +53,15 @@ class Held(Enum):
 class Gate(Protocol):
     """When an attempt may start. The engine knows no more of admission than this."""
 
-    in_flight: int
-    consecutive: int
+    @property
+    def in_flight(self) -> int:
+        """Calls under way."""
+        ...
+
+    @property
+    def consecutive(self) -> int:
+        """Refusals in a row, without a success in between."""
+        ...
 
     @property
     def is_cooling(self) -> bool:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from batch_llm._engine.exchange import describe
 from batch_llm._engine.gate import Held
-from batch_llm.exceptions import LimitPauseError, RateLimitedTooOftenError
+from batch_llm.exceptions import LimitPauseError, RateLimitedTooOftenError, UnknownPriceError
 from batch_llm.providers.base import Outcome, Try
 from batch_llm.strategies.backoff import Uniform, wait_before_retry
 from batch_llm.strategies.errors import ErrorCode, ErrorInfo
@@ -98,6 +98,9 @@ class Retrier:
                         await asyncio.sleep(wait)
         except LimitPauseError as error:
             progress.error_code = ErrorCode.QUOTA
+            return Outcome(error=error)
+        except UnknownPriceError as error:
+            progress.error_code = ErrorCode.BAD_REQUEST
             return Outcome(error=error)
         finally:
             worker.is_waiting = False

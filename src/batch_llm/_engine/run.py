@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -18,8 +19,11 @@ from batch_llm._engine.pipeline import Pipeline
 from batch_llm._engine.pool import Pool, current_pool
 from batch_llm._engine.retry import Retrier
 from batch_llm._engine.sources import QueueSource
+from batch_llm._engine.spending import SpendingGate
 from batch_llm._engine.statistics import Counts
 from batch_llm.observers.base import ProcessingEvent
+from batch_llm.strategies.caps import Purse
+from batch_llm.strategies.errors import ErrorCode
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -41,6 +45,10 @@ if TYPE_CHECKING:
 
 #: Items that may wait between two attempts while others take their workers, per worker.
 PARKED_PER_WORKER = 10
+
+
+#: Finished items, at the least, before a share of them says anything.
+_LEAST_FINISHED = 20
 
 
 class Setup(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,6 +90,8 @@ class Run:
         self._counts = Counts(loop.time())
         self._events = EventDispatcher(setup.observers)
         self._gate = self._make_gate(setup)
+        if config.max_cost_usd is not None or config.max_total_tokens is not None:
+            self._gate = self._make_spending_gate(setup)
         exchanger = Exchanger(
             caller=setup.caller,
             gate=self._gate,
@@ -106,7 +116,7 @@ class Run:
             post_processor=setup.post_processor,
             events=self._events,
             counts=self._counts,
-            emit=emit,
+            emit=emit if config.max_failed_share is None else self._watched(emit),
             progress_interval=config.progress_interval,
         )
         self._pool = Pool(
@@ -130,6 +140,34 @@ class Run:
             weight=self._weight,
             longest_pause_seconds=math.inf if pause is None else pause,
         )
+
+    def _make_spending_gate(self, setup: Setup) -> Gate:
+        config = self._config
+        cap = config.max_cost_usd
+        purse = Purse(None if cap is None else Decimal(str(cap)), config.max_total_tokens)
+        return SpendingGate(self._gate, setup.caller, purse, config.prices, self._stop_at)
+
+    def _watched(self, emit: Emit) -> Emit:
+        """Return ``emit`` that also looks whether too much failed; the counts are new by then."""
+
+        def watch(result: WorkItemResult[Any, Any]) -> Awaitable[None] | None:
+            shown = emit(result)
+            counts, share = self._counts, self._config.max_failed_share
+            failed = counts.failed - counts.failures_by_code[ErrorCode.CANCELLED.value]
+            finished = counts.succeeded + failed
+            if share is not None and failed > share * finished and finished >= _enough_for(share):
+                percent = f"{100 * failed / finished:.3g} %"
+                reason = f"{failed:,} of {finished:,} finished items have failed ({percent})"
+                self._stop_at("max_failed_share", reason)
+            return shown
+
+        return watch
+
+    def _stop_at(self, setting: str, reason: str) -> None:
+        """Send nothing any more, because a setting says so; what is in flight is waited for."""
+        if self._counts.stopped_by is None and not self._is_draining:
+            self._counts.stopped_by, self._counts.stop_reason = setting, reason
+            self.stop(drain=True, retry=False)
 
     def _make_hedging(self, exchanger: Exchanger) -> Hedging:
         return Hedging(
@@ -156,10 +194,16 @@ class Run:
             asyncio.CancelledError: All work was cancelled and has ended.
         """
         self._note(ProcessingEvent.BATCH_STARTED)
+        timer = None
+        if (seconds := self._config.deadline_seconds) is not None:
+            reason = f"{seconds:g} s have gone by since its start"
+            timer = self._loop.call_later(seconds, self._stop_at, "deadline_seconds", reason)
         try:
             await self._pool.run(self._source)
         finally:
             self.is_finished = True
+            if timer is not None:
+                timer.cancel()
             self._ended_at = self._loop.time()
             if self._hedging is not None:
                 self._hedging.close()
@@ -226,3 +270,8 @@ class Run:
             if first.reason != "refused":
                 return first.reason
         return self._counts.cooldown_reason
+
+
+def _enough_for(share: float) -> float:
+    """Return how many items must be finished before a share of failures counts."""
+    return max(_LEAST_FINISHED, 1 / share) if share else 1

@@ -8,6 +8,8 @@ from datetime import UTC, datetime
 
 import msgspec
 
+from batch_llm.core.prices import ModelUsage, UsageByModel
+
 #: Upper bounds of the latency buckets in seconds: 5 % apart, from 1 ms to 10 minutes.
 _BOUNDS = [0.001 * 1.05**step for step in range(274)]
 
@@ -68,6 +70,9 @@ class Statistics(msgspec.Struct, frozen=True, kw_only=True):
         error_counts: Failed items by exception type.
         input_tokens: Of all finished attempts, failed ones included.
         output_tokens: The same.
+        usage: The same by model and by kind, to be priced: ``Prices().bill(statistics.usage)``.
+        stopped_by: The setting that ended the run early (``max_cost_usd`` and the like), or None.
+        stop_reason: How that came, as a sentence; None when it did not.
         state: ``running``, ``cooling``, ``draining`` or ``finished``.
         cooldown_seconds: Spent in cooldowns so far.
         cooldown_remaining_seconds: Until everyone goes on; 0 outside of a cooldown.
@@ -101,6 +106,9 @@ class Statistics(msgspec.Struct, frozen=True, kw_only=True):
     error_counts: dict[str, int]
     input_tokens: int
     output_tokens: int
+    usage: list[ModelUsage]
+    stopped_by: str | None
+    stop_reason: str | None
     state: str
     cooldown_seconds: float
     cooldown_remaining_seconds: float
@@ -138,7 +146,10 @@ class Counts:
         "start_time",
         "started",
         "started_at",
+        "stop_reason",
+        "stopped_by",
         "succeeded",
+        "usage",
     )
 
     def __init__(self, started_at: float | None = None) -> None:
@@ -154,6 +165,9 @@ class Counts:
         self.hedge_tokens_lost = 0.0
         self.input_tokens = 0
         self.output_tokens = 0
+        self.usage = UsageByModel()
+        self.stopped_by: str | None = None
+        self.stop_reason: str | None = None
         self.cooldown_reason: str | None = None
         self.error_counts: Counter[str] = Counter()
         self.failures_by_code: Counter[str] = Counter()
@@ -214,6 +228,9 @@ class Counts:
             error_counts=dict(self.error_counts),
             input_tokens=self.input_tokens,
             output_tokens=self.output_tokens,
+            usage=self.usage.snapshot(),
+            stopped_by=self.stopped_by,
+            stop_reason=self.stop_reason,
             state=state,
             cooldown_seconds=cooldown_seconds,
             cooldown_remaining_seconds=cooldown_remaining_seconds,

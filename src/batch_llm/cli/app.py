@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import sys
+from datetime import UTC, datetime
 from importlib import metadata, util
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -35,8 +36,9 @@ in `[tool.batch-llm]` of `pyproject.toml` (`concurrency = 200`). Keys are read f
 and `./.env`.
 
 Exit codes: 0 every row succeeded, 1 some failed, 2 refused and nothing was sent, 3 stopped by
-`--fail-over`, 4 the provider refuses everything, 70 a bug, 74 a result could not be written, 130
-and 143 stopped by Ctrl-C and SIGTERM."""
+`--max-cost`, `--max-tokens-total`, `--deadline` or `--fail-over`, 4 the provider refuses
+everything, 70 a bug, 74 a result could not be written, 130 and 143 stopped by Ctrl-C and
+SIGTERM."""
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -105,8 +107,16 @@ class Flags:
     "at the end of the run, send slow rows a second time, and take the first answer"
     retries: str = "5"
     "further attempts of a row; refusals by a rate limit do not count"
+    max_cost: str | None = None
+    "stop before the run costs more US dollars than this, failed attempts included"
+    max_tokens_total: str | None = None
+    "the same in tokens, input and output together: 50M"
+    deadline: str | None = None
+    "send nothing any more after this: 6h, or 23:30, or 2026-11-30T08:00"
     fail_over: str | None = None
-    "stop when more rows than this have failed: 50 or 1%"
+    "stop when more rows than this have failed: 50, or 1% of those that are finished"
+    prices: str | None = None
+    "TOML file with prices of your own, in USD per million tokens: docs/money.md"
     progress: Literal["auto", "rich", "plain", "json", "none"] = "auto"
     "a display in terminals, else a line every 10 s; json: records on standard error"
     json: bool = False
@@ -120,6 +130,7 @@ class Flags:
 def _job(source: str, flags: Flags) -> Any:
     from batch_llm.cli import values
     from batch_llm.cli.job import Job, default_paths
+    from batch_llm.core.prices import Prices
     from batch_llm.exceptions import ConfigError, InputError
 
     if source != "-" and not Path(source).is_file():
@@ -156,9 +167,17 @@ def _job(source: str, flags: Flags) -> Any:
         timeout=values.read_seconds("--timeout", flags.timeout),
         hedges=flags.hedge,
         retries=values.read_count("--retries", flags.retries),
+        max_cost=None if flags.max_cost is None else values.read_usd("--max-cost", flags.max_cost),
+        max_tokens_total=None
+        if flags.max_tokens_total is None
+        else values.read_count("--max-tokens-total", flags.max_tokens_total, at_least=1),
+        deadline=None
+        if flags.deadline is None
+        else values.read_deadline("--deadline", flags.deadline, datetime.now(UTC).astimezone()),
         fail_over=values.read_tolerance("--fail-over", flags.fail_over)
         if flags.fail_over
         else None,
+        prices=Prices() if flags.prices is None else Prices.from_file(flags.prices),
         progress=flags.progress,
         as_json=flags.json,
         quiet=flags.quiet,
@@ -218,41 +237,26 @@ def _log_attempts() -> None:
 @app.command(config=_SOURCES, help_epilogue=_EPILOGUE)
 def check(input: Input, /, *, flags: FlagsOfRun = None) -> int:  # noqa: A002
     """Do everything that `run` does before it sends: rows, ids, prompt, model, key, files."""
-    from batch_llm.cli.job import check_paths
-    from batch_llm.cli.plan import Plan
-    from batch_llm.core.text import safe
-    from batch_llm.exceptions import OutputExistsError
-    from batch_llm.providers.registry import resolve_pool, split_model
-    from batch_llm.simulator import parse_profile
+    from batch_llm.cli.planning import run_check
 
-    flags = flags or Flags()
-    job = _job(input, flags)
-    check_paths(input, [job.output, job.failed])
-    for path, flag in ((job.output, "--output"), (job.failed, "--failed")):
-        if path != "-" and Path(path).exists() and not job.overwrite:
-            raise OutputExistsError(path, flag)
-    plan = Plan(job)
-    provider, name = split_model(job.model)
-    if provider == "sim":
-        parse_profile(name)
-    else:
-        resolve_pool(job.model, base_urls=job.base_url, keys=job.keys)
-    facts = {
-        "rows": plan.rows,
-        "bad_rows": len(plan.problems),
-        "format": plan.source.format,
-        "columns": plan.source.columns,
-        "input_tokens_estimate": plan.characters // 4,
-        "model": job.model,
-    }
-    if flags.json:
-        print(_dumps({"schema": 1} | facts))
-    else:
-        print(
-            f"{safe(plan.source.name)}: {plan.rows:,} rows ({plan.source.format}), "
-            f"about {plan.characters // 4:,} tokens in, {job.model}; ready to run"
-        )
-    return ExitCode.OK
+    return run_check(_job(input, flags or Flags()))
+
+
+@app.command(config=_SOURCES, help_epilogue=_EPILOGUE)
+def plan(input: Input, /, *, pilot: str | None = None, flags: FlagsOfRun = None) -> int:  # noqa: A002
+    """Say what INPUT will take before it is sent: tokens, cost, time, live and as batch jobs.
+
+    Args:
+        input: The file.
+        pilot: Really send so many rows, spread over the file: their results are kept, and the
+            estimate goes by what they took.
+        flags: Those of `run`.
+    """
+    from batch_llm.cli import values
+    from batch_llm.cli.planning import run_planning
+
+    count = None if pilot is None else values.read_count("--pilot", pilot, at_least=1)
+    return run_planning(_job(input, flags or Flags()), count)
 
 
 @app.command

@@ -6,10 +6,14 @@ import textwrap
 from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
+from batch_llm.cli.costs import cost_fields, cost_pairs, cost_summary
 from batch_llm.core.text import safe
 
 if TYPE_CHECKING:
+    from decimal import Decimal
+
     from batch_llm._engine.statistics import LearnedLimit, Statistics
+    from batch_llm.core.prices import Bill
 
 
 _SUMMARY_WIDTH = 79
@@ -69,9 +73,16 @@ def time_left(now: Statistics, total: int | None) -> float | None:
 
 
 def live_lines(
-    now: Statistics, rates: Rates, *, title: str, total: int | None, width: int
+    now: Statistics,
+    rates: Rates,
+    *,
+    title: str,
+    total: int | None,
+    width: int,
+    bill: Bill | None = None,
+    cap: Decimal | None = None,
 ) -> list[str]:
-    """Return the display of a terminal: 7 lines, none wider than ``width``."""
+    """Return the display of a terminal: 8 lines, none wider than ``width``; 7 without a bill."""
     lines = [
         safe(title, width),
         _bar(now, total, width),
@@ -101,13 +112,14 @@ def live_lines(
         _fitted(
             "limits", [f"concurrency {now.in_flight:,}/{now.concurrency:,}", *_limits(now)], width
         ),
+        *([_fitted("cost  ", cost_fields(now, bill, total, cap), width)] if bill else []),
         _fitted("errors", _errors(now) or ["none"], width),
         safe(_state(now), width - 3),  # room for the terminal's own "^C", which would wrap
     ]
     return [line[:width] for line in lines]
 
 
-def log_line(now: Statistics, rates: Rates, total: int | None) -> str:
+def log_line(now: Statistics, rates: Rates, total: int | None, bill: Bill | None = None) -> str:
     """Return one line of ``name=value`` pairs."""
     done = f"{now.processed}/{total} {100 * now.processed / total:.1f}%" if total else now.processed
     pairs = [
@@ -119,6 +131,7 @@ def log_line(now: Statistics, rates: Rates, total: int | None) -> str:
         f"rps={rates.items:.1f}",
         f"in_tps={short(rates.input_tokens)}",
         f"out_tps={short(rates.output_tokens)}",
+        *(cost_pairs(bill) if bill else []),
     ]
     if now.state == "cooling":
         pairs.append(f"resumes_s={now.cooldown_remaining_seconds:.0f}")
@@ -146,7 +159,12 @@ def _waits_for(now: Statistics) -> list[str]:
 
 
 def summary_lines(
-    now: Statistics, *, not_done: int = 0, cancelled: int = 0, bad_rows: int = 0
+    now: Statistics,
+    *,
+    not_done: int = 0,
+    cancelled: int = 0,
+    bad_rows: int = 0,
+    bill: Bill | None = None,
 ) -> list[str]:
     """Return the block that ends a run: what succeeded, failed, was retried, and why.
 
@@ -155,6 +173,7 @@ def summary_lines(
         not_done: Rows without a result, the cancelled ones among them.
         cancelled: Rows that were cut off when the run was stopped; they have not failed.
         bad_rows: Records that could not be sent.
+        bill: What was spent.
     """
     failed = now.failed - cancelled
     total = max(1, now.succeeded + failed)
@@ -187,11 +206,24 @@ def summary_lines(
     lines += [
         "",
         f"  rate      {rate:,.1f}/s" + (f"        latency  {latency}" if latency else ""),
-        f"  tokens    {short(now.input_tokens)} in, {short(now.output_tokens)} out",
+        f"  tokens    {short(now.input_tokens)} in, {short(now.output_tokens)} out{_kinds(now)}",
     ]
+    if bill is not None:
+        lines.append(f"  cost      {cost_summary(bill)}")
     if limits := _limits(now):
         lines.append(f"  limits    {', '.join(limits)}")
     return [line.rstrip() for long in lines for line in _wrapped(long)]
+
+
+def _kinds(now: Statistics) -> str:
+    """Name the kinds of tokens that are priced apart, where there are any."""
+    kinds = {
+        "read from caches": sum(one.cache_read_tokens for one in now.usage),
+        "written to caches": sum(one.cache_write_tokens for one in now.usage),
+        "thought": sum(one.reasoning_tokens for one in now.usage),
+    }
+    found = ", ".join(f"{short(count)} {name}" for name, count in kinds.items() if count)
+    return f" ({found})" if found else ""
 
 
 def _wrapped(line: str) -> list[str]:
@@ -237,6 +269,11 @@ def _limits(now: Statistics) -> list[str]:
     lanes = list(dict.fromkeys(limit.lane for limit in now.limits))
     shown = [_limit(limit) for limit in now.limits if limit.lane == lanes[0]]
     return [*shown, f"+{len(lanes) - 1} more"] if len(lanes) > 1 else shown
+
+
+def limit_name(dimension: str) -> str:
+    """Return how a limit is called where there is little room."""
+    return _SHORT_NAMES[dimension]
 
 
 def _limit(limit: LearnedLimit) -> str:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
+from batch_llm.cli.costs import cost_record
 from batch_llm.cli.display import summary_lines
 from batch_llm.cli.exit_codes import ExitCode
 from batch_llm.cli.job import fresh_paths
@@ -27,7 +28,7 @@ from batch_llm.core.config import (
     ProcessorConfig,
     RetryConfig,
 )
-from batch_llm.exceptions import LimitPauseError
+from batch_llm.exceptions import InputError, LimitPauseError
 from batch_llm.outputs import FailedWriter, Finished, ResultWriter
 from batch_llm.parallel import ParallelBatchProcessor
 from batch_llm.providers.registry import open_pool
@@ -36,7 +37,7 @@ from batch_llm.providers.transport import HttpTransport, raise_file_limit
 from batch_llm.stores.limit_memory import LimitMemory, limits_file
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
+    from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Sequence
 
     from batch_llm._engine.statistics import Statistics
     from batch_llm.base import LLMWorkItem, WorkItemResult
@@ -61,6 +62,15 @@ _NOT_REPEATED = {
     "--limit": 1,
     "--format": 1,
     "--overwrite": 0,
+}
+
+
+#: How the settings that end a run are called here.
+_FLAGS = {
+    "max_cost_usd": "--max-cost",
+    "max_total_tokens": "--max-tokens-total",
+    "deadline_seconds": "--deadline",
+    "max_failed_share": "--fail-over",
 }
 
 
@@ -125,7 +135,14 @@ class _Writers:
 
 def run_job(job: Job) -> ExitCode:
     """Do it. Everything that can be checked is checked before the first call."""
-    plan = Plan(job)
+    return run_plan(Plan(job))[0]
+
+
+def run_plan(
+    plan: Plan, on_result: Callable[[WorkItemResult[Any, Row]], None] | None = None
+) -> tuple[ExitCode, Statistics]:
+    """Send a plan's rows and write what comes back; return the code and the last numbers."""
+    job = plan.job
     plan.check_unchanged()
     with open_pool(job.model, base_urls=job.base_url, keys=job.keys) as pool:
         given = job.concurrency if isinstance(job.concurrency, int) else None
@@ -134,14 +151,35 @@ def run_job(job: Job) -> ExitCode:
             say(f"warning: only {possible} connections are possible here; taking as many")
         if job.forgets_limits and (path := limits_file()) is not None:
             LimitMemory(path).forget([one.account for one in pool if one.account])
+        check_price(job, pool[0])  # loaded here, where nothing waits: the display asks in mid-run
         writers = _Writers(plan)
         writers.failed.remove_old()
         for problem in plan.problems:
             writers.failed.write_problem(problem)
         try:
-            return asyncio.run(_Execution(plan, pool, writers, possible).run())
+            execution = _Execution(plan, pool, writers, possible, on_result)
+            return asyncio.run(execution.run()), execution.statistics()
         finally:
             writers.close()
+
+
+def check_price(job: Job, endpoint: Endpoint) -> None:
+    """Refuse a cap on cost that cannot be kept, before anything is sent.
+
+    Raises:
+        InputError: The model's price is not known.
+    """
+    model = f"{endpoint.provider}:{endpoint.model}"
+    if job.prices.rate(model, endpoint.server) is None and job.max_cost is not None:
+        where = f" at {endpoint.server}" if endpoint.server else ""
+        raise InputError(
+            f"--max-cost cannot be kept: no price is known for {model}{where}; nothing was sent\n\n"
+            "  --prices FILE              gives its price, in USD per million tokens:\n"
+            f'                             ["{model.partition("?")[0]}"]\n'
+            "                             input = 0.25\n"
+            "                             output = 2.00\n"
+            "  --max-tokens-total 10M     caps tokens instead"
+        )
 
 
 def _concurrency(job: Job, possible: int | None) -> int | Literal["auto", "knee"]:
@@ -153,14 +191,23 @@ def _concurrency(job: Job, possible: int | None) -> int | Literal["auto", "knee"
 
 class _Execution:
     def __init__(
-        self, plan: Plan, pool: Sequence[Endpoint], writers: _Writers, possible: int | None
+        self,
+        plan: Plan,
+        pool: Sequence[Endpoint],
+        writers: _Writers,
+        possible: int | None,
+        on_result: Callable[[WorkItemResult[Any, Row]], None] | None,
     ) -> None:
+        self._on_result = on_result
         self._plan, self._job, self._writers = plan, plan.job, writers
         self._signal: int | None = None
         self._stop_code: ExitCode | None = None
         self._stop_reason = ""
         self._fatal_code, self._fatal_count = "", 0
         self._pause: str | None = None
+        #: Lines of the rows that have their result, where a limit may stop the run before the end.
+        self._done: set[int] = set()
+        self._not_sent = 0
         self._transport = HttpTransport()
         self._processor: ParallelBatchProcessor[Any, Any, Row] = ParallelBatchProcessor(
             config=ProcessorConfig(
@@ -172,6 +219,11 @@ class _Execution:
                 hedge="drain" if self._job.hedges else "off",
                 retry=RetryConfig(max_attempts=self._job.retries + 1, initial_wait=0.5),
                 progress_interval=0,
+                max_cost_usd=self._job.max_cost,
+                max_total_tokens=self._job.max_tokens_total,
+                deadline_seconds=self._job.deadline,
+                max_failed_share=self._failed_share,
+                prices=self._job.prices,
             ),
             requests=RequestCaller(
                 pool,
@@ -181,6 +233,25 @@ class _Execution:
             ),
         )
 
+    def statistics(self) -> Statistics:
+        """Return the run's numbers."""
+        return self._processor.statistics()
+
+    @property
+    def _failed_share(self) -> float | None:
+        if self._job.fail_over is None:
+            return None
+        bound, is_share = self._job.fail_over
+        return bound if is_share else None
+
+    @property
+    def _stopped_by_limit(self) -> bool:
+        return self._stop_code is ExitCode.STOPPED_BY_LIMIT or self._stopped_by is not None
+
+    @property
+    def _stopped_by(self) -> str | None:
+        return self._processor.statistics().stopped_by
+
     async def run(self) -> ExitCode:
         self._listen_to_signals()
         shown = asyncio.create_task(
@@ -189,6 +260,8 @@ class _Execution:
                 self._processor.statistics,
                 title=f"{self._job.model}  {self._plan.source.name} → {self._job.output}",
                 total=self._plan.rows,
+                prices=self._job.prices,
+                cap=self._job.max_cost,
             )
         )
         if self._job.as_json:
@@ -206,12 +279,18 @@ class _Execution:
             await asyncio.wait([shown])
             await self._transport.aclose()
             self._writers.write_held()
+        if self._stopped_by_limit:
+            self._record_not_sent()
         return self._conclude()
 
     def _take(self, result: WorkItemResult[Any, Row]) -> None:
         if result.error_code == "cancelled" or result.context is None:
             return
         usage = result.token_usage
+        if self._on_result is not None:
+            self._on_result(result)
+        if self._has_limit:
+            self._done.add(result.context.line)
         self._writers.write(
             Finished(
                 row=result.context,
@@ -249,10 +328,21 @@ class _Execution:
             self._fatal_count = 0
         if self._job.fail_over is not None:
             bound, is_share = self._job.fail_over
-            if self._processor.statistics().failed > (
-                bound * self._plan.rows if is_share else bound
-            ):
+            if not is_share and self._processor.statistics().failed > bound:
                 self._stop(ExitCode.STOPPED_BY_LIMIT, "more rows failed than --fail-over allows")
+
+    @property
+    def _has_limit(self) -> bool:
+        job = self._job
+        limits = (job.max_cost, job.max_tokens_total, job.deadline, job.fail_over)
+        return any(limit is not None for limit in limits)
+
+    def _record_not_sent(self) -> None:
+        """Put the rows that have no result into the file of failed rows, ready to be run."""
+        for row in self._plan.rows_as_given():
+            if row.line not in self._done:
+                self._writers.failed.write(row, "not sent: the run was stopped by a limit")
+                self._not_sent += 1
 
     def _stop(self, code: ExitCode, reason: str) -> None:
         if self._stop_code is None:
@@ -287,6 +377,7 @@ class _Execution:
         cancelled = now.failures_by_code.get("cancelled", 0)
         left = self._plan.rows - now.processed + cancelled
         code = self._exit_code(now, bad or left)
+        bill = self._job.prices.bill(now.usage)
         record = {
             "event": "done",
             "exit_code": int(code),
@@ -298,17 +389,22 @@ class _Execution:
             "failures": now.failures_by_code,
             "input_tokens": now.input_tokens,
             "output_tokens": now.output_tokens,
+            "usage": msgspec.to_builtins(now.usage),
+            "stopped_by": now.stopped_by,
+            "stop_reason": now.stop_reason,
             "hedged": now.hedged,
             "hedges_won": now.hedges_won,
             "hedge_tokens_lost": now.hedge_tokens_lost,
             "limits": msgspec.to_builtins(now.limits),
             "seconds": round(now.elapsed_seconds, 3),
             "output": self._job.output,
-        }
+        } | cost_record(bill)
         if self._job.as_json:
             tell(record)
         if self._stop_reason:
             say(f"error: {self._stop_reason}")
+        if now.stopped_by is not None:
+            say(f"stopped by {_FLAGS[now.stopped_by]}: {now.stop_reason}")
         if self._pause is not None:
             say(f"error: {self._pause.removeprefix(_PAUSE)}")
         if self._job.quiet:
@@ -316,15 +412,18 @@ class _Execution:
         if self._job.progress == "json":
             say(json.dumps({"schema": 1} | record))
             return code
-        was_stopped = self._signal is not None or self._stop_code is not None
+        was_stopped = (
+            self._signal is not None or self._stop_code is not None or now.stopped_by is not None
+        )
         verb = "Stopped after" if was_stopped else "Done in"
         say(f"{verb} {now.elapsed_seconds:.1f} s  {self._job.model}")
-        summary = summary_lines(now, not_done=left, cancelled=cancelled, bad_rows=bad)
+        summary = summary_lines(now, not_done=left, cancelled=cancelled, bad_rows=bad, bill=bill)
         say("\n" + "\n".join(summary) + "\n")
         if self._job.output != "-":
             say(f"  results   {self._job.output} ({done:,} rows)")
         if self._writers.failed.rows:
-            say(f"  failed    {self._job.failed} ({self._writers.failed.rows:,} rows)")
+            not_sent = f", {self._not_sent:,} of them not sent" if self._not_sent else ""
+            say(f"  failed    {self._job.failed} ({self._writers.failed.rows:,} rows{not_sent})")
             if self._writers.failed.rows > bad:
                 say(f"  next      {self._next_command()}")
         if self._plan.source.has_changed():
@@ -369,4 +468,6 @@ class _Execution:
             return ExitCode.TERMINATED if self._signal == signal.SIGTERM else ExitCode.INTERRUPTED
         if self._stop_code is not None:
             return self._stop_code
+        if now.stopped_by is not None:
+            return ExitCode.STOPPED_BY_LIMIT
         return ExitCode.SOME_FAILED if now.failed or without_answer else ExitCode.OK

@@ -6,11 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from batch_llm.core.prices import Prices
 from batch_llm.core.request import Settings
 from batch_llm.exceptions import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from decimal import Decimal
 
     from batch_llm.core.config import Limits
     from batch_llm.core.schema import OutputSchema
@@ -48,6 +50,10 @@ class Job:
     timeout: float = 120.0
     hedges: bool = False
     retries: int = 5
+    prices: Prices = field(default_factory=Prices)
+    max_cost: Decimal | None = None
+    max_tokens_total: int | None = None
+    deadline: float | None = None
     fail_over: tuple[float, bool] | None = None
     progress: str = "auto"
     as_json: bool = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -47,6 +48,8 @@ class Plan:
         )
         self._check_columns()
         self.rows = self.characters = 0
+        self._bounded_rows = self._most_output = 0
+        self._chosen: frozenset[int] | None = None
         self._names: dict[str, None] = dict.fromkeys(self.source.columns)
         self.problems: list[Problem] = []
         self._read_through()
@@ -115,9 +118,10 @@ class Plan:
                 continue
             self.rows += 1
             self._names.update(dict.fromkeys(record.data))
-            for message in request.messages:
-                content = message.content
-                self.characters += len(content) if isinstance(content, str) else 0
+            self.characters += characters_of(request)
+            asked = request.settings.max_tokens
+            self._bounded_rows += asked is not None
+            self._most_output = max(self._most_output, asked or 0)
         if not self.rows and not self.problems:
             raise InputError(f"{self.source.name} is empty; there is nothing to send")
         if self.problems and self.job.bad_rows == "stop":
@@ -182,14 +186,50 @@ class Plan:
         system = self._system.render(data) if self._system is not None else None
         return Request.of(job.model, prompt, system=system, output=job.shape, settings=job.settings)
 
+    @property
+    def most_output_tokens(self) -> int | None:
+        """What one row may write at the most; None where a row does not say."""
+        return self._most_output if self._bounded_rows == self.rows else None
+
+    def pilot(self, count: int, job: Job) -> Plan:
+        """Return a plan of ``count`` of the rows, spread evenly over the input.
+
+        Args:
+            count: How many; all where there are not so many.
+            job: The same job, with files of its own for what comes back.
+        """
+        count = min(count, self.rows)
+        due = {position * self.rows // count for position in range(count)}
+        chosen = (row.line for number, row in enumerate(self.rows_as_given()) if number in due)
+        plan = copy.copy(self)
+        plan.job, plan.rows, plan.problems = job, count, []
+        plan._chosen = frozenset(chosen)  # noqa: SLF001 - of our own kind
+        return plan
+
+    def rows_as_given(self) -> Iterator[Row]:
+        """Give the good rows, reading the input once more."""
+        for record in self.source:
+            if isinstance(record, Row) and (self._chosen is None or record.line in self._chosen):
+                with contextlib.suppress(ValueError):
+                    self.request_for(record)
+                    yield record
+
     def items(self) -> Iterator[LLMWorkItem[Any, Any, Row]]:
         """Give the good rows as items, reading the input a second time."""
         for record in self.source:
-            if isinstance(record, Row):
+            if isinstance(record, Row) and (self._chosen is None or record.line in self._chosen):
                 with contextlib.suppress(ValueError):  # found before, and told
                     yield LLMWorkItem(
                         record.item_id, request=self.request_for(record), context=record
                     )
+
+
+def characters_of(request: Request) -> int:
+    """Count the characters of a request's messages."""
+    return sum(
+        len(message.content) if isinstance(message.content, str) else 0
+        for message in request.messages
+    )
 
 
 def _batch_body(line: dict[str, Any]) -> dict[str, Any]:

@@ -11,13 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from batch_llm.cli.costs import cost_record
 from batch_llm.cli.display import RateWindow, live_lines, log_line
 from batch_llm.core.text import safe
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from decimal import Decimal
 
     from batch_llm._engine.statistics import Statistics
+    from batch_llm.core.prices import Prices
 
 LINE_SECONDS = 10.0
 #: A change of state is told at once, but a run that flickers does not fill the log.
@@ -43,7 +46,13 @@ def tell(record: dict[str, Any]) -> None:
 
 
 async def show_progress(
-    mode: str, read: Callable[[], Statistics], *, title: str, total: int
+    mode: str,
+    read: Callable[[], Statistics],
+    *,
+    title: str,
+    total: int,
+    prices: Prices,
+    cap: Decimal | None = None,
 ) -> None:
     """Show a run until cancelled.
 
@@ -52,16 +61,20 @@ async def show_progress(
         read: Returns the run's numbers.
         title: What runs.
         total: Rows to be done.
+        prices: What tokens cost.
+        cap: What they may cost.
     """
     if mode == "auto":
         mode = "rich" if sys.stderr.isatty() and os.environ.get("TERM") != "dumb" else "plain"
     if mode == "rich":
-        await _show_live(read, title, total)
+        await _show_live(read, title, total, prices, cap)
     elif mode != "none":
-        await _show_lines(read, total, as_json=mode == "json")
+        await _show_lines(read, total, prices, as_json=mode == "json")
 
 
-async def _show_live(read: Callable[[], Statistics], title: str, total: int) -> None:
+async def _show_live(
+    read: Callable[[], Statistics], title: str, total: int, prices: Prices, cap: Decimal | None
+) -> None:
     from rich.console import Console
     from rich.live import Live
     from rich.text import Text
@@ -72,7 +85,15 @@ async def _show_live(read: Callable[[], Statistics], title: str, total: int) -> 
     def frame() -> Text:
         now = read()
         rates = window.rates(now)
-        lines = live_lines(now, rates, title=title, total=total, width=console.width)
+        lines = live_lines(
+            now,
+            rates,
+            title=title,
+            total=total,
+            width=console.width,
+            bill=prices.bill(now.usage),
+            cap=cap,
+        )
         return Text("\n".join(lines), no_wrap=True)
 
     with Live(frame(), console=console, auto_refresh=False, transient=True) as live:
@@ -81,7 +102,9 @@ async def _show_live(read: Callable[[], Statistics], title: str, total: int) -> 
             await asyncio.sleep(1 / _FRAMES_PER_SECOND)
 
 
-async def _show_lines(read: Callable[[], Statistics], total: int, *, as_json: bool) -> None:
+async def _show_lines(
+    read: Callable[[], Statistics], total: int, prices: Prices, *, as_json: bool
+) -> None:
     window = RateWindow()
     last_state, last_at = "running", 0.0
     while True:
@@ -92,8 +115,10 @@ async def _show_lines(read: Callable[[], Statistics], total: int, *, as_json: bo
         if now.elapsed_seconds < last_at + wait:
             continue
         last_state, last_at = now.state, now.elapsed_seconds
+        bill = prices.bill(now.usage)
         if as_json:
             record = {"schema": 1, "event": "progress"} | msgspec.to_builtins(now)
+            record |= cost_record(bill)
             say(msgspec.json.encode(record | {"total": total}).decode())
         else:
-            say(f"{time.strftime('%H:%M:%S')} {log_line(now, rates, total)}")
+            say(f"{time.strftime('%H:%M:%S')} {log_line(now, rates, total, bill)}")

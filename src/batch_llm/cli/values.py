@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 import json
 import math
+from datetime import datetime, time, timedelta
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any, Literal
 
@@ -78,6 +80,44 @@ def read_seconds(flag: str, text: str) -> float:
     if not 0 < seconds < float("inf"):
         raise ConfigError(flag, text, "a duration such as 60, 30s, 2m or 1h")
     return seconds
+
+
+def read_usd(flag: str, text: str) -> Decimal:
+    """Read an amount of US dollars: ``20``, ``0.5`` or ``$20``, exactly."""
+    try:
+        amount = Decimal(text.removeprefix("$").replace(",", ""))
+    except InvalidOperation:
+        amount = Decimal(-1)
+    if not amount.is_finite() or amount <= 0:
+        raise ConfigError(flag, text, "an amount in US dollars above 0, such as 20 or 0.50")
+    return amount
+
+
+def read_deadline(flag: str, text: str, now: datetime) -> float:
+    """Read how long a run may take: ``6h``, or until when: ``23:30``, ``2026-11-30T08:00``.
+
+    Args:
+        flag: Its name, for the error.
+        text: What it says.
+        now: The local time, aware of its zone. A time of day that has passed is tomorrow's.
+    """
+    expected = "a duration such as 90m or 6h, or a time to come such as 23:30 or 2026-11-30T08:00"
+    at: datetime
+    try:
+        if len(text) <= len("23:30:00") and ":" in text:
+            at = datetime.combine(now.date(), time.fromisoformat(text), now.tzinfo)
+            if at <= now:
+                at += timedelta(days=1)
+        elif "-" in text:
+            at = datetime.fromisoformat(text)
+            at = at.replace(tzinfo=now.tzinfo) if at.tzinfo is None else at
+        else:
+            return read_seconds(flag, text)
+    except ValueError:
+        raise ConfigError(flag, text, expected) from None
+    if at <= now:
+        raise ConfigError(flag, text, expected)
+    return (at - now).total_seconds()
 
 
 def read_tolerance(flag: str, text: str) -> tuple[float, bool]:

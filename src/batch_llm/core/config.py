@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, fields
+from decimal import Decimal
 from typing import Literal
 
+from batch_llm.core.prices import Prices
 from batch_llm.exceptions import ConfigError
 
 #: Calls in flight at the most where nobody says how many: sockets and memory for more are rare.
@@ -23,6 +25,9 @@ class _Default(int):
 
 #: ``max_workers`` where nobody gave it: it bounds cooldowns, and nothing where limits are learned.
 DEFAULT_WORKERS = _Default(5)
+
+#: Prices without a table of the user's own; they keep what they have looked up.
+_LIBRARY_PRICES = Prices()
 
 _HEDGES = (None, "off", "drain")
 
@@ -209,6 +214,16 @@ class ProcessorConfig:
         hedge: ``"drain"`` sends second copies of unusually slow calls, once nothing else is left to
             send, and takes whichever answer comes first (``docs/tail.md`` says when, and what it
             costs). None and ``"off"`` never do.
+        max_cost_usd: What a run may cost, failed attempts included. It ends before a call is sent
+            whose worst case would pass it (``docs/money.md`` says what is exact in that). Each run
+            has it anew. None: as much as it takes.
+        max_total_tokens: The same of tokens, input and output together.
+        deadline_seconds: A run sends nothing any more so long after its start, and ends when what
+            is in flight has ended.
+        max_failed_share: A run ends when more than this share of its finished items has failed,
+            as soon as so many are finished that the share is a share of them: ``1 / share``, and
+            20 at the least; 0 ends it at the first failure.
+        prices: What tokens cost: the user's own, before the library's.
     """
 
     max_workers: int = DEFAULT_WORKERS
@@ -223,6 +238,11 @@ class ProcessorConfig:
     longest_pause: float | None = None
     remember_limits: bool = True
     hedge: Literal["off", "drain"] | None = None
+    max_cost_usd: Decimal | float | None = None
+    max_total_tokens: int | None = None
+    deadline_seconds: float | None = None
+    max_failed_share: float | None = None
+    prices: Prices = field(default_factory=lambda: _LIBRARY_PRICES)
 
     @property
     def learns_limits(self) -> bool:
@@ -308,6 +328,24 @@ class ProcessorConfig:
             self.hedge,
             '"drain", "off" or None',
         )
+        for setting in ("max_cost_usd", "deadline_seconds"):
+            value = getattr(self, setting)
+            is_amount = isinstance(value, int | float | Decimal) and 0 < value < math.inf
+            _require(value is None or is_amount, setting, value, "> 0 and finite, or None")
+        _require(
+            self.max_total_tokens is None or _is_whole(self.max_total_tokens, 1),
+            "max_total_tokens",
+            self.max_total_tokens,
+            ">= 1, or None",
+        )
+        _require(
+            self.max_failed_share is None
+            or (_is_finite(self.max_failed_share, 0) and self.max_failed_share <= 1),
+            "max_failed_share",
+            self.max_failed_share,
+            "a share from 0 to 1, or None",
+        )
+        _require(isinstance(self.prices, Prices), "prices", self.prices, "Prices(...)")
         self.retry.validate()
         self.rate_limit.validate()
         if self.limits is not None:

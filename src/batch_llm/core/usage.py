@@ -7,7 +7,8 @@ that is done with it is adding.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 #: Where each of our kinds is found, in order of preference.
 _NAMES = {
@@ -16,9 +17,20 @@ _NAMES = {
     "total_tokens": ("total_tokens",),
     "cache_read_tokens": ("cache_read_tokens",),
     "cache_write_tokens": ("cache_write_tokens",),
+    "cache_write_1h_tokens": ("cache_write_1h_tokens",),
     "reasoning_tokens": ("reasoning_tokens", "output_reasoning_tokens"),
 }
-_ALL_NAMES = tuple(name for names in _NAMES.values() for name in names)
+#: Names of the providers' own usage objects that count otherwise than ours.
+_OWN_NAMES = (
+    "cache_creation_input_tokens",
+    "prompt_token_count",
+    "prompt_tokens_details",
+    "input_tokens_details",
+)
+_ALL_NAMES = (
+    *(name for names in _NAMES.values() for name in names),
+    "prompt_token_count",
+)
 _ALWAYS = ("input_tokens", "output_tokens", "total_tokens")
 
 #: The key under which old readers expect the tokens of a failed item on its last exception.
@@ -43,8 +55,10 @@ def add_usage(total: dict[str, int], spent: Mapping[str, int]) -> None:
 def read_usage(source: object) -> dict[str, int] | None:
     """Read the tokens from a mapping, a usage object, or a method that returns either.
 
-    Old names (``request_tokens``, ``response_tokens``) and new ones are understood. Whatever is
-    not a whole number of tokens is taken as absent, and a missing total is the sum.
+    Old names (``request_tokens``, ``response_tokens``) and new ones are understood, and the usage
+    objects of OpenAI, Anthropic (whose input is told without that from and to caches) and Gemini
+    (whose output is told without what was thought). Whatever is not a whole number of tokens is
+    taken as absent, and a missing total is the sum.
 
     Returns:
         The usage, or None when ``source`` holds no token counts, or fails when it is looked at.
@@ -58,6 +72,9 @@ def read_usage(source: object) -> dict[str, int] | None:
 
 
 def _read(source: object) -> dict[str, int] | None:
+    own = _read_own(source)
+    if own is not None:
+        return own
     if not isinstance(source, Mapping):
         # A usage object may itself be callable (pydantic-ai keeps the old call syntax alive), so
         # its fields are looked for before it is called.
@@ -88,6 +105,65 @@ def _read(source: object) -> dict[str, int] | None:
     if not usage.get("total_tokens"):
         usage["total_tokens"] = usage["input_tokens"] + usage["output_tokens"]
     return usage
+
+
+def _read_own(source: object) -> dict[str, int] | None:
+    """Read a provider's own usage object, as it is on the wire or in its SDK."""
+    if isinstance(source, Mapping):
+        if source.keys().isdisjoint(_OWN_NAMES):
+            return None
+    elif not any(hasattr(source, name) for name in _OWN_NAMES):
+        return None
+    get = _getter(source)
+    if get("prompt_token_count") is not None:
+        return _read_gemini(get)
+    sent = _first(get, _NAMES["input_tokens"])
+    got = _first(get, _NAMES["output_tokens"])
+    of_input = _getter(get("prompt_tokens_details") or get("input_tokens_details"))
+    of_output = _getter(get("completion_tokens_details") or get("output_tokens_details"))
+    read, written, hour = of_input("cached_tokens"), of_input("cache_write_tokens"), None
+    if get("cache_creation_input_tokens") is not None:
+        read, written = get("cache_read_input_tokens"), get("cache_creation_input_tokens")
+        hour = _getter(get("cache_creation"))("ephemeral_1h_input_tokens")
+        sent += _count(read) + _count(written)
+    thought = of_output("reasoning_tokens") or of_output("thinking_tokens")
+    return _usage_of_kinds(sent, got, read, written, hour, thought)
+
+
+def _read_gemini(get: Callable[[str], Any]) -> dict[str, int]:
+    sent = _count(get("prompt_token_count")) + _count(get("tool_use_prompt_token_count"))
+    thought = _count(get("thoughts_token_count"))
+    got = _count(get("candidates_token_count")) + thought
+    return _usage_of_kinds(sent, got, get("cached_content_token_count"), None, None, thought)
+
+
+def _usage_of_kinds(
+    sent: int, got: int, read: Any, written: Any, hour: Any, thought: Any
+) -> dict[str, int]:
+    usage = {"input_tokens": sent, "output_tokens": got, "total_tokens": sent + got}
+    kinds = {
+        "cache_read_tokens": read,
+        "cache_write_tokens": written,
+        "cache_write_1h_tokens": hour,
+        "reasoning_tokens": thought,
+    }
+    usage.update({kind: _count(tokens) for kind, tokens in kinds.items() if _count(tokens)})
+    return usage
+
+
+def _getter(source: Any) -> Callable[[str], Any]:
+    if isinstance(source, Mapping):
+        return source.get
+    return lambda name: getattr(source, name, None)
+
+
+def _first(get: Callable[[str], Any], names: tuple[str, ...]) -> int:
+    return next((_count(get(name)) for name in names if get(name) is not None), 0)
+
+
+def _count(value: Any) -> int:
+    is_whole = isinstance(value, int | float) and value == value // 1 and value >= 0
+    return int(value) if is_whole else 0
 
 
 def usage_of_error(error: BaseException) -> dict[str, int] | None:

@@ -38,10 +38,11 @@ class CallByMode:
         return _lane_of(item.agent) if item.agent is not None else ""
 
     def facts(self, item: LLMWorkItem[Any, Any, Any], /) -> LaneFacts:
-        """Tell what is known of an item's lane: of callables, nothing."""
+        """Tell what is known of an item's lane: of callables, their model where it can be seen."""
         if item.request is not None and self._requests is not None:
             return self._requests.facts(item)
-        return LaneFacts()
+        model, _, server = self.lane(item).partition(" ")
+        return LaneFacts(model=model, server=server)
 
     async def call(self, item: LLMWorkItem[Any, Any, Any], attempt: Try, /) -> Outcome:
         """Make one call.

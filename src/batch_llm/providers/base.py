@@ -43,8 +43,9 @@ class Outcome(msgspec.Struct, frozen=True):
     Attributes:
         output: The answer, when ``error`` is None.
         usage: Tokens by kind: ``input_tokens``, ``output_tokens``, ``total_tokens`` and, where
-            known, ``cache_read_tokens``, ``cache_write_tokens``, ``reasoning_tokens``. The last
-            three are contained in the first two, never to be added.
+            known, ``cache_read_tokens``, ``cache_write_tokens`` (of which
+            ``cache_write_1h_tokens``) and ``reasoning_tokens``. Those are contained in the first
+            two, never to be added.
         error: Why there is no usable answer, although the call was made and may have cost.
         model: The model's name as the provider answered it.
         safety_ratings: Gemini's ratings, when it sent any.
@@ -87,6 +88,9 @@ class LaneFacts(msgspec.Struct, frozen=True):
             where they are not.
         ask: By place, finds out what its server works on at once, before the first call; None, and
             a None that comes back, where there is nothing to find out. It does not take long.
+        model: ``provider:model``, under which its tokens are counted and priced; empty where that
+            cannot be seen.
+        server: Where its calls go, when that is not the provider's own address.
     """
 
     places: int = 1
@@ -95,6 +99,8 @@ class LaneFacts(msgspec.Struct, frozen=True):
     charges_cache_reads: bool = True
     remembered_as: tuple[str | None, ...] = ()
     ask: tuple[Callable[[], Awaitable[Capacity | None]] | None, ...] = ()
+    model: str = ""
+    server: str = ""
 
 
 class Caller(Protocol):

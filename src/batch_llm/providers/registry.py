@@ -83,6 +83,16 @@ class Endpoint:
         digest = blake2b(self.secret.encode(), digest_size=6, person=b"batch-llm").hexdigest()
         return f"{name} {digest}"
 
+    @property
+    def server(self) -> str:
+        """Host and path of the server, unless it is the provider's own: whose prices hold there."""
+        provider = PROVIDERS.get(self.provider)
+        parts = urlsplit(self.url)
+        own = urlsplit(provider.base_url).hostname if provider is not None else None
+        if self.provider == SIMULATOR or parts.hostname == own:
+            return ""
+        return parts.netloc + parts.path.removesuffix("/chat/completions")
+
 
 _THIS_MACHINE = {"localhost", "127.0.0.1", "::1"}
 PROVIDERS = {

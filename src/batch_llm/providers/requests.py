@@ -75,6 +75,8 @@ class RequestCaller:
         return LaneFacts(
             places=len(pool),
             charges_asked=pool[0].charges_asked,
+            model=f"{pool[0].provider}:{pool[0].model}",
+            server=pool[0].server,
             remembered_as=tuple(endpoint.account for endpoint in pool),
             ask=()
             if self._looker is None

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+from decimal import Decimal
 
 import msgspec
 import pytest
@@ -8,7 +9,9 @@ import pytest
 from batch_llm import ConfigError, Limits
 from batch_llm._engine.statistics import Counts, LanePause, LearnedLimit
 from batch_llm.cli import values
+from batch_llm.cli.costs import cost_fields, cost_pairs, cost_record, cost_summary
 from batch_llm.cli.display import (
+    Rates,
     RateWindow,
     clock,
     live_lines,
@@ -16,6 +19,7 @@ from batch_llm.cli.display import (
     short,
     summary_lines,
 )
+from batch_llm.core.prices import ModelUsage, Price, Prices
 from fakes import Models, PermanentError, Script, asked, item, processor
 
 
@@ -217,3 +221,61 @@ def test_the_summary_shows_what_is_known_of_the_limits():
     assert not any(
         "limits" in line for line in summary_lines(msgspec.structs.replace(now, limits=[]))
     )
+
+
+def usage(**kinds):
+    return ModelUsage(model="a:b", **{"calls": 1, "input_tokens": 1_000_000} | kinds)
+
+
+OWN = Prices({"a:b": Price(input=1, output=2)})
+
+
+def test_a_bill_is_shown_with_what_it_will_be_and_the_cap():
+    counts = Counts()
+    counts.succeeded = 50
+    now = counts.snapshot(total=100, state="running", concurrency=1, elapsed_seconds=60)
+
+    fields = cost_fields(now, OWN.bill([usage()]), 100, Decimal(20))
+
+    assert fields == ["$1.00 so far", "~$2.00 at end", "$1.00/min", "cap $20.00"]
+
+
+def test_what_has_no_price_is_said_to_have_none():
+    bill = Prices().bill([ModelUsage(model="sim:fast", calls=1, input_tokens=5)])
+    now = Counts().snapshot(total=1, state="running", concurrency=1)
+
+    assert cost_fields(now, bill, 100, None) == ["n/a (no price for sim:fast)"]
+    assert cost_pairs(bill) == ["cost_usd=unknown"]
+    assert cost_summary(bill).startswith("unknown: no price for sim:fast")
+    assert cost_record(bill)["cost_usd"] is None
+
+
+def test_a_sum_with_unknown_parts_says_so():
+    used = [usage(unmeasured_calls=2), ModelUsage(model="c:d", calls=1)]
+    bill = OWN.bill(used)
+
+    assert cost_pairs(bill) == ["cost_usd=1.0000+"]
+    assert cost_summary(bill) == (
+        "$1.00, and what c:d cost; 2 calls cut off or unreadable, which may have cost more"
+    )
+    assert cost_record(OWN.bill(used[:1])) == {
+        "cost_usd": "1.000000",
+        "unpriced_models": [],
+        "unmeasured_calls": 2,
+    }
+
+
+def test_the_summary_and_the_display_tell_the_cost():
+    counts = Counts()
+    counts.usage.note(
+        "a:b", "", "standard", {"input_tokens": 10**6, "reasoning_tokens": 7, "a": 0, "b": 0}
+    )
+    now = counts.snapshot(total=1, state="running", concurrency=1)
+    bill = OWN.bill(now.usage)
+
+    lines = live_lines(now, Rates(0, 0, 0), title="t", total=9, width=80, bill=bill)
+    summary = "\n".join(summary_lines(now, bill=bill))
+
+    assert "cost   $1.00 so far" in lines
+    assert "cost      $1.00" in summary
+    assert "(7 thought)" in summary

@@ -1,0 +1,266 @@
+"""``check`` and ``plan``: what a job will take, said before it is sent."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from batch_llm.cli import estimate
+from batch_llm.cli.display import clock, limit_name, short
+from batch_llm.cli.estimate import KnownLimit, Sample
+from batch_llm.cli.execution import check_price, run_plan
+from batch_llm.cli.exit_codes import ExitCode
+from batch_llm.cli.job import check_paths
+from batch_llm.cli.plan import Plan, characters_of
+from batch_llm.core.prices import usd
+from batch_llm.core.text import safe
+from batch_llm.exceptions import OutputExistsError
+from batch_llm.providers.registry import resolve, resolve_pool, split_model
+from batch_llm.simulator import parse_profile
+from batch_llm.stores.limit_memory import LimitMemory, limits_file
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from decimal import Decimal
+
+    from batch_llm._engine.statistics import Statistics
+    from batch_llm.base import WorkItemResult
+    from batch_llm.cli.estimate import Estimate
+    from batch_llm.cli.job import Job
+    from batch_llm.inputs import Row
+    from batch_llm.providers.registry import Endpoint
+
+#: Answers of a pilot that are shown; all are in its file.
+MOST_SHOWN = 5
+_NEVER_CALLED = "http://127.0.0.1:1/v1"
+
+
+class Pilot:
+    """Rows that were sent to learn what the others will take, and what came of them."""
+
+    def __init__(self, plan: Plan, count: int) -> None:
+        job = plan.job
+        output, failed = pilot_paths(job)
+        check_paths(job.input, [output, failed])
+        self.samples: list[Sample] = []
+        self.shown: list[tuple[str, str]] = []
+        self.output = output
+        own = dataclasses.replace(
+            job, output=output, failed=failed, as_json=False, quiet=True, progress="none"
+        )
+        self._plan = plan.pilot(count, own)
+        self.code, self.statistics = run_plan(self._plan, self._take)
+
+    def _take(self, result: WorkItemResult[Any, Row]) -> None:
+        assert result.context is not None  # noqa: S101 - each item comes with its row
+        usage = result.token_usage
+        characters = characters_of(self._plan.request_for(result.context))
+        self.samples.append(Sample(characters, usage["input_tokens"], usage["output_tokens"]))
+        if len(self.shown) < MOST_SHOWN:
+            answer = result.output if result.success else result.error
+            text = answer if isinstance(answer, str) else msgspec.json.encode(answer).decode()
+            self.shown.append((result.item_id, text))
+
+    def facts(self, job: Job) -> dict[str, Any]:
+        """Return what it brought, for programs."""
+        now = self.statistics
+        known = job.prices.bill(now.usage).known_usd
+        return {
+            "rows": now.succeeded + now.failed,
+            "succeeded": now.succeeded,
+            "failed": now.failed,
+            "input_tokens": now.input_tokens,
+            "output_tokens": now.output_tokens,
+            "cost_usd": None if known is None else f"{known:f}",
+            "output": self.output,
+        }
+
+
+def pilot_paths(job: Job) -> tuple[str, str]:
+    """Return where a pilot's results and its failed rows go: beside those of the run."""
+    stem = Path(job.output).name.removesuffix(".jsonl").removesuffix(".results")
+    folder = Path(job.output).parent
+    if job.output == "-":
+        stem, folder = Path(job.input).stem.strip("-") or "stdin", Path()
+    failed = Path(job.failed)
+    return (
+        str(folder / f"{stem}.pilot.jsonl"),
+        str(failed.with_name(f"{failed.stem}.pilot{failed.suffix}")),
+    )
+
+
+def run_check(job: Job) -> ExitCode:
+    """Check everything that can be, send nothing, and say what the job will take."""
+    plan, endpoints = _checked(job)
+    return _tell(plan, endpoints, None)
+
+
+def run_planning(job: Job, pilot: int | None) -> ExitCode:
+    """Do the same; with a pilot, send so many rows first, and go by what they took."""
+    plan, endpoints = _checked(job)
+    if pilot is None:
+        return _tell(plan, endpoints, None)
+    done = Pilot(plan, pilot)
+    _tell(plan, endpoints, done)
+    return ExitCode.OK if done.code is ExitCode.SOME_FAILED else done.code
+
+
+def _checked(job: Job) -> tuple[Plan, Sequence[Endpoint]]:
+    check_paths(job.input, [job.output, job.failed])
+    for path, flag in ((job.output, "--output"), (job.failed, "--failed")):
+        if path != "-" and Path(path).exists() and not job.overwrite:
+            raise OutputExistsError(path, flag)
+    plan = Plan(job)
+    provider, name = split_model(job.model)
+    endpoints: Sequence[Endpoint]
+    if provider == "sim":
+        parse_profile(name)
+        endpoints = [resolve(job.model, base_url=_NEVER_CALLED)]
+    else:
+        endpoints = resolve_pool(job.model, base_urls=job.base_url, keys=job.keys)
+    check_price(job, endpoints[0])
+    return plan, endpoints
+
+
+def _tell(plan: Plan, endpoints: Sequence[Endpoint], pilot: Pilot | None) -> ExitCode:
+    job, endpoint = plan.job, endpoints[0]
+    found = estimate.make(
+        rows=max(1, plan.rows),
+        characters=plan.characters,
+        most_output=plan.most_output_tokens,
+        model=f"{endpoint.provider}:{endpoint.model}",
+        server=endpoint.server,
+        prices=job.prices,
+        limits=known_limits(job, endpoints, pilot.statistics if pilot else None),
+        samples=pilot.samples if pilot else (),
+        used=pilot.statistics.usage if pilot else (),
+    )
+    if job.as_json:
+        facts = {
+            "schema": 1,
+            "rows": plan.rows,
+            "bad_rows": len(plan.problems),
+            "format": plan.source.format,
+            "columns": plan.source.columns,
+            "input_tokens_estimate": found.input_tokens,
+            "model": job.model,
+            "estimate": msgspec.to_builtins(found) | {"batch_hours": estimate.BATCH_HOURS},
+            "pilot": pilot.facts(job) if pilot else None,
+        }
+        print(msgspec.json.encode(facts).decode())
+        return ExitCode.OK
+    print(
+        f"{safe(plan.source.name)}: {plan.rows:,} rows ({plan.source.format}), "
+        f"about {found.input_tokens:,} tokens in, {job.model}; ready to run"
+    )
+    if pilot is not None:
+        print("\n".join(["", *pilot_lines(pilot, job)]))
+    print("\n".join(["", *estimate_lines(found)]))
+    return ExitCode.OK
+
+
+def known_limits(
+    job: Job, endpoints: Sequence[Endpoint], now: Statistics | None
+) -> list[KnownLimit]:
+    """Return the limits that are told, or were seen in a pilot, or are remembered; the first wins.
+
+    Those of several keys or servers add up.
+    """
+    found: dict[str, KnownLimit] = {}
+
+    def note(dimension: str, limit: float, source: str) -> None:
+        found.setdefault(dimension, KnownLimit(dimension, limit, source))
+
+    if job.limits is not None:
+        for name, dimension in _DIMENSIONS.items():
+            if (told := getattr(job.limits, name)) is not None:
+                note(dimension, told * len(endpoints), "told")
+        return list(found.values())
+    for dimension, limit, source in _summed(
+        (one.dimension, one.limit, one.source) for one in (now.limits if now else ())
+    ):
+        if source in {"header", "remembered"}:
+            note(dimension, limit, source)
+    path = limits_file()
+    memory = None if path is None or job.forgets_limits else LimitMemory(path)
+    remembered = []
+    for endpoint in endpoints:
+        recalled = memory.recall(endpoint.account) if memory and endpoint.account else None
+        if recalled is not None:
+            remembered += [
+                (name, one.limit, "remembered")
+                for name, one in recalled[0].items()
+                if one.limit is not None
+            ]
+    for dimension, limit, source in _summed(remembered):
+        note(dimension, limit, source)
+    return list(found.values())
+
+
+_DIMENSIONS = {
+    "requests_per_minute": "requests",
+    "tokens_per_minute": "tokens",
+    "input_tokens_per_minute": "input_tokens",
+    "output_tokens_per_minute": "output_tokens",
+    "requests_per_day": "requests_per_day",
+}
+
+
+def _summed(limits: Iterable[tuple[str, float, str]]) -> list[tuple[str, float, str]]:
+    sums: dict[tuple[str, str], float] = {}
+    for dimension, limit, source in limits:
+        sums[dimension, source] = sums.get((dimension, source), 0.0) + limit
+    return [(dimension, limit, source) for (dimension, source), limit in sums.items()]
+
+
+def pilot_lines(pilot: Pilot, job: Job) -> list[str]:
+    """Return what a pilot brought, with the first of its answers."""
+    now = pilot.statistics
+    bill = job.prices.bill(now.usage)
+    cost = "unknown" if bill.known_usd is None else usd(bill.known_usd)
+    sent = f"{now.succeeded + now.failed:,} rows sent"
+    took = f"{short(now.input_tokens)} tokens in, {short(now.output_tokens)} out"
+    lines = [
+        f"  pilot     {sent}: {now.succeeded:,} ok, {now.failed:,} failed, cost {cost}",
+        f"            {took}; all results in {safe(pilot.output)}",
+    ]
+    return lines + [f"            {safe(name, 20)}: {safe(text, 60)}" for name, text in pilot.shown]
+
+
+def estimate_lines(found: Estimate) -> list[str]:
+    """Return an estimate in words; what is not known is said."""
+    got = found.output_tokens
+    if found.is_from_pilot and got.high is not None:
+        output = f"{short(got.low)} to {short(got.high)} out, 9 times in 10"
+    elif got.high is not None:
+        output = f"up to {short(got.high)} out (max_tokens)"
+    else:
+        output = "out unknown (--pilot 20 finds out; -s max_tokens=… bounds it)"
+    lines = [
+        f"  tokens    about {short(found.input_tokens)} in, {output}",
+        f"  cost      {_range(found.cost_usd)}",
+    ]
+    if found.batch_cost_usd is not None:
+        lines.append(f"            {_range(found.batch_cost_usd)} as batch jobs")
+    if found.seconds is None or found.limit is None:
+        time = "unknown: no limit is told or remembered (--rpm, --tpm)"
+    else:
+        name = limit_name(found.limit.dimension)
+        limit = f"{name} {short(found.limit.limit)} ({found.limit.source})"
+        time = f"{clock(found.seconds)} at the least, by {limit}"
+    lines.append(f"  time      {time}")
+    if found.batch_cost_usd is not None:
+        lines.append(f"            within {estimate.BATCH_HOURS} h as batch jobs")
+    return lines
+
+
+def _range(cost: tuple[Decimal, Decimal | None] | None) -> str:
+    if cost is None:
+        return "unknown: no price for this model (--prices FILE gives one)"
+    low, high = cost
+    if high is None:
+        return f"{usd(low)} for the input, and what the output costs"
+    return usd(low) if usd(low) == usd(high) else f"{usd(low)} to {usd(high)}"
