@@ -259,7 +259,10 @@ class AdmissionGate:
         now = self._loop.time()
         if code is ErrorCode.OVERLOADED or code is ErrorCode.CONNECTION:
             is_away = code is ErrorCode.OVERLOADED or is_absent(outcome.error)
-            place.admission.failed(now, grant)
+            if code is ErrorCode.OVERLOADED or lane.has_answered:
+                place.admission.failed(now, grant)
+            else:  # nobody was ever there: that is no outage, and each row uses up its attempts
+                place.admission.cancelled(now, grant, was_sent=False)
             place.ended(now, grant, is_good=None)
             place.avoid(now)
             if is_away and lane.has_other(now, place):

@@ -26,7 +26,7 @@ from batch_llm.core.usage import tokens
 from batch_llm.exceptions import LimitPauseError
 from batch_llm.providers.base import Capacity
 from batch_llm.strategies.admission import CONCURRENCY, Admission, Cost, Grant
-from batch_llm.strategies.budgets import MINUTE, REQUESTS
+from batch_llm.strategies.budgets import CALLS_HELD_BACK, MINUTE, REQUESTS, SHARE_HELD_BACK
 from batch_llm.strategies.errors import ErrorCode
 from batch_llm.strategies.knee import FIRST_CALLS, Knee, work_of
 from batch_llm.strategies.slots import with_margin
@@ -49,8 +49,6 @@ CHARACTERS_PER_TOKEN = 4.0
 FIRST_OUTPUT_TOKENS = 400.0
 #: How fast the estimates follow: the share of one answer.
 LEARNING_SHARE = 0.03
-#: Of a told limit's burst so many calls are not used, or this share.
-CALLS_HELD_BACK, SHARE_HELD_BACK = 2.0, 0.2
 #: Timers are not set for less: one lets in all that may go by then.
 SHORTEST_WAIT_SECONDS = 1e-4
 #: A place that failed is set aside for so long; twice as long each further time.

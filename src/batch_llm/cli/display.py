@@ -90,7 +90,7 @@ def live_lines(
             "items ",
             [
                 f"ok {now.succeeded:,}",
-                f"failed {now.failed:,}",
+                f"failed {_failed(now):,}",
                 f"retrying {now.retrying:,}",
                 f"in flight {now.in_flight:,}",
                 *([f"hedged {now.hedged:,}"] if now.hedged else []),
@@ -124,7 +124,7 @@ def log_line(now: Statistics, rates: Rates, total: int | None, bill: Bill | None
     done = f"{now.processed}/{total} {100 * now.processed / total:.1f}%" if total else now.processed
     pairs = [
         f"ok={now.succeeded}",
-        f"failed={now.failed}",
+        f"failed={_failed(now)}",
         f"retrying={now.retrying}",
         f"inflight={now.in_flight}",
         *([f"hedged={now.hedged}"] if now.hedged else []),
@@ -138,10 +138,20 @@ def log_line(now: Statistics, rates: Rates, total: int | None, bill: Bill | None
     pairs += [f"waits_for={reason.replace(' ', '_')}" for reason in _waits_for(now)]
     if (left := time_left(now, total)) is not None:
         pairs.append(f"eta_s={left:.0f}")
-    for code in sorted(now.failures_by_code.keys() | now.retries_by_code.keys()):
-        count = now.failures_by_code.get(code, 0) + now.retries_by_code.get(code, 0)
+    failures = _failures(now)
+    for code in sorted(failures.keys() | now.retries_by_code.keys()):
+        count = failures.get(code, 0) + now.retries_by_code.get(code, 0)
         pairs.append(f"err.{code}={count}")
     return f"batch-llm {now.state} {done} {' '.join(pairs)}"
+
+
+def _failures(now: Statistics) -> dict[str, int]:
+    """Return the failed items by code; those that a stop cut off have not failed."""
+    return {code: count for code, count in now.failures_by_code.items() if code != "cancelled"}
+
+
+def _failed(now: Statistics) -> int:
+    return now.failed - now.failures_by_code.get("cancelled", 0)
 
 
 def _waits_for(now: Statistics) -> list[str]:
@@ -272,7 +282,7 @@ def _limit(limit: LearnedLimit) -> str:
 
 def _errors(now: Statistics) -> list[str]:
     """Failures before retries: what is lost matters more than what was healed."""
-    failed = sorted(now.failures_by_code.items(), key=lambda pair: -pair[1])
+    failed = sorted(_failures(now).items(), key=lambda pair: -pair[1])
     retried = sorted(now.retries_by_code.items(), key=lambda pair: -pair[1])
     return [f"{code} {count:,} failed" for code, count in failed] + [
         f"{code} {count:,} retried" for code, count in retried

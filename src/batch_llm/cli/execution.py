@@ -49,6 +49,8 @@ if TYPE_CHECKING:
 
 FATAL_IN_A_ROW = 20
 _FATAL = {"auth", "quota", "not_found"}
+#: Fatal where nobody has ever answered: the address may be wrong.
+_NOBODY = "connection"
 _PAUSE = f"{LimitPauseError.__name__}: "
 #: With ``--order input``: finished rows that wait for an earlier one.
 MAX_HELD = 10_000
@@ -316,13 +318,12 @@ class _Execution:
         if (result.error or "").startswith(_PAUSE):
             # All that are left fail so, at once, and are in the file to be run again.
             self._pause = result.error
-        elif code in _FATAL:
+        elif code in _FATAL or (code == _NOBODY and not self._processor.statistics().succeeded):
             self._fatal_count = self._fatal_count + 1 if code == self._fatal_code else 1
             self._fatal_code = code
             if self._fatal_count >= FATAL_IN_A_ROW:
-                self._stop(
-                    ExitCode.PROVIDER_REFUSES, f"the provider refuses everything: {result.error}"
-                )
+                what = "nothing answers" if code == _NOBODY else "the provider refuses everything"
+                self._stop(ExitCode.PROVIDER_REFUSES, f"{what}: {result.error}")
         else:
             self._fatal_count = 0
         if self._job.fail_over is not None:

@@ -51,7 +51,7 @@ def read_limits(headers: Mapping[str, str]) -> dict[str, LimitHeader] | None:
         reset = _reset(headers.get(pattern.format("reset")))
         if limit is None or remaining is None or reset is None:
             continue
-        if limit <= 0 or remaining < 0:
+        if limit < 1 or remaining < 0:  # less than one call ever is no limit but nonsense
             continue
         if reset <= _LONGEST_RESET_SECONDS:
             found[dimension] = LimitHeader(limit, remaining, reset)

@@ -121,13 +121,8 @@ class Cost(NamedTuple):
 
 
 #: Which part of a call's cost each dimension counts.
-_FIELDS = {
-    name: Cost._fields.index(field)
-    for name, field in {
-        **{one: one for one in (REQUESTS, TOKENS, INPUT, OUTPUT)},
-        REQUESTS_PER_DAY: REQUESTS,
-    }.items()
-}
+_FIELDS = {name: Cost._fields.index(name) for name in (REQUESTS, TOKENS, INPUT, OUTPUT)}
+_FIELDS[REQUESTS_PER_DAY] = _FIELDS[REQUESTS]
 
 
 class Grant:
@@ -321,7 +316,7 @@ class Admission:
         if used is not None:
             for budget in self.budgets.values():
                 difference = used[budget.field] - grant.cost[budget.field]
-                if difference:
+                if difference and budget.number < len(grant.spent_then):
                     budget.settle(now, difference, grant.at)
         if headers:
             self._sync(now, grant, headers)
@@ -422,6 +417,8 @@ class Admission:
         if self._is_told or not learned:
             return
         for name, (limit, rate, capacity) in learned.items():
+            if name not in _FIELDS:  # another version counts it
+                continue
             budget = self.budgets.get(name)
             if budget is None:
                 budget = self._add(name, None, self._open_at, 0.0)
@@ -500,6 +497,8 @@ class Admission:
         """Forget the charge of a call that the provider did not take."""
         self._settle_doubt(grant)
         for budget in self.budgets.values():
+            if budget.number >= len(grant.spent_then):
+                continue  # it was not known when the call was charged
             amount = grant.cost[budget.field]
             budget.uncharge(now, amount, grant.at, refund=refund)
             if grant.number <= self._number_at_cut:
@@ -573,13 +572,16 @@ class Admission:
         named = dimension if dimension in self.budgets else None
         seconds = max(grant.at - self._cut_at, 1e-3)
         if dimension == REQUESTS_PER_DAY and named is None:
-            self._close_gate(now, retry_after)  # which says nothing about the minute's rate
+            # That says nothing about the minute's rate; but the gate is tried ever more rarely.
+            self._closed_again = 0 if self._accepted_since_cut else self._closed_again + 1
+            self._number_at_cut, self._accepted_since_cut = self._number, 0
+            self._close_gate(now, retry_after)
             return
         if not self._accepted_since_cut and not self._is_first:
             self._closed_again += 1  # still closed, which says nothing about the rate
         else:
             self._closed_again = 0
-            self._search_cuts += 1
+            self._search_cuts = self._search_cuts + 1 if self._is_searching else 0
             self._is_bracketed = (
                 self._search_cuts > SEARCH_CUTS or self._ends_search(grant, seconds)
             ) and not self._is_first

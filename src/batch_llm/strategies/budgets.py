@@ -132,7 +132,8 @@ class Budget:
         #: Whether a minute's limit was used up sooner than a bucket's would have been.
         self.may_be_counted = False
         #: The charges of the last minute, where the limit was told.
-        self._log = None if limit is None else MinuteLog(self.window_seconds)
+        is_by_minute = limit is not None and self.window_seconds == MINUTE
+        self._log = MinuteLog(MINUTE) if is_by_minute else None
         self.reset_at = math.inf
         #: When the latest call was sent whose answer told the limit.
         self._limit_sent_at = -math.inf
@@ -206,7 +207,7 @@ class Budget:
         if self._allowed_full_at <= charged_at:
             self._allowed = min(self._told_capacity, self._allowed + amount)
         if self._log is not None:
-            self._log.charge(now, -amount)
+            self._log.take_back(charged_at, amount)
         if refund and self._full_at <= charged_at:
             self.level = min(self.capacity, self.level + amount)
 
@@ -384,6 +385,7 @@ class Budget:
         if self._header_votes >= _VOTES_FOR_WINDOW:
             if not self.is_window:
                 self.spent_at_reset = self.spent - max(0.0, limit - remaining)
+                self.reset_at = deadline  # even a past one: the next refill moves it on
             self.is_window = True
         elif self._header_votes < 0 and self.is_window:
             self.become_bucket()

@@ -139,14 +139,18 @@ class Slots:
         """Take a refusal that speaks of calls in flight; return whether that explains it."""
         if others < 1:  # others use the same key: nothing that we could do about it
             return False
-        self.most = self.tried = min(self.most, others)
+        if others >= self.most:
+            return self._is_expected(others)
+        self.most = self.tried = others
+        self._full_since = math.inf
         return True
 
     def _is_expected(self, others: int) -> bool:
         if others >= self.most:  # the trial failed: that few get through is not this limit's fault
+            if self.tried > self.most:  # late refusals of calls from before are no trials
+                self._trial_seconds = min(LONGEST_TRIAL_SECONDS, 2 * self._trial_seconds)
             self.tried, self._best_rate, self._is_slowed = self.most, 0.0, False
             self._full_since = math.inf
-            self._trial_seconds = min(LONGEST_TRIAL_SECONDS, 2 * self._trial_seconds)
             return True
         self._surprises += 1
         self._calls = 0

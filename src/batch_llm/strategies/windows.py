@@ -22,7 +22,7 @@ class MinuteLog:
         self._total = 0.0
 
     def charge(self, now: float, amount: float) -> None:
-        """Note a charge; a negative one takes back."""
+        """Note a charge."""
         second = math.floor(now)
         if self._charges and self._charges[-1][0] >= second:
             self._charges[-1][1] += amount
@@ -30,6 +30,16 @@ class MinuteLog:
             self._charges.append([second, amount])
             self._forget(now)
         self._total += amount
+
+    def take_back(self, charged_at: float, amount: float) -> None:
+        """Take back from what was charged at that time; it may have left the window."""
+        second = math.floor(charged_at)
+        for entry in reversed(self._charges):
+            if entry[0] <= second:
+                if entry[0] == second:
+                    entry[1] -= amount
+                    self._total -= amount
+                return
 
     def wait(self, now: float, room: float) -> float:
         """Return the seconds until no more than ``room`` of the window's charges is left."""

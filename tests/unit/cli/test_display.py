@@ -59,6 +59,19 @@ async def test_a_log_line_says_how_far_it_is():
     assert "err.bad_output=1 err.bad_request=1" in line
 
 
+async def test_rows_that_a_stop_cut_off_are_not_shown_as_failed():
+    now = await numbers()
+    codes = now.failures_by_code | {"cancelled": 2}
+    now = msgspec.structs.replace(now, failed=now.failed + 2, failures_by_code=codes)
+    rates = RateWindow().rates(now)
+    lines = live_lines(now, rates, title="t", total=9, width=80)
+    line = log_line(now, rates, 9)
+
+    assert "failed 1 " in lines[2]
+    assert " failed=1 " in line
+    assert "cancelled" not in lines[5] + line
+
+
 async def test_the_summary_says_what_failed_and_why():
     text = "\n".join(summary_lines(await numbers(), not_done=1))
 

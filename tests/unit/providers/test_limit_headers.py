@@ -155,3 +155,15 @@ async def test_the_limits_of_a_refused_call_reach_admission():
     await built.process([item("a", call)])
 
     assert [(one.limit, one.source) for one in built.statistics().limits] == [(600.0, "header")]
+
+
+def test_a_limit_below_one_is_no_limit():
+    found = read_limits(
+        {
+            "x-ratelimit-limit-requests": "1e-300",
+            "x-ratelimit-remaining-requests": "0",
+            "x-ratelimit-reset-requests": "1s",
+        }
+    )
+
+    assert found is None

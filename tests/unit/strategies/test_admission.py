@@ -555,3 +555,40 @@ def test_as_many_calls_are_in_doubt_as_a_high_rate_needs():
         one.accepted(now, one.start(now, ONE))
 
     assert one._doubt_limit >= 2000 * one._doubt_seconds
+
+
+def test_a_day_s_limit_that_is_refused_without_a_time_is_tried_ever_more_rarely():
+    one, now, refused = admission(), 0.0, 0
+    while now < 600.0:
+        wait = one.wait(now, ONE)
+        if wait > 0:
+            now += wait
+            continue
+        one.refused(now + 0.1, one.start(now, ONE), latency=0.1, dimension="requests_per_day")
+        refused += 1
+
+    assert refused < 200
+
+
+def test_what_another_version_remembered_of_an_unknown_dimension_is_passed_over():
+    one = admission()
+
+    one.recall({"tea": Known(None, 1.0, 1.0), REQUESTS: Known(None, 5.0, 5.0)}, share=0.9)
+
+    assert one.budgets[REQUESTS].rate == pytest.approx(4.5)
+
+
+def test_fixed_minutes_that_are_told_by_late_answers_only_do_not_close_the_gate_for_ever():
+    one, now, under_way = admission(dimensions=(REQUESTS,)), 0.0, []
+    while now < 900.0:
+        while under_way and under_way[0][0] <= now:
+            at, grant, left = under_way.pop(0)
+            header = LimitHeader(60, left, 60 - grant.at % 60)
+            one.accepted(at, grant, None, {REQUESTS: header})
+        if one.wait(now, ONE) <= 0:
+            used = sum(grant.at // 60 == now // 60 for _, grant, _ in under_way)
+            under_way.append((now + 70.0, one.start(now, ONE), max(0, 59 - used)))
+        now += 0.5
+
+    assert under_way  # it goes on to the end
+    assert under_way[-1][0] > 900.0

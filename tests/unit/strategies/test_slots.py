@@ -319,3 +319,28 @@ def test_while_fewer_calls_get_through_than_did_it_is_tried_all_the_time():
         one.note_accepted(now, int(one.tried) - 1)
 
     assert one.most == 24
+
+
+def test_late_refusals_of_the_burst_that_showed_the_limit_are_no_failed_trials():
+    one = learned(16)
+    for _ in range(6):
+        one.explains(17, is_first=False)
+
+    now = 0.0
+    while one.tried == 16:
+        now += 1.0
+        one.note_accepted(now, 15)
+    assert now < TRIAL_SECONDS + 5
+
+
+def test_a_named_limit_is_not_tried_at_once_after_each_refusal():
+    one = learned(16)
+    now = 0.0
+    while one.tried == 16:
+        now += 1.0
+        one.note_accepted(now, 15)
+    assert one.told(16)
+
+    one.note_accepted(now + 1.0, 15)
+
+    assert one.tried == one.most == 16

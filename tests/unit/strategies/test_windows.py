@@ -31,9 +31,21 @@ def test_a_wait_is_until_enough_has_left():
 def test_what_is_taken_back_is_room_again():
     log = MinuteLog(60.0)
     log.charge(1.0, 10.0)
-    log.charge(5.0, -4.0)
+    log.charge(3.0, 5.0)
+    log.take_back(1.5, 4.0)
 
-    assert log.wait(5.0, 6.0) == 0.0
+    assert log.wait(5.0, 11.0) == 0.0
+    assert log.used(62.0) == 5.0  # what is taken back leaves with its charge
+
+
+def test_what_has_left_the_window_is_not_taken_back():
+    log = MinuteLog(60.0)
+    log.charge(1.0, 10.0)
+    log.charge(80.0, 5.0)
+
+    log.take_back(1.0, 10.0)
+
+    assert log.used(80.0) == 5.0
 
 
 @given(charges)
