@@ -45,11 +45,14 @@ class Ours:
         )
         self.retries, self.timer = deque(), None
         self.output, self.ratio = spec.max_tokens * 0.4, 1.0
-        self.charges_actual = spec.charge != "maxtok"
+        # What a provider counts is known of it, like its wire format.
+        self.charges_actual, self.reserves = spec.charge != "maxtok", spec.charge == "reserve"
         self.pump()
 
     def cost(self, item):
         sent = item.est_in * self.ratio
+        if self.reserves:
+            return Cost(1.0, sent + item.max_tokens, sent, item.max_tokens)
         got = self.output if self.charges_actual else item.max_tokens
         return Cost(1.0, sent + got, sent, got, self.output if self.charges_actual else 0.0)
 
@@ -156,6 +159,7 @@ def main():
     parser.add_argument("scenarios", nargs="*")
     parser.add_argument("--seeds", type=int, nargs="+", default=[11, 12, 13])
     parser.add_argument("--random", type=int, default=0)
+    parser.add_argument("--sweep", type=int, help="the sweep's seed, to see one again")
     parser.add_argument("--reference", action="store_true", help="run the bench's controller too")
     options = parser.parse_args()
     sys.path.insert(0, str(Path(options.bench)))
@@ -167,7 +171,7 @@ def main():
     if options.reference:
         makers += [lambda: bench.Governed("auto"), lambda: bench.Governed("known")]
     if options.random:
-        seed = random.SystemRandom().randrange(10**9)
+        seed = options.sweep or random.SystemRandom().randrange(10**9)
         print(f"random sweep, seed {seed}")
         dice = random.Random(seed)
         specs = {n: random_spec(dice, Spec, n) for n in range(options.random)}

@@ -21,6 +21,7 @@ import argparse
 import asyncio
 import contextlib
 import http.client
+import importlib
 import itertools
 import json
 import math
@@ -203,15 +204,22 @@ async def with_tenacity(url, profile, calls, note):
         await asyncio.gather(*(one(text) for text in prompts(calls)))
 
 
-#: name: (how it is called in the table, its packages, what runs it)
+OURS = (
+    "aiohttp",
+    "batch_llm",
+    "batch_llm.providers.transport",
+    "batch_llm.providers.requests",
+)
+PEER = ("async_batch_llm", "openai")
+#: name: (how it is called in the table, what it imports, what runs it)
 CLIENTS = {
-    "ours-unknown": ("batch-llm, limits unknown", (), ours(unknown)),
-    "ours-told": ("batch-llm, limits told", (), ours(told)),
-    "ours-cooldown": ("batch-llm, cooldown", (), ours(cooldown)),
-    "async-batch-llm": ("async-batch-llm", (), with_async_batch_llm(is_told=False)),
-    "async-batch-llm-told": ("async-batch-llm, told", (), with_async_batch_llm(is_told=True)),
-    "lm-deluge": ("lm-deluge, told", (), with_lm_deluge),
-    "tenacity": ("semaphore + tenacity", (), with_tenacity),
+    "ours-unknown": ("batch-llm, limits unknown", OURS, ours(unknown)),
+    "ours-told": ("batch-llm, limits told", OURS, ours(told)),
+    "ours-cooldown": ("batch-llm, cooldown", OURS, ours(cooldown)),
+    "async-batch-llm": ("async-batch-llm", PEER, with_async_batch_llm(is_told=False)),
+    "async-batch-llm-told": ("async-batch-llm, told", PEER, with_async_batch_llm(is_told=True)),
+    "lm-deluge": ("lm-deluge, told", ("lm_deluge",), with_lm_deluge),
+    "tenacity": ("semaphore + tenacity", ("aiohttp", "tenacity"), with_tenacity),
 }
 PACKAGES = ("async-batch-llm", "lm-deluge", "openai", "tenacity", "aiohttp", "uvicorn")
 
@@ -230,7 +238,9 @@ def longest_seconds(ideal):
 async def client_run(name, text, url, calls):
     """Run one client; in its own process."""
     profile, note = parse_profile(text), Note()
-    run = CLIENTS[name][2]
+    _, modules, run = CLIENTS[name]
+    for module in modules:
+        importlib.import_module(module)
     reset = f"{url.removesuffix('/v1')}/sim/reset"
     await asyncio.to_thread(lambda: urllib.request.urlopen(reset, data=b"").read())
     cpu, started = time.process_time(), time.monotonic()

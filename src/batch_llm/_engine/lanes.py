@@ -476,7 +476,7 @@ def _reason(place: Place, now: float, wait: float, cost: Cost) -> str:
         return "overloaded"
     longest, reason = -1.0, ""
     for name, budget in admission.budgets.items():
-        seconds = budget.wait(now, getattr(cost, name))
+        seconds = budget.wait(now, cost[budget.field])
         if seconds > longest:
             longest, reason = seconds, name
     return reason

@@ -71,7 +71,13 @@ def _read(source: object) -> dict[str, int] | None:
     for kind, names in _NAMES.items():
         for name in names:
             value = source.get(name)
-            if isinstance(value, int | float) and value == value // 1 and value >= 0:
+            if value is None:
+                continue
+            if type(value) is int:
+                is_count = value >= 0
+            else:
+                is_count = isinstance(value, int | float) and value == value // 1 and value >= 0
+            if is_count:
                 if value or kind in _ALWAYS:
                     usage[kind] = int(value)
                 break

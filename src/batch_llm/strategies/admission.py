@@ -38,8 +38,8 @@ CONCURRENCY = "concurrency"
 #: Kinds of tokens that a call's output counts in.
 _WITH_OUTPUT = {TOKENS, OUTPUT}
 
-#: The share of the rate that a cut leaves; of a second cut within moments.
-CUT, SECOND_CUT = 0.87, 0.7
+#: The share of the rate that a cut leaves; the least that a second cut within moments leaves.
+CUT, DEEPEST_CUT = 0.87, 0.5
 SECOND_CUT_SECONDS = 5.0
 #: After so many seconds without a cut the rate is back where it was, and goes on from there.
 RECOVERY_SECONDS = 28.0
@@ -60,10 +60,14 @@ CLOSURE_SHARE = 0.5
 SHORTEST_CLOSURE_SECONDS = 5.0
 #: What is remembered with less trust than this is where a search begins; else it is kept to.
 WELL_KNOWN_SHARE = 0.8
+#: What is remembered is kept to for so long; when nothing was refused by then, it is searched on.
+RECALLED_SECONDS = 20.0
 #: A bucket that is fuller than this is not what holds the calls up: its rate does not grow.
 UNUSED_SHARE = 0.9
 #: How much a rate may grow in one step.
 GROWTH_STEP = 0.25
+#: Rates grow no more often than this.
+SHORTEST_GROWTH_SECONDS = 0.002
 #: A call that was not refused for so long counts as let in; learned from refusals within bounds.
 DOUBT_SECONDS, SHORTEST_DOUBT_SECONDS, LONGEST_DOUBT_SECONDS = 0.5, 0.1, 2.0
 #: Calls in doubt at a time: at the start, when headers show the limits, and at the most.
@@ -111,10 +115,15 @@ class Cost(NamedTuple):
     output_tokens: float = 0.0
     pending: float = 0.0
 
-    @property
-    def requests_per_day(self) -> float:
-        """The same as ``requests``, counted by another limit."""
-        return self.requests
+
+#: Which part of a call's cost each dimension counts.
+_FIELDS = {
+    name: Cost._fields.index(field)
+    for name, field in {
+        **{one: one for one in (REQUESTS, TOKENS, INPUT, OUTPUT)},
+        REQUESTS_PER_DAY: REQUESTS,
+    }.items()
+}
 
 
 class Grant:
@@ -142,9 +151,9 @@ class Grant:
         self.others = others
         self.is_probe = False
         self.is_in_doubt = self.is_open = True
-        #: By dimension: what had been spent, this call included, and what was pending.
-        self.spent_then: dict[str, float] = {}
-        self.pending_then: dict[str, float] = {}
+        #: By budget: what had been spent, this call included, and what was pending.
+        self.spent_then: list[float] = []
+        self.pending_then: list[float] = []
 
 
 class Known(NamedTuple):
@@ -197,12 +206,14 @@ class Admission:
         dice: random.Random | None = None,
     ) -> None:
         told = _told(limits)
-        names = dict.fromkeys([REQUESTS, *(told or dimensions)])
-        self.budgets = {name: Budget(name, told.get(name), now, burst_seconds) for name in names}
+        self.budgets: dict[str, Budget] = {}
+        for name in dict.fromkeys([REQUESTS, *(told or dimensions)]):
+            self._add(name, told.get(name), now, burst_seconds)
         self.max_in_flight = max_in_flight
         self.in_flight = 0
         self.refusals = 0
         self._is_told = bool(told)
+        self._sees_headers = False
         self._dice = dice or random.Random()  # noqa: S311 - spreads load, protects nothing
         #: Before this time nobody starts.
         self.closed_until = 0.0
@@ -213,6 +224,8 @@ class Admission:
         self._cut_at = self._open_at = self._grown_at = self._began_at = now
         self._is_first = True
         self._is_searching = False
+        #: Whether all that is known was remembered, and nothing has confirmed or refuted it.
+        self._is_recalled = False
         self._accepted = self._accepted_since_cut = 0
         self._doubtful: deque[Grant] = deque()
         self._in_doubt = 0
@@ -231,22 +244,34 @@ class Admission:
         self._followers_accepted = self._followers_refused = 0
         self._doubt_at_cut = DOUBT_START
 
+    def _add(self, name: str, limit: float | None, now: float, burst_seconds: float) -> Budget:
+        budget = Budget(name, limit, now, burst_seconds)
+        budget.field, budget.number = _FIELDS[name], len(self.budgets)
+        budget.counts_output = name in _WITH_OUTPUT
+        self.budgets[name] = budget
+        return budget
+
     def wait(self, now: float, cost: Cost) -> float:
         """Return the seconds until a call may start: 0 now, infinity when one must end first."""
         if now < self.closed_until:
             return self.closed_until - now
-        if (outage := self._overload.wait(now)) > 0:
+        overload, in_flight = self._overload, self.in_flight
+        if overload.since is not None and (outage := overload.wait(now)) > 0:
             return outage
-        if self.in_flight >= min(self.max_in_flight, self._slots.tried, self._overload.concurrency):
+        if (
+            in_flight >= self.max_in_flight
+            or in_flight >= self._slots.tried
+            or in_flight >= overload.concurrency
+        ):
             return math.inf
         self._believe_silence(now)
         if self._in_doubt >= (1 if self._closed_again else self._doubt_limit):
             oldest = self._doubtful[0].at if self._doubtful else now
             return max(1e-3, oldest + self._doubt_seconds - now)
         longest = 0.0
-        for name, budget in self.budgets.items():
-            amount = getattr(cost, name)
-            if amount > 0:
+        for budget in self.budgets.values():
+            amount = cost[budget.field]
+            if amount > 0 and budget.capacity < math.inf:
                 longest = max(longest, budget.wait(now, amount))
         return longest
 
@@ -256,14 +281,14 @@ class Admission:
         grant = Grant(now, self._epoch, cost, self._number, self.in_flight)
         grant.is_probe = self._overload.start()
         self.in_flight += 1
-        for name, budget in self.budgets.items():
-            amount = getattr(cost, name)
+        for budget in self.budgets.values():
+            amount = cost[budget.field]
             budget.largest = max(budget.largest, amount)
             budget.charge(now, amount)
-            grant.spent_then[name] = budget.spent
-            if name in _WITH_OUTPUT:
+            grant.spent_then.append(budget.spent)
+            if budget.counts_output:
                 budget.pending += cost.pending
-                grant.pending_then[name] = budget.pending
+            grant.pending_then.append(budget.pending)
         self._doubtful.append(grant)
         self._in_doubt += 1
         return grant
@@ -290,10 +315,10 @@ class Admission:
             self._note_follower(was_accepted=True)
         self._confirm(now, grant)
         if used is not None:
-            for name, budget in self.budgets.items():
-                difference = getattr(used, name) - getattr(grant.cost, name)
+            for budget in self.budgets.values():
+                difference = used[budget.field] - grant.cost[budget.field]
                 if difference:
-                    budget.charge(now, difference)
+                    budget.settle(now, difference, grant.at)
         if headers:
             self._sync(now, grant, headers)
 
@@ -373,7 +398,9 @@ class Admission:
         """Return what is worth knowing in the next run: not what was told."""
         return {
             name: Known(
-                budget.limit, budget.ceiling if budget.limit else budget.rate, budget.capacity
+                budget.limit,
+                budget.limit / budget.window_seconds if budget.limit else budget.rate,
+                budget.capacity,
             )
             for name, budget in self.budgets.items()
             if self._is_known(budget) and budget.source != "told"
@@ -393,10 +420,11 @@ class Admission:
         for name, (limit, rate, capacity) in learned.items():
             budget = self.budgets.get(name)
             if budget is None:
-                budget = self.budgets[name] = Budget(name, None, self._open_at, 0.0)
+                budget = self._add(name, None, self._open_at, 0.0)
             budget.recall(limit, rate * share, capacity)
         self._is_first = False
         self._is_searching = share < WELL_KNOWN_SHARE and not self._knows_limits
+        self._is_recalled = True
         most = 2 * self.requests_per_second * self._doubt_seconds
         self._doubt_limit = max(2.0, min(DOUBT_SEARCH, most))
 
@@ -408,7 +436,7 @@ class Admission:
         limits = [
             (
                 name,
-                (budget.ceiling if budget.limit else budget.rate) * budget.window_seconds,
+                budget.limit or budget.rate * budget.window_seconds,
                 budget.shown_source,
             )
             for name, budget in self.budgets.items()
@@ -448,15 +476,16 @@ class Admission:
 
     @property
     def _knows_limits(self) -> bool:
-        return self._is_told or any(
-            one.source in {"header", "remembered"} for one in self.budgets.values()
-        )
+        return self._is_told or self._sees_headers or (self._is_recalled and not self._is_searching)
 
     def _leave(self, grant: Grant) -> None:
         grant.is_open = False
         self.in_flight -= 1
-        for name in grant.pending_then:
-            self.budgets[name].pending -= grant.cost.pending
+        if not grant.cost.pending:
+            return
+        for budget in self.budgets.values():
+            if budget.counts_output and budget.number < len(grant.pending_then):
+                budget.pending -= grant.cost.pending
 
     def _settle_doubt(self, grant: Grant) -> None:
         if grant.is_in_doubt:
@@ -466,9 +495,9 @@ class Admission:
     def _take_back(self, now: float, grant: Grant, *, refund: bool) -> None:
         """Forget the charge of a call that the provider did not take."""
         self._settle_doubt(grant)
-        for name, budget in self.budgets.items():
-            amount = getattr(grant.cost, name)
-            budget.uncharge(now, amount, refund=refund)
+        for budget in self.budgets.values():
+            amount = grant.cost[budget.field]
+            budget.uncharge(now, amount, grant.at, refund=refund)
             if grant.number <= self._number_at_cut:
                 budget.spent_at_cut -= amount
 
@@ -495,7 +524,8 @@ class Admission:
             self._accepted_since_cut += 1
             self._closed_again = 0
             self._grow(now)
-        if self._is_first or self._knows_limits:
+        most = max(DOUBT_MOST, self._doubt_told)
+        if self._doubt_limit < most and (self._is_first or self._knows_limits):
             share = max(DOUBT_LEAST, min(DOUBT_MOST, self._doubt_share * self._accepted))
             aim = min(max(share, self._doubt_told), self._doubt_limit + 1)
             self._doubt_limit = max(self._doubt_limit, aim)
@@ -519,19 +549,22 @@ class Admission:
     def _learn_from_closure(self, grant: Grant) -> None:
         """Take the time since the first refusal for what this call's cost needs to come back."""
         seconds = max(grant.at - self._cut_at, self._doubt_seconds)
-        for name, budget in self.budgets.items():
+        for budget in self.budgets.values():
             if budget.source == "unknown" and budget.rate < math.inf:
-                budget.learn_rate(
-                    max(budget.rate, CLOSURE_SHARE * getattr(grant.cost, name) / seconds)
-                )
+                came_back = CLOSURE_SHARE * grant.cost[budget.field] / seconds
+                budget.learn_rate(max(budget.rate, came_back))
 
     def _cut(
         self, now: float, grant: Grant, retry_after: float | None, dimension: str | None
     ) -> None:
         """Take the first refusal of an epoch for what it is: we were too fast, by how much?"""
         self._epoch += 1
+        self._is_recalled = False
         named = dimension if dimension in self.budgets else None
         seconds = max(grant.at - self._cut_at, 1e-3)
+        if dimension == REQUESTS_PER_DAY and named is None:
+            self._close_gate(now, retry_after)  # which says nothing about the minute's rate
+            return
         if not self._accepted_since_cut and not self._is_first:
             self._closed_again += 1  # still closed, which says nothing about the rate
         else:
@@ -547,7 +580,9 @@ class Admission:
                     if named is None or name == named:
                         self._cut_rate(now, budget, grant, seconds)
             self._keep_in_step()
-            self._is_searching = self._goes_on_searching(grant, seconds)
+            # From the first refusal on the rate is searched upwards, until it is enclosed.
+            goes_on = self._is_first or (self._is_searching and not self._is_bracketed)
+            self._is_searching = goes_on and not self._knows_limits
             self._cut_at = grant.at
         for name, budget in self.budgets.items():
             budget.distrust_window(now)
@@ -555,7 +590,7 @@ class Admission:
             if named is None or name == named:
                 budget.drain(now, -budget.pending)
                 if self._is_searching:  # one call probes whether the provider has room again
-                    budget.level = max(budget.level, getattr(grant.cost, name))
+                    budget.level = max(budget.level, grant.cost[budget.field])
                 if budget.is_window and retry_after is not None:
                     budget.reset_at = min(budget.reset_at, now + retry_after + 0.05)
         if self._is_first:
@@ -574,13 +609,15 @@ class Admission:
         """Tell whether a told limit refused its first call because a minute's worth was used."""
         seconds = grant.at - self._began_at
         is_counted = [
-            budget.seems_counted(grant.spent_then[name] - getattr(grant.cost, name), seconds)
-            for name, budget in self.budgets.items()
+            budget.seems_counted(
+                grant.spent_then[budget.number] - grant.cost[budget.field], seconds
+            )
+            for budget in self.budgets.values()
         ]
         if any(is_counted):
             return True
         requests = self.budgets[REQUESTS]
-        held, spent = requests.capacity, grant.spent_then[REQUESTS]
+        held, spent = requests.capacity, grant.spent_then[requests.number]
         requests.learn_capacity(spent, seconds)
         return requests.capacity < held
 
@@ -601,7 +638,7 @@ class Admission:
             return False  # there are more of them now than chance brings
         rates, let_in = {}, 0.0
         for name, budget in self.budgets.items():
-            amount = grant.spent_then.get(name, 0.0) - budget.spent_at_cut
+            amount = _spent_then(grant, budget) - budget.spent_at_cut
             rates[name] = amount / seconds
             if name == REQUESTS:
                 let_in = amount - 1
@@ -638,23 +675,12 @@ class Admission:
                 budget.peak = max(budget.peak, self._doubt_at_cut * per_call / self._doubt_seconds)
                 budget.learn_rate(budget.peak)
 
-    def _goes_on_searching(self, grant: Grant, seconds: float) -> bool:
-        """Tell whether the rate is to be searched upwards after this refusal.
-
-        After the first it is; after a further one as long as much more was let in than before it.
-        """
-        if self._knows_limits:
-            return False
-        if self._is_first:
-            return True
-        return self._is_searching and not self._is_bracketed
-
     def _cut_rate(self, now: float, budget: Budget, grant: Grant, seconds: float) -> None:
-        let_in = grant.spent_then.get(budget.name, 0.0) - getattr(grant.cost, budget.name)
+        let_in = _spent_then(grant, budget) - grant.cost[budget.field]
         let_in = max(0.0, let_in - budget.spent_at_cut)
         if self._is_first and budget.source == "unknown":
             # All of a minute's burst may have been eaten: start low, search upwards.
-            let_in = let_in or getattr(grant.cost, budget.name)
+            let_in = let_in or grant.cost[budget.field]
             if let_in > 0:
                 budget.peak = let_in / (60 + seconds)
                 budget.burst = let_in
@@ -672,15 +698,18 @@ class Admission:
         else:
             budget.peak = budget.rate
         budget.refill(now)
-        is_alone = self._is_searching or seconds >= SECOND_CUT_SECONDS
-        budget.learn_rate(budget.peak * (CUT if is_alone else SECOND_CUT))
+        share = CUT
+        if not self._is_searching and seconds < SECOND_CUT_SECONDS:
+            # The bucket was empty then and is empty now: what was let in between came back.
+            share = max(DEEPEST_CUT, min(CUT, let_in / seconds / budget.rate))
+        budget.learn_rate(budget.peak * share)
 
     def _least(self, budget: Budget, grant: Grant, seconds: float) -> float:
         """Return the rate that was let in since the last refusal, or since an earlier one.
 
         The bucket was empty then and is empty now, so the limit's rate is no lower.
         """
-        let_in = grant.spent_then.get(budget.name, 0.0) - getattr(grant.cost, budget.name)
+        let_in = _spent_then(grant, budget) - grant.cost[budget.field]
         budget.least = max(budget.least, (let_in - budget.spent_at_cut) / seconds)
         return budget.least
 
@@ -737,9 +766,11 @@ class Admission:
         if self._is_first:
             return
         elapsed = now - self._grown_at
-        self._grown_at = now
-        if elapsed <= 0:
+        if elapsed < SHORTEST_GROWTH_SECONDS:
             return
+        self._grown_at = now
+        if self._is_recalled and now - self._began_at > RECALLED_SECONDS:
+            self._is_searching = True  # for all that we know the limit is a higher one now
         closed = min(CLOSED_CREDIT_SECONDS, self._open_at - self._cut_at)
         age = now - self._open_at + closed
         # While a rate is searched its bucket grows as fast as it fills.
@@ -772,17 +803,24 @@ class Admission:
                 continue
             budget = self.budgets.get(name)
             if budget is None and name == REQUESTS_PER_DAY:
-                budget = self.budgets[name] = Budget(name, None, now, 0.0)
-            if budget is None or name not in grant.spent_then:
+                budget = self._add(name, None, now, 0.0)
+            if budget is None or budget.number >= len(grant.spent_then):
                 continue
-            pending = grant.pending_then.get(name, 0.0)
-            if budget.sync(now, grant.at, grant.spent_then[name], pending, header):
-                self._is_searching = False
+            self._sees_headers = True
+            spent, pending = grant.spent_then[budget.number], grant.pending_then[budget.number]
+            is_news = budget.sync(now, grant.at, spent, pending, header)
+            if is_news or self._is_recalled:
+                self._is_searching = self._is_recalled = False
             for other in self.budgets.values():
                 if other.source == "unknown" and other.name not in headers:
                     other.release()  # who tells limits tells them all
             self._doubt_limit = max(self._doubt_limit, DOUBT_SEEN)
             self._doubt_told = self._doubt_share * (self.budgets[REQUESTS].limit or 0)
+
+
+def _spent_then(grant: Grant, budget: Budget) -> float:
+    """Return what had been spent when a call started; 0 of a limit that was not known then."""
+    return grant.spent_then[budget.number] if budget.number < len(grant.spent_then) else 0.0
 
 
 def _overtaken(rate: float, burst_per_span: float) -> float:
@@ -817,6 +855,6 @@ def _used_up(cost: Cost, headers: Mapping[str, LimitHeader] | None) -> str | Non
     short = [
         name
         for name, header in (headers or {}).items()
-        if _says_something(header) and header.remaining < getattr(cost, name, 0.0)
+        if _says_something(header) and name in _FIELDS and header.remaining < cost[_FIELDS[name]]
     ]
     return short[0] if len(short) == 1 else None

@@ -68,6 +68,8 @@ class Budget:
 
     __slots__ = (
         "_allowed",
+        "_allowed_full_at",
+        "_full_at",
         "_header_votes",
         "_last_header",
         "_log",
@@ -77,6 +79,8 @@ class Budget:
         "burst",
         "capacity",
         "ceiling",
+        "counts_output",
+        "field",
         "is_sliding",
         "is_window",
         "largest",
@@ -85,6 +89,7 @@ class Budget:
         "limit",
         "may_be_counted",
         "name",
+        "number",
         "peak",
         "pending",
         "rate",
@@ -99,6 +104,10 @@ class Budget:
 
     def __init__(self, name: str, limit: float | None, now: float, burst_seconds: float) -> None:
         self.name = name
+        #: Which part of a cost it counts, its place among the lane's budgets, and whether output
+        #: that is charged at the end of a call counts: set by whoever keeps it.
+        self.field = self.number = 0
+        self.counts_output = False
         self.window_seconds = DAY if name == REQUESTS_PER_DAY else MINUTE
         self.limit = limit
         self._told = limit
@@ -111,6 +120,8 @@ class Budget:
         #: The told limit's own bucket: what headers say never lets more in than it holds.
         self._told_capacity = self._allowed = self.capacity
         self.updated_at = now
+        #: When the bucket, and the told one, were last full or a window began.
+        self._full_at = self._allowed_full_at = -math.inf
         #: All that was ever charged; and its value at the last cut, and at the last reset.
         self.spent = self.spent_at_cut = self.spent_at_reset = 0.0
         #: Output of the calls in flight that the provider will charge when they end.
@@ -150,42 +161,58 @@ class Budget:
         if self._told is not None:
             refilled = self._allowed + elapsed * self._told / self.window_seconds
             self._allowed = min(self._told_capacity, refilled)
+            if refilled >= self._told_capacity:
+                self._allowed_full_at = now
         if self.is_window:
             if now >= self.reset_at + RESET_SLACK_SECONDS:
                 self.level = self.capacity
-                self.spent_at_reset = self.spent
+                self.spent_at_reset, self._full_at = self.spent, now
                 windows = math.ceil((now - self.reset_at + 1e-6) / self.window_seconds)
                 self.reset_at += self.window_seconds * windows
-        elif self.rate < math.inf and self.level < self.capacity:
+        elif self.rate < math.inf:
             self.level = min(self.capacity, self.level + elapsed * self.rate)
+            if self.level >= self.capacity:
+                self._full_at = now
 
     def charge(self, now: float, amount: float) -> None:
-        """Take ``amount`` out; a negative one gives back."""
+        """Take ``amount`` out."""
         self.spent += amount
-        if self.is_limited:
+        if self.capacity < math.inf:
             self.refill(now)
-            self.level = min(self.capacity, self.level - amount)
-            self._allowed = min(self._told_capacity, self._allowed - amount)
+            self.level -= amount
+            self._allowed -= amount
             if self._log is not None:
                 self._log.charge(now, amount)
 
-    def uncharge(self, now: float, amount: float, *, refund: bool) -> None:
-        """Forget a charge that the provider did not make; with ``refund`` it is there again."""
+    def settle(self, now: float, difference: float, charged_at: float) -> None:
+        """Correct a charge by what was used more or, when negative, less than it."""
+        if difference >= 0:
+            self.charge(now, difference)
+        else:
+            self.uncharge(now, -difference, charged_at, refund=True)
+
+    def uncharge(self, now: float, amount: float, charged_at: float, *, refund: bool) -> None:
+        """Forget a charge that the provider did not make; with ``refund`` it is there again.
+
+        A bucket that was full meanwhile would be no fuller without that charge.
+        """
         self.spent -= amount
-        if self.is_limited:
-            self.refill(now)
+        if not self.is_limited:
+            return
+        self.refill(now)
+        if self._allowed_full_at <= charged_at:
             self._allowed = min(self._told_capacity, self._allowed + amount)
-            if self._log is not None:
-                self._log.charge(now, -amount)
-            if refund:
-                self.level = min(self.capacity, self.level + amount)
+        if self._log is not None:
+            self._log.charge(now, -amount)
+        if refund and self._full_at <= charged_at:
+            self.level = min(self.capacity, self.level + amount)
 
     def wait(self, now: float, amount: float) -> float:
         """Return the seconds until a call of this cost may start.
 
         A call that costs more than the bucket holds waits for a full one, and leaves a debt.
         """
-        if not self.is_limited:
+        if self.capacity == math.inf:
             return 0.0
         self.refill(now)
         counted = 0.0
@@ -265,7 +292,7 @@ class Budget:
             self.learn_rate(rate)
             return
         self.limit, self.source = limit, "remembered"
-        self.rate = self.ceiling = self.peak = limit / self.window_seconds
+        self.rate = self.peak = limit / self.window_seconds
         self.capacity = self.level = capacity
 
     def note_cut(self) -> None:
@@ -319,7 +346,12 @@ class Budget:
         self.refill(now)
         if self.is_window:
             if now < deadline:
-                self.reset_at = deadline
+                if self._told is None:
+                    self.reset_at = deadline
+                else:  # no header makes a told limit's windows shorter, or puts their end off
+                    next_at = self._full_at + self.window_seconds
+                    self.reset_at = max(min(self.reset_at, deadline), next_at)
+                    remaining = min(remaining, limit - (spent_then - self.spent_at_reset))
                 room = min(self.capacity, remaining - spent_since)
                 self.level = max(min(self.level, room), room - pending_then)
             return is_news
@@ -344,6 +376,8 @@ class Budget:
         self._header_votes = max(_MIN_VOTES, min(_MAX_VOTES, self._header_votes + vote))
         self._last_header = (deadline, remaining, sent_at)
         if self._header_votes >= _VOTES_FOR_WINDOW:
+            if not self.is_window:
+                self.spent_at_reset = self.spent - max(0.0, limit - remaining)
             self.is_window = True
         elif self._header_votes < 0 and self.is_window:
             self.become_bucket()

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 #: How long calls count, and the share of them that must get through.
 MEMORY_SECONDS = 20.0
 ACCEPTED_SHARE = 0.5
+#: Calls grow older in steps of so long.
+SHORTEST_SECONDS = 0.05
 #: The number at a time changes no more often than this, so that a change can show its effect.
 SETTLING_SECONDS = 1.0
 SHRINK, GROWTH = 0.7, 1.25
@@ -126,7 +128,7 @@ class Overload:
 
     def _forget(self, now: float) -> None:
         elapsed = now - self._noted_at
-        if elapsed > 0:
+        if elapsed > SHORTEST_SECONDS:
             keep = math.exp(-elapsed / MEMORY_SECONDS)
             self.requests *= keep
             self.accepted *= keep

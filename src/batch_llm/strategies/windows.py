@@ -17,7 +17,7 @@ class MinuteLog:
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
-        #: [the second's number, what was charged in it], oldest first: one more than the window has.
+        #: [the second's number, what was charged in it], oldest first.
         self._charges: deque[list[float]] = deque()
         self._total = 0.0
 

@@ -6,8 +6,9 @@ import random
 import pytest
 
 from batch_llm import Limits
-from batch_llm.strategies.admission import REQUESTS, TOKENS, Admission, Cost, _overtaken
+from batch_llm.strategies.admission import REQUESTS, TOKENS, Admission, Cost, Known, _overtaken
 from batch_llm.strategies.budgets import LimitHeader
+from virtual_lane import Lane, Reply
 
 ONE = Cost()
 
@@ -325,7 +326,7 @@ def test_a_rate_that_grew_over_a_small_bucket_tells_which_it_has_overtaken():
     assert _overtaken(math.inf, 10.0) == 0.0
 
 
-def test_a_told_limit_used_up_sooner_than_a_bucket_s_that_opens_when_its_first_call_is_a_minute_old():
+def test_a_told_limit_that_opens_when_its_first_call_is_a_minute_old_is_counted_by_the_minute():
     one = admission(limits=Limits(requests_per_minute=60))
     requests = one.budgets[REQUESTS]
     for n in range(60):
@@ -401,19 +402,19 @@ def test_a_known_limit_is_not_searched():
     assert not unknown._is_searching
 
 
-def test_a_second_cut_within_moments_cuts_deeper():
-    one = admission(limits=Limits(requests_per_minute=6000))
-    rates = []
-    for sent, lets_in in ((5.0, 1.0), (10.0, 1.0), (12.0, 20.0), (30.0, 40.0)):
-        before = one.budgets[REQUESTS].rate
-        one.refused(sent + 0.1, one.start(sent, ONE), latency=0.1)
-        rates.append(one.budgets[REQUESTS].rate / before)
-        one._grown_at = math.inf  # growth is not what is tested
-        later = one.closed_until + 0.1
-        one.accepted(later, one.start(later, ONE))
-        assert later < lets_in + 60
+@pytest.mark.parametrize(("let_in", "share"), [(3, 0.5), (14, 7 / 8.7), (40, 0.87)])
+def test_a_second_cut_within_moments_leaves_what_was_let_in_between(let_in, share):
+    one = admission(limits=Limits(requests_per_minute=600))
+    now = past_the_first_refusal(one) + 6.0
+    one.refused(now, one.start(now, ONE), latency=0.0)
+    before = one.budgets[REQUESTS].rate
+    one._grown_at = math.inf  # growth is not what is tested
+    for n in range(let_in):
+        one.accepted(now + 1.0, one.start(now + 0.5 + 0.01 * n, ONE))
 
-    assert rates == pytest.approx([1.0, 0.87, 0.7, 0.87])  # the first shows the bucket's size
+    one.refused(now + 2.0, one.start(now + 2.0, ONE), latency=0.0)
+
+    assert one.budgets[REQUESTS].rate / before == pytest.approx(share)
 
 
 def test_while_the_gate_proves_closed_again_one_call_at_a_time_is_tried():
@@ -499,3 +500,37 @@ def test_a_gate_that_was_closed_for_moments_is_no_fixed_minute():
         one.accepted(opened_at + 0.1, one.start(opened_at, ONE))
 
     assert not one.budgets[REQUESTS].is_window
+
+
+def test_a_refusal_for_the_day_says_nothing_of_the_minutes_rate():
+    one = admission()
+    for n in range(20):
+        one.accepted(0.1 * n + 0.05, one.start(0.1 * n, ONE))
+
+    grant = one.start(3.0, ONE)
+    one.refused(3.1, grant, latency=0.1, retry_after=3600.0, dimension="requests_per_day")
+
+    assert one.closed_until >= 3603.0
+    assert one.budgets[REQUESTS].rate == math.inf
+
+
+@pytest.mark.parametrize("limit", [600.0, None], ids=["told by headers then", "learned then"])
+def test_what_is_remembered_far_too_low_is_corrected_within_a_minute(limit):
+    """Ten a second are remembered; the provider takes a hundred, and says nothing of limits."""
+    one = admission(dimensions=(REQUESTS,))
+    one.recall({REQUESTS: Known(limit, 10.0, 10.0)}, share=0.9)
+    bucket, filled_at = 100.0, 0.0
+
+    def reply(now):
+        nonlocal bucket, filled_at
+        bucket, filled_at = min(100.0, bucket + 100 * (now - filled_at)), now
+        if bucket < 1:
+            return Reply("refused", 0.1)
+        bucket -= 1
+        return Reply("taken", 0.3)
+
+    lane = Lane(one, reply).run(70.0)
+
+    assert lane.count("taken", 0.0, 15.0) <= 160  # it is kept to at first
+    assert lane.count("taken", 60.0, 70.0) > 700
+    assert len(lane.ends["refused"]) < 0.03 * len(lane.ends["taken"])

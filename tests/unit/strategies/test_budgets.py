@@ -112,7 +112,7 @@ def test_a_header_never_gives_a_told_limit_a_larger_burst():
 def test_what_is_paid_back_may_be_used_again_however_the_headers_go():
     budget = told(600.0)
     budget.charge(0.0, 500.0)
-    budget.uncharge(0.0, 500.0, refund=True)
+    budget.uncharge(0.0, 500.0, 0.0, refund=True)
 
     synced(budget, 0.0, 600.0, 0.0)
 
@@ -286,10 +286,53 @@ def test_a_window_that_ends_keeps_to_the_told_burst():
 def test_refused_calls_do_not_use_up_the_told_limit_where_headers_show_room():
     budget = told(600.0)
     budget.charge(0.0, 600.0)
-    budget.uncharge(0.0, 600.0, refund=False)
+    budget.uncharge(0.0, 600.0, 0.0, refund=False)
     assert budget.level == 0.0
 
     for _ in range(30):
         synced(budget, 0.0, 600.0, 0.0)
 
     assert budget.level > 590.0
+
+
+def test_in_fixed_windows_wrong_headers_do_not_pass_a_told_limit():
+    """A told 60 a minute, at once at the most; headers that promise a new window each second."""
+    budget = Budget(REQUESTS, 60.0, 0.0, 60.0)
+    for at in (0.0, 2.0, 4.0, 6.0):  # a reset that stands still makes it a window
+        synced(budget, at, 60.0 - 5 * at, 10.0 - at, limit=60.0)
+    assert budget.is_window
+
+    now, seconds = 10.0, 300.0
+    while now < 10.0 + seconds:
+        while budget.wait(now, 1.0) == 0:
+            budget.charge(now, 1.0)
+        now += 0.5
+        synced(budget, now, 60.0, 1.0, limit=60.0)
+
+    assert 300 <= budget.spent <= 60 + 60 * (10.0 + seconds) / 60
+
+
+@pytest.mark.parametrize("how", ["settled with less", "never sent"])
+def test_a_late_refund_gives_back_no_more_than_is_missing_still(how):
+    """The charge of 30 was refilled by 30 s; then the bucket of 60 was emptied by others."""
+    budget = told(60.0)
+    budget.charge(0.0, 30.0)
+    budget.charge(30.0, 60.0)
+    assert budget.level == pytest.approx(0.0)
+
+    if how == "never sent":
+        budget.uncharge(30.0, 30.0, 0.0, refund=True)
+    else:
+        budget.settle(30.0, -30.0, 0.0)
+
+    assert budget.level == pytest.approx(0.0)
+
+
+def test_a_refund_before_the_bucket_was_full_again_is_paid_in_full():
+    budget = told(60.0)
+    budget.charge(0.0, 30.0)
+    budget.charge(10.0, 20.0)
+
+    budget.settle(10.0, -30.0, 0.0)
+
+    assert budget.level == pytest.approx(60 - 30 + 10 - 20 + 30)
