@@ -21,12 +21,15 @@ from batch_llm.exceptions import (
     ContentFilteredError,
     DuplicateItemError,
     ItemError,
+    LedgerError,
+    LedgerInUseError,
     MalformedResponseError,
     MissingExtraError,
     MissingKeyError,
     ProviderError,
     RateLimitedTooOftenError,
     RefusedError,
+    SettingsChangedError,
     SourceError,
     StatusError,
     StoreError,
@@ -37,6 +40,7 @@ from batch_llm.exceptions import (
 from batch_llm.middleware import BaseMiddleware, Middleware
 from batch_llm.observers import BaseObserver, MetricsObserver, ProcessingEvent, ProcessorObserver
 from batch_llm.parallel import ParallelBatchProcessor
+from batch_llm.stores import Ledger, MemoryLedger, SqliteLedger
 from batch_llm.strategies import (
     DefaultErrorClassifier,
     ErrorClassifier,
@@ -73,8 +77,12 @@ __all__ = [
     "Image",
     "ItemError",
     "LLMWorkItem",
+    "Ledger",
+    "LedgerError",
+    "LedgerInUseError",
     "Limits",
     "MalformedResponseError",
+    "MemoryLedger",
     "Message",
     "MetricsObserver",
     "Middleware",
@@ -98,7 +106,9 @@ __all__ = [
     "ResultLike",
     "RetryConfig",
     "Settings",
+    "SettingsChangedError",
     "SourceError",
+    "SqliteLedger",
     "Statistics",
     "StatusError",
     "StoreError",
