@@ -12,6 +12,7 @@ import contextlib
 import json
 import sqlite3
 from datetime import UTC, datetime
+from itertools import chain, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,8 @@ from batch_llm.exceptions import DuplicateItemError, LedgerError, StoreError
 from batch_llm.stores.base import Attempt, ItemState, Record, is_settled
 from batch_llm.stores.file_lock import FileLock
 from batch_llm.stores.group_writer import GroupWriter
-from batch_llm.stores.statements import migrations, statements
+from batch_llm.stores.seen_ids import SeenIds
+from batch_llm.stores.statements import many, migrations, statements
 from batch_llm.stores.values import clean, from_json, plain_usage, reused, to_json
 
 if TYPE_CHECKING:
@@ -29,10 +31,13 @@ if TYPE_CHECKING:
     from batch_llm.base import WorkItemResult
 
 LINGER_SECONDS = 0.004
+#: An item that is in work for longer is written down as such.
+RIPE_SECONDS = 1.0
 #: How long a write waits for another program that has the file locked.
 PATIENCE_SECONDS = 30.0
 _PAGE_BYTES = 16_384
 _ROWS_AT_ONCE = 500
+_ROWS_PER_STATEMENT = (64, 8, 1)
 
 
 class _Work:
@@ -40,7 +45,7 @@ class _Work:
 
     __slots__ = (
         "content", "done", "is_new", "is_open", "is_reopened", "item_id", "number", "payload",
-        "result", "tries",
+        "result", "started_at", "tries",
     )  # fmt: skip
 
     def __init__(self, number: int, item_id: str, content: bytes) -> None:
@@ -49,6 +54,7 @@ class _Work:
         self.content = content
         self.is_new = self.is_reopened = False
         self.is_open = True
+        self.started_at = 0.0
         self.tries: list[tuple[Any, ...]] = []
         self.result: WorkItemResult[Any, Any] | None = None
         self.payload: tuple[Any, ...] = ()
@@ -114,6 +120,10 @@ class SqliteLedger:
         self._open: dict[str, _Work] = {}
         self._reused_ids: set[str] = set()
         self._clock_offset = 0.0
+        self._time: Callable[[], float] = float
+        self._seen: SeenIds | None = None
+        #: Items in work of which the file does not know it yet; the writer's thread has them.
+        self._young: dict[int, _Work] = {}
 
     # A connection is used by one thread at a time: the writing one by the writer's thread from the
     # moment it starts, and by others only in `_exclusively`, between two groups.
@@ -212,7 +222,7 @@ class SqliteLedger:
             raise LedgerError(str(self.path), "it is in a run already, or was closed")
         loop = asyncio.get_running_loop()
         now = datetime.now(UTC).timestamp()
-        self._clock_offset = now - loop.time()
+        self._clock_offset, self._time = now - loop.time(), loop.time
         session = self._session + 1
 
         def begin(connection: sqlite3.Connection) -> None:
@@ -220,6 +230,11 @@ class SqliteLedger:
             connection.execute(self._sql["recover"])
 
         self._exclusively(begin)
+        if self._seen is None:
+            self._seen = SeenIds()
+            for (key,) in self._reading.execute(self._sql["ids"]):
+                self._seen.add(_id(key))
+        self._young.clear()  # the thread is idle: nothing is put in between two runs
         self._writer.attach(loop)
         self._session, self._is_in_run, self._keeps_ids = session, True, keeps_ids
         self._open.clear()
@@ -242,10 +257,13 @@ class SqliteLedger:
             StoreError: The ledger cannot be written or read any more.
         """
         writer = self._usable(item_id)
+        assert self._seen is not None  # noqa: S101 - the run has begun
         known = self._open.get(item_id)
         if (known is not None and known.is_open) or item_id in self._reused_ids:
             raise DuplicateItemError(item_id)
-        row = None if known is not None else self._row_of(item_id)
+        # Looking into the file costs ten times the rest, right after another thread wrote to it.
+        may_be_known = self._seen.add(item_id)
+        row = self._row_of(item_id) if known is None and may_be_known else None
         if known is not None:  # given up a moment ago; the file may not know yet
             work = _Work(known.number, item_id, content)
         elif row is None:
@@ -262,6 +280,7 @@ class SqliteLedger:
                 if self._keeps_ids:
                     self._reused_ids.add(item_id)
                 return reused(self._record(number))
+        work.started_at = self._time()
         self._open[item_id] = work
         writer.put(("start", work))
         return None
@@ -329,14 +348,35 @@ class SqliteLedger:
     def _write(self, group: list[_Entry]) -> None:
         assert self._writing is not None  # noqa: S101 - the thread ends before it is closed
         with _transaction(self._writing) as connection:
-            for steps in _apart(group):
+            for steps in _apart(self._ripe(group)):
                 self._write_steps(connection, steps)
+
+    def _ripe(self, group: list[_Entry]) -> Iterator[_Entry]:
+        """Give the steps that are to be written now.
+
+        That an item is in work is written when it has been for a while, or with what became of it:
+        most calls are over soon, and one row is cheaper than a row that is changed. An item of
+        which the file does not know yet that it is in work is as good as pending.
+        """
+        young = self._young
+        for step, work in group:
+            if step == "start":
+                young[work.number] = work
+                continue
+            if young.pop(work.number, None) is not None:
+                yield "start", work
+            yield step, work
+        ripe_at = self._time() - RIPE_SECONDS
+        ripe = list(takewhile(lambda work: work.started_at < ripe_at, young.values()))
+        for work in ripe:
+            del young[work.number]
+            yield "start", work
 
     def _write_steps(
         self, connection: sqlite3.Connection, steps: Mapping[str, list[_Work]]
     ) -> None:
         """Write steps of different items, all of one kind together."""
-        run, session, now = connection.executemany, self._session, datetime.now(UTC).timestamp()
+        session, now = self._session, datetime.now(UTC).timestamp()
         started, ended = steps.get("start", []), steps.get("finish", [])
         forgotten, both = steps.get("forget", []), steps.get("start and finish", [])
         again = [work for work in (*started, *both) if not work.is_new]
@@ -346,15 +386,14 @@ class SqliteLedger:
         ended = [*ended, *both]
         for name, rows in (
             ("reopen", [(work.number,) for work in again if work.is_reopened]),
-            ("start", [(work.content, session, work.number) for work in again]),
+            ("start", [(work.number, work.content, session) for work in again]),
             ("insert", fresh),
             ("forget", [(work.number,) for work in forgotten]),
             ("finish", [_end(work, session, now) for work in known]),
             ("payload", [work.payload for work in ended]),
             ("try", [one for work in (*ended, *forgotten) for one in work.tries]),
         ):
-            if rows:
-                run(self._sql[name], rows)
+            _run(connection, name, rows)
 
     def _try(self, number: int, attempt: Attempt) -> tuple[Any, ...]:
         usage = None if attempt.usage is None else plain_usage(attempt.usage)
@@ -407,12 +446,19 @@ class SqliteLedger:
 
     def look_up(self, items: Iterable[tuple[str, bytes]], /) -> list[Record | None]:
         """Return, for each id and content, the result that would be kept, or None."""
-        found: list[Record | None] = []
-        for item_id, content in items:
-            row = self._row_of(item_id)
-            is_kept = row is not None and row[1] == content and is_settled(row[2], row[4], row[5])
-            found.append(self._record(row[0]) if row is not None and is_kept else None)
-        return found
+        asked = list(items)
+        found: list[Record | None] = [None] * len(asked)
+        keys = [_key(item_id) for item_id, _ in asked]
+        plain = [key if isinstance(key, str) else None for key in keys]
+        for row in self._rows("look_up", (json.dumps(plain),)):
+            found[row[-1]] = _read_record(row)
+        for index, key in enumerate(keys):
+            if not isinstance(key, str):
+                found[index] = self.find(asked[index][0])
+        return [
+            record if record and record.content == content and record.is_settled else None
+            for record, (_, content) in zip(found, asked, strict=True)
+        ]
 
     def find(self, item_id: str, /) -> Record | None:
         """Return what is known of an item."""
@@ -493,7 +539,17 @@ def _transaction(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]
         raise
 
 
-def _apart(group: list[_Entry]) -> Iterator[dict[str, list[_Work]]]:
+def _run(connection: sqlite3.Connection, name: str, rows: list[tuple[Any, ...]]) -> None:
+    """Run a statement over rows, as many at a time as fit."""
+    first = 0
+    for size in _ROWS_PER_STATEMENT:
+        while len(rows) - first >= size:
+            values = list(chain.from_iterable(rows[first : first + size]))
+            connection.execute(many(name, size), values)
+            first += size
+
+
+def _apart(group: Iterable[_Entry]) -> Iterator[dict[str, list[_Work]]]:
     """Part a group into lots in which no item takes two steps, except that it starts and ends.
 
     Then the steps of one lot can be written kind by kind, whatever their order was.
@@ -542,12 +598,12 @@ def _end(work: _Work, session: int, now: float) -> tuple[Any, ...]:
     result = work.result
     assert result is not None  # noqa: S101 - `finish` has set it
     return (
+        work.number,
         _state(result),
         session,
         clean(result.error_code),
         result.attempts,
         now,
-        work.number,
     )
 
 

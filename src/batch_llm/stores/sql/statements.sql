@@ -1,5 +1,10 @@
+-- Those that end in a row of VALUES are given many rows at once: see `many`.
+
 -- name: find
 SELECT number, content, state, session, error_code, attempts FROM items WHERE item_id = ?;
+
+-- name: ids
+SELECT item_id FROM items;
 
 -- name: last_number
 SELECT coalesce(max(number), 0) FROM items;
@@ -21,17 +26,24 @@ INSERT INTO items (number, item_id, content, state, session, error_code, attempt
 VALUES (?, ?, ?, ?, ?, ?, ?, ?);
 
 -- name: reopen
-UPDATE items SET state = 'pending' WHERE number = ? AND state IN ('done', 'failed');
+UPDATE items SET state = 'pending'
+WHERE state IN ('done', 'failed') AND number IN (VALUES (?));
 
 -- name: start
-UPDATE items SET state = 'running', content = ?, session = ? WHERE number = ?;
+WITH new (number, content, session) AS (VALUES (?, ?, ?))
+UPDATE items SET state = 'running', content = new.content, session = new.session
+FROM new WHERE items.number = new.number;
 
 -- name: forget
-UPDATE items SET state = 'pending' WHERE number = ?;
+UPDATE items SET state = 'pending' WHERE number IN (VALUES (?));
 
 -- name: finish
-UPDATE items SET state = ?, session = ?, error_code = ?, attempts = ?, finished_at = ?
-WHERE number = ?;
+WITH new (number, state, session, error_code, attempts, finished_at) AS (
+  VALUES (?, ?, ?, ?, ?, ?)
+)
+UPDATE items SET state = new.state, session = new.session, error_code = new.error_code,
+  attempts = new.attempts, finished_at = new.finished_at
+FROM new WHERE items.number = new.number;
 
 -- name: payload
 INSERT OR REPLACE INTO payloads
@@ -48,6 +60,11 @@ VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
 SELECT item_id, content, state, output, error, error_code, model, usage, attempts, seconds,
        safety_ratings, response_body
 FROM items LEFT JOIN payloads USING (number) WHERE number = ?;
+
+-- name: look_up
+SELECT item_id, content, state, output, error, error_code, model, usage, attempts, seconds,
+       safety_ratings, response_body, asked.key
+FROM json_each(?) AS asked JOIN items ON item_id = asked.value LEFT JOIN payloads USING (number);
 
 -- name: records
 SELECT item_id, content, state, output, error, error_code, model, usage, attempts, seconds,
