@@ -1,7 +1,7 @@
 """What clients make of a provider's limits, over sockets: time, refusals, losses, CPU.
 
     uv run --group bench python benchmarks/limits.py [--profiles bucket halved] [--rounds 3]
-    uv run --group bench python benchmarks/limits.py --plot docs/images/limit-halved.svg
+    uv run --group bench python benchmarks/limits.py --plot halved.svg
 
 Each run has a simulator and a client of its own, each in a process of its own. The client imports
 what it needs, resets the simulator (fixed windows start there), and is timed from then until it
@@ -499,7 +499,7 @@ def main():
     parser.add_argument("--clients", nargs="+", choices=CLIENTS, default=list(CLIENTS))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--calls", type=int)
-    parser.add_argument("--plot", nargs="+", metavar="OUT", help="files such as limit-halved.svg")
+    parser.add_argument("--plot", nargs="+", metavar="OUT", help="files such as halved.svg")
     parser.add_argument("--one", nargs=3, metavar=("CLIENT", "PROFILE", "URL"))
     options = parser.parse_args()
     if options.plot:

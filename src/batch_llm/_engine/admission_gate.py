@@ -115,10 +115,12 @@ class AdmissionGate:
         """Return the lanes for which this run's calls wait, where that takes long."""
         now, found = self._loop.time(), []
         for lane in self._waited_for():
-            pause = lane.pause(now)
-            if pause is not None and pause.seconds >= COOLDOWN_SECONDS:
-                waiting = self._flow.waiting[lane.name]
-                found.append(LanePause(lane.name, pause.seconds, pause.reason, waiting))
+            pause, waiting = lane.pause(now), self._flow.waiting[lane.name]
+            seconds = pause.seconds if pause is not None else 0.0
+            if (outage := lane.overloaded_seconds(now)) >= COOLDOWN_SECONDS:
+                found.append(LanePause(lane.name, seconds, "overloaded", waiting, outage))
+            elif pause is not None and seconds >= COOLDOWN_SECONDS:
+                found.append(LanePause(lane.name, seconds, pause.reason, waiting))
         return found
 
     @property
@@ -143,8 +145,9 @@ class AdmissionGate:
             present: Items in the building, those between two attempts not counted.
         """
         slack = max(LEAST_SLACK, int(SLACK_SHARE * self.in_flight))
-        wanted = min(self.lanes.most, present - self.waiting + slack)
-        return wanted + min(self._held(), MOST_HELD)
+        waiting = self.waiting
+        wanted = min(self.lanes.most, present - waiting + slack)
+        return wanted + min(self._held(), MOST_HELD) if waiting else wanted
 
     def _held(self) -> int:
         """Count the items that wait for lanes that are shut, while others may have room."""
@@ -214,11 +217,14 @@ class AdmissionGate:
         return self._start_now(lane, lane.cost_of(item))
 
     def _start_now(self, lane: Lane, cost: Cost) -> Ticket | None:
-        place, wait = lane.best_place(self._loop.time(), cost)
-        if wait > 0 or lane.next() is not None or not self.lanes.may_start():
+        now = self._loop.time()
+        place, wait = lane.best_place(now, cost)
+        if wait > 0 or not self.lanes.may_start():
+            return None
+        if lane.is_waited_for and lane.next() is not None:
             return None
         self.in_flight += 1
-        return self.lanes.start(lane, place, cost)
+        return self.lanes.start(lane, place, cost, now)
 
     def leave(self, ticket: Ticket, /, *, was_sent: bool = True) -> None:
         """Give the room to the next one; a call whose end nobody told was given up."""

@@ -589,10 +589,10 @@ class Lanes:
         """Whether there is room for one more call, in whatever lane."""
         return self.in_flight < self.most
 
-    def start(self, lane: Lane, place: Place, cost: Cost) -> Ticket:
+    def start(self, lane: Lane, place: Place, cost: Cost, now: float) -> Ticket:
         """Let a call in."""
         self.in_flight += 1
-        return Ticket(lane, place, place.start(self.loop.time(), cost))
+        return Ticket(lane, place, place.start(now, cost))
 
     def leave(self, lane: Lane) -> None:
         """Give the room of a call that ended to the next one."""
@@ -638,7 +638,7 @@ class Lanes:
                     lane.timer = self.loop.call_at(at, self.pump, lane)
                 return
             lane.take(waiting)
-            waiting.future.set_result(self.start(lane, place, waiting.cost))
+            waiting.future.set_result(self.start(lane, place, waiting.cost, now))
             waiting.flow.on_room()
 
     def note_known(self, place: Place) -> None:

@@ -39,12 +39,14 @@ class LanePause(msgspec.Struct, frozen=True):
         seconds: Until the next call.
         reason: ``refused``, ``overloaded``, ``set aside``, or the dimension that is used up.
         waiting: This run's calls that wait for it.
+        overloaded_seconds: Since when its provider deals with no calls; 0 while it does.
     """
 
     lane: str
     seconds: float
     reason: str
     waiting: int
+    overloaded_seconds: float = 0.0
 
 
 class Statistics(msgspec.Struct, frozen=True, kw_only=True):

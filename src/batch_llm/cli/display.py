@@ -246,6 +246,14 @@ def _errors(now: Statistics) -> list[str]:
 
 
 def _state(now: Statistics) -> str:
+    outages = [
+        f"{pause.lane or 'the provider'} is overloaded for {_long(pause.overloaded_seconds)}"
+        ", probing"
+        for pause in now.pauses
+        if pause.overloaded_seconds
+    ]
+    if outages:
+        return "  ".join([f"state  {now.state}", *outages])
     if now.state == "cooling":
         detail = f"resumes in {_long(now.cooldown_remaining_seconds)} ({_reason(now)})"
         return f"state  cooling  {detail}"

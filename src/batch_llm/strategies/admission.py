@@ -61,7 +61,7 @@ SHORTEST_CLOSURE_SECONDS = 5.0
 #: What is remembered with less trust than this is where a search begins; else it is kept to.
 WELL_KNOWN_SHARE = 0.8
 #: What is remembered is kept to for so long; when nothing was refused by then, it is searched on.
-RECALLED_SECONDS = 20.0
+RECALLED_SECONDS, RECALLED_SPAN_SECONDS = 20.0, 4.0
 #: A bucket that is fuller than this is not what holds the calls up: its rate does not grow.
 UNUSED_SHARE = 0.9
 #: How much a rate may grow in one step.
@@ -76,6 +76,10 @@ DOUBT_LEAST = 32.0
 #: While a rate is searched so many, because they are refused when it is found.
 DOUBT_SEARCH = 64.0
 DOUBT_SHARE, DOUBT_TOLD_SHARE = 0.2, 0.05
+#: Where many were let in and none refused, this share of them may be in doubt as well.
+DOUBT_LATER_SHARE = 0.05
+#: Of what a rate sends while a call is in doubt, so much may be in doubt.
+DOUBT_OVER_PACED = 1.2
 #: Without a Retry-After the closed gate is tried again after this, doubling up to the longest.
 PROBE_SECONDS, LONGEST_PROBE_SECONDS = 0.25, 8.0
 #: A call whose rate is known from no dimension: so many a second.
@@ -503,8 +507,12 @@ class Admission:
 
     def _believe_silence(self, now: float) -> None:
         doubtful, limit = self._doubtful, now - self._doubt_seconds
-        while doubtful and (not doubtful[0].is_in_doubt or doubtful[0].at <= limit):
-            self._confirm(now, doubtful.popleft())
+        while doubtful:
+            if doubtful[0].is_in_doubt:
+                if doubtful[0].at > limit:
+                    return
+                self._confirm(now, doubtful[0])
+            doubtful.popleft()
 
     def _confirm(self, now: float, grant: Grant) -> None:
         """Count a call as let in."""
@@ -524,9 +532,9 @@ class Admission:
             self._accepted_since_cut += 1
             self._closed_again = 0
             self._grow(now)
-        most = max(DOUBT_MOST, self._doubt_told)
+        most = max(DOUBT_MOST, self._doubt_told, DOUBT_LATER_SHARE * self._accepted)
         if self._doubt_limit < most and (self._is_first or self._knows_limits):
-            share = max(DOUBT_LEAST, min(DOUBT_MOST, self._doubt_share * self._accepted))
+            share = max(DOUBT_LEAST, min(most, self._doubt_share * self._accepted))
             aim = min(max(share, self._doubt_told), self._doubt_limit + 1)
             self._doubt_limit = max(self._doubt_limit, aim)
 
@@ -540,9 +548,11 @@ class Admission:
             ),
             default=math.inf,
         )
+        closed_seconds = grant.at - self._cut_at
+        is_long = closed_seconds > max(SHORTEST_CLOSURE_SECONDS, 1.5 * longest + 1)
         for budget in self.budgets.values():
-            budget.explain_opening(now, self._began_at, grant.at)
-        if grant.at - self._cut_at > max(SHORTEST_CLOSURE_SECONDS, 3 * longest + 1):
+            budget.explain_opening(now, self._began_at, grant.at, is_long=is_long)
+        if closed_seconds > max(SHORTEST_CLOSURE_SECONDS, 3 * longest + 1):
             for budget in self.budgets.values():
                 budget.seems_a_window(now, grant.at)
 
@@ -590,9 +600,10 @@ class Admission:
             if named is None or name == named:
                 budget.drain(now, -budget.pending)
                 if self._is_searching:  # one call probes whether the provider has room again
-                    budget.level = max(budget.level, grant.cost[budget.field])
+                    one_call = min(budget.capacity, grant.cost[budget.field])
+                    budget.level = max(budget.level, one_call)
                 if budget.is_window and retry_after is not None:
-                    budget.reset_at = min(budget.reset_at, now + retry_after + 0.05)
+                    budget.opens_again(now, now + retry_after + 0.05)
         if self._is_first:
             self._first_refused = grant.number
             self._doubt_at_cut = self._doubt_limit
@@ -609,15 +620,13 @@ class Admission:
         """Tell whether a told limit refused its first call because a minute's worth was used."""
         seconds = grant.at - self._began_at
         is_counted = [
-            budget.seems_counted(
-                grant.spent_then[budget.number] - grant.cost[budget.field], seconds
-            )
+            budget.seems_counted(_spent_then(grant, budget) - grant.cost[budget.field], seconds)
             for budget in self.budgets.values()
         ]
         if any(is_counted):
             return True
         requests = self.budgets[REQUESTS]
-        held, spent = requests.capacity, grant.spent_then[requests.number]
+        held, spent = requests.capacity, _spent_then(grant, requests)
         requests.learn_capacity(spent, seconds)
         return requests.capacity < held
 
@@ -729,6 +738,8 @@ class Admission:
     @property
     def _span(self) -> float:
         """The time in which a rate that is searched doubles and more."""
+        if self._is_recalled:  # what is remembered is likely to hold still
+            return RECALLED_SPAN_SECONDS
         span = SEARCH_SPANS * self._doubt_seconds
         return max(SHORTEST_SPAN_SECONDS, min(LONGEST_SPAN_SECONDS, span))
 
@@ -793,16 +804,16 @@ class Admission:
             budget.learn_rate(rate)
         self._keep_in_step()
         if not self._knows_limits:
-            most = 2 * self.requests_per_second * self._doubt_seconds
+            paced = self.requests_per_second * self._doubt_seconds
             bound = DOUBT_SEARCH if self._is_searching else DOUBT_MOST
-            self._doubt_limit = max(2.0, min(bound, most))
+            self._doubt_limit = max(2.0, min(2 * paced, bound), DOUBT_OVER_PACED * paced)
 
     def _sync(self, now: float, grant: Grant, headers: Mapping[str, LimitHeader]) -> None:
         for name, header in headers.items():
             if not _says_something(header):
                 continue
             budget = self.budgets.get(name)
-            if budget is None and name == REQUESTS_PER_DAY:
+            if budget is None and name in _FIELDS:  # the provider counts what nobody told us of
                 budget = self._add(name, None, now, 0.0)
             if budget is None or budget.number >= len(grant.spent_then):
                 continue

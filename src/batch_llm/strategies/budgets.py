@@ -72,6 +72,7 @@ class Budget:
         "_full_at",
         "_header_votes",
         "_last_header",
+        "_limit_sent_at",
         "_log",
         "_opened_at",
         "_told",
@@ -133,6 +134,8 @@ class Budget:
         #: The charges of the last minute, where the limit was told.
         self._log = None if limit is None else MinuteLog(self.window_seconds)
         self.reset_at = math.inf
+        #: When the latest call was sent whose answer told the limit.
+        self._limit_sent_at = -math.inf
         self._last_header: tuple[float, float, float] | None = None
         self._header_votes = 0
         #: What was let in before the first refusal of an unknown limit.
@@ -320,6 +323,9 @@ class Budget:
             Whether the limit is news.
         """
         limit, remaining, reset = header
+        if limit != self.limit and sent_at < self._limit_sent_at:
+            return False  # a late answer: a call that was sent later has told another limit
+        self._limit_sent_at = max(self._limit_sent_at, sent_at)
         spent_since = self.spent - spent_then
         if self._told is not None and limit > self._told:
             # The told limit is the ceiling; what the provider has left can only lower the level.
@@ -396,14 +402,18 @@ class Budget:
         self.refill(now)
         self._become_window(opened_at)
 
-    def explain_opening(self, now: float, began_at: float, opened_at: float) -> None:
+    def explain_opening(
+        self, now: float, began_at: float, opened_at: float, *, is_long: bool
+    ) -> None:
         """Tell how a limit is counted that was used up: its first opening shows it.
 
-        A sliding window opens when the first charge is a minute old, a fixed one sooner.
+        A sliding window opens when the first charge is a minute old, a fixed one sooner; a bucket
+        as soon as it has filled enough, which is not ``is_long`` after.
         """
-        if not self.may_be_counted:
-            return
+        is_counted = self.may_be_counted and is_long
         self.may_be_counted = False
+        if not is_counted:
+            return
         self.refill(now)
         if opened_at - began_at < self.window_seconds - _SLIDING_SLACK_SECONDS:
             self._become_window(opened_at)
@@ -414,9 +424,21 @@ class Budget:
     def _become_window(self, opened_at: float) -> None:
         self.is_window = True
         self.rate = self.ceiling
-        self.level = self.capacity = self.limit or self.capacity
-        self.spent_at_reset = self.spent
+        self.capacity = self.limit or self.capacity
+        self._full_at = opened_at
+        # Calls were sent since it opened, before that was known.
+        self.spent_at_reset = self.spent_at_cut
+        self.level = self.capacity - max(0.0, self.spent - self.spent_at_cut)
         self.reset_at = opened_at + self.window_seconds
+
+    def opens_again(self, now: float, at: float) -> None:
+        """Note when a window that refused a call opens, as its Retry-After says."""
+        earliest = self._full_at + self.window_seconds - _SLIDING_SLACK_SECONDS
+        if self._told is not None and at < earliest and now > self._full_at:
+            self._header_votes = _MIN_VOTES  # sooner than a window can: it is none
+            self.become_bucket()
+        else:
+            self.reset_at = min(self.reset_at, at)
 
     def become_bucket(self) -> None:
         """Give up the belief in a window."""

@@ -18,6 +18,9 @@ SLACK = 2
 LEAST = 4
 #: A limit that was held for so long is tried one higher; twice as long after each refusal.
 TRIAL_SECONDS, LONGEST_TRIAL_SECONDS = 20.0, 600.0
+#: When fewer calls get through than this share of what did, it is tried all the time: answers take
+#: longer, and it may be a limit of a rate that was mistaken for one on calls in flight.
+SLOWED_SHARE, RATE_SECONDS, SLOWED_TRIAL_SECONDS = 0.85, 5.0, 0.5
 #: Refusals under the limit are surprises; so many with fewer calls let in between them refute it,
 #: and twice as many episodes are asked for next time.
 SURPRISES, CALLS_TO_FORGET = 3, 100
@@ -35,11 +38,15 @@ class Slots:
     """How many calls may be in flight in one lane."""
 
     __slots__ = (
+        "_best_rate",
         "_calls",
+        "_counted",
+        "_counted_since",
         "_episodes",
         "_episodes_asked",
         "_full_since",
         "_highest",
+        "_is_slowed",
         "_lowest",
         "_surprises",
         "_trial_seconds",
@@ -64,6 +71,9 @@ class Slots:
         self.most = self.tried = self._full_since = math.inf
         self._lowest, self._highest = math.inf, -math.inf
         self._episodes = self._surprises = self._calls = 0
+        #: How many calls get through, and got through at best.
+        self._counted, self._counted_since, self._best_rate = 0, math.inf, 0.0
+        self._is_slowed = False
 
     def note_accepted(self, now: float, others: int) -> None:
         """Note that a call was let in beside ``others`` in flight."""
@@ -74,6 +84,7 @@ class Slots:
         self._calls += 1
         if self._calls > CALLS_TO_FORGET:
             self._calls = self._surprises = 0
+        self._note_rate(now)
         if others >= self.most:
             self.most = self.tried
             self._full_since = math.inf
@@ -81,8 +92,24 @@ class Slots:
             self._full_since = math.inf
         elif self._full_since == math.inf:
             self._full_since = now
-        elif now - self._full_since > self._trial_seconds:
+        elif now - self._full_since > (
+            SLOWED_TRIAL_SECONDS if self._is_slowed else self._trial_seconds
+        ):
             self.tried = self.most + 1
+
+    def _note_rate(self, now: float) -> None:
+        """See whether as many calls get through as did."""
+        if self._counted_since == math.inf:
+            self._counted_since = now
+            return
+        self._counted += 1
+        elapsed = now - self._counted_since
+        if elapsed < RATE_SECONDS:
+            return
+        rate = self._counted / elapsed
+        self._counted, self._counted_since = 0, now
+        self._best_rate = max(self._best_rate, rate)
+        self._is_slowed = rate < SLOWED_SHARE * self._best_rate
 
     def explains(self, others: int, *, is_first: bool) -> bool:
         """Return whether the refusal of a call beside ``others`` in flight is this limit's.
@@ -116,8 +143,8 @@ class Slots:
         return True
 
     def _is_expected(self, others: int) -> bool:
-        if others >= self.most:  # the trial failed
-            self.tried = self.most
+        if others >= self.most:  # the trial failed: that few get through is not this limit's fault
+            self.tried, self._best_rate, self._is_slowed = self.most, 0.0, False
             self._full_since = math.inf
             self._trial_seconds = min(LONGEST_TRIAL_SECONDS, 2 * self._trial_seconds)
             return True

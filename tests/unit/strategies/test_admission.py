@@ -534,3 +534,24 @@ def test_what_is_remembered_far_too_low_is_corrected_within_a_minute(limit):
     assert lane.count("taken", 0.0, 15.0) <= 160  # it is kept to at first
     assert lane.count("taken", 60.0, 70.0) > 700
     assert len(lane.ends["refused"]) < 0.03 * len(lane.ends["taken"])
+
+
+def test_a_limit_that_headers_tell_is_kept_beside_one_that_was_told():
+    one = admission(limits=Limits(requests_per_minute=6000))
+    cost = Cost(1.0, 100.0)
+
+    one.accepted(0.1, one.start(0.0, cost), None, {TOKENS: LimitHeader(6000, 0.0, 60.0)})
+    one.accepted(0.2, one.start(0.1, cost), None, {TOKENS: LimitHeader(6000, 0.0, 60.0)})
+
+    assert one.wait(0.2, cost) > 0.5
+
+
+def test_as_many_calls_are_in_doubt_as_a_high_rate_needs():
+    one = admission(dimensions=(REQUESTS,))
+    one.accepted(0.1, one.start(0.0, ONE))
+    one.refused(0.2, one.start(0.1, ONE), latency=0.1)
+    one.budgets[REQUESTS].learn_rate(2000.0)
+    for now in (5.0, 5.1):
+        one.accepted(now, one.start(now, ONE))
+
+    assert one._doubt_limit >= 2000 * one._doubt_seconds

@@ -34,6 +34,7 @@ def window():
 def opened_twice(first=100.0, second=160.0, limit=600.0):
     budget = Budget(REQUESTS, limit, 0.0, 60.0)
     budget.charge(first, 400.0)
+    budget.note_cut()
     budget.seems_a_window(first, first)
     assert not budget.is_window
     budget.seems_a_window(second, second)
@@ -273,6 +274,7 @@ def test_a_window_that_ends_keeps_to_the_told_burst():
     budget = Budget(REQUESTS, 600.0, 0.0, 10.0)
     for at in (100.0, 160.0):
         budget.charge(at, 50.0)
+        budget.note_cut()
         budget.seems_a_window(at, at)
     assert budget.capacity == 600.0
 
@@ -336,3 +338,47 @@ def test_a_refund_before_the_bucket_was_full_again_is_paid_in_full():
     budget.settle(10.0, -30.0, 0.0)
 
     assert budget.level == pytest.approx(60 - 30 + 10 - 20 + 30)
+
+
+def test_what_was_sent_since_a_fixed_minute_opened_is_not_there_any_more():
+    budget = opened_twice()
+    assert budget.level == 600.0
+
+    late = Budget(REQUESTS, 600.0, 0.0, 60.0)
+    late.charge(30.0, 600.0)
+    late.note_cut()
+    late.may_be_counted = True
+    late.charge(40.0, 70.0)
+    late.explain_opening(41.0, 0.0, 40.0, is_long=True)
+    assert late.level == 530.0
+
+
+def test_a_late_answer_does_not_bring_an_old_limit_back():
+    budget = Budget(REQUESTS, None, 0.0, 60.0)
+    synced(budget, 10.0, 300.0, 30.0, limit=600.0)
+    synced(budget, 20.0, 100.0, 30.0, limit=300.0)
+
+    assert not synced(budget, 21.0, 300.0, 30.0, limit=600.0, sent_at=15.0)
+
+    assert budget.limit == 300.0
+
+
+def test_a_told_window_that_opens_sooner_than_a_minute_later_is_none():
+    later, sooner = opened_twice(), opened_twice()
+
+    later.opens_again(170.0, 219.0)
+    assert later.is_window
+    assert later.reset_at == 219.0
+
+    sooner.opens_again(170.0, 173.0)
+    assert not sooner.is_window
+
+
+def test_a_limit_that_opens_again_as_soon_as_a_bucket_is_not_counted():
+    budget = told(600.0)
+    budget.may_be_counted = True
+
+    budget.explain_opening(21.0, 0.0, 20.0, is_long=False)
+
+    assert not budget.is_window
+    assert not budget.may_be_counted

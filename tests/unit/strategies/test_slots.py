@@ -304,3 +304,18 @@ def test_finding_it_lowers_no_rate_that_the_search_has_raised():
 
     assert first.is_open
     assert one.budgets[REQUESTS].rate == 50.0
+
+
+def test_while_fewer_calls_get_through_than_did_it_is_tried_all_the_time():
+    """Twenty a second at 0.8 s in flight; then each takes twice as long."""
+    one, now = learned(16), 0.0
+    while now < 19.0:
+        now += 0.05
+        one.note_accepted(now, 15)
+    assert one.tried == one.most == 16
+
+    while now < 45.0 and one.most < 24:
+        now += 1.6 / one.most
+        one.note_accepted(now, int(one.tried) - 1)
+
+    assert one.most == 24
