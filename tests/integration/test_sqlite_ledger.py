@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from batch_llm import LLMWorkItem, ParallelBatchProcessor, Request
-from batch_llm.exceptions import LedgerError, LedgerInUseError, StoreError
+from batch_llm.exceptions import DuplicateItemError, LedgerError, LedgerInUseError, StoreError
 from batch_llm.providers.requests import content_of
 from batch_llm.stores import ItemState, SqliteLedger
 from fakes import Script
@@ -171,3 +171,52 @@ def test_the_digest_of_a_request_depends_on_what_is_asked_alone():
         digest(extra={"a": 1}),
     ]  # fmt: skip
     assert len({digest(), *others}) == 1 + len(others)
+
+
+async def collect(built, given):
+    return [result async for result in built.stream(given)]
+
+
+def test_a_stream_refuses_the_id_of_a_finished_item_and_loses_nothing(path):
+    with SqliteLedger(path) as ledger:
+        built = ParallelBatchProcessor(store=ledger, max_workers=1)
+        with pytest.raises(DuplicateItemError):
+            asyncio.run(collect(built, items(1, 2, 3, 1)))
+    with SqliteLedger(path) as ledger:
+        assert ledger.counts()[ItemState.DONE] == 3
+
+
+def test_the_event_loop_goes_on_while_another_program_holds_the_file(path):
+    async def main(ledger):
+        holder = sqlite3.connect(path, isolation_level=None)
+        built = ParallelBatchProcessor(store=ledger)
+        waits = LLMWorkItem("b", direct_call=Script("out", delay=0.05))
+        running = asyncio.create_task(built.process([waits]))
+        await asyncio.sleep(0.02)  # the run has begun
+        holder.execute("BEGIN IMMEDIATE")
+        for _ in range(30):
+            await asyncio.sleep(0.01)
+        assert not running.done()
+        assert built.statistics().processed == 0
+        holder.execute("ROLLBACK")
+        holder.close()
+        return await running
+
+    with SqliteLedger(path) as ledger:
+        assert asyncio.run(main(ledger)).succeeded == 1
+
+
+def test_an_item_that_is_long_in_work_is_written_down_as_such(path):
+    async def main(ledger):
+        slow = LLMWorkItem("slow", direct_call=Script("out", delay=1.6))
+        quick = [LLMWorkItem(str(n), direct_call=Script("out", delay=0.4)) for n in range(6)]
+        built = ParallelBatchProcessor(store=ledger, max_workers=2)
+        running = asyncio.create_task(built.process([slow, *quick]))
+        await asyncio.sleep(1.5)
+        state = ledger.find("slow").state
+        await running
+        return state
+
+    with SqliteLedger(path) as ledger:
+        assert asyncio.run(main(ledger)) is ItemState.RUNNING
+        assert ledger.find("slow").state is ItemState.DONE

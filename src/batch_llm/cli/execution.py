@@ -139,7 +139,7 @@ def run_job(job: Job) -> ExitCode:
             survey = Survey(plan.rows)
             if ledger is not None and any(ledger.counts().values()):
                 survey = plan.survey(ledger)
-                if not job.quiet:
+                if not job.quiet and job.progress != "json":
                     say(_continuing(ledger, survey))
             # What a ledger knows is written anew: it may be torn, or gone.
             writers = _Writers(plan, overwrite=job.overwrite or ledger is not None)

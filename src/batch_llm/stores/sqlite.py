@@ -231,14 +231,21 @@ class SqliteLedger:
 
         self._exclusively(begin)
         if self._seen is None:
-            self._seen = SeenIds()
-            for (key,) in self._reading.execute(self._sql["ids"]):
-                self._seen.add(_id(key))
+            self._seen = self._all_ids()
         self._young.clear()  # the thread is idle: nothing is put in between two runs
         self._writer.attach(loop)
         self._session, self._is_in_run, self._keeps_ids = session, True, keeps_ids
         self._open.clear()
         self._reused_ids.clear()
+
+    def _all_ids(self) -> SeenIds:
+        seen = SeenIds()
+        try:
+            for (key,) in self._reading.execute(self._sql["ids"]):
+                seen.add(_id(key))
+        except sqlite3.Error as error:
+            raise LedgerError(str(self.path), _reason(error)) from error
+        return seen
 
     def end_run(self) -> None:
         """Note when the run ended, as far as that can be saved."""
