@@ -238,7 +238,8 @@ def main():
     arguments = parser.parse_args()
     if arguments.measure:
         what, count, flag = arguments.measure
-        with tempfile.TemporaryDirectory(prefix="batch-llm-bench-", dir=".") as folder:
+        Path(".batch-llm").mkdir(exist_ok=True)  # on the same disk, and git ignores it
+        with tempfile.TemporaryDirectory(prefix="bench-", dir=".batch-llm") as folder:
             print(*MEASURED[what](folder, int(count), bool(int(flag))))
         return
     cases = [("bare", 1), *((what, on) for what in ("engine", "requests", "lag") for on in (0, 1))]
