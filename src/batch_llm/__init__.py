@@ -22,12 +22,15 @@ from batch_llm.exceptions import (
     ContentFilteredError,
     DuplicateItemError,
     ItemError,
+    LedgerError,
+    LedgerInUseError,
     MalformedResponseError,
     MissingExtraError,
     MissingKeyError,
     ProviderError,
     RateLimitedTooOftenError,
     RefusedError,
+    SettingsChangedError,
     SourceError,
     StatusError,
     StoreError,
@@ -39,6 +42,7 @@ from batch_llm.exceptions import (
 from batch_llm.middleware import BaseMiddleware, Middleware
 from batch_llm.observers import BaseObserver, MetricsObserver, ProcessingEvent, ProcessorObserver
 from batch_llm.parallel import ParallelBatchProcessor
+from batch_llm.stores import Ledger, MemoryLedger, SqliteLedger
 from batch_llm.strategies import (
     DefaultErrorClassifier,
     ErrorClassifier,
@@ -76,8 +80,12 @@ __all__ = [
     "Image",
     "ItemError",
     "LLMWorkItem",
+    "Ledger",
+    "LedgerError",
+    "LedgerInUseError",
     "Limits",
     "MalformedResponseError",
+    "MemoryLedger",
     "Message",
     "MetricsObserver",
     "Middleware",
@@ -104,7 +112,9 @@ __all__ = [
     "ResultLike",
     "RetryConfig",
     "Settings",
+    "SettingsChangedError",
     "SourceError",
+    "SqliteLedger",
     "Statistics",
     "StatusError",
     "StoreError",

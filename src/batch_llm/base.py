@@ -43,6 +43,9 @@ class LLMWorkItem(Generic[TInput, TOutput, TContext]):
         estimated_input_tokens: Where limits are learned: what the call will take of them. None
             estimates it from the length of prompt or messages.
         estimated_output_tokens: The same; None estimates it from the answers so far.
+        version: Where results are kept in a ledger, for items that are code: changed whenever the
+            answer would be another, be it a prompt's version or a digest of ``input_data``. Of
+            code, a ledger sees nothing but the id, the prompt and this.
         can_hedge: Where the run hedges (``ProcessorConfig.hedge``): whether two calls of the item
             may be under way at the same time. None: those of a ``request`` may; callables may have
             effects beside their answer, so only those that say so are called twice.
@@ -63,6 +66,7 @@ class LLMWorkItem(Generic[TInput, TOutput, TContext]):
     estimated_input_tokens: int | None = None
     estimated_output_tokens: int | None = None
     can_hedge: bool | None = None
+    version: str = ""
 
     def __post_init__(self) -> None:
         modes = (
@@ -100,6 +104,7 @@ class WorkItemResult(Generic[TOutput, TContext]):
         duration_seconds: From when the item was taken to its result, hooks and waits included.
         model: The model's name as the provider answered it, when it did.
         response_body: The provider's answer as it came, where the caller keeps it.
+        is_reused: Whether it comes from the ledger of an earlier run, and no call was made.
     """
 
     item_id: str
@@ -114,6 +119,7 @@ class WorkItemResult(Generic[TOutput, TContext]):
     duration_seconds: float = 0.0
     model: str | None = None
     response_body: bytes | None = None
+    is_reused: bool = False
 
 
 @dataclass(slots=True)

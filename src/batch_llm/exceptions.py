@@ -10,6 +10,9 @@
     ├── OutputExistsError                         an output file is there already
     ├── OutputLostError                           a result could not be written; the run stops
     ├── StoreError                                a result could not be saved; the run stops
+    ├── LedgerError                               a ledger cannot be opened, read or written
+    │   ├── LedgerInUseError                      another process has it
+    │   └── SettingsChangedError                  its run was made with other settings
     ├── SourceError                               the iterable of items failed in mid-run
     └── ItemError                                 one attempt of one item failed; the run goes on
         ├── AttemptTimeoutError (also TimeoutError)  the attempt took too long
@@ -186,6 +189,56 @@ class StoreError(BatchLLMError):
 
     def __str__(self) -> str:
         return f"The result of item {self.item_id!r} could not be saved: {self.reason}"
+
+
+class LedgerError(BatchLLMError):
+    """A ledger cannot be opened, read or written. What it had accepted before is in it."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(path, reason)
+        self.path = path
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"the ledger {self.path} cannot be used: {self.reason}"
+
+
+class LedgerInUseError(LedgerError):
+    """Another process has the ledger open for writing. Nothing was changed.
+
+    Attributes:
+        process: The other process's number, or None where it is not known.
+    """
+
+    def __init__(self, path: str, process: int | None) -> None:
+        super().__init__(path, "another process runs it")
+        self.args = (path, process)
+        self.process = process
+
+    def __str__(self) -> str:
+        who = f"process {self.process}" if self.process else "another process"
+        return f"{who} is running {self.path}. Wait for its end, or stop it first."
+
+
+class SettingsChangedError(LedgerError):
+    """A run goes on only with the settings that it was made with. Nothing was changed.
+
+    Attributes:
+        differences: By setting: what it was, and what it is now.
+    """
+
+    def __init__(self, path: str, differences: dict[str, tuple[str, str]]) -> None:
+        super().__init__(path, "its run was made with other settings")
+        self.args = (path, differences)
+        self.differences = differences
+
+    def __str__(self) -> str:
+        width = max(map(len, self.differences), default=0)
+        lines = [
+            f"    {name:<{width}}   {before}  →  {after}"
+            for name, (before, after) in self.differences.items()
+        ]
+        return "\n".join([f"{self.path} was made with other settings", "", *lines])
 
 
 class SourceError(BatchLLMError):

@@ -78,6 +78,9 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
         middlewares: Hooks around each item, outermost first.
         observers: Receive the run's events.
         requests: Makes the calls of items that are requests.
+        store: A ledger: results are saved there before anyone sees them, and what it holds already
+            is given out again without a call (``is_reused``), as long as the item asks the same.
+            The caller closes it. One run at a time can use it.
 
     Raises:
         ConfigError: A setting is out of bounds. Also a ``ValueError``.
@@ -97,7 +100,9 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
         observers: Sequence[ProcessorObserver] | None = None,
         *,
         requests: Caller | None = None,
+        store: Store | None = None,
     ) -> None:
+        self._store = store
         self.config = _overridden(
             config or ProcessorConfig(), max_workers, timeout_per_item, rate_limit_cooldown
         )
@@ -196,7 +201,7 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
         self._check_may_run(of_queue=True)
         try:
             self._is_queue_taken = True
-            return await self._collect(self._queue, MemoryStore(keep_ids=False))
+            return await self._collect(self._queue, keeps_ids=False)
         finally:
             self._is_queue_taken = False
             self._queued_ids = self._queue.ids()
@@ -221,14 +226,14 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
 
         Both come after the items before were finished, and ``partial`` holds their results.
         """
-        return await self._collect(IterableSource(items), MemoryStore(), weight)
+        return await self._collect(IterableSource(items), weight, keeps_ids=True)
 
     async def _collect(
-        self, source: Source, store: Store, weight: float = 1.0
+        self, source: Source, weight: float = 1.0, *, keeps_ids: bool
     ) -> BatchResult[TOutput, TContext]:
         results: list[WorkItemResult[Any, Any]] = []
         try:
-            await self._execute(source, results.append, store, weight)
+            await self._execute(source, results.append, weight, keeps_ids=keeps_ids)
         except BatchLLMError as error:
             error.partial = BatchResult(results)
             raise
@@ -259,11 +264,10 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
                 yielded.
         """
         channel = Channel(buffer or 2 * self.config.most_in_flight)
-        store = MemoryStore(keep_ids=False)
 
         async def execute() -> None:
             try:
-                await self._execute(IterableSource(items), channel.put, store, weight)
+                await self._execute(IterableSource(items), channel.put, weight)
             finally:
                 channel.close()
 
@@ -329,7 +333,9 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
         if self._runs and not is_shared:
             raise RuntimeError("This processor is in a run already; wait for it, or make another.")
 
-    async def _execute(self, source: Source, emit: Emit, store: Store, weight: float = 1.0) -> None:
+    async def _execute(
+        self, source: Source, emit: Emit, weight: float = 1.0, *, keeps_ids: bool = False
+    ) -> None:
         if self.config.max_cost_usd is not None and self.config.prices.needs_library:
             # Loading the library's prices takes long enough to hold up everything else.
             await asyncio.to_thread(self.config.prices.load)
@@ -348,7 +354,8 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
             middlewares=self.middlewares,
             observers=self.observers,
         )
-        self._run = run = Run(setup, source, emit, store, weight)
+        store = self._store or MemoryStore(keep_ids=keeps_ids)
+        self._run = run = Run(setup, source, emit, store, weight, keeps_ids=keeps_ids)
         self._runs.add(run)
         try:
             await run.execute()

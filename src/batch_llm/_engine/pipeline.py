@@ -20,10 +20,12 @@ import logging
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import msgspec
+
 from batch_llm._engine.exchange import Progress, describe
 from batch_llm.base import LLMWorkItem, WorkItemResult
 from batch_llm.core.usage import attach_usage, tokens
-from batch_llm.exceptions import AbandonedError
+from batch_llm.exceptions import AbandonedError, BadOutputError
 from batch_llm.observers.base import ProcessingEvent
 from batch_llm.strategies.errors import ErrorCode
 
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from batch_llm._engine.retry import Retrier
     from batch_llm._engine.statistics import Counts
     from batch_llm.base import PostProcessor
+    from batch_llm.core.request import Request
     from batch_llm.middleware.base import Middleware
     from batch_llm.providers.base import Outcome
     from batch_llm.stores.base import Store
@@ -64,7 +67,9 @@ class Pipeline:
         counts: Counts,
         emit: Callable[[Result], Awaitable[None] | None],
         progress_interval: int,
+        content_of: Callable[[Item], bytes] | None = None,
     ) -> None:
+        self._content_of = content_of
         self._retrier = retrier
         self._store = store
         self._middlewares = middlewares
@@ -85,8 +90,12 @@ class Pipeline:
             asyncio.CancelledError: The item has no result, and is pending again.
         """
         item_id = item.item_id  # hooks may change the item, but not whose result this is
-        self._store.start(item_id)
+        content = b"" if self._content_of is None else self._content_of(item)
+        kept = self._store.start(item_id, content)
         self._counts.started += 1
+        if kept is not None:
+            await self._show_kept(item, kept, worker)
+            return
         started_at = self._time()
         if self._events.is_active:
             data = {"item_id": item_id, "worker_id": worker.id}
@@ -95,7 +104,7 @@ class Pipeline:
         try:
             result = await self._with_middleware(item, worker, progress)
         except asyncio.CancelledError:
-            self._store.forget(item_id)
+            self._store.forget(item_id, progress.history)
             item.item_id = item_id
             if not self._goes_on_after_cancellation(worker):
                 raise
@@ -107,6 +116,16 @@ class Pipeline:
             self._stamp(result, progress, started_at)
             await self._save(result, worker, progress)
         await self._show(result, worker, progress)
+
+    async def _show_kept(self, item: Item, kept: Result, worker: Worker) -> None:
+        """Show what an earlier run has brought, as if it came now; nothing is called or booked."""
+        kept.context = item.context
+        if kept.success and item.request is not None:
+            kept.output = _as_asked(item.request, kept.output)
+        self._counts.reused += 1
+        progress = Progress()
+        progress.error_type = (kept.error or "").partition(":")[0]
+        await self._show(kept, worker, progress)
 
     def _stamp(self, result: Result, progress: Progress, started_at: float) -> None:
         result.attempts = len(progress.history)
@@ -265,6 +284,16 @@ def _checked(value: T, kind: type[T]) -> T:
     if not isinstance(value, kind):
         raise TypeError(f"expected a {kind.__name__}, got {type(value).__name__}")
     return value
+
+
+def _as_asked(request: Request, output: Any) -> Any:
+    """Return a kept output in the type that the request's shape makes of an answer."""
+    if request.output is None or not isinstance(output, dict | list):
+        return output
+    try:
+        return request.output.parse(msgspec.json.encode(output).decode())
+    except BadOutputError:  # tool calls, or what a hook had put there
+        return output
 
 
 def _success(item: Item, outcome: Outcome, progress: Progress) -> Result:

@@ -73,11 +73,20 @@ class Run:
         emit: Takes each result; what it returns is waited for, so that a consumer can be slow.
         store: Records each item's states.
         weight: The run's share of the calls, beside other runs of the processor.
+        keeps_ids: Whether the store is to tell each id from all earlier ones.
     """
 
     def __init__(
-        self, setup: Setup, source: Source, emit: Emit, store: Store, weight: float = 1.0
+        self,
+        setup: Setup,
+        source: Source,
+        emit: Emit,
+        store: Store,
+        weight: float = 1.0,
+        *,
+        keeps_ids: bool = False,
     ) -> None:
+        self._store, self._keeps_ids = store, keeps_ids
         config = setup.config
         self._weight = weight
         self._config = config
@@ -118,6 +127,7 @@ class Run:
             counts=self._counts,
             emit=emit if config.max_failed_share is None else self._watched(emit),
             progress_interval=config.progress_interval,
+            content_of=setup.caller.content if store.compares_content else None,
         )
         self._pool = Pool(
             self._gate.wanted,
@@ -190,9 +200,11 @@ class Run:
         """Process everything that the source gives.
 
         Raises:
+            LedgerError: The store cannot be used; nothing was done.
             Exception: What ended the run early; the items in work were finished first.
             asyncio.CancelledError: All work was cancelled and has ended.
         """
+        self._store.begin_run(keeps_ids=self._keeps_ids)
         self._note(ProcessingEvent.BATCH_STARTED)
         timer = None
         if (seconds := self._config.deadline_seconds) is not None:
@@ -201,6 +213,7 @@ class Run:
         try:
             await self._pool.run(self._source)
         finally:
+            self._store.end_run()
             self.is_finished = True
             if timer is not None:
                 timer.cancel()

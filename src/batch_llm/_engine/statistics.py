@@ -63,6 +63,7 @@ class Statistics(msgspec.Struct, frozen=True, kw_only=True):
         in_flight: Calls under way.
         waiting: Attempts that wait to be let in.
         retrying: Items between two attempts.
+        reused: Items whose result came from an earlier run; they are in the counts above.
         attempts: Calls made, refused and failed ones included.
         rate_limit_count: Refused calls.
         retries_by_code: Failed attempts that were followed by another, by ``ErrorCode`` value.
@@ -99,6 +100,7 @@ class Statistics(msgspec.Struct, frozen=True, kw_only=True):
     in_flight: int
     waiting: int
     retrying: int
+    reused: int
     attempts: int
     rate_limit_count: int
     retries_by_code: dict[str, int]
@@ -143,6 +145,7 @@ class Counts:
         "output_tokens",
         "rate_limit_count",
         "retries_by_code",
+        "reused",
         "start_time",
         "started",
         "started_at",
@@ -158,6 +161,7 @@ class Counts:
         self.started = 0
         self.succeeded = 0
         self.failed = 0
+        self.reused = 0
         self.attempts = 0
         self.rate_limit_count = 0
         self.hedged = 0
@@ -221,6 +225,7 @@ class Counts:
             in_flight=in_flight,
             waiting=waiting,
             retrying=retrying,
+            reused=self.reused,
             attempts=self.attempts,
             rate_limit_count=self.rate_limit_count,
             retries_by_code=dict(self.retries_by_code),

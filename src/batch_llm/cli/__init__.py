@@ -32,10 +32,11 @@ def _main() -> int:
     except CycloptsError:
         return ExitCode.REFUSED
     except BatchLLMError as error:
-        from batch_llm.exceptions import OutputLostError
+        from batch_llm.exceptions import OutputLostError, StoreError
 
         _explain(error)
-        return ExitCode.CANNOT_WRITE if isinstance(error, OutputLostError) else ExitCode.REFUSED
+        is_lost = isinstance(error, OutputLostError | StoreError)
+        return ExitCode.CANNOT_WRITE if is_lost else ExitCode.REFUSED
     except BrokenPipeError:
         # Python would complain once more when it closes standard output.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -51,9 +52,26 @@ def _main() -> int:
 def _explain(error: Exception) -> None:
     """Say what happened and what to do, with the way to try the job without any provider."""
     from batch_llm.core.text import safe
-    from batch_llm.exceptions import MissingKeyError, UnknownModelError
+    from batch_llm.exceptions import (
+        LedgerError,
+        LedgerInUseError,
+        MissingKeyError,
+        SettingsChangedError,
+        UnknownModelError,
+    )
 
     lines = str(error)
+    if isinstance(error, SettingsChangedError):
+        lines += (
+            "\n\n  -o OTHER                   starts a new run beside it\n"
+            "  --overwrite                starts anew, in its place\n"
+            f"  batch-llm resume {error.path}   continues with the old settings"
+        )
+    elif isinstance(error, LedgerError) and not isinstance(error, LedgerInUseError):
+        lines += (
+            "\n\n  --store PATH   keeps the ledger elsewhere"
+            "\n  --no-store     keeps none; the run cannot be continued then"
+        )
     if isinstance(error, UnknownModelError):
         hint = f" Did you mean {error.suggestion}?" if error.suggestion else ""
         lines = (

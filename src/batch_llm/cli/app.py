@@ -80,7 +80,11 @@ class Flags:
     order: Literal["done", "input"] = "done"
     "write rows as they are done, or in the input's order"
     overwrite: bool = False
-    "replace output files that exist"
+    "begin anew: replace output files that exist, and the run's ledger"
+    store: str | None = None
+    "the run's ledger; default: .batch-llm/runs/OUTPUT.sqlite; the same command again continues it"
+    no_store: bool = False
+    "keep no ledger: a run that is cut off cannot be continued"
     concurrency: Annotated[str, Parameter(name=["--concurrency", "-c"])] = "auto"
     "calls in flight at the most; auto: as many as limits or a local server allow; knee: searched"
     ignore_slots: bool = False
@@ -130,6 +134,7 @@ class Flags:
 def _job(source: str, flags: Flags) -> Any:
     from batch_llm.cli import values
     from batch_llm.cli.job import Job, default_paths
+    from batch_llm.cli.ledgers import default_ledger, flags_to_keep
     from batch_llm.core.prices import Prices
     from batch_llm.exceptions import ConfigError, InputError
 
@@ -137,6 +142,8 @@ def _job(source: str, flags: Flags) -> Any:
         raise InputError(f"{source} is not a file that can be read")
     if flags.base_url is not None and flags.model is None:
         raise ConfigError("--model", None, "given with --base-url: openai-chat:NAME")
+    if flags.store is not None and flags.no_store:
+        raise ConfigError("--store and --no-store", "both", "given one at a time")
     output, failed = default_paths(source, flags.output)
     limit = flags.limit
     return Job(
@@ -181,6 +188,8 @@ def _job(source: str, flags: Flags) -> Any:
         progress=flags.progress,
         as_json=flags.json,
         quiet=flags.quiet,
+        ledger=None if flags.no_store else flags.store or default_ledger(source, output),
+        flags=flags_to_keep(flags, source),
     )
 
 
@@ -204,18 +213,24 @@ FlagsOfRun = Annotated[Flags | None, Parameter(name="*")]
 
 @app.command(config=_SOURCES, help_epilogue=_EPILOGUE)
 def run(input: Input, /, *, flags: FlagsOfRun = None) -> int:  # noqa: A002
-    """Send every row of INPUT (a file, or - for standard input) and write the results."""
+    """Send every row of INPUT (a file, or - for standard input) and write the results.
+
+    The same command again continues: finished rows are not sent a second time.
+    """
+    return _run(input, flags or Flags())
+
+
+def _run(source: str, flags: Flags) -> int:
     from batch_llm.cli.execution import run_job
     from batch_llm.cli.job import check_paths
     from batch_llm.exceptions import InputError
 
-    flags = flags or Flags()
     if flags.verbose:
         _log_attempts()
-    job = _job(input, flags)
+    job = _job(source, flags)
     if job.as_json and job.output == "-":
         raise InputError("--json and --output - both want standard output; choose one")
-    check_paths(input, [job.output, job.failed])
+    check_paths(source, [job.output, job.failed], job.ledger)
     return run_job(job)
 
 
@@ -257,6 +272,133 @@ def plan(input: Input, /, *, pilot: str | None = None, flags: FlagsOfRun = None)
 
     count = None if pilot is None else values.read_count("--pilot", pilot, at_least=1)
     return run_planning(_job(input, flags or Flags()), count)
+
+
+Run = Annotated[str | None, Parameter(name="RUN")]
+
+
+@app.command
+def resume(run: Run = None, /) -> int:
+    """Continue an unfinished run: RUN as `ls` calls it, or the one used last."""
+    from batch_llm.cli.ledgers import find_ledger
+
+    return _continue(find_ledger(run))
+
+
+@app.command
+def retry(run: Run = None, /, *, only: str = "failed") -> int:
+    """Run failed rows again, and whatever else is left to do.
+
+    Parameters
+    ----------
+    run
+        As `ls` calls it, or the one used last.
+    only
+        Failures of these kinds: timeout,truncated; failed: all of them
+    """
+    from batch_llm.cli.ledgers import find_ledger, name_of
+    from batch_llm.cli.progress import say
+    from batch_llm.exceptions import ConfigError
+    from batch_llm.stores.sqlite import SqliteLedger
+    from batch_llm.strategies.errors import ErrorCode
+
+    path = find_ledger(run)
+    codes = None if only == "failed" else set(only.split(","))
+    if codes is not None and not codes <= set(ErrorCode):
+        raise ConfigError("--only", only, f"failed, or some of {', '.join(ErrorCode)}")
+    with SqliteLedger(path) as ledger:
+        count = ledger.retry(codes)
+    say(f"{name_of(path)}: {count:,} failed rows are run again")
+    return _continue(path)
+
+
+def _continue(path: Path) -> int:
+    """Give the command of a run again."""
+    return _run(*_command_of(path))
+
+
+def _command_of(path: Path) -> tuple[str, Flags]:
+    """Return the input and the flags that a run was last made with."""
+    from batch_llm.cli.ledgers import name_of
+    from batch_llm.exceptions import InputError
+    from batch_llm.stores.sqlite import SqliteLedger
+
+    with SqliteLedger(path, read_only=True) as ledger:
+        kept = dict(ledger.manifest().get("flags") or {})
+    source, has_hidden_url = kept.pop("input", None), kept.pop("has_hidden_url", False)
+    if source is None or source == "-" or has_hidden_url:
+        what = (
+            "the address of its server was not kept" if has_hidden_url else "its rows are not here"
+        )
+        raise InputError(f"{name_of(path)}: {what}; give the same command again to continue")
+    known = {field.name for field in dataclasses.fields(Flags)}
+    return source, Flags(**{name: value for name, value in kept.items() if name in known})
+
+
+@app.command
+def ls(*, json: bool = False) -> int:
+    """List the runs of this folder, the one used last first."""
+    from batch_llm.cli.inspection import list_runs
+
+    return list_runs(as_json=json)
+
+
+@app.command
+def show(
+    run: Run = None,
+    /,
+    *,
+    failed: bool = False,
+    id: str | None = None,  # noqa: A002
+    settings: bool = False,
+) -> int:
+    """Show a run: what is done, what failed and why, what it cost.
+
+    Parameters
+    ----------
+    run
+        As `ls` calls it, or the one used last.
+    failed
+        List the failed rows.
+    id
+        Show one row with all its attempts.
+    settings
+        Show what the run was made with.
+    """
+    from batch_llm.cli.inspection import show_run
+
+    return show_run(run, failed=failed, item_id=id, settings=settings)
+
+
+@app.command
+def export(
+    run: Run = None,
+    /,
+    *,
+    output: Annotated[str, Parameter(name=["--output", "-o"])],
+    overwrite: bool = False,
+) -> int:
+    """Write a run's finished and failed rows to a .jsonl, .csv or .tsv, as its ledger has them."""
+    from batch_llm.cli.inspection import export_run
+
+    return export_run(run, output, overwrite=overwrite)
+
+
+@app.command
+def verify(run: Run = None, /) -> int:
+    """Check a run: its ledger, its ids against the input, its output file. 0: all is well."""
+    from batch_llm.cli.inspection import verify_run
+    from batch_llm.cli.ledgers import find_ledger
+    from batch_llm.cli.progress import say
+    from batch_llm.exceptions import BatchLLMError
+
+    path = find_ledger(run)
+    try:
+        job = _job(*_command_of(path))
+    except BatchLLMError as error:
+        say(f"its input and output are not compared: {error}")
+        job = None
+    return verify_run(path, job)
 
 
 @app.command

@@ -164,6 +164,7 @@ def summary_lines(
     not_done: int = 0,
     cancelled: int = 0,
     bad_rows: int = 0,
+    reused: int = 0,
     bill: Bill | None = None,
 ) -> list[str]:
     """Return the block that ends a run: what succeeded, failed, was retried, and why.
@@ -174,6 +175,7 @@ def summary_lines(
         cancelled: Rows that were cut off when the run was stopped; they have not failed.
         bad_rows: Records that could not be sent.
         bill: What was spent.
+        reused: Rows whose answer an earlier run has brought.
     """
     failed = now.failed - cancelled
     total = max(1, now.succeeded + failed)
@@ -184,6 +186,8 @@ def summary_lines(
         f"  retried   {sum(now.retries_by_code.values()):>9,}          "
         + _reasons(now.retries_by_code),
     ]
+    if reused:
+        lines.append(f"  reused    {reused:>9,}            answered before; not sent again")
     if now.hedged:
         lines.append(
             f"  hedged    {now.hedged:>9,}            {now.hedges_won:,} copies were faster, "

@@ -17,8 +17,10 @@ import msgspec
 from batch_llm.cli.costs import cost_record
 from batch_llm.cli.display import summary_lines
 from batch_llm.cli.exit_codes import ExitCode
+from batch_llm.cli.inspection import finished
 from batch_llm.cli.job import fresh_paths
-from batch_llm.cli.plan import Plan
+from batch_llm.cli.ledgers import name_of, open_ledger
+from batch_llm.cli.plan import Plan, Survey, chunks, look_up
 from batch_llm.cli.progress import say, show_progress, tell
 from batch_llm.core.config import (
     AUTO_MOST,
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
     from batch_llm.cli.job import Job
     from batch_llm.inputs import Row
     from batch_llm.providers.registry import Endpoint
+    from batch_llm.stores.sqlite import SqliteLedger
 
     Item = LLMWorkItem[Any, Any, Row]
 
@@ -77,12 +80,12 @@ _FLAGS = {
 class _Writers:
     """The two output files, and the order in which rows reach them."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, *, overwrite: bool) -> None:
         job = plan.job
         is_batch = plan.source.format == "openai-batch"
-        self.failed = FailedWriter(job.failed, columns=plan.columns, overwrite=job.overwrite)
+        self.failed = FailedWriter(job.failed, columns=plan.columns, overwrite=overwrite)
         self.results = ResultWriter(
-            job.output, is_batch=is_batch, columns=plan.columns, overwrite=job.overwrite
+            job.output, is_batch=is_batch, columns=plan.columns, overwrite=overwrite
         )
         self._keeps_order = job.order == "input"
         self._due: deque[int] = deque()
@@ -90,18 +93,17 @@ class _Writers:
         self.has_reader = True
         self._has_room = asyncio.Event()
 
-    async def in_order(self, items: Iterable[Item]) -> AsyncIterator[Item]:
-        """Note the order of ``items``; wait while too many finished rows wait for an earlier one.
+    async def expect(self, row: Row) -> None:
+        """Note a row's place; wait while too many finished rows wait for an earlier one.
 
         That one is in work already, so it always comes.
         """
-        for item in items:
-            while len(self._held) >= MAX_HELD:
-                self._has_room.clear()
-                await self._has_room.wait()
-            assert item.context is not None  # noqa: S101 - each item comes with its row
-            self._due.append(item.context.line)
-            yield item
+        if not self._keeps_order:
+            return
+        while len(self._held) >= MAX_HELD:
+            self._has_room.clear()
+            await self._has_room.wait()
+        self._due.append(row.line)
 
     def write(self, finished: Finished) -> None:
         if not self._keeps_order:
@@ -124,8 +126,8 @@ class _Writers:
     def write_held(self) -> None:
         """Write what still waits for earlier rows: those will not come any more."""
         held, self._held = self._held, {}
-        for finished in sorted(held.values(), key=lambda one: one.row.line):
-            self._put(finished)
+        for row in sorted(held.values(), key=lambda one: one.row.line):
+            self._put(row)
 
     def close(self) -> None:
         self.write_held()
@@ -152,15 +154,31 @@ def run_plan(
         if job.forgets_limits and (path := limits_file()) is not None:
             LimitMemory(path).forget([one.account for one in pool if one.account])
         check_price(job, pool[0])  # loaded here, where nothing waits: the display asks in mid-run
-        writers = _Writers(plan)
-        writers.failed.remove_old()
-        for problem in plan.problems:
-            writers.failed.write_problem(problem)
-        try:
-            execution = _Execution(plan, pool, writers, possible, on_result)
+        with contextlib.ExitStack() as opened:
+            ledger = None if job.ledger is None else opened.enter_context(open_ledger(plan))
+            survey = Survey(plan.rows)
+            if ledger is not None and any(ledger.counts().values()):
+                survey = plan.survey(ledger)
+                if not job.quiet and job.progress != "json":
+                    say(_continuing(ledger, survey))
+            # What a ledger knows is written anew: it may be torn, or gone.
+            writers = _Writers(plan, overwrite=job.overwrite or ledger is not None)
+            opened.callback(writers.close)
+            writers.failed.remove_old()
+            for problem in plan.problems:
+                writers.failed.write_problem(problem)
+            execution = _Execution(plan, pool, writers, possible, on_result, ledger, survey)
             return asyncio.run(execution.run()), execution.statistics()
-        finally:
-            writers.close()
+
+
+def _continuing(ledger: SqliteLedger, survey: Survey) -> str:
+    name = name_of(ledger.path)
+    said = f"Continuing {name}: {survey.kept:,} reused, {survey.left:,} to do"
+    if survey.changed:
+        said += f", of which {survey.changed:,} changed since"
+    if survey.failed:
+        said += f" ({survey.failed:,} failed ones are kept; batch-llm retry {name} runs them)"
+    return said
 
 
 def check_price(job: Job, endpoint: Endpoint) -> None:
@@ -197,9 +215,12 @@ class _Execution:
         writers: _Writers,
         possible: int | None,
         on_result: Callable[[WorkItemResult[Any, Row]], None] | None,
+        ledger: SqliteLedger | None,
+        survey: Survey,
     ) -> None:
         self._on_result = on_result
         self._plan, self._job, self._writers = plan, plan.job, writers
+        self._ledger, self._survey = ledger, survey
         self._signal: int | None = None
         self._stop_code: ExitCode | None = None
         self._stop_reason = ""
@@ -231,6 +252,7 @@ class _Execution:
                 keep_bodies=plan.source.format == "openai-batch",
                 asks_servers=self._job.asks_servers,
             ),
+            store=ledger,
         )
 
     def statistics(self) -> Statistics:
@@ -259,17 +281,16 @@ class _Execution:
                 "none" if self._job.quiet else self._job.progress,
                 self._processor.statistics,
                 title=f"{self._job.model}  {self._plan.source.name} → {self._job.output}",
-                total=self._plan.rows,
+                total=self._survey.left,
                 prices=self._job.prices,
                 cap=self._job.max_cost,
             )
         )
         if self._job.as_json:
             tell({"event": "launch", "model": self._job.model, "rows": self._plan.rows})
-        given = self._plan.items()
-        items: Iterable[Item] | AsyncIterable[Item] = given
-        if self._job.order == "input":
-            items = self._writers.in_order(given)
+        items: Iterable[Item] | AsyncIterable[Item] = self._plan.items()
+        if self._job.order == "input" or self._survey.left < self._survey.rows:
+            items = self._unfinished()
         try:
             async with contextlib.aclosing(self._processor.stream(items)) as results:
                 async for result in results:
@@ -282,6 +303,21 @@ class _Execution:
         if self._stopped_by_limit:
             self._record_not_sent()
         return self._conclude()
+
+    async def _unfinished(self) -> AsyncIterator[Item]:
+        """Give the items that are to be sent; write the results of the others."""
+        for chunk in chunks(self._plan.items()):
+            kept = [None] * len(chunk) if self._ledger is None else look_up(self._ledger, chunk)
+            for item, record in zip(chunk, kept, strict=True):
+                row = item.context
+                assert row is not None  # noqa: S101 - each item comes with its row
+                await self._writers.expect(row)
+                if record is None:
+                    yield item
+                else:
+                    self._done.add(row.line)
+                    self._writers.write(finished(record, row))
+            await asyncio.sleep(0)
 
     def _take(self, result: WorkItemResult[Any, Row]) -> None:
         if result.error_code == "cancelled" or result.context is None:
@@ -375,14 +411,17 @@ class _Execution:
         now = self._processor.statistics()
         done, bad = self._writers.results.rows, len(self._plan.problems)
         cancelled = now.failures_by_code.get("cancelled", 0)
-        left = self._plan.rows - now.processed + cancelled
-        code = self._exit_code(now, bad or left)
+        survey = self._survey
+        left = survey.left - now.processed + cancelled
+        code = self._exit_code(now, bad or left or survey.failed)
         bill = self._job.prices.bill(now.usage)
         record = {
             "event": "done",
             "exit_code": int(code),
             "succeeded": now.succeeded,
             "failed": now.failed - cancelled,
+            "reused": survey.kept,
+            "failed_before": survey.failed,
             "bad_rows": bad,
             "not_done": left,
             "retries": now.retries_by_code,
@@ -417,7 +456,14 @@ class _Execution:
         )
         verb = "Stopped after" if was_stopped else "Done in"
         say(f"{verb} {now.elapsed_seconds:.1f} s  {self._job.model}")
-        summary = summary_lines(now, not_done=left, cancelled=cancelled, bad_rows=bad, bill=bill)
+        summary = summary_lines(
+            now,
+            not_done=left,
+            cancelled=cancelled,
+            bad_rows=bad,
+            reused=survey.kept,
+            bill=bill,
+        )
         say("\n" + "\n".join(summary) + "\n")
         if self._job.output != "-":
             say(f"  results   {self._job.output} ({done:,} rows)")
@@ -426,15 +472,21 @@ class _Execution:
             say(f"  failed    {self._job.failed} ({self._writers.failed.rows:,} rows{not_sent})")
             if self._writers.failed.rows > bad:
                 say(f"  next      {self._next_command()}")
+        if left and self._ledger is not None:
+            again = f"batch-llm resume {shlex.quote(name_of(self._ledger.path))}"
+            say(f"  continue  {again}  (or the same command again)")
         if self._plan.source.has_changed():
             say(f"\nwarning: {self._job.input} changed while it was read; check its rows")
         return code
 
     def _next_command(self) -> str:
-        """Return the command that runs the failed rows: this one, with their file as its input.
+        """Return the command that runs the failed rows.
 
+        With a ledger, it goes on with the run; otherwise it is this one, with their file as input.
         What it must not share with this run is said outright, whatever the settings files say.
         """
+        if self._ledger is not None:
+            return f"batch-llm retry {shlex.quote(name_of(self._ledger.path))}"
         job, words = self._job, []
         arguments = iter(sys.argv[2:])
         is_replaced = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from batch_llm.core.prices import Prices
 from batch_llm.core.request import Settings
@@ -58,6 +58,10 @@ class Job:
     progress: str = "auto"
     as_json: bool = False
     quiet: bool = False
+    #: The ledger's file; None keeps none.
+    ledger: str | None = None
+    #: What ``resume`` needs to make this job again.
+    flags: dict[str, Any] = field(default_factory=dict)
 
 
 def default_paths(source: str, output: str | None) -> tuple[str, str]:
@@ -89,20 +93,26 @@ def fresh_paths(source: str) -> tuple[str, str]:
         number += 1
 
 
-def check_paths(source: str, outputs: Iterable[str]) -> None:
+def check_paths(source: str, outputs: Iterable[str], ledger: str | None = None) -> None:
     """Refuse to write over the input, twice into one file, or in a shape that is not written.
 
     Raises:
         InputError: One of the paths cannot be.
     """
     seen = {_identity(source)} if source != "-" else set()
+    if ledger is not None:
+        if _identity(ledger) in seen:
+            raise InputError(f"{ledger} is used twice: as --store and as input")
+        seen.add(_identity(ledger))
     for path in outputs:
         if path == "-":
             continue
         if Path(path).suffix.lower() in _NOT_WRITTEN:
             raise InputError(f"{path}: results are written as .jsonl, .csv or .tsv")
         if _identity(path) in seen:
-            raise InputError(f"{path} is used twice: input, --output and --failed must differ")
+            raise InputError(
+                f"{path} is used twice: input, --output, --failed and --store must differ"
+            )
         seen.add(_identity(path))
         if not Path(path).resolve().parent.is_dir():
             raise InputError(f"the folder of {path} does not exist")

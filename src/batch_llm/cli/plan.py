@@ -6,7 +6,8 @@ import contextlib
 import copy
 import json
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from itertools import islice
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from batch_llm.base import LLMWorkItem
 from batch_llm.core.request import Request, Settings
@@ -14,14 +15,62 @@ from batch_llm.core.text import safe
 from batch_llm.exceptions import InputError
 from batch_llm.inputs import Problem, Row, Source, Template
 from batch_llm.providers import openai
+from batch_llm.providers.requests import content_of
+from batch_llm.stores.base import ItemState
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from batch_llm.cli.job import Job
+    from batch_llm.stores.base import Record
+    from batch_llm.stores.sqlite import SqliteLedger
+
+    Item = LLMWorkItem[Any, Any, Row]
 
 MAX_SHOWN = 10
 _CHAT_URL = "/v1/chat/completions"
+
+
+_SETTLED = (ItemState.DONE, ItemState.FAILED)
+_CHUNK = 100
+
+
+class Survey(NamedTuple):
+    """How much of a job's input its ledger has done already.
+
+    Attributes:
+        rows: All.
+        kept: Rows whose answer is kept.
+        failed: Rows whose failure is kept.
+        changed: Rows that have a result, but ask something else now; they are sent again.
+    """
+
+    rows: int
+    kept: int = 0
+    failed: int = 0
+    changed: int = 0
+
+    @property
+    def left(self) -> int:
+        """Rows to be sent."""
+        return self.rows - self.kept - self.failed
+
+
+def chunks(items: Iterable[Item]) -> Iterator[list[Item]]:
+    """Part items into lists of some, the last one shorter."""
+    rest = iter(items)
+    while chunk := list(islice(rest, _CHUNK)):
+        yield chunk
+
+
+def look_up(ledger: SqliteLedger, chunk: Sequence[Item]) -> list[Record | None]:
+    """Return the results that a ledger keeps for these items."""
+    return ledger.look_up((item.item_id, _content(item)) for item in chunk)
+
+
+def _content(item: Item) -> bytes:
+    assert item.request is not None  # noqa: S101 - rows are requests
+    return content_of(item.item_id, item.request)
 
 
 class Plan:
@@ -213,6 +262,24 @@ class Plan:
                 with contextlib.suppress(ValueError):
                     self.request_for(record)
                     yield record
+
+    def survey(self, ledger: SqliteLedger) -> Survey:
+        """Read the input once more, and find out how much of it the ledger has done already."""
+        kept = failed = changed = 0
+        for chunk in chunks(self.items()):
+            for item, record in zip(chunk, look_up(ledger, chunk), strict=True):
+                if record is None:
+                    before = ledger.find(item.item_id)
+                    changed += (
+                        before is not None
+                        and before.state in _SETTLED
+                        and before.content != _content(item)
+                    )
+                elif record.state is ItemState.DONE:
+                    kept += 1
+                else:
+                    failed += 1
+        return Survey(self.rows, kept, failed, changed)
 
     def items(self) -> Iterator[LLMWorkItem[Any, Any, Row]]:
         """Give the good rows as items, reading the input a second time."""

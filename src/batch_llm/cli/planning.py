@@ -14,10 +14,10 @@ from batch_llm.cli.estimate import KnownLimit, Sample
 from batch_llm.cli.execution import check_price, run_plan
 from batch_llm.cli.exit_codes import ExitCode
 from batch_llm.cli.job import check_paths
+from batch_llm.cli.ledgers import check_outputs_are_free
 from batch_llm.cli.plan import Plan, characters_of
 from batch_llm.core.prices import usd
 from batch_llm.core.text import safe
-from batch_llm.exceptions import OutputExistsError
 from batch_llm.providers.registry import resolve, resolve_pool, split_model
 from batch_llm.simulator import parse_profile
 from batch_llm.stores.limit_memory import LimitMemory, limits_file
@@ -49,7 +49,13 @@ class Pilot:
         self.shown: list[tuple[str, str]] = []
         self.output = output
         own = dataclasses.replace(
-            job, output=output, failed=failed, as_json=False, quiet=True, progress="none"
+            job,
+            output=output,
+            failed=failed,
+            ledger=None,
+            as_json=False,
+            quiet=True,
+            progress="none",
         )
         self._plan = plan.pilot(count, own)
         self.code, self.statistics = run_plan(self._plan, self._take)
@@ -110,9 +116,8 @@ def run_planning(job: Job, pilot: int | None) -> ExitCode:
 
 def _checked(job: Job) -> tuple[Plan, Sequence[Endpoint]]:
     check_paths(job.input, [job.output, job.failed])
-    for path, flag in ((job.output, "--output"), (job.failed, "--failed")):
-        if path != "-" and Path(path).exists() and not job.overwrite:
-            raise OutputExistsError(path, flag)
+    if job.ledger is None or not Path(job.ledger).exists():
+        check_outputs_are_free(job)
     plan = Plan(job)
     provider, name = split_model(job.model)
     endpoints: Sequence[Endpoint]

@@ -82,6 +82,11 @@ class Source:
                 return
             yield record if isinstance(record, Problem) else self._identify(record, number, seen)
 
+    @property
+    def id_column(self) -> str | None:
+        """The column that holds the ids; None where rows are numbered."""
+        return self._id_column
+
     def has_changed(self) -> bool:
         """Tell whether the file was written to since it was opened first."""
         return self._fingerprint() != self._mark

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from batch_llm.core.usage import read_usage, usage_of
 from batch_llm.exceptions import ConfigError
-from batch_llm.providers.base import SPENT, Caller, LaneFacts, Outcome, Try
+from batch_llm.providers.base import SPENT, Caller, LaneFacts, Outcome, Try, content_digest
 
 if TYPE_CHECKING:
     from batch_llm.base import DirectCall, LLMWorkItem
@@ -43,6 +43,13 @@ class CallByMode:
             return self._requests.facts(item)
         model, _, server = self.lane(item).partition(" ")
         return LaneFacts(model=model, server=server)
+
+    def content(self, item: LLMWorkItem[Any, Any, Any], /) -> bytes:
+        """Return the digest of what an item asks; of code, of its prompt and version."""
+        if item.request is not None and self._requests is not None:
+            return self._requests.content(item)
+        parts = (item.item_id, item.prompt, item.version)
+        return content_digest(*[part.encode("utf-8", "surrogatepass") for part in parts])
 
     async def call(self, item: LLMWorkItem[Any, Any, Any], attempt: Try, /) -> Outcome:
         """Make one call.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
@@ -118,6 +119,13 @@ class Caller(Protocol):
         """Tell what is known of an item's lane; asked once for each lane."""
         ...
 
+    def content(self, item: LLMWorkItem[Any, Any, Any], /) -> bytes:
+        """Return the digest of an item's id and of what it asks, as far as that can be seen.
+
+        Equal digests mean the same question: a result that is kept for one answers the other.
+        """
+        ...
+
     async def call(self, item: LLMWorkItem[Any, Any, Any], attempt: Try, /) -> Outcome:
         """Make one call.
 
@@ -126,3 +134,12 @@ class Caller(Protocol):
                 bill is returned in the outcome instead.
         """
         ...
+
+
+def content_digest(*parts: bytes) -> bytes:
+    """Return 16 bytes that stand for ``parts``, each with its length."""
+    digest = blake2b(digest_size=16, person=b"batch-llm item")
+    for part in parts:
+        digest.update(len(part).to_bytes(8))
+        digest.update(part)
+    return digest.digest()

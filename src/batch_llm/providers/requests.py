@@ -10,7 +10,7 @@ import msgspec
 
 from batch_llm.exceptions import BadOutputError, BatchLLMError, ConfigError
 from batch_llm.providers import openai
-from batch_llm.providers.base import LaneFacts
+from batch_llm.providers.base import LaneFacts, content_digest
 from batch_llm.providers.limit_headers import read_limits
 from batch_llm.providers.local_servers import ask_capacity
 from batch_llm.providers.registry import Endpoint
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from batch_llm.base import LLMWorkItem
+    from batch_llm.core.request import Request
     from batch_llm.providers.base import Capacity, Outcome, Try
     from batch_llm.providers.transport import Response, Transport
     from batch_llm.strategies.budgets import LimitHeader
@@ -86,6 +87,11 @@ class RequestCaller:
             ),
         )
 
+    def content(self, item: LLMWorkItem[Any, Any, Any], /) -> bytes:
+        """Return the digest of an item's id and its wire body, see ``content_of``."""
+        assert item.request is not None  # noqa: S101 - only such items are given to us
+        return content_of(item.item_id, item.request)
+
     async def call(self, item: LLMWorkItem[Any, Any, Any], attempt: Try, /) -> Outcome:
         """Make one call. After an answer that did not fit, the model is told why.
 
@@ -138,6 +144,17 @@ class RequestCaller:
         if pool is None:
             pool = self._pools[model] = _pool(self._resolve(model))
         return pool
+
+
+def content_of(item_id: str, request: Request) -> bytes:
+    """Return the digest of an id and of the wire body of its first attempt, model included.
+
+    It does not depend on where the calls go, nor on the item's place in the input.
+    """
+    temperature = request.settings.temperature
+    later = msgspec.json.encode(temperature) if isinstance(temperature, tuple) else b""
+    body = openai.encode(request, model=request.model)
+    return content_digest(item_id.encode("utf-8", "surrogatepass"), body, later)
 
 
 async def _ask(looker: Looker, endpoint: Endpoint) -> Capacity | None:

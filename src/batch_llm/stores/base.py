@@ -1,13 +1,19 @@
-"""What a store is: the record of which items of a run are in work, and what became of the rest."""
+"""What a store is: the record of which items of a run are in work, and what became of the rest.
+
+A ``Store`` is what the engine needs. A ``Ledger`` is a store that outlives the process: a run that
+was cut off goes on with it. ``batch_llm.testing.ledgers`` has the tests that each must pass.
+"""
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Sequence
+    from collections.abc import Awaitable, Collection, Iterable, Iterator, Mapping, Sequence
+    from typing import Self
 
     from batch_llm.base import WorkItemResult
 
@@ -18,7 +24,7 @@ class Attempt(msgspec.Struct, frozen=True):
     Attributes:
         number: The attempt's number, from 1. A call refused by a rate limit has the number of
             the attempt that it did not use up.
-        started_at: Seconds on the event loop's clock.
+        started_at: Seconds on the event loop's clock; as a ledger gives it back, since 1970.
         seconds: How long the call took.
         usage: Tokens spent, or None where nobody knows.
         error_code: A value of ``strategies.errors.ErrorCode``, or None after a success.
@@ -33,22 +39,128 @@ class Attempt(msgspec.Struct, frozen=True):
     error: str | None = None
 
 
+class ItemState(StrEnum):
+    """Where an item is on its way."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+
+
+#: The only steps that there are. Back to pending: abandoned or cut off, its content changed, or it
+#: is to be tried again.
+TRANSITIONS = frozenset(
+    {
+        (ItemState.PENDING, ItemState.RUNNING),
+        (ItemState.RUNNING, ItemState.PENDING),
+        (ItemState.RUNNING, ItemState.DONE),
+        (ItemState.RUNNING, ItemState.FAILED),
+        (ItemState.DONE, ItemState.PENDING),
+        (ItemState.FAILED, ItemState.PENDING),
+    }
+)
+
+#: Failures that say nothing of the item: key, credit, model or the user stood in the way. They are
+#: tried again whenever the run goes on; so is what failed without a single call.
+NOT_OF_THE_ITEM = frozenset({"auth", "quota", "not_found", "cancelled"})
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """What a ledger knows of one item.
+
+    Attributes:
+        item_id: The item's name.
+        content: The digest of what was asked.
+        state: Where it is.
+        output: The answer, as plain data.
+        error: ``ExceptionType: message`` of the last attempt; of strangers, hostile.
+        error_code: The failure's code.
+        model: The model's name as the provider answered it.
+        usage: Tokens of all attempts that led to the result.
+        attempts: Calls made for the result.
+        seconds: From when the item was taken to its result.
+        safety_ratings: Gemini's, when there were any.
+        response_body: The provider's answer as it came, where it was kept.
+    """
+
+    item_id: str
+    content: bytes
+    state: ItemState
+    output: Any = None
+    error: str | None = None
+    error_code: str | None = None
+    model: str | None = None
+    usage: dict[str, int] = {}
+    attempts: int = 0
+    seconds: float = 0.0
+    safety_ratings: dict[str, str] | None = None
+    response_body: bytes | None = None
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the item has a result that is kept when the run goes on."""
+        return is_settled(self.state, self.error_code, self.attempts)
+
+
+def is_settled(state: str, error_code: str | None, attempts: int) -> bool:
+    """Tell whether a result is kept when the run goes on."""
+    if state == ItemState.FAILED:
+        return attempts > 0 and error_code not in NOT_OF_THE_ITEM
+    return state == ItemState.DONE
+
+
 class Store(Protocol):
     """Records a run's items: pending → running → done or failed, each step once.
 
     One instance serves one run at a time.
     """
 
-    def start(self, item_id: str, /) -> None:
-        """Note that an item is in work.
+    @property
+    def compares_content(self) -> bool:
+        """Whether ``start`` wants to know what is asked; finding that out costs a little."""
+        ...
+
+    def begin_run(self, *, keeps_ids: bool) -> None:
+        """Get ready for a run in the current event loop.
+
+        Args:
+            keeps_ids: Whether every id is to be told from all earlier ones of the run, at the
+                cost of some memory for each.
 
         Raises:
-            DuplicateItemError: An item of this id is in work or has a result. Nothing changed.
+            LedgerError: Another run uses the store, or it cannot be written.
         """
         ...
 
-    def forget(self, item_id: str, /) -> None:
-        """Make an item pending again: it was abandoned in work, without a result."""
+    def end_run(self) -> None:
+        """Hear that the run is over."""
+        ...
+
+    def start(self, item_id: str, content: bytes, /) -> WorkItemResult[Any, Any] | None:
+        """Note that an item is in work, unless an earlier run has its result.
+
+        Args:
+            item_id: The item's name.
+            content: The digest of what is asked; empty where ``compares_content`` is False.
+
+        Returns:
+            The kept result, for the same content; nothing was noted then. Otherwise None.
+
+        Raises:
+            DuplicateItemError: An item of this id is in work or has a result in this run. Nothing
+                changed.
+            StoreError: The store is not usable any more.
+        """
+        ...
+
+    def forget(self, item_id: str, history: Sequence[Attempt], /) -> None:
+        """Make an item pending again: it was abandoned in work, without a result.
+
+        Args:
+            item_id: The item's name.
+            history: The attempts that were made; they may have cost.
+        """
         ...
 
     def finish(
@@ -61,5 +173,63 @@ class Store(Protocol):
 
         Raises:
             Exception: It could not be saved; the run stops. The awaitable may raise it too.
+        """
+        ...
+
+
+class Ledger(Store, Protocol):
+    """A store that outlives the process. Whoever opened it closes it."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *error: object) -> None: ...
+
+    def close(self) -> None:
+        """Save what was accepted, and let go of the file."""
+        ...
+
+    def manifest(self) -> dict[str, Any]:
+        """Return what is noted of the run as a whole; empty for a new one."""
+        ...
+
+    def note(self, facts: Mapping[str, Any], /) -> None:
+        """Add to the manifest. Values are plain data.
+
+        Raises:
+            LedgerError: It could not be saved.
+        """
+        ...
+
+    def counts(self) -> dict[ItemState, int]:
+        """Count the items by state; each state has an entry."""
+        ...
+
+    def look_up(self, items: Iterable[tuple[str, bytes]], /) -> list[Record | None]:
+        """Return, for each id and content, the result that would be kept, or None."""
+        ...
+
+    def find(self, item_id: str, /) -> Record | None:
+        """Return what is known of an item."""
+        ...
+
+    def records(self, *states: ItemState) -> Iterator[Record]:
+        """Give all items in these states, in the order in which they were first started."""
+        ...
+
+    def attempts(self, item_id: str, /) -> list[Attempt]:
+        """Return all attempts of an item, those of earlier runs first."""
+        ...
+
+    def retry(self, codes: Collection[str] | None = None) -> int:
+        """Make failed items pending, so that they are tried again.
+
+        Args:
+            codes: Only those that failed so; None for all.
+
+        Returns:
+            Their number.
+
+        Raises:
+            LedgerError: It could not be saved; nothing changed.
         """
         ...

@@ -1,0 +1,58 @@
+"""A lock that one process holds and that its end frees, however it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from batch_llm.exceptions import LedgerInUseError
+
+if TYPE_CHECKING:
+    from typing import IO
+
+if sys.platform == "win32":
+    import msvcrt
+
+    def _take(descriptor: int) -> None:
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+else:
+    import fcntl
+
+    def _take(descriptor: int) -> None:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+class FileLock:
+    """Holds ``<path>.lock`` until ``release``.
+
+    The file itself stays: who removed it would let two processes lock two files of one name.
+
+    Args:
+        path: The file that is protected.
+
+    Raises:
+        LedgerInUseError: Another process, or another lock of this one, holds it.
+        OSError: The folder cannot be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file: IO[bytes] = Path(f"{path}.lock").open("a+b")  # noqa: SIM115 - held until `release`
+        try:
+            _take(self._file.fileno())
+        except (BlockingIOError, PermissionError):
+            self._file.seek(0)
+            owner = self._file.read(20).strip()
+            self._file.close()
+            raise LedgerInUseError(str(path), int(owner) if owner.isdigit() else None) from None
+        self._file.truncate(0)
+        self._file.write(str(os.getpid()).encode())
+        self._file.flush()
+
+    def release(self) -> None:
+        """Let others have it."""
+        with contextlib.suppress(OSError):
+            self._file.truncate(0)
+        self._file.close()

@@ -1,0 +1,93 @@
+-- Those that end in a row of VALUES are given many rows at once: see `many`.
+
+-- name: find
+SELECT number, content, state, session, error_code, attempts FROM items WHERE item_id = ?;
+
+-- name: ids
+SELECT item_id FROM items;
+
+-- name: last_number
+SELECT coalesce(max(number), 0) FROM items;
+
+-- name: last_session
+SELECT coalesce(max(session), 0) FROM sessions;
+
+-- name: begin_session
+INSERT INTO sessions (session, started_at) VALUES (?, ?);
+
+-- name: end_session
+UPDATE sessions SET ended_at = ? WHERE session = ?;
+
+-- name: recover
+UPDATE items SET state = 'pending' WHERE state = 'running';
+
+-- name: insert
+INSERT INTO items (number, item_id, content, state, session, error_code, attempts, finished_at)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?);
+
+-- name: reopen
+UPDATE items SET state = 'pending'
+WHERE state IN ('done', 'failed') AND number IN (VALUES (?));
+
+-- name: start
+WITH new (number, content, session) AS (VALUES (?, ?, ?))
+UPDATE items SET state = 'running', content = new.content, session = new.session
+FROM new WHERE items.number = new.number;
+
+-- name: forget
+UPDATE items SET state = 'pending' WHERE number IN (VALUES (?));
+
+-- name: finish
+WITH new (number, state, session, error_code, attempts, finished_at) AS (
+  VALUES (?, ?, ?, ?, ?, ?)
+)
+UPDATE items SET state = new.state, session = new.session, error_code = new.error_code,
+  attempts = new.attempts, finished_at = new.finished_at
+FROM new WHERE items.number = new.number;
+
+-- name: payload
+INSERT OR REPLACE INTO payloads
+  (number, output, error, model, usage, seconds, safety_ratings, response_body)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?);
+
+-- name: try
+INSERT INTO tries
+  (number, session, attempt, started_at, seconds, input_tokens, output_tokens, usage, error_code,
+   error)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
+
+-- name: record
+SELECT item_id, content, state, output, error, error_code, model, usage, attempts, seconds,
+       safety_ratings, response_body
+FROM items LEFT JOIN payloads USING (number) WHERE number = ?;
+
+-- name: look_up
+SELECT item_id, content, state, output, error, error_code, model, usage, attempts, seconds,
+       safety_ratings, response_body, asked.key
+FROM json_each(?) AS asked JOIN items ON item_id = asked.value LEFT JOIN payloads USING (number);
+
+-- name: records
+SELECT item_id, content, state, output, error, error_code, model, usage, attempts, seconds,
+       safety_ratings, response_body, number
+FROM items LEFT JOIN payloads USING (number)
+WHERE number > ? AND state IN (SELECT value FROM json_each(?)) ORDER BY number LIMIT ?;
+
+-- name: tries
+SELECT attempt, started_at, seconds, usage, error_code, error FROM tries
+WHERE number = ? ORDER BY rowid;
+
+-- name: counts
+SELECT state, count(*) FROM items GROUP BY state;
+
+-- name: retry_all
+UPDATE items SET state = 'pending' WHERE state = 'failed';
+
+-- name: retry_some
+UPDATE items SET state = 'pending'
+WHERE state = 'failed' AND error_code IN (SELECT value FROM json_each(?));
+
+-- name: manifest
+SELECT name, value FROM manifest;
+
+-- name: note
+INSERT OR REPLACE INTO manifest (name, value) VALUES (?, ?);

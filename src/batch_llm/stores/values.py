@@ -1,0 +1,88 @@
+"""Values of results as a ledger keeps them: plain text and numbers, whatever they were."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from batch_llm.base import WorkItemResult
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from batch_llm.stores.base import Record
+
+#: What SQLite can hold.
+_LARGEST = 2**63 - 1
+#: What looks like a key, in an error of some SDK.
+_KEY_LIKE = re.compile(r"(?<![A-Za-z0-9])(sk|rk|pk|gsk|xai)-[A-Za-z0-9_*-]{8,}|(?<=Bearer )\S{8,}")
+_HIDDEN = "[key]"
+
+
+def clean(text: object) -> str | None:
+    """Return text that can be written as UTF-8 and holds nothing like a key; None for None."""
+    if text is None:
+        return None
+    found = text if isinstance(text, str) else str(text)
+    if not found.isascii():
+        found = found.encode("utf-8", "backslashreplace").decode()
+    return _KEY_LIKE.sub(_HIDDEN, found)
+
+
+def plain_usage(usage: Mapping[str, object] | None) -> dict[str, int]:
+    """Return the token counts of ``usage`` alone: a hook may have left anything there."""
+    return {
+        str(kind): min(value, _LARGEST)
+        for kind, value in (usage or {}).items()
+        if isinstance(value, int) and value >= 0
+    }
+
+
+def to_json(value: Any) -> str:
+    """Write a value as JSON. A pydantic model is written as its fields.
+
+    Raises:
+        TypeError: It is no plain data.
+        ValueError: It holds itself.
+    """
+    try:
+        return msgspec.json.encode(value, enc_hook=_fields).decode()
+    except (UnicodeEncodeError, OverflowError):  # half a character; a number of more than 64 bits
+        return json.dumps(value, default=_fields)
+
+
+def from_json(text: str | None) -> Any:
+    """Read what ``to_json`` wrote."""
+    if text is None:
+        return None
+    try:
+        return msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeError):
+        return json.loads(text)
+
+
+def _fields(value: Any) -> Any:
+    dump = getattr(value, "model_dump", None)
+    if dump is None:
+        raise TypeError(f"a {type(value).__name__} is no plain data")
+    return dump(mode="json")
+
+
+def reused(record: Record) -> WorkItemResult[Any, Any]:
+    """Return a record as the result that it was."""
+    result: WorkItemResult[Any, Any] = WorkItemResult(
+        record.item_id,
+        record.error is None,
+        record.output,
+        record.error,
+        None,
+        dict(record.usage),
+        record.safety_ratings,
+    )
+    result.error_code, result.attempts = record.error_code, record.attempts
+    result.duration_seconds, result.model = record.seconds, record.model
+    result.response_body, result.is_reused = record.response_body, True
+    return result

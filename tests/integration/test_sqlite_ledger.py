@@ -1,0 +1,222 @@
+"""The file itself: locks, damage, a full disk, other programs."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import subprocess
+import sys
+
+import pytest
+
+from batch_llm import LLMWorkItem, ParallelBatchProcessor, Request
+from batch_llm.exceptions import DuplicateItemError, LedgerError, LedgerInUseError, StoreError
+from batch_llm.providers.requests import content_of
+from batch_llm.stores import ItemState, SqliteLedger
+from fakes import Script
+
+
+def items(*numbers, output="out"):
+    return [LLMWorkItem(str(number), direct_call=Script(output)) for number in numbers]
+
+
+def run(ledger, *numbers, **options):
+    built = ParallelBatchProcessor(store=ledger)
+    return asyncio.run(built.process(items(*numbers, **options)))
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "run.sqlite"
+
+
+def test_a_second_process_is_refused_and_told_who_the_first_is(path):
+    code = (
+        "import sys; from batch_llm import SqliteLedger\n"
+        "with SqliteLedger(sys.argv[1]): print(flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        other.stdout.readline()
+        with pytest.raises(LedgerInUseError, match=f"process {other.pid} is running"):
+            SqliteLedger(path)
+        other.kill()
+        other.wait()
+        with SqliteLedger(path) as ledger:
+            assert ledger.counts()[ItemState.DONE] == 0
+
+
+def test_a_run_that_goes_on_can_be_read(path):
+    with SqliteLedger(path) as ledger:
+        run(ledger, 1, 2)
+        with SqliteLedger(path, read_only=True) as reading:
+            assert [record.output for record in reading.records(ItemState.DONE)] == ["out", "out"]
+            with pytest.raises(LedgerError, match="reading only"):
+                reading.note({})
+
+
+def test_the_views_say_what_became_of_each_item(path):
+    with SqliteLedger(path) as ledger:
+        run(ledger, 1)
+        built = ParallelBatchProcessor(store=ledger)
+        failing = LLMWorkItem("2", direct_call=Script(*[ValueError("no")] * 9))
+        asyncio.run(built.process([failing]))
+    with sqlite3.connect(path) as tool:
+        assert tool.execute("SELECT item_id, output, input_tokens FROM results").fetchall() == [
+            ("1", '"out"', 10)
+        ]
+        (failed,) = tool.execute("SELECT item_id, error_code, error, attempts FROM failed")
+        assert failed == ("2", "internal", "ValueError: no", 3)
+        verdicts = [row[0] for row in tool.execute("SELECT verdict FROM attempts")]
+        assert verdicts == ["ok", "internal", "internal", "internal"]
+    tool.close()
+
+
+def test_illegal_steps_are_refused_by_the_file_itself(path):
+    with SqliteLedger(path) as ledger:
+        run(ledger, 1)
+    with sqlite3.connect(path) as tool:
+        for state in ("running", "failed", "done"):
+            with pytest.raises(sqlite3.IntegrityError, match="no such step"):
+                tool.execute("UPDATE items SET state = ?", (state,))
+    tool.close()
+
+
+@pytest.mark.parametrize("content", [b"this is no database, but some text" * 100, b"\0" * 40_000])
+def test_a_file_that_is_no_ledger_is_left_as_it_is(path, content):
+    path.write_bytes(content)
+
+    with pytest.raises(LedgerError, match="no ledger"):
+        SqliteLedger(path)
+
+    assert path.read_bytes() == content
+
+
+def test_another_programs_database_is_left_as_it_is(path):
+    with sqlite3.connect(path) as tool:
+        tool.execute("CREATE TABLE t (a)")
+    tool.close()
+
+    with pytest.raises(LedgerError, match="it is no ledger"):
+        SqliteLedger(path)
+
+
+def test_a_later_versions_ledger_is_refused(path):
+    SqliteLedger(path).close()
+    with sqlite3.connect(path) as tool:
+        tool.execute("PRAGMA user_version = 99")
+    tool.close()
+
+    for read_only in (False, True):
+        with pytest.raises(LedgerError, match="a later version of batch-llm made it"):
+            SqliteLedger(path, read_only=read_only)
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(LedgerError, match="No such file"):
+        SqliteLedger(tmp_path / "none" / "run.sqlite")
+    with pytest.raises(LedgerError, match="no such file"):
+        SqliteLedger(tmp_path / "run.sqlite", read_only=True)
+
+
+def test_a_full_disk_ends_the_run_and_keeps_what_was_accepted(path):
+    with SqliteLedger(path) as ledger:
+        run(ledger, *range(5))
+        pages = ledger._writing.execute("PRAGMA page_count").fetchone()[0]
+        ledger._writing.execute(f"PRAGMA max_page_count = {pages + 4}")
+        with pytest.raises(StoreError, match="disk is full") as caught:
+            run(ledger, *range(50), output="x" * 20_000)
+        shown = {result.item_id for result in caught.value.partial.results}
+    with SqliteLedger(path) as ledger:
+        saved = {record.item_id for record in ledger.records(ItemState.DONE)}
+        assert {str(n) for n in range(5)} <= shown <= saved
+        assert ledger.problems() == []
+        assert run(ledger, *range(50)).succeeded == 50
+
+
+def test_a_file_that_another_program_holds_ends_the_run_with_its_reason(path):
+    with SqliteLedger(path, patience_seconds=0.2) as ledger:
+        run(ledger, 1)
+        holder = sqlite3.connect(path, isolation_level=None)
+        holder.execute("BEGIN IMMEDIATE")
+        with pytest.raises(LedgerError, match="another program holds it"):
+            run(ledger, 1, 2)
+        holder.close()
+        assert run(ledger, 1, 2).succeeded == 2
+
+
+def test_damage_in_the_middle_is_found(path):
+    with SqliteLedger(path) as ledger:
+        run(ledger, *range(50), output="x" * 5000)
+    with path.open("r+b") as file:
+        file.seek(16_384 * 4)
+        file.write(b"\xff" * 60_000)
+
+    with SqliteLedger(path, read_only=True) as ledger:
+        assert ledger.problems()
+
+
+def test_the_digest_of_a_request_depends_on_what_is_asked_alone():
+    def digest(item_id="a", prompt="hi", model="p:m", **settings):
+        from batch_llm import Settings
+
+        request = Request.of(model, prompt, settings=Settings(**settings))
+        return content_of(item_id, request)
+
+    assert digest() == digest()
+    others = [
+        digest("b"), digest(prompt="ho"), digest(model="p:n"), digest(model="q:m"),
+        digest(temperature=0.0), digest(temperature=(0.0, 0.5)), digest(temperature=(0.0, 0.7)),
+        digest(extra={"a": 1}),
+    ]  # fmt: skip
+    assert len({digest(), *others}) == 1 + len(others)
+
+
+async def collect(built, given):
+    return [result async for result in built.stream(given)]
+
+
+def test_a_stream_refuses_the_id_of_a_finished_item_and_loses_nothing(path):
+    with SqliteLedger(path) as ledger:
+        built = ParallelBatchProcessor(store=ledger, max_workers=1)
+        with pytest.raises(DuplicateItemError):
+            asyncio.run(collect(built, items(1, 2, 3, 1)))
+    with SqliteLedger(path) as ledger:
+        assert ledger.counts()[ItemState.DONE] == 3
+
+
+def test_the_event_loop_goes_on_while_another_program_holds_the_file(path):
+    async def main(ledger):
+        holder = sqlite3.connect(path, isolation_level=None)
+        built = ParallelBatchProcessor(store=ledger)
+        waits = LLMWorkItem("b", direct_call=Script("out", delay=0.05))
+        running = asyncio.create_task(built.process([waits]))
+        await asyncio.sleep(0.02)  # the run has begun
+        holder.execute("BEGIN IMMEDIATE")
+        for _ in range(30):
+            await asyncio.sleep(0.01)
+        assert not running.done()
+        assert built.statistics().processed == 0
+        holder.execute("ROLLBACK")
+        holder.close()
+        return await running
+
+    with SqliteLedger(path) as ledger:
+        assert asyncio.run(main(ledger)).succeeded == 1
+
+
+def test_an_item_that_is_long_in_work_is_written_down_as_such(path):
+    async def main(ledger):
+        slow = LLMWorkItem("slow", direct_call=Script("out", delay=1.6))
+        quick = [LLMWorkItem(str(n), direct_call=Script("out", delay=0.4)) for n in range(6)]
+        built = ParallelBatchProcessor(store=ledger, max_workers=2)
+        running = asyncio.create_task(built.process([slow, *quick]))
+        await asyncio.sleep(1.5)
+        state = ledger.find("slow").state
+        await running
+        return state
+
+    with SqliteLedger(path) as ledger:
+        assert asyncio.run(main(ledger)) is ItemState.RUNNING
+        assert ledger.find("slow").state is ItemState.DONE
