@@ -172,8 +172,20 @@ def test_the_command_for_the_rest_is_printed(cli):
 
     assert done.returncode == 3
     assert "of them not sent)" in done.stderr
-    assert "next      batch-llm run q.failed.jsonl" in done.stderr
+    assert "continue  batch-llm resume q.results.jsonl" in done.stderr
+    assert "next " not in done.stderr
     assert "cost      unknown: no price for sim:fast" in done.stderr
+
+
+def test_the_same_command_with_a_higher_cap_goes_on(cli, tmp_path):
+    cli("run", "q.jsonl", "--max-tokens-total", "500", "-s", "max_tokens=30")
+
+    done = cli("run", "q.jsonl", "--max-tokens-total", "1M", "-s", "max_tokens=30")
+
+    assert done.returncode == 0
+    assert " reused, " in done.stderr
+    rows = (tmp_path / "q.results.jsonl").read_text().splitlines()
+    assert len(rows) == len((tmp_path / "q.jsonl").read_text().splitlines())
 
 
 def test_a_cap_without_a_price_is_refused_before_sending(cli, tmp_path):

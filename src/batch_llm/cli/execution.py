@@ -470,7 +470,7 @@ class _Execution:
         if self._writers.failed.rows:
             not_sent = f", {self._not_sent:,} of them not sent" if self._not_sent else ""
             say(f"  failed    {self._job.failed} ({self._writers.failed.rows:,} rows{not_sent})")
-            if self._writers.failed.rows > bad:
+            if self._writers.failed.rows > bad + (self._not_sent if self._ledger else 0):
                 say(f"  next      {self._next_command()}")
         if left and self._ledger is not None:
             again = f"batch-llm resume {shlex.quote(name_of(self._ledger.path))}"
