@@ -173,7 +173,7 @@ def test_the_command_for_the_rest_is_printed(cli):
     assert done.returncode == 3
     assert "of them not sent)" in done.stderr
     assert "continue  batch-llm resume q.results.jsonl" in done.stderr
-    assert "next " not in done.stderr
+    assert "next      batch-llm" not in done.stderr
     assert "cost      unknown: no price for sim:fast" in done.stderr
 
 

@@ -99,7 +99,7 @@ def run(tmp_path):
 
 def shown_anywhere(done, folder):
     """All that a run said and wrote."""
-    files = [path.read_text() for path in folder.rglob("*") if path.is_file()]
+    files = [path.read_text(errors="replace") for path in folder.rglob("*") if path.is_file()]
     return "\n".join([done.stdout, done.stderr, *files])
 
 
@@ -183,7 +183,7 @@ def test_a_limit_per_day_fails_the_rest_at_once_with_a_clear_word(run, tmp_path)
     assert done.returncode == 1
     assert "(requests_per_day), longer than the longest pause. Run what is left" in done.stderr
     assert "error: The limits of the provider allow the next call in 8,6" in done.stderr
-    assert "next      batch-llm run q.failed.jsonl" in done.stderr
+    assert "next      batch-llm retry q.results.jsonl" in done.stderr
     rows = [json.loads(line) for line in (tmp_path / "q.failed.jsonl").read_text().splitlines()]
     assert len(rows) == 50
     assert {row["error"].partition(":")[0] for row in rows} == {"LimitPauseError"}
