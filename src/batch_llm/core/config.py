@@ -163,7 +163,8 @@ class Limits:
         tokens_per_minute: Input and output together.
         input_tokens_per_minute: Input alone.
         output_tokens_per_minute: Output alone.
-        requests_per_day: Calls in any 24 hours, used up as fast as the others allow.
+        requests_per_day: Calls per day, used up as fast as the others allow. The bucket starts
+            full and fills again meanwhile: the first 24 hours may see up to twice as many.
         burst_seconds: How many seconds of a limit per minute may be used up at once, where the
             provider does not say: 60 lets a whole minute's calls go at once.
     """

@@ -259,4 +259,8 @@ def test_an_old_name_of_the_limit_counts_too(name):
 
 
 def test_caps_take_money_as_decimal_too():
-    ProcessorConfig(max_cost_usd=Decimal("0.5")).validate()
+    config = ProcessorConfig(max_cost_usd=Decimal("0.5"))
+
+    config.validate()
+
+    assert config.max_cost_usd == Decimal("0.5")
