@@ -20,6 +20,7 @@ from batch_llm.exceptions import (
     CallCancelledError,
     ConfigError,
     ContentFilteredError,
+    ContextLengthError,
     DuplicateItemError,
     ItemError,
     LedgerError,
@@ -38,6 +39,7 @@ from batch_llm.exceptions import (
     TruncatedError,
     UnknownModelError,
     UnknownPriceError,
+    UnsupportedRequestError,
 )
 from batch_llm.middleware import BaseMiddleware, Middleware
 from batch_llm.observers import BaseObserver, MetricsObserver, ProcessingEvent, ProcessorObserver
@@ -68,6 +70,7 @@ __all__ = [
     "CallCancelledError",
     "ConfigError",
     "ContentFilteredError",
+    "ContextLengthError",
     "DefaultErrorClassifier",
     "DuplicateItemError",
     "ErrorClassifier",
@@ -123,6 +126,7 @@ __all__ = [
     "TruncatedError",
     "UnknownModelError",
     "UnknownPriceError",
+    "UnsupportedRequestError",
     "UsageLike",
     "WorkItemResult",
 ]

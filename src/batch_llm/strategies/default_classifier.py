@@ -11,12 +11,14 @@ from batch_llm.exceptions import (
     BadOutputError,
     ConfigError,
     ContentFilteredError,
+    ContextLengthError,
     MalformedResponseError,
     MissingKeyError,
     RefusedError,
     StatusError,
     TruncatedError,
     UnknownModelError,
+    UnsupportedRequestError,
 )
 from batch_llm.strategies.errors import ErrorCode, ErrorInfo
 from batch_llm.strategies.http_errors import judge_status, suggested_wait
@@ -61,6 +63,8 @@ _OVERLOADED = _verdict(ErrorCode.OVERLOADED, retry=True)
 _AUTH = _verdict(ErrorCode.AUTH, retry=False)
 _NOT_FOUND = _verdict(ErrorCode.NOT_FOUND, retry=False)
 _BAD_REQUEST = _verdict(ErrorCode.BAD_REQUEST, retry=False)
+_CONTEXT_LENGTH = _verdict(ErrorCode.CONTEXT_LENGTH, retry=False)
+_QUOTA = _verdict(ErrorCode.QUOTA, retry=False)
 _INTERNAL = _verdict(ErrorCode.INTERNAL, retry=False)
 _OURS = {
     BadOutputError: _VALIDATION,
@@ -70,6 +74,8 @@ _OURS = {
     MalformedResponseError: _SERVER_ERROR,
     MissingKeyError: _AUTH,
     UnknownModelError: _NOT_FOUND,
+    ContextLengthError: _CONTEXT_LENGTH,
+    UnsupportedRequestError: _BAD_REQUEST,
 }
 #: Verdicts on classes of libraries, by name, for errors that carry no HTTP status. The most
 #: telling names first: an error's base classes are looked up too.
@@ -85,12 +91,12 @@ _BY_NAME = {
     "APIConnectionError": _CONNECTION,
     "ModelConnectionError": _CONNECTION,
     "ModelRateLimitError": _verdict("rate_limit", retry=True),
-    "ModelQuotaExceededError": _verdict(ErrorCode.QUOTA, retry=False),
+    "ModelQuotaExceededError": _QUOTA,
     "ModelUnavailableError": _OVERLOADED,
     "ModelServerError": _SERVER_ERROR,
     "ModelAuthenticationError": _AUTH,
     "ModelNotFoundError": _NOT_FOUND,
-    "ModelContextWindowExceededError": _verdict(ErrorCode.CONTEXT_LENGTH, retry=False),
+    "ModelContextWindowExceededError": _CONTEXT_LENGTH,
     "ModelRequestRejectedError": _BAD_REQUEST,
     "UsageLimitExceeded": _BAD_REQUEST,
     "UserError": _INTERNAL,
