@@ -33,10 +33,13 @@ words = st.sampled_from(
      "safetyRatings", "usageMetadata", "functionCall", "end_turn", "length", "tool_calls"]
 )  # fmt: skip
 values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | text | words,
-    lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(words | text, inner, max_size=4)
-    ),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | text
+    | words,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(words | text, inner, max_size=4),
     max_leaves=12,
 )
 counts = st.integers(0, 10**9)

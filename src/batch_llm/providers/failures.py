@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from batch_llm.exceptions import MalformedResponseError, StatusError
+from batch_llm.strategies.http_errors import named_status
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,32 +27,6 @@ _KEY_LIKE = re.compile(
 _HIDDEN = b"[key]"
 #: Shorter ones are placeholders for servers that want any key; they may be ordinary words.
 _MIN_SECRET_CHARACTERS = 8
-#: Statuses that errors inside of a 200 would have had outside, by their code or type.
-_STATUS_BY_NAME = {
-    "rate_limit_exceeded": 429,
-    "rate_limit_error": 429,
-    "too_many_requests": 429,
-    "invalid_prompt": 400,
-    "invalid_request_error": 400,
-    "data_residency_mismatch": 400,
-    "bio_policy": 400,
-    "misalignment_policy_violation": 400,
-    "context_length_exceeded": 400,
-    "authentication_error": 401,
-    "billing_error": 402,
-    "permission_error": 403,
-    "not_found_error": 404,
-    "model_not_found": 404,
-    "request_too_large": 413,
-    "server_error": 500,
-    "api_error": 500,
-    "service_unavailable": 503,
-    "server_is_overloaded": 503,
-    "overloaded": 503,
-    "timeout_error": 504,
-    "vector_store_timeout": 504,
-    "overloaded_error": 529,
-}
 
 
 def malformed(reason: str, body: bytes, secret: str) -> MalformedResponseError:
@@ -62,23 +37,7 @@ def malformed(reason: str, body: bytes, secret: str) -> MalformedResponseError:
 
 def inner_status(trouble: Any) -> int:
     """Return the status that an error inside a 200 would have had outside."""
-    fields = trouble if isinstance(trouble, dict) else {}
-    named = [fields.get(name) for name in ("code", "status", "type")]
-    for code in named:
-        number = (
-            int(code) if isinstance(code, str) and code.isdecimal() and len(code) == 3 else code
-        )
-        if type(number) is int and 400 <= number <= 599:
-            return number
-    texts = [code for code in named if isinstance(code, str)]
-    for code in texts:
-        if code in _STATUS_BY_NAME:
-            return _STATUS_BY_NAME[code]
-    if any("rate_limit" in code or "quota" in code for code in texts):
-        return 429
-    if any(code.startswith(("invalid_", "image_", "unsupported_", "empty_")) for code in texts):
-        return 400
-    return 500
+    return named_status(trouble) or 500
 
 
 def status_error(

@@ -145,7 +145,9 @@ def test_stop_sequences_have_their_own_name():
 
 
 def test_a_closed_schema_is_the_format_of_the_text_where_the_model_knows_that():
-    body = encode(asking(OutputSchema.choices("a", "b"), extra={"output_config": {"effort": "low"}}))
+    body = encode(
+        asking(OutputSchema.choices("a", "b"), extra={"output_config": {"effort": "low"}})
+    )
 
     config = body["output_config"]
     assert (config["effort"], config["format"]["type"]) == ("low", "json_schema")
