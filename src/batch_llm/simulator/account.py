@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from batch_llm.simulator.answers import fault_of
 from batch_llm.simulator.faults import Faults
 from batch_llm.simulator.limits import MINUTE, Bucket, FixedWindow, Limit, make_limit
 from batch_llm.simulator.local_server import USUAL_SLOTS, Line, Page, page
+from batch_llm.simulator.profile import FAULTS
 from batch_llm.simulator.rules import RULES, owed, reserved
 from batch_llm.simulator.wire import (
     CLAIMED_LIMIT,
@@ -54,6 +56,8 @@ class Stats(msgspec.Struct, frozen=True):
         given_up: Calls whose client hung up while they waited for a slot.
         looks: Requests for what the server tells of itself, by path.
         providers: Calls received, by whose format they came in.
+        sdk_retries: Calls that an SDK had repeated by itself, where it says so: those of OpenAI,
+            Anthropic and Groq do.
     """
 
     calls: int
@@ -72,6 +76,7 @@ class Stats(msgspec.Struct, frozen=True):
     given_up: int
     looks: dict[str, int]
     providers: dict[str, int]
+    sdk_retries: int
 
 
 @dataclass(slots=True)
@@ -93,6 +98,7 @@ class Counts:
     given_up: int = 0
     looks: Counter[str] = field(default_factory=Counter)
     providers: Counter[str] = field(default_factory=Counter)
+    sdk_retries: int = 0
 
 
 @dataclass(slots=True)
@@ -168,9 +174,12 @@ class Account:
             bool(profile.tpm) and self._charge in {"settled", "sum", "used"}
         )
 
-    def arrive(self, in_flight: int) -> None:
+    def arrive(self, in_flight: int, headers: Headers) -> None:
         """Count a call; ``in_flight`` of them are here now."""
         counts = self._counts
+        for name, value in headers:
+            if name == b"x-stainless-retry-count" and value != b"0":
+                counts.sdk_retries += 1
         counts.calls += 1
         counts.providers[self._provider] += 1
         counts.peak_in_flight = max(counts.peak_in_flight, in_flight)
@@ -360,9 +369,12 @@ class Account:
             Refusal: The fault is an error answer, or nothing conforms to the schema.
         """
         name = self._faults.next_for(call.conversation)
+        word = self._profile.quota
+        if (asked := fault_of(call.prompt)) is not None and asked[0] in FAULTS:
+            name, word = asked[0], asked[1] or word
         if name is not None:
             name = self._possible(wire, name, call)
-            refusal = None if name is None else self._fault(wire, name, call, now_unix)
+            refusal = None if name is None else self._fault(wire, name, word, call, now_unix)
             if refusal is not None:
                 self._count(name)
                 raise self._advised(refusal)
@@ -382,7 +394,9 @@ class Account:
             return None
         return name
 
-    def _fault(self, wire: WireFormat, name: str, call: Call, now_unix: float) -> Refusal | None:
+    def _fault(
+        self, wire: WireFormat, name: str, word: str, call: Call, now_unix: float
+    ) -> Refusal | None:
         """Return the error answer of a fault, or None where the fault is not an error answer."""
         if name == "p429":
             claimed = float(CLAIMED_LIMIT)
@@ -393,7 +407,7 @@ class Account:
                 )
             )
         if name == "pquota":
-            return wire.out_of_quota(self._profile.quota, call.model)
+            return wire.out_of_quota(word, call.model)
         if name == "p502" or name in wire.troubles:
             return wire.trouble(name, model=call.model)
         return wire.blocked(name)
@@ -412,8 +426,10 @@ class Account:
         else:
             self._counts.faults[fault_name] += 1
 
-    def bill(self, completion: Completion, fault_name: str | None) -> None:
-        """Count an answer that is about to be sent."""
+    def bill(self, completion: Completion, fault_name: str | None, call: Call) -> None:
+        """Count an answer that is about to be sent, unless an error is all that it holds."""
+        if fault_name == "pmidway" and not call.streams:
+            return
         counts = self._counts
         counts.answers += 1
         counts.successes += fault_name is None
@@ -443,6 +459,7 @@ class Account:
             given_up=counts.given_up,
             looks=dict(counts.looks),
             providers=dict(counts.providers),
+            sdk_retries=counts.sdk_retries,
         )
 
     def look(self, path: str) -> Page | None:

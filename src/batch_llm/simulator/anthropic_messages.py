@@ -411,7 +411,7 @@ class MessagesFormat(WireFormat):
             headers[f"{name}-reset"] = _date(now + limit.reset_seconds())
         return headers
 
-    def own_headers(self, request_id: bytes) -> Headers:
+    def own_headers(self, request_id: bytes, seconds: float) -> Headers:  # noqa: ARG002
         """See ``WireFormat``."""
         return [
             (b"request-id", request_id or b"req_%024x" % number()),
@@ -428,9 +428,10 @@ class MessagesFormat(WireFormat):
         """See ``WireFormat``."""
         return encode(_model(self.checked_model(name)))
 
-    def midway(self) -> bytes:
+    def midway(self, request_id: bytes) -> bytes:
         """See ``WireFormat``."""
-        return b"event: error\ndata: %b\n\n" % self.trouble("p529").body
+        error = {"type": "overloaded_error", "message": "Overloaded"}
+        return event("error", {"type": "error", "error": error, "request_id": request_id.decode()})
 
 
 def _model(name: str) -> dict[str, Any]:
@@ -454,6 +455,12 @@ class Message(Completion):
 
     __slots__ = ()
     _call: MessagesCall
+
+    def __init__(
+        self, call: Call, fault_name: str | None, now: float, shares: Shares = NO_SHARES
+    ) -> None:
+        super().__init__(call, fault_name, now, shares)
+        self.request_id = b"req_%024x" % self._number
 
     def body(self) -> bytes:
         """See ``Completion``."""

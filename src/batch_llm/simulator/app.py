@@ -83,9 +83,9 @@ class SimulatorApp:
             return
         try:
             body = await self._page(route, scope, receive)
-            await _send(send, 200, body, [_TYPE_JSON, *route.wire.own_headers(b"")])
+            await _send(send, 200, body, [_TYPE_JSON, *route.wire.own_headers(b"", 0.0)])
         except Refusal as refusal:
-            await self._refuse(route.wire, refusal, {}, send)
+            await self._refuse(route.wire, refusal, {}, send, self._clock())
 
     async def _tells(self, method: str, path: str, send: Send) -> bool:
         """Answer what is asked of the simulator, or of a local server, itself."""
@@ -119,7 +119,7 @@ class SimulatorApp:
         # The same account to the end, whatever is reset meanwhile.
         account = self._accounts[route.wire.provider]
         self._in_flight += 1
-        account.arrive(self._in_flight)
+        account.arrive(self._in_flight, scope["headers"])
         try:
             await self._call(account, route, scope, receive, send)
         finally:
@@ -176,12 +176,11 @@ class SimulatorApp:
         if not await self._wait(account.line, name, completion, call, receive):
             account.settle(wire, visit, None, self._clock(), _now())
             return
-        account.bill(completion, name)
+        account.bill(completion, name, call)
         if not call.streams:
             account.settle(wire, visit, completion, self._clock(), _now())
         lines = _lines(visit.headers)
-        lines += wire.own_headers(completion.request_id)
-        lines.append(self._processing(started))
+        lines += wire.own_headers(completion.request_id, self._clock() - started)
         try:
             await self._deliver(scope, send, wire, call, completion, name, lines)
         finally:
@@ -194,12 +193,10 @@ class SimulatorApp:
         refusal: Refusal,
         headers: dict[str, str],
         send: Send,
-        started: float | None = None,
+        started: float,
     ) -> None:
         lines = _lines(headers | refusal.headers)
-        lines += wire.own_headers(refusal.request_id)
-        if started is not None:
-            lines.append(self._processing(started))
+        lines += wire.own_headers(refusal.request_id, self._clock() - started)
         await _send(send, refusal.status, refusal.body, [(b"content-type", refusal.kind), *lines])
 
     async def _wait(
@@ -252,7 +249,7 @@ class SimulatorApp:
         elif name == "preset":
             del events[len(events) // 2 :]
         elif name == "pmidway":
-            events[len(events) // 2 :] = [wire.midway()]
+            events[len(events) // 2 :] = [wire.midway(completion.request_id)]
         await _start(send, 200, [(b"content-type", wire.stream_type), *headers])
         for event in events:
             await send({"type": "http.response.body", "body": event, "more_body": True})
@@ -265,9 +262,6 @@ class SimulatorApp:
         if not profile.tail:
             return profile.latency
         return profile.latency * self._latency.lognormvariate(0.0, profile.tail)
-
-    def _processing(self, started: float) -> tuple[bytes, bytes]:
-        return (b"openai-processing-ms", b"%d" % round((self._clock() - started) * 1000))
 
 
 def _now() -> float:

@@ -430,7 +430,7 @@ class GeminiFormat(WireFormat):
         """See ``WireFormat``: there are none."""
         return {}
 
-    def own_headers(self, request_id: bytes) -> Headers:  # noqa: ARG002 - there is none
+    def own_headers(self, request_id: bytes, seconds: float) -> Headers:  # noqa: ARG002
         """See ``WireFormat``."""
         return [(b"vary", b"Origin, X-Origin, Referer")]
 
@@ -448,7 +448,7 @@ class GeminiFormat(WireFormat):
         details = [{"modality": "TEXT", "tokenCount": tokens}]
         return encode({"totalTokens": tokens, "promptTokensDetails": details})
 
-    def midway(self) -> bytes:
+    def midway(self, request_id: bytes) -> bytes:  # noqa: ARG002 - it does not stand there
         """See ``WireFormat``."""
         body = self.trouble("p503").body
         return b"data: %b\r\n\r\n" % body if self._is_sse else b",\n%b]" % body

@@ -167,7 +167,7 @@ class GroqFormat(ChatFormat):
                 add_limit(headers, "tokens", limit)
         return headers
 
-    def own_headers(self, request_id: bytes) -> Headers:
+    def own_headers(self, request_id: bytes, seconds: float) -> Headers:  # noqa: ARG002
         """See ``WireFormat``."""
         return [
             (b"x-request-id", request_id or b"req_%026x" % number()),

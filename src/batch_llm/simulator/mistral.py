@@ -134,7 +134,7 @@ class MistralFormat(ChatFormat):
                 headers[f"x-ratelimit-remaining-{name}"] = str(limit.remaining())
         return headers
 
-    def own_headers(self, request_id: bytes) -> Headers:
+    def own_headers(self, request_id: bytes, seconds: float) -> Headers:  # noqa: ARG002
         """See ``WireFormat``."""
         return [(b"mistral-correlation-id", request_id or b"%032x" % number())]
 

@@ -436,9 +436,13 @@ class OpenAiFormat(WireFormat):
                 add_limit(headers, kind.replace("_", "-"), limit)
         return headers
 
-    def own_headers(self, request_id: bytes) -> Headers:
+    def own_headers(self, request_id: bytes, seconds: float) -> Headers:
         """See ``WireFormat``."""
-        return [(b"x-request-id", request_id or b"req_%032x" % number()), *_CONSTANT]
+        return [
+            (b"x-request-id", request_id or b"req_%032x" % number()),
+            *_CONSTANT,
+            (b"openai-processing-ms", b"%d" % round(seconds * 1000)),
+        ]
 
     def models(self) -> bytes:
         """See ``WireFormat``."""
@@ -456,7 +460,7 @@ class OpenAiFormat(WireFormat):
         """See ``WireFormat``."""
         return True
 
-    def midway(self) -> bytes:
+    def midway(self, request_id: bytes) -> bytes:  # noqa: ARG002 - it does not stand there
         """See ``WireFormat``."""
         return b"data: %b\n\n" % self.trouble("p500").body
 

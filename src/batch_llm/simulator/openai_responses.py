@@ -231,7 +231,7 @@ class ResponsesFormat(OpenAiFormat):
         """See ``WireFormat``."""
         return encode({"object": "response.input_tokens", "input_tokens": call.input_tokens})
 
-    def midway(self) -> bytes:
+    def midway(self, request_id: bytes) -> bytes:  # noqa: ARG002 - it does not stand there
         """See ``WireFormat``."""
         message = "The server had an error while processing your request. Sorry about that!"
         return event(

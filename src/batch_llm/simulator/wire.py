@@ -477,8 +477,13 @@ class WireFormat(ABC):
         """
 
     @abstractmethod
-    def own_headers(self, request_id: bytes) -> Headers:
-        """Return what all answers have; a request id that is empty is made up."""
+    def own_headers(self, request_id: bytes, seconds: float) -> Headers:
+        """Return what all answers have.
+
+        Args:
+            request_id: Made up where it is empty.
+            seconds: Since the call came.
+        """
 
     @abstractmethod
     def models(self) -> bytes:
@@ -534,7 +539,7 @@ class WireFormat(ABC):
         """Return whether an answer to the call can hold an error although it began as a 200."""
         return call.streams
 
-    def midway(self) -> bytes:
+    def midway(self, request_id: bytes) -> bytes:
         """Return the piece of a stream that says that the rest fails."""
         raise NotImplementedError
 
