@@ -151,9 +151,11 @@ class AdmissionGate:
             present: Items in the building, those between two attempts not counted.
         """
         lanes, waiting = self.lanes, self._flow.all_waiting
-        slack = max(LEAST_SLACK, int(SLACK_SHARE * self.in_flight))
+        slack = int(SLACK_SHARE * self.in_flight)
+        slack = max(slack, LEAST_SLACK)
         if not waiting:
-            return min(lanes.most, present + slack)
+            wanted = present + slack
+            return min(lanes.most, wanted)
         held = self._held()
         kept = min(max(waiting - held, slack), SLACK_KEPT * slack)
         return min(lanes.most, present - waiting + kept) + min(held, MOST_HELD)
@@ -198,6 +200,8 @@ class AdmissionGate:
             LimitPauseError: The wait would be longer than is wanted.
         """
         lane = self.lanes.of(item)
+        if lane.name not in self._flow.waiting:
+            self._flow.waiting[lane.name] = 0
         cost = lane.sizes.cost_of(item)
         if (ticket := self._start_now(lane, cost)) is not None:
             self._on_room()
@@ -228,12 +232,14 @@ class AdmissionGate:
 
     def _start_now(self, lane: Lane, cost: Cost, other: Place | None = None) -> Ticket | None:
         lanes = self.lanes
-        if lane.name not in self._flow.waiting:
-            self._flow.waiting[lane.name] = 0
         if lanes.in_flight >= lanes.most or (lane.queue.lines and lane.queue.next() is not None):
             return None
         now = self._time()
-        place, wait = lane.best_place(now, cost, other)
+        place = lane.only
+        if place is not None and lane.asking is None:
+            wait = place.wait(now, cost)
+        else:
+            place, wait = lane.best_place(now, cost, other)
         if wait > 0:
             return None
         self.in_flight += 1

@@ -1,8 +1,8 @@
 """Lanes: what shares limits.
 
 A lane has one queue (``turns.py``) and one or more *places* (``places.py``): interchangeable keys
-or deployments of its model, each with an admission of its own. A call goes where there is most room.
-A place that fails for good (no credit, a wrong key) is set aside, and tried again with single
+or deployments of its model, each with an admission of its own. A call goes where most room is. A
+place that fails for good (no credit, a wrong key) is set aside, and tried again with single
 calls. The call whose turn it is waits for its whole cost, and smaller ones do not overtake it.
 
 All runs of a processor share its lanes. Where only the number of calls in flight holds several
@@ -229,15 +229,16 @@ class Lanes:
         self.by_name: dict[str, Lane] = {}
         self._limits = limits
         self._caller = caller
+        self._lane_of = caller.lane
         self._memory = memory
 
     def of(self, item: Item) -> Lane:
         """Return an item's lane."""
-        name = self._caller.lane(item)
+        name = self._lane_of(item)
         lane = self.by_name.get(name)
-        if lane is None:
-            lane = self.by_name[name] = self._make(name, self._caller.facts(item))
-        if not lane.was_asked:
+        if lane is None or not lane.was_asked:
+            if lane is None:
+                lane = self.by_name[name] = self._make(name, self._caller.facts(item))
             self._ask(lane)
         return lane
 
