@@ -23,6 +23,7 @@ app = App(
     version=metadata.version("batch-llm"),
     result_action="return_value",
     default_parameter=Parameter(negative=()),
+    suppress_keyboard_interrupt=False,  # `main` says a word about it
 )
 #: Where the flags of ``run`` and ``check`` come from when the command line does not say.
 _SOURCES = [
