@@ -17,6 +17,7 @@ from batch_llm.exceptions import (
     AttemptTimeoutError,
     BadOutputError,
     BatchLLMError,
+    CacheError,
     CallCancelledError,
     ConfigError,
     ContentFilteredError,
@@ -42,7 +43,7 @@ from batch_llm.exceptions import (
 from batch_llm.middleware import BaseMiddleware, Middleware
 from batch_llm.observers import BaseObserver, MetricsObserver, ProcessingEvent, ProcessorObserver
 from batch_llm.parallel import ParallelBatchProcessor
-from batch_llm.stores import Ledger, MemoryLedger, SqliteLedger
+from batch_llm.stores import AnswerCache, Ledger, MemoryLedger, SqliteLedger
 from batch_llm.strategies import (
     DefaultErrorClassifier,
     ErrorClassifier,
@@ -57,6 +58,7 @@ from batch_llm.testing.mocks import MockAgent, MockResult, MockUsage
 __all__ = [
     "AbandonedError",
     "AgentLike",
+    "AnswerCache",
     "AttemptTimeoutError",
     "BadOutputError",
     "BaseMiddleware",
@@ -65,6 +67,7 @@ __all__ = [
     "BatchProcessor",
     "BatchResult",
     "Bill",
+    "CacheError",
     "CallCancelledError",
     "ConfigError",
     "ContentFilteredError",

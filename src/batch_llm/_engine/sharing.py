@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from batch_llm._engine.pool import Worker
     from batch_llm._engine.statistics import Counts
     from batch_llm.base import LLMWorkItem
+    from batch_llm.core.request import Request
     from batch_llm.providers.base import Repeatable
     from batch_llm.stores.base import Cache
 
@@ -131,17 +132,11 @@ class Sharing:
         """Return under what an item's answer is known; None when it is for nobody else."""
         if item.request is None:
             return None
-        shares = item.can_share
-        if not self._dedupes:
-            shares = False
-        elif shares is None:
-            shares = not item.request.settings.is_sampled
-        if not shares and self._cache is None:
+        is_shared = self._dedupes and may_share(item, item.request)
+        if not is_shared and self._cache is None:
             return None
         exchange = self._repeats.exchange(item)
-        if shares or exchange is None:
-            return exchange
-        return content_digest(exchange, item.item_id.encode("utf-8", "surrogatepass"))
+        return None if exchange is None else key_of(item, exchange, is_shared=is_shared)
 
     async def _lead(
         self, flight: _Flight, item: Item, worker: Worker, progress: Progress
@@ -255,6 +250,18 @@ class Sharing:
     def _origin(self, verdict: str, since: float, item_id: str | None) -> Attempt:
         seconds = self._loop.time() - since
         return Attempt(0, since, seconds, no_usage(), verdict, item_id)
+
+
+def may_share(item: Item, request: Request) -> bool:
+    """Tell whether an item's answer may be another's that asks the same."""
+    return not request.settings.is_sampled if item.can_share is None else item.can_share
+
+
+def key_of(item: Item, exchange: bytes, *, is_shared: bool) -> bytes:
+    """Return under what an item's answer is known: what it asks, or that and its id."""
+    if is_shared:
+        return exchange
+    return content_digest(exchange, item.item_id.encode("utf-8", "surrogatepass"))
 
 
 def _copied(error: Exception) -> Exception:
