@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         AttemptTimeoutError,
         BadOutputError,
         BatchLLMError,
+        CacheError,
         CallCancelledError,
         ConfigError,
         ContentFilteredError,
@@ -60,7 +61,7 @@ if TYPE_CHECKING:
         ProcessorObserver,
     )
     from batch_llm.parallel import ParallelBatchProcessor
-    from batch_llm.stores import Ledger, MemoryLedger, SqliteLedger
+    from batch_llm.stores import AnswerCache, Ledger, MemoryLedger, SqliteLedger
     from batch_llm.strategies import (
         DefaultErrorClassifier,
         ErrorClassifier,
@@ -75,6 +76,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AbandonedError",
     "AgentLike",
+    "AnswerCache",
     "AttemptTimeoutError",
     "BadOutputError",
     "BaseMiddleware",
@@ -83,6 +85,7 @@ __all__ = [
     "BatchProcessor",
     "BatchResult",
     "Bill",
+    "CacheError",
     "CallCancelledError",
     "ConfigError",
     "ContentFilteredError",
@@ -161,6 +164,7 @@ _HOMES = {
         "AttemptTimeoutError",
         "BadOutputError",
         "BatchLLMError",
+        "CacheError",
         "CallCancelledError",
         "ConfigError",
         "ContentFilteredError",
@@ -188,7 +192,7 @@ _HOMES = {
     "middleware": ("BaseMiddleware", "Middleware"),
     "observers": ("BaseObserver", "MetricsObserver", "ProcessingEvent", "ProcessorObserver"),
     "parallel": ("ParallelBatchProcessor",),
-    "stores": ("Ledger", "MemoryLedger", "SqliteLedger"),
+    "stores": ("AnswerCache", "Ledger", "MemoryLedger", "SqliteLedger"),
     "strategies": (
         "DefaultErrorClassifier",
         "ErrorClassifier",

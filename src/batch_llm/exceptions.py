@@ -222,6 +222,18 @@ class LedgerInUseError(LedgerError):
         return f"{who} is running {self.path}. Wait for its end, or stop it first."
 
 
+class CacheError(BatchLLMError):
+    """A cache of answers cannot be opened or changed. The answers in it are as they were."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(path, reason)
+        self.path = path
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"the cache {self.path} cannot be used: {self.reason}"
+
+
 class SettingsChangedError(LedgerError):
     """A run goes on only with the settings that it was made with. Nothing was changed.
 
