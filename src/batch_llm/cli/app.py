@@ -23,6 +23,7 @@ app = App(
     version=metadata.version("batch-llm"),
     result_action="return_value",
     default_parameter=Parameter(negative=()),
+    suppress_keyboard_interrupt=False,  # `main` says a word about it
 )
 #: Where the flags of ``run`` and ``check`` come from when the command line does not say.
 _SOURCES = [
@@ -259,7 +260,7 @@ def _log_attempts() -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(Plain())
     logging.basicConfig(handlers=[handler])
-    logging.getLogger("batch_llm.retry").setLevel(logging.DEBUG)
+    logging.getLogger("batch_llm.exchange").setLevel(logging.DEBUG)
 
 
 @app.command(config=_SOURCES, help_epilogue=_EPILOGUE)
@@ -485,16 +486,31 @@ def demo(*, prompts: int = 1000, concurrency: str = "auto") -> int:
 
 @app.command
 def sim(profile: str = "fast", *, port: int = 0) -> int:
-    """Serve the provider simulator on this machine until Ctrl-C. PROFILE: fast?rpm=500&p429=0.05"""  # noqa: D415
+    """Serve the provider simulator on this machine until Ctrl-C.
+
+    One port speaks the formats of OpenAI (chat completions and responses), Anthropic, Gemini,
+    Mistral and Groq, with their errors and limits. It answers any key. The base URLs for the SDKs
+    are printed; docs/simulator.md has all options, and what can be asked for in a prompt.
+
+    PROFILE is the name of a profile (fast, slow, flaky) and options:
+    fast?rpm=500&itpm=100k&p429=0.05
+    """
+    from batch_llm.simulator.addresses import ADDRESSES, sdk_url
     from batch_llm.simulator.server import serve
 
     def announce(url: str) -> None:
         print(url, flush=True)
-        print(
-            f"\nTry it:  export OPENAI_BASE_URL={url} OPENAI_API_KEY=anything\nStop it: Ctrl-C",
-            file=sys.stderr,
-            flush=True,
-        )
+        lines = ["", "Base URLs for the SDKs (any key will do):"]
+        for provider, address in ADDRESSES.items():
+            variable = address.variables[0] or "server_url="
+            lines.append(f"  {provider:<10} {variable:<23} {sdk_url(url, provider)}")
+        lines += [
+            "",
+            f"Try it:  export OPENAI_BASE_URL={url} OPENAI_API_KEY=anything",
+            f"         curl {url.removesuffix('/v1')}/sim/stats",
+            "Stop it: Ctrl-C",
+        ]
+        print("\n".join(lines), file=sys.stderr, flush=True)
 
     try:
         serve(profile, port=port, on_started=announce)
@@ -516,7 +532,7 @@ def models(*, json: bool = False) -> int:
             "name": f"{provider.name}:MODEL",
             "base_url": provider.base_url,
             "key_variable": None if provider.is_local else provider.key_variable,
-            "has_key": provider.is_local or bool(os.environ.get(provider.key_variable)),
+            "has_key": provider.is_local or bool(provider.find_key(os.environ)),
         }
         for provider in PROVIDERS.values()
     ]
@@ -548,11 +564,13 @@ def doctor() -> int:
         found = util.find_spec(package) is not None
         name = "pydantic-ai-slim" if package == "pydantic_ai" else package
         print(f"{package:<11} {metadata.version(name) if found else 'not installed'}")
-    for provider in PROVIDERS.values():
-        if provider.is_local:
-            continue
-        state = "set" if os.environ.get(provider.key_variable) else "not set"
-        print(f"key         {provider.key_variable} is {state}")
+    keys = {
+        one.key_variable: bool(one.find_key(os.environ))
+        for one in PROVIDERS.values()
+        if not one.is_local
+    }
+    for variable, is_set in keys.items():
+        print(f"key         {variable} is {'set' if is_set else 'not set'}")
     print(f"connections {'5000 or more' if possible is None else possible}")
     print(f"this folder {'writable' if is_writable else 'NOT writable'}")
     return ExitCode.OK if is_writable else ExitCode.SOME_FAILED
