@@ -28,9 +28,11 @@ if TYPE_CHECKING:
         AttemptTimeoutError,
         BadOutputError,
         BatchLLMError,
+        CacheError,
         CallCancelledError,
         ConfigError,
         ContentFilteredError,
+        ContextLengthError,
         DuplicateItemError,
         ItemError,
         LedgerError,
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
         TruncatedError,
         UnknownModelError,
         UnknownPriceError,
+        UnsupportedRequestError,
     )
     from batch_llm.middleware import BaseMiddleware, Middleware
     from batch_llm.observers import (
@@ -58,7 +61,7 @@ if TYPE_CHECKING:
         ProcessorObserver,
     )
     from batch_llm.parallel import ParallelBatchProcessor
-    from batch_llm.stores import Ledger, MemoryLedger, SqliteLedger
+    from batch_llm.stores import AnswerCache, Ledger, MemoryLedger, SqliteLedger
     from batch_llm.strategies import (
         DefaultErrorClassifier,
         ErrorClassifier,
@@ -73,6 +76,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AbandonedError",
     "AgentLike",
+    "AnswerCache",
     "AttemptTimeoutError",
     "BadOutputError",
     "BaseMiddleware",
@@ -81,9 +85,11 @@ __all__ = [
     "BatchProcessor",
     "BatchResult",
     "Bill",
+    "CacheError",
     "CallCancelledError",
     "ConfigError",
     "ContentFilteredError",
+    "ContextLengthError",
     "DefaultErrorClassifier",
     "DuplicateItemError",
     "ErrorClassifier",
@@ -139,6 +145,7 @@ __all__ = [
     "TruncatedError",
     "UnknownModelError",
     "UnknownPriceError",
+    "UnsupportedRequestError",
     "UsageLike",
     "WorkItemResult",
 ]
@@ -157,9 +164,11 @@ _HOMES = {
         "AttemptTimeoutError",
         "BadOutputError",
         "BatchLLMError",
+        "CacheError",
         "CallCancelledError",
         "ConfigError",
         "ContentFilteredError",
+        "ContextLengthError",
         "DuplicateItemError",
         "ItemError",
         "LedgerError",
@@ -178,11 +187,12 @@ _HOMES = {
         "TruncatedError",
         "UnknownModelError",
         "UnknownPriceError",
+        "UnsupportedRequestError",
     ),
     "middleware": ("BaseMiddleware", "Middleware"),
     "observers": ("BaseObserver", "MetricsObserver", "ProcessingEvent", "ProcessorObserver"),
     "parallel": ("ParallelBatchProcessor",),
-    "stores": ("Ledger", "MemoryLedger", "SqliteLedger"),
+    "stores": ("AnswerCache", "Ledger", "MemoryLedger", "SqliteLedger"),
     "strategies": (
         "DefaultErrorClassifier",
         "ErrorClassifier",

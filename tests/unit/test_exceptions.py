@@ -25,6 +25,7 @@ EXAMPLES = [
     exceptions.RateLimitedTooOftenError(101, "429"),
     exceptions.LimitPauseError("openai-chat:gpt-6-luna", 18_000.0),
     exceptions.UnknownPriceError("vllm:mine"),
+    exceptions.UnsupportedRequestError("The Messages format", "a seed"),
     exceptions.CallCancelledError(),
     exceptions.AbandonedError(),
     exceptions.StatusError(500, "oops", "server_error"),
@@ -32,6 +33,7 @@ EXAMPLES = [
     exceptions.MalformedResponseError("not JSON", "<html>"),
     exceptions.BadOutputError("{", "not JSON"),
     exceptions.TruncatedError("half", 10),
+    exceptions.ContextLengthError("half"),
     exceptions.RefusedError("no"),
     exceptions.ContentFilteredError("hate"),
 ]

@@ -62,10 +62,12 @@ _CUT_SHORT = "CallCutError: the other copy of this call was answered first"
 class Progress:
     """What has happened to one item so far."""
 
-    __slots__ = ("error_code", "error_type", "history", "usage")
+    __slots__ = ("error_code", "error_type", "history", "origin", "usage")
 
     def __init__(self) -> None:
         self.history: list[Attempt] = []
+        #: Where the result comes from, when no call brought it.
+        self.origin: Attempt | None = None
         self.usage = no_usage()
         self.error_code: ErrorCode | None = None
         self.error_type: str | None = None

@@ -104,6 +104,8 @@ def live_lines(
                 f"retrying {now.retrying:,}",
                 f"in flight {now.in_flight:,}",
                 *([f"hedged {now.hedged:,}"] if now.hedged else []),
+                *([f"cached {now.cached:,}"] if now.cached else []),
+                *([f"shared {now.shared:,}"] if now.shared else []),
                 f"elapsed {clock(now.elapsed_seconds)}",
             ],
             width,
@@ -138,6 +140,8 @@ def log_line(now: Statistics, rates: Rates, total: int | None, bill: Bill | None
         f"retrying={now.retrying}",
         f"inflight={now.in_flight}",
         *([f"hedged={now.hedged}"] if now.hedged else []),
+        *([f"cached={now.cached}"] if now.cached else []),
+        *([f"shared={now.shared}"] if now.shared else []),
         f"rps={rates.items:.1f}",
         f"in_tps={short(rates.input_tokens)}",
         f"out_tps={short(rates.output_tokens)}",
@@ -212,6 +216,12 @@ def summary_lines(
     ]
     if reused:
         lines.append(f"  reused    {reused:>9,}            answered before; not sent again")
+    if now.cached:
+        lines.append(f"  cached    {now.cached:>9,}            answered by the cache; not sent")
+    if now.shared:
+        lines.append(
+            f"  shared    {now.shared:>9,}            asked the same as a row in flight; not sent"
+        )
     if now.hedged:
         lines.append(
             f"  hedged    {now.hedged:>9,}            {now.hedges_won:,} copies were faster, "
