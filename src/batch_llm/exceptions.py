@@ -13,6 +13,7 @@
     ├── LedgerError                               a ledger cannot be opened, read or written
     │   ├── LedgerInUseError                      another process has it
     │   └── SettingsChangedError                  its run was made with other settings
+    ├── CacheError                                a cache of answers cannot be opened or changed
     ├── SourceError                               the iterable of items failed in mid-run
     └── ItemError                                 one attempt of one item failed; the run goes on
         ├── AttemptTimeoutError (also TimeoutError)  the attempt took too long
@@ -220,6 +221,18 @@ class LedgerInUseError(LedgerError):
     def __str__(self) -> str:
         who = f"process {self.process}" if self.process else "another process"
         return f"{who} is running {self.path}. Wait for its end, or stop it first."
+
+
+class CacheError(BatchLLMError):
+    """A cache of answers cannot be opened or changed. The answers in it are as they were."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(path, reason)
+        self.path = path
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"the cache {self.path} cannot be used: {self.reason}"
 
 
 class SettingsChangedError(LedgerError):

@@ -52,8 +52,8 @@ class Profile:
         tps: Tokens that are written per second for all calls together; 0 = unlimited.
         rejects: Whether refused calls use up the limits per minute too (``count``) or not
             (``free``); ``own`` is as the provider does.
-        retry_after: What a 429 says: ``header`` (whole seconds), ``ms``, ``date`` or ``none``;
-            ``own`` is as the provider does.
+        retry_after: What a 429 says: ``header`` (whole seconds), ``decimal`` (seconds with a
+            fraction), ``ms``, ``date`` or ``none``; ``own`` is as the provider does.
         should_retry: What error answers tell the SDKs in ``x-should-retry``: ``true``, ``false`` or
             nothing (``none``).
         headers: Whether answers tell of the limits, ``on`` or ``off``. A 429 has its wait in
@@ -204,10 +204,17 @@ _CHOICES = {
     "charge": ("own", *CHARGES),
     "window": ("own", "bucket", "fixed", "sliding"),
     "rejects": ("own", "free", "count"),
-    "retry_after": ("own", "header", "ms", "date", "none"),
+    "retry_after": ("own", "header", "decimal", "ms", "date", "none"),
     "should_retry": ("none", "true", "false"),
     "quota": ("usual", *QUOTAS),
     "headers": ("on", "off"),
+}
+#: Of the types that the options are declared with.
+_KINDS: dict[Any, type] = {
+    "str": str,
+    "int": int,
+    "float": float,
+    "tuple[float, float]": tuple,
 }
 #: What stands between the two numbers of an option, and how to write it.
 _PAIRS = {
@@ -229,12 +236,13 @@ def parse_profile(text: str) -> Profile:
         )
     base = PROFILES[name]
     options = {option.name: getattr(base, option.name) for option in dataclasses.fields(base)}
+    kinds = {option.name: _KINDS[option.type] for option in dataclasses.fields(base)}
     changes: dict[str, Any] = {}
     for option, value in parse_qsl(query, keep_blank_values=True):
         if option not in options:
             expected = f"one of {', '.join(options)}{_nearest(option, options)}"
             raise ConfigError("the simulator's option", option, expected)
-        changes[option] = _read(option, value, type(options[option]))
+        changes[option] = _read(option, value, kinds[option])
     return dataclasses.replace(base, **changes)
 
 
