@@ -11,7 +11,6 @@ from decimal import Decimal
 import pytest
 
 from batch_llm import (
-    ContentFilteredError,
     FixedDelayStrategy,
     Image,
     LLMWorkItem,
@@ -314,10 +313,22 @@ async def test_geminis_ratings_reach_the_result(simulator):
     assert all(name.startswith("HARM_CATEGORY_") for name in ratings)
 
 
-async def test_a_blocked_prompt_of_gemini_keeps_its_ratings(simulator):
-    outcome = await ask(simulator, "google", "<<prefuse>>")
+async def test_geminis_ratings_of_a_withheld_answer_reach_its_result(simulator):
+    transport = HttpTransport()
+    processor = ParallelBatchProcessor(
+        requests=RequestCaller(endpoint_at(simulator, "google"), transport),
+        config=ProcessorConfig(remember_limits=False),
+    )
+    try:
+        results = await processor.process(
+            [LLMWorkItem("1", request=Request.of("x:m", "<<pfilter>>"))]
+        )
+    finally:
+        await transport.aclose()
 
-    assert isinstance(outcome.error, ContentFilteredError)
+    (result,) = results.results
+    assert (result.success, result.error_code) == (False, "content_filter")
+    assert result.gemini_safety_ratings
 
 
 @pytest.mark.parametrize(
@@ -395,3 +406,20 @@ def test_the_command_goes_where_the_providers_own_variable_says(
     assert done.returncode == 0, done.stderr
     assert len(rows) == 30
     assert set(simulator.stats().providers) == {provider}
+
+
+@pytest.mark.parametrize("command_", ["run", "check"])
+def test_a_setting_that_has_no_place_is_refused_before_anything_is_sent(tmp_path, command_):
+    (tmp_path / "rows.txt").write_text("a\n")
+    arguments = ["rows.txt", "-m", "anthropic:claude-haiku-4-5", "-s", "seed=7"]
+    done = subprocess.run(
+        [sys.executable, "-m", "batch_llm", command_, *arguments],
+        cwd=tmp_path,
+        env={"PATH": os.environ["PATH"], "HOME": str(tmp_path), "ANTHROPIC_API_KEY": "any"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 2
+    assert "has no place for a seed; nothing was sent" in done.stderr
