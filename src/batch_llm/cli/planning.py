@@ -19,7 +19,8 @@ from batch_llm.cli.ledgers import check_outputs_are_free
 from batch_llm.cli.plan import Plan, characters_of
 from batch_llm.core.prices import usd
 from batch_llm.core.text import safe
-from batch_llm.providers.registry import is_simulator, resolve, resolve_pool, split_model
+from batch_llm.providers.registry import resolve, resolve_pool, split_model
+from batch_llm.providers.table import is_simulator
 from batch_llm.simulator import parse_profile
 from batch_llm.stores.limit_memory import LimitMemory, limits_file
 
