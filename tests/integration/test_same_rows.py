@@ -108,6 +108,22 @@ def test_rows_that_ask_the_same_are_sent_once(tmp_path, run, simulator):
     ledger.close()
 
 
+@pytest.mark.parametrize("fault", ["prefuse", "ptruncate"])
+def test_a_failure_of_the_content_is_shared_and_kept_until_it_is_to_be_tried_again(
+    tmp_path, cli, fault
+):
+    write_questions(tmp_path, 40, 1)
+    with Simulator(f"fast?latency=0.1&{fault}=1") as simulator:
+        ran = cli(*arguments_of(simulator, "-c", "40", "--retries", "0"))
+        calls = simulator.stats().calls
+        again = cli(*arguments_of(simulator, "-c", "40", "--retries", "0"))
+
+        assert (ran.returncode, again.returncode) == (1, 1)
+        assert simulator.stats().calls == calls < 40
+    assert len(rows(tmp_path / "q.failed.jsonl")) == 40
+    assert "40 failed ones are kept" in again.stderr
+
+
 @pytest.mark.parametrize("arguments", [["--no-dedupe"], ["-s", "temperature=0.7"]])
 def test_each_row_is_sent_where_that_is_wanted(tmp_path, run, simulator, arguments):
     write_questions(tmp_path, 60, 5)
