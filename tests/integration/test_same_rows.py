@@ -88,7 +88,7 @@ def check_rows(path, count):
     return found
 
 
-def test_rows_that_ask_the_same_are_sent_once(tmp_path, run, simulator):
+def test_rows_that_ask_the_same_are_sent_once(tmp_path, cli, run, simulator):
     write_questions(tmp_path, 300, 20)
 
     ran = run("-c", "300", "--json")
@@ -105,7 +105,13 @@ def test_rows_that_ask_the_same_are_sent_once(tmp_path, run, simulator):
     ledger = sqlite3.connect(tmp_path / ".batch-llm/runs/q.results.jsonl.sqlite")
     verdicts = dict(ledger.execute("SELECT verdict, count(*) FROM attempts GROUP BY 1"))
     assert verdicts == {"ok": stats.calls, "shared": done["shared"]}
+    ((item_id, leader),) = ledger.execute(
+        "SELECT item_id, error FROM attempts WHERE verdict = 'shared' LIMIT 1"
+    )
     ledger.close()
+    shown = cli(sys.executable, "-m", "batch_llm", "show", "q.results.jsonl", "--id", item_id)
+    assert "no call" in shown.stdout
+    assert f"shared  {leader}\n" in shown.stdout
 
 
 @pytest.mark.parametrize("fault", ["prefuse", "ptruncate"])
