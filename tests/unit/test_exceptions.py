@@ -35,6 +35,7 @@ EXAMPLES = [
     exceptions.BadOutputError("{", "not JSON"),
     exceptions.TruncatedError("half", 10),
     exceptions.ContextLengthError("half"),
+    exceptions.CacheError("cache.sqlite", "it is no database"),
     exceptions.RefusedError("no"),
     exceptions.ContentFilteredError("hate"),
 ]

@@ -148,11 +148,12 @@ class Pool:
     @property
     def _headcount(self) -> int:
         """Workers that take items; those that wait with an item, or are on their way out, don't."""
-        return len(self._tasks) - self._leaving - min(self.parked, self._max_parked)
+        present = len(self._tasks) - self._leaving
+        return present - min(self.parked, self._max_parked) if self.parked else present
 
     def fill(self) -> None:
         """Start a worker when there is room for one more item."""
-        if not self._is_draining:
+        if not (self._is_one_starting or self._is_draining):
             self._spawn_if_room()
 
     def _spawn_if_room(self) -> None:
