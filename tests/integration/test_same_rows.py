@@ -22,7 +22,7 @@ from batch_llm import (
     Request,
     RetryConfig,
 )
-from batch_llm.providers.registry import resolve
+from batch_llm.providers.registry import SIMULATED, resolve
 from batch_llm.providers.requests import RequestCaller
 from batch_llm.providers.transport import HttpTransport
 from batch_llm.simulator import answer_digest
@@ -195,6 +195,26 @@ def test_another_question_is_not_answered_by_the_cache(tmp_path, run, simulator,
     assert run("--cache", "kept", "-o", "again.jsonl", *change).returncode == 0
 
     assert simulator.stats().calls == 10
+
+
+@pytest.mark.parametrize("provider", sorted(SIMULATED))
+def test_every_providers_answers_are_kept_and_read_again(tmp_path, cli, provider):
+    write_questions(tmp_path, 12, 6)
+    command = [sys.executable, "-m", "batch_llm", "run", "q.jsonl", "-m", f"{provider}:fast"]
+    command += ["--choices", "good,bad", "--cache", "kept"]
+
+    first = cli(*command)
+    again = cli(*command, "-o", "again.jsonl", "--json")
+
+    assert (first.returncode, again.returncode) == (0, 0), first.stderr + again.stderr
+    outputs, kept = (
+        {row["id"]: (row["output"], row["model"]) for row in rows(tmp_path / name)}
+        for name in ("q.results.jsonl", "again.jsonl")
+    )
+    assert outputs == kept
+    assert all(output for output, _ in kept.values())
+    done = json.loads(again.stdout.splitlines()[-1])
+    assert (done["cached"] + done["shared"], done["input_tokens"]) == (12, 0)
 
 
 def test_a_run_goes_on_without_a_ledger_by_its_cache(tmp_path, run, simulator):

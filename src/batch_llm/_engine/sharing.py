@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     Item = LLMWorkItem[Any, Any, Any]
 
 #: So many followers are woken at once; the loop turns in between.
-WOKEN_AT_ONCE = 32
+WOKEN_AT_ONCE = 16
 
 
 class Answerer(Protocol):
