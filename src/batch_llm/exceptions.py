@@ -13,6 +13,7 @@
     ├── LedgerError                               a ledger cannot be opened, read or written
     │   ├── LedgerInUseError                      another process has it
     │   └── SettingsChangedError                  its run was made with other settings
+    ├── CacheError                                a cache of answers cannot be opened or changed
     ├── SourceError                               the iterable of items failed in mid-run
     └── ItemError                                 one attempt of one item failed; the run goes on
         ├── AttemptTimeoutError (also TimeoutError)  the attempt took too long

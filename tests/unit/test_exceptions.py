@@ -19,6 +19,7 @@ EXAMPLES = [
     exceptions.StoreError("a", "disk full"),
     exceptions.LedgerError("r.sqlite", "it is no ledger"),
     exceptions.LedgerInUseError("r.sqlite", 42),
+    exceptions.CacheError("c/answers.sqlite", "it is damaged"),
     exceptions.SettingsChangedError("r.sqlite", {"model": ("a:b", "a:c")}),
     exceptions.SourceError(3, "ValueError: line 4"),
     exceptions.AttemptTimeoutError(2.5),
@@ -34,6 +35,7 @@ EXAMPLES = [
     exceptions.BadOutputError("{", "not JSON"),
     exceptions.TruncatedError("half", 10),
     exceptions.ContextLengthError("half"),
+    exceptions.CacheError("cache.sqlite", "it is no database"),
     exceptions.RefusedError("no"),
     exceptions.ContentFilteredError("hate"),
 ]
