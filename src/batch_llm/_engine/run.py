@@ -128,6 +128,7 @@ class Run:
             emit=emit if config.max_failed_share is None else self._watched(emit),
             progress_interval=config.progress_interval,
             content_of=setup.caller.content if store.compares_content else None,
+            on_error=lambda error: self._pool.fail(error),  # noqa: PLW0108 - it is made later
         )
         self._pool = Pool(
             self._gate.wanted,
@@ -204,14 +205,20 @@ class Run:
             Exception: What ended the run early; the items in work were finished first.
             asyncio.CancelledError: All work was cancelled and has ended.
         """
-        self._store.begin_run(keeps_ids=self._keeps_ids)
+        begun = self._store.begin_run(keeps_ids=self._keeps_ids)
+        if begun is not None:
+            await begun
         self._note(ProcessingEvent.BATCH_STARTED)
         timer = None
         if (seconds := self._config.deadline_seconds) is not None:
             reason = f"{seconds:g} s have gone by since its start"
             timer = self._loop.call_later(seconds, self._stop_at, "deadline_seconds", reason)
         try:
-            await self._pool.run(self._source)
+            try:
+                await self._pool.run(self._source)
+            finally:
+                await self._pipeline.show_all()
+            self._pool.raise_error()
         finally:
             self._store.end_run()
             self.is_finished = True
