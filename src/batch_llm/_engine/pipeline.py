@@ -111,7 +111,7 @@ class Pipeline:
         if self._events.is_active:
             data = {"item_id": item_id, "worker_id": worker.id}
             self._events.emit(ProcessingEvent.ITEM_STARTED, data)
-        progress = Progress()
+        progress = Progress(item_id)
         try:
             result = await self._with_middleware(item, worker, progress)
         except asyncio.CancelledError:

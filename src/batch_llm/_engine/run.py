@@ -19,9 +19,10 @@ from batch_llm._engine.pipeline import Pipeline
 from batch_llm._engine.pool import Pool, current_pool
 from batch_llm._engine.retry import Retrier
 from batch_llm._engine.sources import QueueSource
-from batch_llm._engine.spending import SpendingGate
+from batch_llm._engine.spending import SpendingGate, size_of
 from batch_llm._engine.statistics import Counts
 from batch_llm.observers.base import ProcessingEvent
+from batch_llm.stores.base import CallBook, Spent
 from batch_llm.strategies.caps import Purse
 from batch_llm.strategies.errors import ErrorCode
 
@@ -87,6 +88,7 @@ class Run:
         keeps_ids: bool = False,
     ) -> None:
         self._store, self._keeps_ids = store, keeps_ids
+        self._book = store if isinstance(store, CallBook) else None
         config = setup.config
         self._weight = weight
         self._config = config
@@ -95,6 +97,8 @@ class Run:
         self._source = source
         self._is_draining = False
         self.is_finished = False
+        #: What earlier sessions of the run have spent.
+        self._before = Spent([], [])
         self._ended_at: float | None = None
         self._counts = Counts(loop.time())
         self._events = EventDispatcher(setup.observers)
@@ -109,6 +113,8 @@ class Run:
             counts=self._counts,
             events=self._events,
             log_level=logging.INFO if config.enable_detailed_logging else logging.DEBUG,
+            book=self._book,
+            size_of=size_of,
         )
         self._hedging = self._make_hedging(exchanger) if config.hedge == "drain" else None
         retrier = Retrier(
@@ -208,6 +214,10 @@ class Run:
         begun = self._store.begin_run(keeps_ids=self._keeps_ids)
         if begun is not None:
             await begun
+        if self._book is not None:
+            self._before = self._book.spent()
+            if isinstance(self._gate, SpendingGate):
+                self._gate.begin_with(self._before)
         self._note(ProcessingEvent.BATCH_STARTED)
         timer = None
         if (seconds := self._config.deadline_seconds) is not None:
@@ -281,6 +291,7 @@ class Run:
             cooldown_reason=self._cooldown_reason(pauses) if gate.is_cooling else None,
             pauses=pauses,
             limits=gate.limits(),
+            before=self._before,
         )
 
     def _cooldown_reason(self, pauses: list[LanePause]) -> str | None:

@@ -342,6 +342,20 @@ class Prices:
                 is_priced = True
         return Bill(usd, tuple(unpriced), unmeasured, is_priced or not unpriced)
 
+    def at_most(self, usages: Iterable[ModelUsage]) -> Bill:
+        """Price what may have been used, at the dearest kinds of tokens."""
+        usd, is_priced = _NOTHING, False
+        unpriced: dict[str, None] = {}
+        for usage in usages:
+            rate = self.rate(usage.model, usage.server, usage.tier, usage.context)
+            if rate is None:
+                unpriced[usage.model or "items without a model's name"] = None
+            else:
+                usd += rate.most(usage.input_tokens, usage.output_tokens)
+                usd += rate.call * (usage.calls - 1)
+                is_priced = True
+        return Bill(usd, tuple(unpriced), 0, is_priced or not unpriced)
+
     def _find(self, model: str, server: str, tier: str, context: int) -> Rate | None:
         own = self._own(model)
         if own is not None:
