@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     Item = LLMWorkItem[Any, Any, Any]
 
-logger = logging.getLogger("batch_llm.retry")
+logger = logging.getLogger("batch_llm.exchange")
 
 #: The verdict when a classifier itself fails.
 _UNKNOWN = ErrorInfo(
@@ -67,7 +67,9 @@ _CUT_SHORT = "CallCutError: the other copy of this call was answered first"
 class Progress:
     """What has happened to one item so far."""
 
-    __slots__ = ("billed_as", "error_code", "error_type", "history", "item_id", "usage")
+    __slots__ = (
+        "billed_as", "error_code", "error_type", "history", "item_id", "origin", "usage",
+    )  # fmt: skip
 
     def __init__(self, item_id: str = "") -> None:
         #: Under which name the store has the item, whatever hooks have made of it.
@@ -75,6 +77,8 @@ class Progress:
         #: Under which name the last call's tokens were counted; None: it cost nothing.
         self.billed_as: tuple[str, str, str] | None = None
         self.history: list[Attempt] = []
+        #: Where the result comes from, when no call brought it.
+        self.origin: Attempt | None = None
         self.usage = no_usage()
         self.error_code: ErrorCode | None = None
         self.error_type: str | None = None
@@ -158,7 +162,6 @@ class Exchanger:
         caller: Caller,
         gate: Gate,
         classifier: ErrorClassifier,
-        timeout_seconds: float,
         counts: Counts,
         events: EventDispatcher,
         log_level: int,
@@ -169,7 +172,6 @@ class Exchanger:
         self._caller = caller
         self._gate = gate
         self._classifier = classifier
-        self._timeout_seconds = timeout_seconds
         self._counts = counts
         self._events = events
         self._log_level = log_level
@@ -183,7 +185,7 @@ class Exchanger:
         """Make one call, within its time, and settle it.
 
         Raises:
-            asyncio.CancelledError: Passed on at once; the gate's place was given back.
+            asyncio.CancelledError: Passed on at once; the ticket was handed back.
         """
         self._counts.attempts += 1
         started_at = self._time()
@@ -191,7 +193,7 @@ class Exchanger:
         try:
             try:
                 outcome = await owner.deadline.bound(
-                    self._caller.call(item, attempt), self._timeout_seconds
+                    self._caller.call(item, attempt), attempt.timeout_seconds
                 )
             except asyncio.CancelledError:
                 if owner.is_cancelled:
@@ -240,7 +242,7 @@ class Exchanger:
         started_at: float,
         outcome: Outcome,
     ) -> Ended:
-        """Tell everyone what became of a call, before its place is left: nobody may slip in."""
+        """Tell everyone what became of a call, before its room is given to the next one."""
         seconds = self._time() - started_at
         error = outcome.error
         if error is None:
@@ -260,7 +262,7 @@ class Exchanger:
         if verdict.is_rate_limit:
             wait = self._refused(item, owner, ticket, verdict, outcome)
         else:
-            held = self._gate.failed(ticket, item, outcome, code)
+            held = self._gate.failed(ticket, item, outcome, code, verdict.suggested_wait)
         progress.history.append(
             Attempt(
                 attempt.number,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
+from batch_llm.cli.caches import open_cache
 from batch_llm.cli.costs import cost_record
 from batch_llm.cli.display import summary_lines
 from batch_llm.cli.exit_codes import ExitCode
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from batch_llm.cli.job import Job
     from batch_llm.inputs import Row
     from batch_llm.providers.registry import Endpoint
+    from batch_llm.stores.answers import AnswerCache
     from batch_llm.stores.sqlite import SqliteLedger
 
     Item = LLMWorkItem[Any, Any, Row]
@@ -161,13 +163,14 @@ def run_plan(
                 survey = plan.survey(ledger)
                 if not job.quiet and job.progress != "json":
                     say(_continuing(ledger, survey))
+            cache = None if job.cache is None else opened.enter_context(open_cache(job))
             # What a ledger knows is written anew: it may be torn, or gone.
             writers = _Writers(plan, overwrite=job.overwrite or ledger is not None)
             opened.callback(writers.close)
             writers.failed.remove_old()
             for problem in plan.problems:
                 writers.failed.write_problem(problem)
-            execution = _Execution(plan, pool, writers, possible, on_result, ledger, survey)
+            execution = _Execution(plan, pool, writers, possible, on_result, ledger, survey, cache)
             return asyncio.run(execution.run()), execution.statistics()
 
 
@@ -217,6 +220,7 @@ class _Execution:
         on_result: Callable[[WorkItemResult[Any, Row]], None] | None,
         ledger: SqliteLedger | None,
         survey: Survey,
+        cache: AnswerCache | None,
     ) -> None:
         self._on_result = on_result
         self._plan, self._job, self._writers = plan, plan.job, writers
@@ -245,6 +249,7 @@ class _Execution:
                 deadline_seconds=self._job.deadline,
                 max_failed_share=self._failed_share,
                 prices=self._job.prices,
+                dedupe=self._job.dedupes,
             ),
             requests=RequestCaller(
                 pool,
@@ -253,6 +258,7 @@ class _Execution:
                 asks_servers=self._job.asks_servers,
             ),
             store=ledger,
+            cache=cache,
         )
 
     def statistics(self) -> Statistics:
@@ -422,6 +428,8 @@ class _Execution:
             "failed": now.failed - cancelled,
             "reused": survey.kept,
             "failed_before": survey.failed,
+            "cached": now.cached,
+            "shared": now.shared,
             "bad_rows": bad,
             "not_done": left,
             "retries": now.retries_by_code,

@@ -58,6 +58,10 @@ class Job:
     progress: str = "auto"
     as_json: bool = False
     quiet: bool = False
+    #: The folder of the answers of earlier runs; None uses none.
+    cache: str | None = None
+    cache_expires: float | None = None
+    dedupes: bool = True
     #: The ledger's file; None keeps none.
     ledger: str | None = None
     #: What ``resume`` needs to make this job again.

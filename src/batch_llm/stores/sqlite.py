@@ -1,7 +1,7 @@
 """The ledger in one SQLite file.
 
 Reading happens in the event loop's thread: single rows by an index, some microseconds each.
-Writing happens in a thread of its own, many results in one transaction (``group_writer``). The
+Writing happens in a thread of its own, many results in one transaction (``ledger_writer``). The
 statements stand in ``sql/``; what they mean for a person with an SQLite tool, in its views.
 """
 
@@ -20,7 +20,7 @@ from batch_llm.stores.base import Attempt, ItemState, Record, Spent, is_settled
 from batch_llm.stores.bookings import book_left, booked_under, spent_so_far
 from batch_llm.stores.call_notes import CallNotes
 from batch_llm.stores.file_lock import FileLock
-from batch_llm.stores.group_writer import KINDS, Group, GroupSaving, GroupWriter
+from batch_llm.stores.ledger_writer import KINDS, Group, GroupSaving, LedgerWriter
 from batch_llm.stores.look_ahead import LookAhead
 from batch_llm.stores.seen_ids import SeenIds
 from batch_llm.stores.statements import many, migrations, statements
@@ -115,7 +115,7 @@ class SqliteLedger:
         self._sql = statements()
         self._patience_seconds = patience_seconds
         self._lock: FileLock | None = None
-        self._writer: GroupWriter | None = None
+        self._writer: LedgerWriter | None = None
         self._writing: sqlite3.Connection | None = None
         try:
             if not read_only:
@@ -130,7 +130,7 @@ class SqliteLedger:
             self._let_go()
             raise
         if self._writing is not None:
-            self._writer = GroupWriter(
+            self._writer = LedgerWriter(
                 self._write,
                 self._settle,
                 linger_seconds=linger_seconds,
@@ -452,7 +452,7 @@ class SqliteLedger:
         takes_long = writer.seconds > _LONG_SECONDS
         return GroupSaving(group, item_id, self._loop, self._save_error, takes_long=takes_long)
 
-    def _conclude(self, writer: GroupWriter, work: Work, history: Sequence[Attempt]) -> None:
+    def _conclude(self, writer: LedgerWriter, work: Work, history: Sequence[Attempt]) -> None:
         group = writer.open
         for attempt in history:
             self._book(group, work.number, attempt)
