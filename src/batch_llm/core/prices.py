@@ -234,12 +234,18 @@ class Bill(NamedTuple):
         unpriced: Models with tokens and without a known price.
         unmeasured_calls: Calls that may have cost, and nobody knows how much.
         is_priced: Whether anything could be priced at all.
+        before_usd: The part of ``usd`` that earlier sessions of the run have spent.
+        cut_off_calls: Calls that were under way when a process of the run was killed, in no sum.
+        cut_off_usd: What those have cost at the most; None where they have no price.
     """
 
     usd: Decimal
     unpriced: tuple[str, ...] = ()
     unmeasured_calls: int = 0
     is_priced: bool = True
+    before_usd: Decimal = _NOTHING
+    cut_off_calls: int = 0
+    cut_off_usd: Decimal | None = _NOTHING
 
     @property
     def known_usd(self) -> Decimal | None:

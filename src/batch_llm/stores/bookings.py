@@ -118,6 +118,6 @@ def _sums(sent: str, got: str, which: str) -> str:
         SELECT model, server, tier, coalesce({context}, 0) AS context, count(*), count({sent}),
                sum({sent}), sum({got}), {kinds}
         FROM tries LEFT JOIN billed_as ON id = billed_as
-        WHERE {which} AND (billed_as IS NOT NULL OR input_tokens IS NOT NULL)
+        WHERE {which} AND (billed_as IS NOT NULL OR input_tokens + output_tokens > 0)
         GROUP BY billed_as, context
     """  # noqa: S608 - of our own names alone
