@@ -108,6 +108,15 @@ class Pool:
         except asyncio.CancelledError:
             await self._cancel_all()
             raise
+        self.raise_error()
+
+    def fail(self, error: Exception) -> None:
+        """End the run early because of an error that no worker has raised."""
+        self._error = self._error or error
+        self.drain()
+
+    def raise_error(self) -> None:
+        """Raise what ended the run early, if anything did."""
         if self._error is not None:
             raise self._error
 
