@@ -117,7 +117,8 @@ class Settings:
         That is so with a temperature above 0 and no seed. Without a temperature most providers
         draw too, but nobody has asked for it.
         """
-        return self.seed is None and (self.temperature_for(1) or 0) > 0
+        first = self.temperature_for(1)
+        return self.seed is None and isinstance(first, int | float) and first > 0
 
     def temperature_for(self, attempt: int) -> float | None:
         """Return the temperature of attempt ``attempt``, 1-based."""

@@ -43,6 +43,23 @@ def test_the_common_case_is_a_prompt_with_or_without_a_system_message():
 
 
 @pytest.mark.parametrize(
+    ("settings", "is_sampled"),
+    [
+        (Settings(), False),
+        (Settings(temperature=0), False),
+        (Settings(temperature=0.1), True),
+        (Settings(temperature=0.1, seed=0), False),
+        (Settings(temperature=(0.0, 0.9)), False),
+        (Settings(temperature=(0.9, 0.0)), True),
+        (Settings(temperature=()), False),
+        (Settings(temperature="hot"), False),  # the provider will say so
+    ],
+)
+def test_a_temperature_without_a_seed_asks_for_answers_of_their_own(settings, is_sampled):
+    assert settings.is_sampled is is_sampled
+
+
+@pytest.mark.parametrize(
     ("start", "kind"),
     [
         (b"\x89PNG\r\n\x1a\n", "image/png"),
