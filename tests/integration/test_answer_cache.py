@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import random
@@ -155,6 +156,28 @@ def test_a_file_that_is_no_database_is_left_alone(tmp_path):
     with pytest.raises(CacheError, match="it is damaged, or no cache"):
         AnswerCache(tmp_path)
     assert path.read_bytes() == b"precious " * 1000
+
+
+def test_one_that_is_being_made_by_another_is_not_taken_for_a_strangers(tmp_path, monkeypatch):
+    """The other one comes in between any two looks at the file."""
+    looks = []
+
+    class Watched(sqlite3.Connection):
+        def execute(self, statement, *arguments):
+            if statement.startswith(("PRAGMA user_version", "SELECT count")) and not looks:
+                looks.append(statement)
+                with contextlib.suppress(CacheError):  # it has to wait, and does not
+                    AnswerCache(tmp_path, patience_seconds=0.05).close()
+            return super().execute(statement, *arguments)
+
+    connect = sqlite3.connect
+    monkeypatch.setattr(
+        sqlite3, "connect", lambda *words, **named: connect(*words, factory=Watched, **named)
+    )
+
+    AnswerCache(tmp_path).close()
+
+    assert looks == ["PRAGMA user_version"]
 
 
 async def test_a_cache_of_a_later_version_is_left_alone(tmp_path):

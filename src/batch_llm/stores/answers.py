@@ -139,7 +139,11 @@ class AnswerCache:
         return found
 
     def _make_ours(self, connection: sqlite3.Connection) -> None:
-        if not _is_made(connection, self.path):
+        # All that is looked at in one transaction: another process may be about to make it.
+        connection.execute("BEGIN")
+        is_made = _is_made(connection, self.path)
+        connection.execute("COMMIT")
+        if not is_made:
             connection.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("BEGIN IMMEDIATE")  # of two that make it, the second finds it made
