@@ -122,6 +122,20 @@ async def test_it_tells_what_it_holds_and_clears_it(tmp_path):
     assert cache.path.stat().st_size < before
 
 
+async def test_it_can_be_cleared_while_others_use_it(tmp_path):
+    await keep(tmp_path, 1, 2)
+    with AnswerCache(tmp_path) as used, AnswerCache(tmp_path) as other:
+        assert await look_up(used, 1) == [answer(1)]
+
+        assert other.clear() == 2
+
+        assert await look_up(used, 1) == [None]
+        used.put(key(3), answer(3), model="x:m")
+    with AnswerCache(tmp_path) as cache:
+        assert await look_up(cache, 1, 3) == [None, answer(3)]
+        assert cache.trouble is None
+
+
 def test_a_cache_that_must_exist_is_not_made(tmp_path):
     with pytest.raises(CacheError, match="there is none"):
         AnswerCache(tmp_path / "no", must_exist=True)
