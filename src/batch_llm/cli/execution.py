@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 
 from batch_llm.cli.caches import open_cache
-from batch_llm.cli.costs import cost_record
+from batch_llm.cli.costs import bill_of_run, cost_record
 from batch_llm.cli.display import summary_lines
 from batch_llm.cli.exit_codes import ExitCode
 from batch_llm.cli.inspection import finished
@@ -31,7 +31,8 @@ from batch_llm.core.config import (
     ProcessorConfig,
     RetryConfig,
 )
-from batch_llm.exceptions import InputError, LimitPauseError
+from batch_llm.core.request import Request
+from batch_llm.exceptions import InputError, LimitPauseError, UnsupportedRequestError
 from batch_llm.outputs import FailedWriter, Finished, ResultWriter
 from batch_llm.parallel import ParallelBatchProcessor
 from batch_llm.providers.registry import open_pool
@@ -155,6 +156,7 @@ def run_plan(
             say(f"warning: only {possible} connections are possible here; taking as many")
         if job.forgets_limits and (path := limits_file()) is not None:
             LimitMemory(path).forget([one.account for one in pool if one.account])
+        check_settings(job, pool[0])
         check_price(job, pool[0])  # loaded here, where nothing waits: the display asks in mid-run
         with contextlib.ExitStack() as opened:
             ledger = None if job.ledger is None else opened.enter_context(open_ledger(plan))
@@ -182,6 +184,21 @@ def _continuing(ledger: SqliteLedger, survey: Survey) -> str:
     if survey.failed:
         said += f" ({survey.failed:,} failed ones are kept; batch-llm retry {name} runs them)"
     return said
+
+
+def check_settings(job: Job, endpoint: Endpoint) -> None:
+    """Refuse settings for which the provider's format has no place, before anything is sent.
+
+    Raises:
+        InputError: It has none.
+    """
+    request = Request.of(job.model, "-", output=job.shape, settings=job.settings)
+    try:
+        endpoint.codec.encode(request, model=endpoint.model)
+    except UnsupportedRequestError as error:
+        raise InputError(
+            f"{error.wire_format} of {job.model} has no place for {error.part}; nothing was sent"
+        ) from None
 
 
 def check_price(job: Job, endpoint: Endpoint) -> None:
@@ -420,7 +437,7 @@ class _Execution:
         survey = self._survey
         left = survey.left - now.processed + cancelled
         code = self._exit_code(now, bad or left or survey.failed)
-        bill = self._job.prices.bill(now.usage)
+        bill = bill_of_run(self._job.prices, now)
         record = {
             "event": "done",
             "exit_code": int(code),
@@ -437,6 +454,8 @@ class _Execution:
             "input_tokens": now.input_tokens,
             "output_tokens": now.output_tokens,
             "usage": msgspec.to_builtins(now.usage),
+            "usage_before": msgspec.to_builtins(now.usage_before),
+            "usage_at_most": msgspec.to_builtins(now.usage_at_most),
             "stopped_by": now.stopped_by,
             "stop_reason": now.stop_reason,
             "hedged": now.hedged,
