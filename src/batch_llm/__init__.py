@@ -1,9 +1,12 @@
 """Push many LLM requests through any provider: every item answered once.
 
-Start with ``ParallelBatchProcessor``; ``batch_llm.testing`` has agents without a model.
+Start with ``run_sync`` or ``run`` for rows and a model, with ``ParallelBatchProcessor`` for agents
+and code of your own; ``batch_llm.testing`` has agents without a model.
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 from batch_llm._engine.statistics import Statistics
 from batch_llm.base import BatchProcessor, BatchResult, LLMWorkItem, PostProcessor, WorkItemResult
@@ -21,15 +24,19 @@ from batch_llm.exceptions import (
     ConfigError,
     ContentFilteredError,
     DuplicateItemError,
+    InputError,
     ItemError,
     LedgerError,
     LedgerInUseError,
     MalformedResponseError,
     MissingExtraError,
     MissingKeyError,
+    OutputExistsError,
+    OutputLostError,
     ProviderError,
     RateLimitedTooOftenError,
     RefusedError,
+    RowsFailedError,
     SettingsChangedError,
     SourceError,
     StatusError,
@@ -54,9 +61,27 @@ from batch_llm.strategies import (
 )
 from batch_llm.testing.mocks import MockAgent, MockResult, MockUsage
 
+if TYPE_CHECKING:
+    from batch_llm.runs import (
+        AttachedRun,
+        BlockingHandle,
+        RunHandle,
+        RunResult,
+        attach,
+        run,
+        run_frame,
+        run_frame_sync,
+        run_sync,
+        stream,
+        stream_sync,
+        submit,
+        submit_sync,
+    )
+
 __all__ = [
     "AbandonedError",
     "AgentLike",
+    "AttachedRun",
     "AttemptTimeoutError",
     "BadOutputError",
     "BaseMiddleware",
@@ -65,6 +90,7 @@ __all__ = [
     "BatchProcessor",
     "BatchResult",
     "Bill",
+    "BlockingHandle",
     "CallCancelledError",
     "ConfigError",
     "ContentFilteredError",
@@ -78,6 +104,7 @@ __all__ = [
     "GeminiErrorClassifier",
     "HttpErrorClassifier",
     "Image",
+    "InputError",
     "ItemError",
     "LLMWorkItem",
     "Ledger",
@@ -96,6 +123,8 @@ __all__ = [
     "MockUsage",
     "ModelUsage",
     "OtherPart",
+    "OutputExistsError",
+    "OutputLostError",
     "ParallelBatchProcessor",
     "PostProcessor",
     "Price",
@@ -111,6 +140,9 @@ __all__ = [
     "Request",
     "ResultLike",
     "RetryConfig",
+    "RowsFailedError",
+    "RunHandle",
+    "RunResult",
     "Settings",
     "SettingsChangedError",
     "SourceError",
@@ -125,4 +157,31 @@ __all__ = [
     "UnknownPriceError",
     "UsageLike",
     "WorkItemResult",
+    "attach",
+    "run",
+    "run_frame",
+    "run_frame_sync",
+    "run_sync",
+    "stream",
+    "stream_sync",
+    "submit",
+    "submit_sync",
 ]
+
+#: Loaded when used: they need a template engine, which takes longer than all the rest.
+_LAZY = frozenset(
+    {"AttachedRun", "BlockingHandle", "RunHandle", "RunResult", "attach", "run", "run_frame"}
+    | {"run_frame_sync", "run_sync", "stream", "stream_sync", "submit", "submit_sync"}
+)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        from batch_llm import runs
+
+        return getattr(runs, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})
