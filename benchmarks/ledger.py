@@ -120,7 +120,7 @@ def requests(folder, count, is_on):
 
             def asked(count, start=0):
                 for n in range(start, start + count):
-                    request = Request.of("openai-chat:m", http_clients.PROMPT)
+                    request = Request.of("openai-chat:m", f"{n} {http_clients.PROMPT}")
                     yield LLMWorkItem(f"row-{n}", request=request)
 
             await drain(processor.stream(asked(WARM_UP, 10**9)))

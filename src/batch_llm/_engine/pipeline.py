@@ -2,6 +2,7 @@
 
     Pipeline.handle            journal: pending → running → done, saved once, before anyone sees it
       └ _with_middleware       changes, skips, substitutes; once per item
+          └ Sharing.answer     of requests: another's answer, or a cache's        (sharing.py)
           └ Retrier.answer     again or give up                                   (retry.py)
               ├ Gate.enter     when this attempt may start                        (gate.py)
               └ Hedging.make   where asked for: two copies of a slow call         (hedging.py)
@@ -27,6 +28,7 @@ from batch_llm.base import LLMWorkItem, WorkItemResult
 from batch_llm.core.usage import attach_usage, tokens
 from batch_llm.exceptions import AbandonedError, BadOutputError
 from batch_llm.observers.base import ProcessingEvent
+from batch_llm.stores.base import CACHED, SHARED
 from batch_llm.strategies.errors import ErrorCode
 
 if TYPE_CHECKING:
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
 
     from batch_llm._engine.events import EventDispatcher
     from batch_llm._engine.pool import Worker
-    from batch_llm._engine.retry import Retrier
+    from batch_llm._engine.sharing import Answerer
     from batch_llm._engine.statistics import Counts
     from batch_llm.base import PostProcessor
     from batch_llm.core.request import Request
@@ -59,7 +61,7 @@ class Pipeline:
     def __init__(
         self,
         *,
-        retrier: Retrier,
+        answerer: Answerer,
         store: Store,
         middlewares: Sequence[Middleware],
         post_processor: PostProcessor | None,
@@ -70,7 +72,7 @@ class Pipeline:
         content_of: Callable[[Item], bytes] | None = None,
     ) -> None:
         self._content_of = content_of
-        self._retrier = retrier
+        self._answerer = answerer
         self._store = store
         self._middlewares = middlewares
         self._post_processor = post_processor
@@ -130,6 +132,9 @@ class Pipeline:
     def _stamp(self, result: Result, progress: Progress, started_at: float) -> None:
         result.attempts = len(progress.history)
         result.duration_seconds = self._time() - started_at
+        if (origin := progress.origin) is not None:
+            result.is_cached = origin.error_code == CACHED
+            result.shared_with = origin.error if origin.error_code == SHARED else None
 
     def _goes_on_after_cancellation(self, worker: Worker) -> bool:
         """Tell whether a run that is abandoned cancelled this; then the worker ends its item."""
@@ -139,7 +144,8 @@ class Pipeline:
         return True
 
     async def _save(self, result: Result, worker: Worker, progress: Progress) -> None:
-        saved = self._store.finish(result, progress.history)
+        history, origin = progress.history, progress.origin
+        saved = self._store.finish(result, history if origin is None else [*history, origin])
         if saved is None:
             return
         # A cancellation may end our waiting, never the saving.
@@ -224,7 +230,7 @@ class Pipeline:
             return self._skipped(item, progress)
         # Not kept in a name here: see the end of `Retrier.answer`.
         return await self._concluded(
-            changed, await self._retrier.answer(changed, worker, progress), worker, progress
+            changed, await self._answerer.answer(changed, worker, progress), worker, progress
         )
 
     async def _concluded(

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from batch_llm._engine.admission_gate import AdmissionGate
+from batch_llm._engine.cooldown_gate import CooldownGate
 from batch_llm._engine.events import EventDispatcher
 from batch_llm._engine.exchange import Exchanger
-from batch_llm._engine.gate import CooldownGate
 from batch_llm._engine.hedging import Hedging
 from batch_llm._engine.pipeline import Pipeline
 from batch_llm._engine.pool import Pool, current_pool
 from batch_llm._engine.retry import Retrier
+from batch_llm._engine.sharing import Sharing
 from batch_llm._engine.sources import QueueSource
 from batch_llm._engine.spending import SpendingGate
 from batch_llm._engine.statistics import Counts
@@ -36,8 +37,8 @@ if TYPE_CHECKING:
     from batch_llm.core.config import ProcessorConfig
     from batch_llm.middleware.base import Middleware
     from batch_llm.observers.base import ProcessorObserver
-    from batch_llm.providers.base import Caller
-    from batch_llm.stores.base import Store
+    from batch_llm.providers.base import Caller, Repeatable
+    from batch_llm.stores.base import Cache, Store
     from batch_llm.strategies.errors import ErrorClassifier
     from batch_llm.strategies.rate_limit import RateLimitStrategy
 
@@ -59,6 +60,8 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
     error_classifier: ErrorClassifier
     rate_limit_strategy: RateLimitStrategy | None
     lanes: Lanes | None
+    repeats: Repeatable | None
+    cache: Cache | None
     post_processor: PostProcessor | None
     middlewares: Sequence[Middleware]
     observers: Sequence[ProcessorObserver]
@@ -87,6 +90,7 @@ class Run:
         keeps_ids: bool = False,
     ) -> None:
         self._store, self._keeps_ids = store, keeps_ids
+        self._cache = setup.cache
         config = setup.config
         self._weight = weight
         self._config = config
@@ -105,7 +109,6 @@ class Run:
             caller=setup.caller,
             gate=self._gate,
             classifier=setup.error_classifier,
-            timeout_seconds=config.timeout_per_item,
             counts=self._counts,
             events=self._events,
             log_level=logging.INFO if config.enable_detailed_logging else logging.DEBUG,
@@ -118,8 +121,9 @@ class Run:
             timeout_seconds=config.timeout_per_item,
             counts=self._counts,
         )
+        self._sharing = self._make_sharing(setup, retrier)
         self._pipeline = Pipeline(
-            retrier=retrier,
+            answerer=retrier if self._sharing is None else self._sharing,
             store=store,
             middlewares=setup.middlewares,
             post_processor=setup.post_processor,
@@ -179,6 +183,12 @@ class Run:
             self._counts.stopped_by, self._counts.stop_reason = setting, reason
             self.stop(drain=True, retry=False)
 
+    def _make_sharing(self, setup: Setup, retrier: Retrier) -> Sharing | None:
+        repeats, dedupes = setup.repeats, self._config.dedupe
+        if repeats is None or not (dedupes or setup.cache is not None):
+            return None
+        return Sharing(retrier, repeats, self._counts, dedupes=dedupes, cache=setup.cache)
+
     def _make_hedging(self, exchanger: Exchanger) -> Hedging:
         return Hedging(
             exchange=exchanger.make,
@@ -204,6 +214,8 @@ class Run:
             Exception: What ended the run early; the items in work were finished first.
             asyncio.CancelledError: All work was cancelled and has ended.
         """
+        if self._cache is not None:
+            self._cache.begin_run()
         self._store.begin_run(keeps_ids=self._keeps_ids)
         self._note(ProcessingEvent.BATCH_STARTED)
         timer = None
@@ -261,6 +273,7 @@ class Run:
         now = self._ended_at if self._ended_at is not None else self._loop.time()
         gate = self._gate
         pauses = gate.pauses()
+        following = 0 if self._sharing is None else self._sharing.following
         return self._counts.snapshot(
             total=self._counts.started + queued if is_queue else None,
             state=state,
@@ -268,7 +281,8 @@ class Run:
             elapsed_seconds=now - self._counts.started_at,
             in_flight=gate.in_flight,
             waiting=gate.waiting,
-            retrying=self._pool.parked,
+            retrying=self._pool.parked - following,
+            following=following,
             cooldown_seconds=gate.cooldown_seconds,
             cooldown_remaining_seconds=gate.cooldown_remaining_seconds,
             cooldown_reason=self._cooldown_reason(pauses) if gate.is_cooling else None,

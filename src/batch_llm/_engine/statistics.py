@@ -64,6 +64,9 @@ class Statistics(msgspec.Struct, frozen=True, kw_only=True):
         waiting: Attempts that wait to be let in.
         retrying: Items between two attempts.
         reused: Items whose result came from an earlier run; they are in the counts above.
+        cached: Items that a cache has answered; likewise.
+        shared: Items whose result is that of another one that asked the same; likewise.
+        following: Items that wait for the answer of another one.
         attempts: Calls made, refused and failed ones included.
         rate_limit_count: Refused calls.
         retries_by_code: Failed attempts that were followed by another, by ``ErrorCode`` value.
@@ -101,6 +104,9 @@ class Statistics(msgspec.Struct, frozen=True, kw_only=True):
     waiting: int
     retrying: int
     reused: int
+    cached: int
+    shared: int
+    following: int
     attempts: int
     rate_limit_count: int
     retries_by_code: dict[str, int]
@@ -133,6 +139,7 @@ class Counts:
 
     __slots__ = (
         "attempts",
+        "cached",
         "cooldown_reason",
         "error_counts",
         "failed",
@@ -146,6 +153,7 @@ class Counts:
         "rate_limit_count",
         "retries_by_code",
         "reused",
+        "shared",
         "start_time",
         "started",
         "started_at",
@@ -162,6 +170,8 @@ class Counts:
         self.succeeded = 0
         self.failed = 0
         self.reused = 0
+        self.cached = 0
+        self.shared = 0
         self.attempts = 0
         self.rate_limit_count = 0
         self.hedged = 0
@@ -209,6 +219,7 @@ class Counts:
         in_flight: int = 0,
         waiting: int = 0,
         retrying: int = 0,
+        following: int = 0,
         cooldown_seconds: float = 0.0,
         cooldown_remaining_seconds: float = 0.0,
         cooldown_reason: str | None = None,
@@ -226,6 +237,9 @@ class Counts:
             waiting=waiting,
             retrying=retrying,
             reused=self.reused,
+            cached=self.cached,
+            shared=self.shared,
+            following=following,
             attempts=self.attempts,
             rate_limit_count=self.rate_limit_count,
             retries_by_code=dict(self.retries_by_code),

@@ -23,6 +23,7 @@ app = App(
     version=metadata.version("batch-llm"),
     result_action="return_value",
     default_parameter=Parameter(negative=()),
+    suppress_keyboard_interrupt=False,  # `main` says a word about it
 )
 #: Where the flags of ``run`` and ``check`` come from when the command line does not say.
 _SOURCES = [
@@ -47,6 +48,12 @@ class Pace:
 
     base_url: str | None = None
     "any OpenAI-compatible server, up to /v1; several that serve the model: URL,URL"
+    cache: str | None = None
+    "folder with answers of earlier runs: what was asked before is not asked again (docs/cache.md)"
+    cache_expires: str | None = None
+    "ask again what was answered longer ago: 12h, 7d; default: never"
+    no_dedupe: bool = False
+    "send rows that ask the same each by itself; else one that is in flight answers the others"
     concurrency: Annotated[str | None, Parameter(name=["--concurrency", "-c"])] = None
     "calls in flight at the most; default: as many as limits or a local server allow; or knee"
     ignore_slots: bool = False
@@ -158,6 +165,8 @@ def _command(source: str, flags: Flags) -> Any:
         raise InputError(f"{source} is not a file that can be read")
     if flags.base_url is not None and flags.model is None:
         raise ConfigError("--model", None, "given with --base-url: openai-chat:NAME")
+    if flags.cache_expires is not None and flags.cache is None:
+        raise ConfigError("--cache-expires", flags.cache_expires, "given with --cache FOLDER")
     output, failed = paths_for(source, flags.output, flags.failed, is_new=flags.new)
     ledger = ledger_for(flags, source, output)
     limit = flags.limit
@@ -203,6 +212,11 @@ def _command(source: str, flags: Flags) -> Any:
         progress=flags.progress or "auto",
         as_json=flags.json,
         quiet=flags.quiet,
+        cache=flags.cache,
+        cache_expires=None
+        if flags.cache_expires is None
+        else values.read_seconds("--cache-expires", flags.cache_expires),
+        dedupes=not flags.no_dedupe,
         ledger=ledger,
         facts={
             "output": output,
@@ -266,7 +280,7 @@ def _log_attempts() -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(Plain())
     logging.basicConfig(handlers=[handler])
-    logging.getLogger("batch_llm.retry").setLevel(logging.DEBUG)
+    logging.getLogger("batch_llm.exchange").setLevel(logging.DEBUG)
 
 
 @app.command(config=_SOURCES, help_epilogue=_EPILOGUE)
@@ -292,6 +306,41 @@ def plan(input: Input, /, *, pilot: str | None = None, flags: FlagsOfRun = None)
 
     count = None if pilot is None else values.read_count("--pilot", pilot, at_least=1)
     return run_planning(_command(input, flags or Flags()), count)
+
+
+cache_app = App(name="cache", help="Look into a cache of answers, and clear it.")
+app.command(cache_app)
+Folder = Annotated[str, Parameter(name="FOLDER")]
+
+
+@cache_app.command(name="ls")
+def list_cache(folder: Folder, /, *, json: bool = False) -> int:
+    """Tell what the cache in FOLDER holds, model by model."""
+    from batch_llm.cli.caches import list_cache
+
+    return list_cache(folder, as_json=json)
+
+
+@cache_app.command(name="clear")
+def clear_cache(
+    folder: Folder, /, *, model: str | None = None, older_than: str | None = None
+) -> int:
+    """Remove answers from the cache in FOLDER; all, where nothing narrows that down.
+
+    Parameters
+    ----------
+    folder
+        As given with `--cache`.
+    model
+        Only this model's, as `cache ls` shows it.
+    older_than
+        Only what was kept longer ago: 12h, 30d
+    """
+    from batch_llm.cli import values
+    from batch_llm.cli.caches import clear_cache
+
+    age = None if older_than is None else values.read_seconds("--older-than", older_than)
+    return clear_cache(folder, model=model, older_than_seconds=age)
 
 
 Run = Annotated[str | None, Parameter(name="RUN")]
@@ -482,16 +531,31 @@ def demo(*, prompts: int = 1000, concurrency: str = "auto") -> int:
 
 @app.command
 def sim(profile: str = "fast", *, port: int = 0) -> int:
-    """Serve the provider simulator on this machine until Ctrl-C. PROFILE: fast?rpm=500&p429=0.05"""  # noqa: D415
+    """Serve the provider simulator on this machine until Ctrl-C.
+
+    One port speaks the formats of OpenAI (chat completions and responses), Anthropic, Gemini,
+    Mistral and Groq, with their errors and limits. It answers any key. The base URLs for the SDKs
+    are printed; docs/simulator.md has all options, and what can be asked for in a prompt.
+
+    PROFILE is the name of a profile (fast, slow, flaky) and options:
+    fast?rpm=500&itpm=100k&p429=0.05
+    """
+    from batch_llm.simulator.addresses import ADDRESSES, sdk_url
     from batch_llm.simulator.server import serve
 
     def announce(url: str) -> None:
         print(url, flush=True)
-        print(
-            f"\nTry it:  export OPENAI_BASE_URL={url} OPENAI_API_KEY=anything\nStop it: Ctrl-C",
-            file=sys.stderr,
-            flush=True,
-        )
+        lines = ["", "Base URLs for the SDKs (any key will do):"]
+        for provider, address in ADDRESSES.items():
+            variable = address.variables[0] or "server_url="
+            lines.append(f"  {provider:<10} {variable:<23} {sdk_url(url, provider)}")
+        lines += [
+            "",
+            f"Try it:  export OPENAI_BASE_URL={url} OPENAI_API_KEY=anything",
+            f"         curl {url.removesuffix('/v1')}/sim/stats",
+            "Stop it: Ctrl-C",
+        ]
+        print("\n".join(lines), file=sys.stderr, flush=True)
 
     try:
         serve(profile, port=port, on_started=announce)
@@ -513,7 +577,7 @@ def models(*, json: bool = False) -> int:
             "name": f"{provider.name}:MODEL",
             "base_url": provider.base_url,
             "key_variable": None if provider.is_local else provider.key_variable,
-            "has_key": provider.is_local or bool(os.environ.get(provider.key_variable)),
+            "has_key": provider.is_local or bool(provider.find_key(os.environ)),
         }
         for provider in PROVIDERS.values()
     ]
@@ -545,11 +609,13 @@ def doctor() -> int:
         found = util.find_spec(package) is not None
         name = "pydantic-ai-slim" if package == "pydantic_ai" else package
         print(f"{package:<11} {metadata.version(name) if found else 'not installed'}")
-    for provider in PROVIDERS.values():
-        if provider.is_local:
-            continue
-        state = "set" if os.environ.get(provider.key_variable) else "not set"
-        print(f"key         {provider.key_variable} is {state}")
+    keys = {
+        one.key_variable: bool(one.find_key(os.environ))
+        for one in PROVIDERS.values()
+        if not one.is_local
+    }
+    for variable, is_set in keys.items():
+        print(f"key         {variable} is {'set' if is_set else 'not set'}")
     print(f"connections {'5000 or more' if possible is None else possible}")
     print(f"this folder {'writable' if is_writable else 'NOT writable'}")
     return ExitCode.OK if is_writable else ExitCode.SOME_FAILED

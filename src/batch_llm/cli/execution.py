@@ -22,7 +22,13 @@ from batch_llm.cli.progress import say, show_progress, tell
 from batch_llm.outputs import FailedWriter, Finished, ResultWriter, finished
 from batch_llm.runs.ledgers import name_of, open_ledger, put_aside, variants_of
 from batch_llm.runs.plan import Plan, Survey
-from batch_llm.runs.session import Session, Stop, is_short_of_connections, open_pools
+from batch_llm.runs.session import (
+    Session,
+    Stop,
+    is_short_of_connections,
+    open_cache,
+    open_pools,
+)
 from batch_llm.stores.sqlite import SqliteLedger
 
 if TYPE_CHECKING:
@@ -149,6 +155,7 @@ def run_plan(
             survey = plan.survey(ledger, variants)
             if not command.quiet and command.progress != "json":
                 say(_continuing(ledger, survey))
+        cache = None if command.cache is None else opened.enter_context(open_cache(command))
         writers = None
         if pilot is None or ledger is None:
             # What a ledger knows is written anew: it may be torn, or gone.
@@ -161,6 +168,7 @@ def run_plan(
             command,
             pools,
             ledger,
+            cache=cache,
             variants=variants,
             keep_bodies=plan.source.format == "openai-batch",
             looks_up=survey.left < survey.rows or bool(variants),
@@ -333,6 +341,8 @@ class _Execution:
             "failed": now.failed - cancelled,
             "reused": survey.kept,
             "failed_before": survey.failed,
+            "cached": now.cached,
+            "shared": now.shared,
             "bad_rows": bad,
             "not_done": left,
             "retries": now.retries_by_code,

@@ -83,6 +83,15 @@ class Settings:
     stop: tuple[str, ...] | None = None
     extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
+    @property
+    def is_sampled(self) -> bool:
+        """Whether equal requests are to have answers of their own.
+
+        That is so with a temperature above 0 and no seed. Without a temperature most providers
+        draw too, but nobody has asked for it.
+        """
+        return self.seed is None and (self.temperature_for(1) or 0) > 0
+
     def temperature_for(self, attempt: int) -> float | None:
         """Return the temperature of attempt ``attempt``, 1-based."""
         value = self.temperature

@@ -10,7 +10,15 @@ from urllib.parse import urlsplit
 
 from batch_llm.core.usage import read_usage, usage_of
 from batch_llm.exceptions import ConfigError
-from batch_llm.providers.base import SPENT, Caller, LaneFacts, Outcome, Try, content_digest
+from batch_llm.providers.base import (
+    SPENT,
+    Caller,
+    LaneFacts,
+    Outcome,
+    Repeatable,
+    Try,
+    content_digest,
+)
 
 if TYPE_CHECKING:
     from batch_llm.base import DirectCall, LLMWorkItem
@@ -50,6 +58,12 @@ class CallByMode:
             return self._requests.content(item)
         parts = (item.item_id, item.prompt, item.version)
         return content_digest(*[part.encode("utf-8", "surrogatepass") for part in parts])
+
+    @property
+    def repeatable(self) -> Repeatable | None:
+        """Whoever can tell the exchanges of requests apart; code shows nothing of what it asks."""
+        requests: object = self._requests
+        return requests if isinstance(requests, Repeatable) else None
 
     async def call(self, item: LLMWorkItem[Any, Any, Any], attempt: Try, /) -> Outcome:
         """Make one call.

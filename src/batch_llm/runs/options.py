@@ -45,6 +45,9 @@ class PaceOptions(TypedDict, total=False):
         max_failed: End when more rows have failed.
         max_failed_share: End when a larger share of the finished rows has failed: 0.01.
         prices: Of models, before those of genai-prices.
+        cache: A folder with answers of earlier runs: what was asked before is not asked again.
+        cache_expires_seconds: Ask again what was answered longer ago; None: never.
+        dedupe: Whether one row that is in flight answers others that ask the same; default True.
     """
 
     base_url: str | None
@@ -61,6 +64,9 @@ class PaceOptions(TypedDict, total=False):
     max_failed: int | None
     max_failed_share: float | None
     prices: Prices | None
+    cache: str | PathLike[str] | None
+    cache_expires_seconds: float | None
+    dedupe: bool
 
 
 class RunOptions(PaceOptions, total=False):
@@ -142,6 +148,11 @@ def pace_of(options: PaceOptions) -> dict[str, Any]:
         raise ConfigError("max_failed and max_failed_share", "both", "given one at a time")
     concurrency = options.get("concurrency", "auto")
     cost = options.get("max_cost_usd")
+    cache = options.get("cache")
+    if cache is None and options.get("cache_expires_seconds") is not None:
+        raise ConfigError(
+            "cache_expires_seconds", options["cache_expires_seconds"], "given with cache"
+        )
     count, share = options.get("max_failed"), options.get("max_failed_share")
     return {
         "base_url": options.get("base_url"),
@@ -161,6 +172,9 @@ def pace_of(options: PaceOptions) -> dict[str, Any]:
         if share is None
         else (share, True),
         "prices": options.get("prices") or Prices(),
+        "cache": None if cache is None else os.fspath(cache),
+        "cache_expires": options.get("cache_expires_seconds"),
+        "dedupes": options.get("dedupe", True),
     }
 
 

@@ -16,7 +16,7 @@ from batch_llm.runs.ledgers import open_ledger, put_aside, variants_of
 from batch_llm.runs.options import in_python
 from batch_llm.runs.plan import Plan
 from batch_llm.runs.results import RunResult
-from batch_llm.runs.session import Session, open_pools
+from batch_llm.runs.session import Session, open_cache, open_pools
 from batch_llm.stores.sqlite import SqliteLedger
 
 if TYPE_CHECKING:
@@ -73,11 +73,13 @@ class Prepared:
         self.ledger: SqliteLedger | None = None
         if path is not None:
             self.ledger = opened.enter_context(open_ledger(job, self._format, pools.servers))
+        cache = None if job.cache is None else opened.enter_context(open_cache(job))
         is_known = self.ledger is not None and any(self.ledger.counts().values())
         self.session = Session(
             job,
             pools,
             self.ledger,
+            cache=cache,
             variants=self._variants,
             looks_up=self.plan is not None and is_known,
         )

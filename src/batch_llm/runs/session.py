@@ -23,10 +23,11 @@ from batch_llm.core.config import (
 )
 from batch_llm.exceptions import InputError, LimitPauseError
 from batch_llm.parallel import ParallelBatchProcessor
-from batch_llm.providers.registry import SIMULATOR, open_pool, split_model
+from batch_llm.providers.registry import is_simulator, open_pool, split_model
 from batch_llm.providers.requests import RequestCaller
 from batch_llm.providers.transport import HttpTransport, raise_file_limit
 from batch_llm.runs.plan import chunks, look_up
+from batch_llm.stores.answers import AnswerCache
 from batch_llm.stores.limit_memory import LimitMemory, limits_file
 from batch_llm.stores.values import reused
 
@@ -114,7 +115,7 @@ def open_pools(job: Job, variants: Sequence[Variant] = ()) -> Iterator[Pools]:
         for model in dict.fromkeys(variant.model for variant in variants):
             if model is None or model == job.model:
                 continue
-            is_same = split_model(model)[0] == provider != SIMULATOR
+            is_same = split_model(model)[0] == provider and not is_simulator(provider)
             pool = open_pool(
                 model,
                 base_urls=job.base_url if is_same else None,
@@ -130,6 +131,16 @@ def open_pools(job: Job, variants: Sequence[Variant] = ()) -> Iterator[Pools]:
         for one in pools:
             check_price(job, one[0])  # loaded here, where nothing waits: a display asks in mid-run
         yield Pools(own, others, possible)
+
+
+def open_cache(job: Job) -> AnswerCache:
+    """Open a job's cache, new or old.
+
+    Raises:
+        CacheError: It cannot be used.
+    """
+    assert job.cache is not None  # noqa: S101 - the caller has looked
+    return AnswerCache(job.cache, expires_seconds=job.cache_expires)
 
 
 def is_short_of_connections(job: Job, possible: int | None) -> bool:
@@ -164,6 +175,7 @@ class Session:
         job: The job.
         pools: Where its calls go.
         ledger: Keeps the results; None keeps none.
+        cache: Answers of earlier runs; None uses none.
         variants: What rows were retried with.
         keep_bodies: Whether results carry the provider's answer as it came.
         looks_up: Whether the ledger is asked for many rows at a time, before they reach the engine:
@@ -177,6 +189,7 @@ class Session:
         pools: Pools,
         ledger: Ledger | None = None,
         *,
+        cache: AnswerCache | None = None,
         variants: Sequence[Variant] = (),
         keep_bodies: bool = False,
         looks_up: bool = False,
@@ -208,9 +221,11 @@ class Session:
                 deadline_seconds=job.deadline,
                 max_failed_share=_failed_share(job),
                 prices=job.prices,
+                dedupe=job.dedupes,
             ),
             requests=pools.caller(self._transport, job, keep_bodies=keep_bodies),
             store=ledger,
+            cache=cache,
         )
 
     def statistics(self) -> Statistics:

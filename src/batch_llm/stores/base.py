@@ -23,12 +23,13 @@ class Attempt(msgspec.Struct, frozen=True):
 
     Attributes:
         number: The attempt's number, from 1. A call refused by a rate limit has the number of
-            the attempt that it did not use up.
+            the attempt that it did not use up. 0: no call was made, see ``error_code``.
         started_at: Seconds on the event loop's clock; as a ledger gives it back, since 1970.
         seconds: How long the call took.
         usage: Tokens spent, or None where nobody knows.
-        error_code: A value of ``strategies.errors.ErrorCode``, or None after a success.
-        error: ``ExceptionType: message``, or None after a success.
+        error_code: A value of ``strategies.errors.ErrorCode``, or None after a success; or where
+            the result came from instead of a call: ``SHARED``, ``CACHED``.
+        error: ``ExceptionType: message``, or None after a success; or from whom it came.
     """
 
     number: int
@@ -64,6 +65,11 @@ TRANSITIONS = frozenset(
 #: Failures that say nothing of the item: key, credit, model or the user stood in the way. They are
 #: tried again whenever the run goes on; so is what failed without a single call.
 NOT_OF_THE_ITEM = frozenset({"auth", "quota", "not_found", "cancelled"})
+#: Failures that only an answer can bring: an item that has one without a call of its own shares it
+#: with an item that asked the same.
+OF_AN_ANSWER = frozenset({"bad_output", "truncated", "content_filter", "context_length"})
+#: Verdicts of "attempts" that were none: another item's answer, or a cache's.
+SHARED, CACHED = "shared", "cached"
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
@@ -106,7 +112,9 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 def is_settled(state: str, error_code: str | None, attempts: int) -> bool:
     """Tell whether a result is kept when the run goes on."""
     if state == ItemState.FAILED:
-        return attempts > 0 and error_code not in NOT_OF_THE_ITEM
+        if error_code in NOT_OF_THE_ITEM:
+            return False
+        return attempts > 0 or error_code in OF_AN_ANSWER
     return state == ItemState.DONE
 
 
@@ -173,6 +181,32 @@ class Store(Protocol):
 
         Raises:
             Exception: It could not be saved; the run stops. The awaitable may raise it too.
+        """
+        ...
+
+
+class Cache(Protocol):
+    """Answers of earlier runs, kept as they came, by the digest of what was asked."""
+
+    def begin_run(self) -> None:
+        """Get ready for a run in the current event loop; several may go on at a time.
+
+        Raises:
+            CacheError: It cannot be used.
+        """
+        ...
+
+    def look_up(self, key: bytes, /) -> Awaitable[bytes | None]:
+        """Return the answer that is kept and has not expired; without any, or in trouble, None."""
+        ...
+
+    def put(self, key: bytes, answer: bytes, /, *, model: str) -> None:
+        """Keep an answer as far as possible; whoever asks for it from now on gets it.
+
+        Args:
+            key: Under which it is looked up.
+            answer: As it came.
+            model: The model's name, so that its answers can be cleared.
         """
         ...
 
