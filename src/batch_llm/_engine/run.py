@@ -20,9 +20,10 @@ from batch_llm._engine.pool import Pool, current_pool
 from batch_llm._engine.retry import Retrier
 from batch_llm._engine.sharing import Sharing
 from batch_llm._engine.sources import QueueSource
-from batch_llm._engine.spending import SpendingGate
+from batch_llm._engine.spending import SpendingGate, size_of
 from batch_llm._engine.statistics import Counts
 from batch_llm.observers.base import ProcessingEvent
+from batch_llm.stores.base import CallBook, Spent
 from batch_llm.strategies.caps import Purse
 from batch_llm.strategies.errors import ErrorCode
 
@@ -90,6 +91,7 @@ class Run:
         keeps_ids: bool = False,
     ) -> None:
         self._store, self._keeps_ids = store, keeps_ids
+        self._book = store if isinstance(store, CallBook) else None
         self._cache = setup.cache
         config = setup.config
         self._weight = weight
@@ -99,6 +101,8 @@ class Run:
         self._source = source
         self._is_draining = False
         self.is_finished = False
+        #: What earlier sessions of the run have spent.
+        self._before = Spent([], [])
         self._ended_at: float | None = None
         self._counts = Counts(loop.time())
         self._events = EventDispatcher(setup.observers)
@@ -112,6 +116,8 @@ class Run:
             counts=self._counts,
             events=self._events,
             log_level=logging.INFO if config.enable_detailed_logging else logging.DEBUG,
+            book=self._book,
+            size_of=size_of,
         )
         self._hedging = self._make_hedging(exchanger) if config.hedge == "drain" else None
         retrier = Retrier(
@@ -132,6 +138,7 @@ class Run:
             emit=emit if config.max_failed_share is None else self._watched(emit),
             progress_interval=config.progress_interval,
             content_of=setup.caller.content if store.compares_content else None,
+            on_error=lambda error: self._pool.fail(error),  # noqa: PLW0108 - it is made later
         )
         self._pool = Pool(
             self._gate.wanted,
@@ -216,14 +223,24 @@ class Run:
         """
         if self._cache is not None:
             self._cache.begin_run()
-        self._store.begin_run(keeps_ids=self._keeps_ids)
+        begun = self._store.begin_run(keeps_ids=self._keeps_ids)
+        if begun is not None:
+            await begun
+        if self._book is not None:
+            self._before = self._book.spent()
+            if isinstance(self._gate, SpendingGate):
+                self._gate.begin_with(self._before)
         self._note(ProcessingEvent.BATCH_STARTED)
         timer = None
         if (seconds := self._config.deadline_seconds) is not None:
             reason = f"{seconds:g} s have gone by since its start"
             timer = self._loop.call_later(seconds, self._stop_at, "deadline_seconds", reason)
         try:
-            await self._pool.run(self._source)
+            try:
+                await self._pool.run(self._source)
+            finally:
+                await self._pipeline.show_all()
+            self._pool.raise_error()
         finally:
             self._store.end_run()
             self.is_finished = True
@@ -288,6 +305,7 @@ class Run:
             cooldown_reason=self._cooldown_reason(pauses) if gate.is_cooling else None,
             pauses=pauses,
             limits=gate.limits(),
+            before=self._before,
         )
 
     def _cooldown_reason(self, pauses: list[LanePause]) -> str | None:

@@ -5,10 +5,14 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from batch_llm.core.prices import ModelUsage, UsageByModel
+
+if TYPE_CHECKING:
+    from batch_llm.stores.base import Spent
 
 #: Upper bounds of the latency buckets in seconds: 5 % apart, from 1 ms to 10 minutes.
 _BOUNDS = [0.001 * 1.05**step for step in range(274)]
@@ -75,6 +79,9 @@ class Statistics(msgspec.Struct, frozen=True, kw_only=True):
         input_tokens: Of all finished attempts, failed ones included.
         output_tokens: The same.
         usage: The same by model and by kind, to be priced: ``Prices().bill(statistics.usage)``.
+        usage_before: The same of earlier sessions of the run, from its ledger.
+        usage_at_most: Of calls that were under way when a process of the run was killed: nobody
+            knows what they took, and this is the most, with ``calls`` as their number.
         stopped_by: The setting that ended the run early (``max_cost_usd`` and the like), or None.
         stop_reason: How that came, as a sentence; None when it did not.
         state: ``running``, ``cooling``, ``draining`` or ``finished``.
@@ -115,6 +122,8 @@ class Statistics(msgspec.Struct, frozen=True, kw_only=True):
     input_tokens: int
     output_tokens: int
     usage: list[ModelUsage]
+    usage_before: list[ModelUsage]
+    usage_at_most: list[ModelUsage]
     stopped_by: str | None
     stop_reason: str | None
     state: str
@@ -225,6 +234,7 @@ class Counts:
         cooldown_reason: str | None = None,
         pauses: list[LanePause] | None = None,
         limits: list[LearnedLimit] | None = None,
+        before: Spent | None = None,
     ) -> Statistics:
         """Return the counts of this moment, with what the other layers know."""
         return Statistics(
@@ -248,6 +258,8 @@ class Counts:
             input_tokens=self.input_tokens,
             output_tokens=self.output_tokens,
             usage=self.usage.snapshot(),
+            usage_before=[] if before is None else before.usage,
+            usage_at_most=[] if before is None else before.at_most,
             stopped_by=self.stopped_by,
             stop_reason=self.stop_reason,
             state=state,

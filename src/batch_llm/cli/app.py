@@ -105,7 +105,7 @@ class Ask:
     """Flags that say what is asked of which rows, and where the results go."""
 
     model: Annotated[str | None, Parameter(name=["--model", "-m"])] = None
-    "provider:model, such as openai-chat:gpt-6-luna; default: sim:fast, the simulator"
+    "provider:model, such as openai:gpt-6-luna; default: sim:fast, the simulator"
     prompt: str | None = None
     "template over columns: 'Classify {{ text }}'; @FILE reads it from a file"
     system: str | None = None
@@ -385,8 +385,8 @@ def retry(
     from batch_llm.cli.progress import say
     from batch_llm.cli.values import read_settings
     from batch_llm.exceptions import ConfigError
-    from batch_llm.providers.registry import split_model
     from batch_llm.runs.ledgers import find_ledger, name_of, retry_failed
+    from batch_llm.runs.session import check_model
     from batch_llm.stores.sqlite import SqliteLedger
     from batch_llm.strategies.errors import ErrorCode
 
@@ -394,9 +394,10 @@ def retry(
     codes = None if only == "failed" else {code.strip() for code in only.split(",")}
     if codes is not None and not codes <= frozenset(ErrorCode):
         raise ConfigError("--only", only, f"failed, or some of {', '.join(ErrorCode)}")
-    if model is not None:
-        split_model(model)  # refused before anything is noted
     source, given = _command_of(path, flags or Pace())
+    if model is not None:  # refused before anything is noted
+        keys = given.keys.split(",") if given.keys else ()
+        check_model(model, given.model or "sim:fast", given.base_url, keys)
     with SqliteLedger(path) as ledger:
         count = retry_failed(ledger, codes, settings=read_settings(set or []), model=model)
     if not given.quiet:
@@ -569,7 +570,7 @@ def sim(profile: str = "fast", *, port: int = 0) -> int:
 @app.command
 def models(*, json: bool = False) -> int:
     """List the providers, their keys, and the simulator's profiles."""
-    from batch_llm.providers.registry import PROVIDERS
+    from batch_llm.providers.registry import PROVIDERS, SIMULATED
     from batch_llm.simulator import PROFILES
 
     rows: list[dict[str, Any]] = [
@@ -582,6 +583,7 @@ def models(*, json: bool = False) -> int:
         for provider in PROVIDERS.values()
     ]
     rows += [{"name": f"sim:{name}", "has_key": True} for name in PROFILES]
+    rows += [{"name": f"{prefix}:fast", "has_key": True} for prefix in SIMULATED if "-" in prefix]
     if json:
         print(_dumps({"schema": 1, "models": rows}))
         return ExitCode.OK

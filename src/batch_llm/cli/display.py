@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
-from batch_llm.cli.costs import cost_fields, cost_pairs, cost_summary
+from batch_llm.cli.costs import cost_fields, cost_pairs, cost_summary, tokens_in_all
 from batch_llm.core.text import safe
 from batch_llm.exceptions import AbandonedError
 
@@ -104,6 +104,7 @@ def live_lines(
                 f"retrying {now.retrying:,}",
                 f"in flight {now.in_flight:,}",
                 *([f"hedged {now.hedged:,}"] if now.hedged else []),
+                *([f"following {now.following:,}"] if now.following else []),
                 *([f"cached {now.cached:,}"] if now.cached else []),
                 *([f"shared {now.shared:,}"] if now.shared else []),
                 f"elapsed {clock(now.elapsed_seconds)}",
@@ -140,6 +141,7 @@ def log_line(now: Statistics, rates: Rates, total: int | None, bill: Bill | None
         f"retrying={now.retrying}",
         f"inflight={now.in_flight}",
         *([f"hedged={now.hedged}"] if now.hedged else []),
+        *([f"following={now.following}"] if now.following else []),
         *([f"cached={now.cached}"] if now.cached else []),
         *([f"shared={now.shared}"] if now.shared else []),
         f"rps={rates.items:.1f}",
@@ -246,6 +248,8 @@ def summary_lines(
         f"  rate      {rate:,.1f}/s" + (f"        latency  {latency}" if latency else ""),
         f"  tokens    {short(now.input_tokens)} in, {short(now.output_tokens)} out{_kinds(now)}",
     ]
+    if in_all := tokens_in_all(now):
+        lines.append(f"  in all    {in_all}")
     if bill is not None:
         lines.append(f"  cost      {cost_summary(bill)}")
     if limits := _limits(now):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from batch_llm.cli.command import check_outputs_are_free, fresh_paths
-from batch_llm.cli.costs import cost_record
+from batch_llm.cli.costs import bill_of_run, cost_record
 from batch_llm.cli.display import summary_lines
 from batch_llm.cli.exit_codes import ExitCode
 from batch_llm.cli.progress import say, show_progress, tell
@@ -333,7 +333,7 @@ class _Execution:
         survey = self._survey
         left = survey.left - now.processed + cancelled
         code = self._exit_code(now, bad or left or survey.failed)
-        bill = command.prices.bill(now.usage)
+        bill = bill_of_run(command.prices, now)
         record = {
             "event": "done",
             "exit_code": int(code),
@@ -350,6 +350,8 @@ class _Execution:
             "input_tokens": now.input_tokens,
             "output_tokens": now.output_tokens,
             "usage": msgspec.to_builtins(now.usage),
+            "usage_before": msgspec.to_builtins(now.usage_before),
+            "usage_at_most": msgspec.to_builtins(now.usage_at_most),
             "stopped_by": now.stopped_by,
             "stop_reason": now.stop_reason,
             "hedged": now.hedged,

@@ -19,7 +19,7 @@ from batch_llm.core.prices import ModelUsage, usd
 from batch_llm.core.text import safe
 from batch_llm.providers.registry import is_simulator, resolve, resolve_pool, split_model
 from batch_llm.runs.plan import Plan, characters_of
-from batch_llm.runs.session import check_price
+from batch_llm.runs.session import check_price, check_settings
 from batch_llm.simulator import parse_profile
 from batch_llm.stores.limit_memory import LimitMemory, limits_file
 
@@ -141,6 +141,7 @@ def _checked(job: Command) -> tuple[Plan, Sequence[Endpoint]]:
         endpoints = [resolve(job.model, base_url=_NEVER_CALLED)]
     else:
         endpoints = resolve_pool(job.model, base_urls=job.base_url, keys=job.keys)
+    check_settings(job, endpoints[0])
     check_price(job, endpoints[0])
     return plan, endpoints
 

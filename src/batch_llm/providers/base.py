@@ -161,8 +161,5 @@ class Repeatable(Protocol):
 
 def content_digest(*parts: bytes) -> bytes:
     """Return 16 bytes that stand for ``parts``, each with its length."""
-    digest = blake2b(digest_size=16, person=b"batch-llm item")
-    for part in parts:
-        digest.update(len(part).to_bytes(8))
-        digest.update(part)
-    return digest.digest()
+    whole = b"".join([piece for part in parts for piece in (len(part).to_bytes(8), part)])
+    return blake2b(whole, digest_size=16, person=b"batch-llm item").digest()

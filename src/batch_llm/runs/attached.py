@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from batch_llm.core.request import Settings
 from batch_llm.exceptions import ConfigError
-from batch_llm.providers.registry import split_model
 from batch_llm.runs.blocking import LoopThread, end
 from batch_llm.runs.handle import RunHandle
 from batch_llm.runs.ledgers import find_ledger, job_of, name_of, retry_failed
 from batch_llm.runs.options import PaceOptions, pace_of, settings_from
 from batch_llm.runs.plan import Plan
 from batch_llm.runs.prepared import Prepared
+from batch_llm.runs.session import check_model
 from batch_llm.stores.base import ItemState
 from batch_llm.stores.file_lock import holder_of
 from batch_llm.stores.sqlite import SqliteLedger
@@ -106,12 +106,14 @@ class AttachedRun:
         Raises:
             ConfigError: There is no such code, or a setting cannot be.
             UnknownModelError: There is no such model.
+            MissingKeyError: There is no key for it.
             LedgerInUseError: The run goes on at this moment.
         """
         if only is not None and (isinstance(only, str) or not set(only) <= set(ErrorCode)):
             raise ConfigError("only", only, f"a list of some of {', '.join(ErrorCode)}")
         if model is not None:
-            split_model(model)
+            job = self.manifest().get("job") or {}
+            check_model(model, job.get("model", model), job.get("base_url"))
         found = settings if isinstance(settings, Settings) else settings_from(settings or {})
         with SqliteLedger(self.path) as ledger:
             return retry_failed(ledger, only, settings=found, model=model)

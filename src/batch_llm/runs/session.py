@@ -21,12 +21,22 @@ from batch_llm.core.config import (
     ProcessorConfig,
     RetryConfig,
 )
-from batch_llm.exceptions import InputError, LimitPauseError
+from batch_llm.core.request import Request
+from batch_llm.exceptions import (
+    BatchLLMError,
+    ConfigError,
+    InputError,
+    LimitPauseError,
+    MissingKeyError,
+    UnknownModelError,
+    UnsupportedRequestError,
+)
 from batch_llm.parallel import ParallelBatchProcessor
-from batch_llm.providers.registry import is_simulator, open_pool, split_model
+from batch_llm.providers.registry import is_simulator, open_pool, resolve_pool, split_model
 from batch_llm.providers.requests import RequestCaller
 from batch_llm.providers.transport import HttpTransport, raise_file_limit
 from batch_llm.runs.plan import chunks, look_up
+from batch_llm.simulator import parse_profile
 from batch_llm.stores.answers import AnswerCache
 from batch_llm.stores.limit_memory import LimitMemory, limits_file
 from batch_llm.stores.values import reused
@@ -73,12 +83,13 @@ class Pools:
 
     Attributes:
         own: The endpoints of the run's model.
-        others: Those of models that rows were retried with.
+        others: Those of models that rows were retried with; or why there are none: then the rows
+            that still wait for such a model fail with it, and all others are as they are.
         possible: Connections that can be opened, where these are fewer than wanted; else None.
     """
 
     own: Sequence[Endpoint]
-    others: dict[str, Sequence[Endpoint]]
+    others: dict[str, Sequence[Endpoint] | BatchLLMError]
     possible: int | None
 
     @property
@@ -86,13 +97,45 @@ class Pools:
         """Where the run's own calls go, other than to the provider's own address."""
         return [endpoint.server for endpoint in self.own if endpoint.server]
 
+    def _of(self, model: str) -> Sequence[Endpoint]:
+        found = self.others.get(model, self.own)
+        if isinstance(found, BatchLLMError):
+            raise found
+        return found
+
     def caller(self, transport: HttpTransport, job: Job, *, keep_bodies: bool) -> RequestCaller:
         """Return who makes the calls."""
-        others, own = self.others, self.own
-        where = (lambda model: others.get(model, own)) if others else own
         return RequestCaller(
-            where, transport, keep_bodies=keep_bodies, asks_servers=job.asks_servers
+            self._of if self.others else self.own,
+            transport,
+            keep_bodies=keep_bodies,
+            asks_servers=job.asks_servers,
         )
+
+
+def check_model(
+    model: str, run_model: str, base_url: str | None = None, keys: Sequence[str] = ()
+) -> None:
+    """Refuse a model that cannot be reached from here, before rows are marked for it.
+
+    Args:
+        model: What rows are to be retried with.
+        run_model: The run's own, whose servers and keys are those of its provider.
+        base_url: The run's.
+        keys: The run's.
+
+    Raises:
+        UnknownModelError: There is no such model.
+        MissingKeyError: There is no key for it.
+        ConfigError: Its profile or address cannot be used.
+    """
+    provider, name = split_model(model)
+    if is_simulator(provider):
+        parse_profile(name)
+    elif provider == split_model(run_model)[0]:
+        resolve_pool(model, base_urls=base_url, keys=keys)
+    else:
+        resolve_pool(model)
 
 
 @contextlib.contextmanager
@@ -110,7 +153,7 @@ def open_pools(job: Job, variants: Sequence[Variant] = ()) -> Iterator[Pools]:
     """
     with contextlib.ExitStack() as opened:
         own = opened.enter_context(open_pool(job.model, base_urls=job.base_url, keys=job.keys))
-        others: dict[str, Sequence[Endpoint]] = {}
+        others: dict[str, Sequence[Endpoint] | BatchLLMError] = {}
         provider, _ = split_model(job.model)
         for model in dict.fromkeys(variant.model for variant in variants):
             if model is None or model == job.model:
@@ -121,13 +164,17 @@ def open_pools(job: Job, variants: Sequence[Variant] = ()) -> Iterator[Pools]:
                 base_urls=job.base_url if is_same else None,
                 keys=job.keys if is_same else (),
             )
-            others[model] = opened.enter_context(pool)
-        pools = [own, *others.values()]
+            try:
+                others[model] = opened.enter_context(pool)
+            except (MissingKeyError, UnknownModelError, ConfigError) as error:
+                others[model] = error
+        pools = [own, *(one for one in others.values() if not isinstance(one, BatchLLMError))]
         given = job.concurrency if isinstance(job.concurrency, int) else None
         possible = raise_file_limit(given or AUTO_MOST_KNOWN)
         if job.forgets_limits and (path := limits_file()) is not None:
             accounts = [one.account for pool in pools for one in pool if one.account]
             LimitMemory(path).forget(accounts)
+        check_settings(job, own[0])
         for one in pools:
             check_price(job, one[0])  # loaded here, where nothing waits: a display asks in mid-run
         yield Pools(own, others, possible)
@@ -147,6 +194,21 @@ def is_short_of_connections(job: Job, possible: int | None) -> bool:
     """Tell whether fewer connections can be opened than the job wants."""
     is_told = isinstance(job.concurrency, int)
     return possible is not None and (is_told or possible < AUTO_MOST)
+
+
+def check_settings(job: Job, endpoint: Endpoint) -> None:
+    """Refuse settings for which the provider's format has no place, before anything is sent.
+
+    Raises:
+        InputError: It has none.
+    """
+    request = Request.of(job.model, "-", output=job.shape, settings=job.settings)
+    try:
+        endpoint.codec.encode(request, model=endpoint.model)
+    except UnsupportedRequestError as error:
+        raise InputError(
+            f"{error.wire_format} of {job.model} has no place for {error.part}; nothing was sent"
+        ) from None
 
 
 def check_price(job: Job, endpoint: Endpoint) -> None:

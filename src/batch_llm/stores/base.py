@@ -6,16 +6,31 @@ was cut off goes on with it. ``batch_llm.testing.ledgers`` has the tests that ea
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import msgspec
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Collection, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import (
+        Awaitable,
+        Callable,
+        Collection,
+        Generator,
+        Iterable,
+        Iterator,
+        Mapping,
+        Sequence,
+    )
     from typing import Self
 
     from batch_llm.base import WorkItemResult
+    from batch_llm.core.prices import ModelUsage
+    from batch_llm.strategies.caps import Size
+
+#: The code of attempts, and of them only, that the end of the process has cut off.
+INTERRUPTED = "interrupted"
 
 
 class Attempt(msgspec.Struct, frozen=True):
@@ -27,9 +42,12 @@ class Attempt(msgspec.Struct, frozen=True):
         started_at: Seconds on the event loop's clock; as a ledger gives it back, since 1970.
         seconds: How long the call took.
         usage: Tokens spent, or None where nobody knows.
-        error_code: A value of ``strategies.errors.ErrorCode``, or None after a success; or where
-            the result came from instead of a call: ``SHARED``, ``CACHED``.
+        error_code: A value of ``strategies.errors.ErrorCode``, or None after a success; of an
+            attempt that a crash has cut off, ``INTERRUPTED``; or where the result came from
+            instead of a call: ``SHARED``, ``CACHED``.
         error: ``ExceptionType: message``, or None after a success; or from whom it came.
+        billed_as: Model, server and tier under which the tokens are counted; None where the call
+            cost nothing. With it and without ``usage``, nobody knows what it cost.
     """
 
     number: int
@@ -38,6 +56,7 @@ class Attempt(msgspec.Struct, frozen=True):
     usage: dict[str, int] | None
     error_code: str | None = None
     error: str | None = None
+    billed_as: tuple[str, str, str] | None = None
 
 
 class ItemState(StrEnum):
@@ -118,6 +137,83 @@ def is_settled(state: str, error_code: str | None, attempts: int) -> bool:
     return state == ItemState.DONE
 
 
+class Saving(ABC):
+    """The saving of one result. It ends by itself, whatever becomes of those who wait for it.
+
+    It can be awaited more than once; each time ends when the result is safe, or raises.
+    """
+
+    __slots__ = ()
+
+    @property
+    def takes_long(self) -> bool:
+        """Whether it is likely to take so long that others should go on meanwhile."""
+        return False
+
+    @abstractmethod
+    def then(self, call: Callable[[Exception | None], None], /) -> None:
+        """Have ``call`` called when it has ended, in the event loop, with the error or None."""
+
+    @abstractmethod
+    def __await__(self) -> Generator[Any, None, None]:
+        """Wait for it."""
+
+
+class Spent(NamedTuple):
+    """What a run has spent so far, in this process and in others before.
+
+    Attributes:
+        usage: Tokens by model, of all calls that are booked.
+        at_most: What calls may have taken of which nobody knows, as the process ended while they
+            were under way: ``calls`` is their number, and the tokens are the most.
+    """
+
+    usage: list[ModelUsage]
+    at_most: list[ModelUsage]
+
+
+@runtime_checkable
+class CallBook(Protocol):
+    """A store that also knows which calls are under way, so that a crash hides no cost."""
+
+    def call_begins(
+        self,
+        item_id: str,
+        attempt: int,
+        started_at: float,
+        billed_as: tuple[str, str, str],
+        size: Size,
+        /,
+    ) -> int | None:
+        """Note that a call is about to be sent.
+
+        Args:
+            item_id: The item in work.
+            attempt: The attempt's number.
+            started_at: Seconds on the event loop's clock, as the attempt will have it.
+            billed_as: Model, server and tier under which its tokens are counted.
+            size: What can be seen of it.
+
+        Returns:
+            A token for ``call_ended``; None when it could not be noted.
+        """
+        ...
+
+    def call_ended(self, item_id: str, token: int, attempt: Attempt | None, /) -> None:
+        """Note how it ended, in the same step as ``attempt`` joins its item's history.
+
+        Args:
+            item_id: The item; it may have its result already.
+            token: From ``call_begins``.
+            attempt: What became of it; None when it was not sent.
+        """
+        ...
+
+    def spent(self) -> Spent:
+        """Return what was spent in earlier sessions of the run; within a run."""
+        ...
+
+
 class Store(Protocol):
     """Records a run's items: pending → running → done or failed, each step once.
 
@@ -129,15 +225,19 @@ class Store(Protocol):
         """Whether ``start`` wants to know what is asked; finding that out costs a little."""
         ...
 
-    def begin_run(self, *, keeps_ids: bool) -> None:
+    def begin_run(self, *, keeps_ids: bool) -> Awaitable[None] | None:
         """Get ready for a run in the current event loop.
 
         Args:
             keeps_ids: Whether every id is to be told from all earlier ones of the run, at the
                 cost of some memory for each.
 
+        Returns:
+            None when it is ready, else an awaitable that ends when it is.
+
         Raises:
-            LedgerError: Another run uses the store, or it cannot be written.
+            LedgerError: Another run uses the store, or it cannot be written. The awaitable may
+                raise it too.
         """
         ...
 
@@ -173,11 +273,12 @@ class Store(Protocol):
 
     def finish(
         self, result: WorkItemResult[Any, Any], history: Sequence[Attempt], /
-    ) -> Awaitable[None] | None:
+    ) -> Saving | Awaitable[None] | None:
         """Accept an item's only result, and save it whatever becomes of the caller.
 
         Returns:
-            None when the result is safe already, else an awaitable that ends when it is.
+            None when the result is safe already, else an awaitable that ends when it is; best a
+            ``Saving``.
 
         Raises:
             Exception: It could not be saved; the run stops. The awaitable may raise it too.

@@ -60,7 +60,9 @@ def _in_run(ledger: Ledger, act: Callable[[], Awaitable[None]]) -> None:
     """Do something within a run, in an event loop."""
 
     async def run() -> None:
-        ledger.begin_run(keeps_ids=True)
+        begun = ledger.begin_run(keeps_ids=True)
+        if begun is not None:
+            await begun
         try:
             await act()
         finally:
@@ -268,7 +270,9 @@ class LedgerSuite:
 
             async def act() -> None:
                 try:
-                    ledger.begin_run(keeps_ids=True)
+                    begun = ledger.begin_run(keeps_ids=True)
+                    if begun is not None:
+                        await begun
                 except LedgerError:
                     return
                 raise AssertionError("begun")
