@@ -163,7 +163,7 @@ class RequestCaller:
         return msgspec.structs.replace(
             outcome,
             limits=limits,
-            body=body if self._keep_bodies else None,
+            body=endpoint.codec.document(body) if self._keep_bodies else None,
             answer=None if repeats_key else body,
         )
 
