@@ -251,6 +251,7 @@ def test_a_run_in_another_loop_can_use_it_too(tmp_path):
         assert asyncio.run(one(0)) == [answer(0), None, None]
         assert asyncio.run(one(1)) == [answer(0), answer(1), None]
         assert asyncio.run(one(2)) == [answer(0), answer(1), answer(2)]
+        assert len(cache._fresh) <= 1  # what the last loop has not heard of
 
 
 WRITER = """

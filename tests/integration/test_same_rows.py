@@ -22,7 +22,7 @@ from batch_llm import (
     Request,
     RetryConfig,
 )
-from batch_llm.providers.registry import resolve
+from batch_llm.providers.registry import SIMULATED, resolve
 from batch_llm.providers.requests import RequestCaller
 from batch_llm.providers.transport import HttpTransport
 from batch_llm.simulator import answer_digest
@@ -88,7 +88,7 @@ def check_rows(path, count):
     return found
 
 
-def test_rows_that_ask_the_same_are_sent_once(tmp_path, run, simulator):
+def test_rows_that_ask_the_same_are_sent_once(tmp_path, cli, run, simulator):
     write_questions(tmp_path, 300, 20)
 
     ran = run("-c", "300", "--json")
@@ -105,7 +105,29 @@ def test_rows_that_ask_the_same_are_sent_once(tmp_path, run, simulator):
     ledger = sqlite3.connect(tmp_path / ".batch-llm/runs/q.results.jsonl.sqlite")
     verdicts = dict(ledger.execute("SELECT verdict, count(*) FROM attempts GROUP BY 1"))
     assert verdicts == {"ok": stats.calls, "shared": done["shared"]}
+    ((item_id, leader),) = ledger.execute(
+        "SELECT item_id, error FROM attempts WHERE verdict = 'shared' LIMIT 1"
+    )
     ledger.close()
+    shown = cli(sys.executable, "-m", "batch_llm", "show", "q.results.jsonl", "--id", item_id)
+    assert "no call" in shown.stdout
+    assert f"shared  {leader}\n" in shown.stdout
+
+
+@pytest.mark.parametrize("fault", ["prefuse", "ptruncate"])
+def test_a_failure_of_the_content_is_shared_and_kept_until_it_is_to_be_tried_again(
+    tmp_path, cli, fault
+):
+    write_questions(tmp_path, 40, 1)
+    with Simulator(f"fast?latency=0.1&{fault}=1") as simulator:
+        ran = cli(*arguments_of(simulator, "-c", "40", "--retries", "0"))
+        calls = simulator.stats().calls
+        again = cli(*arguments_of(simulator, "-c", "40", "--retries", "0"))
+
+        assert (ran.returncode, again.returncode) == (1, 1)
+        assert simulator.stats().calls == calls < 40
+    assert len(rows(tmp_path / "q.failed.jsonl")) == 40
+    assert "40 failed ones are kept" in again.stderr
 
 
 @pytest.mark.parametrize("arguments", [["--no-dedupe"], ["-s", "temperature=0.7"]])
@@ -173,6 +195,26 @@ def test_another_question_is_not_answered_by_the_cache(tmp_path, run, simulator,
     assert run("--cache", "kept", "-o", "again.jsonl", *change).returncode == 0
 
     assert simulator.stats().calls == 10
+
+
+@pytest.mark.parametrize("provider", sorted(SIMULATED))
+def test_every_providers_answers_are_kept_and_read_again(tmp_path, cli, provider):
+    write_questions(tmp_path, 12, 6)
+    command = [sys.executable, "-m", "batch_llm", "run", "q.jsonl", "-m", f"{provider}:fast"]
+    command += ["--choices", "good,bad", "--cache", "kept"]
+
+    first = cli(*command)
+    again = cli(*command, "-o", "again.jsonl", "--json")
+
+    assert (first.returncode, again.returncode) == (0, 0), first.stderr + again.stderr
+    outputs, kept = (
+        {row["id"]: (row["output"], row["model"]) for row in rows(tmp_path / name)}
+        for name in ("q.results.jsonl", "again.jsonl")
+    )
+    assert outputs == kept
+    assert all(output for output, _ in kept.values())
+    done = json.loads(again.stdout.splitlines()[-1])
+    assert (done["cached"] + done["shared"], done["input_tokens"]) == (12, 0)
 
 
 def test_a_run_goes_on_without_a_ledger_by_its_cache(tmp_path, run, simulator):

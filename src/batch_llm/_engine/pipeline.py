@@ -345,7 +345,7 @@ class Pipeline:
                     substitute.token_usage = progress.usage  # the failed attempts were paid for
                 return substitute
         result = _failure(item, error, progress)
-        result.model = outcome.model
+        result.model, result.gemini_safety_ratings = outcome.model, outcome.safety_ratings
         return result
 
     @staticmethod

@@ -187,7 +187,7 @@ class Pool:
         worker, source = self._tasks[task], self._source
         current_pool.set(self)
         self._on_started(worker.id)
-        is_first = True
+        is_first = has_room = True
         turn = ITEMS_PER_TURN
         while not self._is_draining:
             worker.is_idle = True
@@ -205,9 +205,9 @@ class Pool:
                     self._is_one_starting = False
             if item is None:
                 return
-            if is_first:
-                is_first = False
-                self._spawn_if_room()  # each worker that finds work starts the next one
+            is_first = False
+            if has_room:
+                self.fill()  # a worker that finds work starts the next one
             try:
                 await self._handle(item, worker)
             except asyncio.CancelledError:
@@ -216,7 +216,9 @@ class Pool:
             finally:
                 source.finished()
             present = self._headcount
-            if present > self._size(present):
+            wanted = self._size(present)
+            has_room = present < wanted
+            if present > wanted:
                 # A parked item came back, and this worker had stood in for it. It counts as gone
                 # at once: its task is removed a step later, and nobody else may leave for it.
                 worker.is_leaving = True

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     Item = LLMWorkItem[Any, Any, Any]
 
 #: So many followers are woken at once; the loop turns in between.
-WOKEN_AT_ONCE = 32
+WOKEN_AT_ONCE = 16
 
 
 class Answerer(Protocol):
@@ -135,8 +135,19 @@ class Sharing:
         is_shared = self._dedupes and may_share(item, item.request)
         if not is_shared and self._cache is None:
             return None
-        exchange = self._repeats.exchange(item)
+        try:
+            exchange = self._repeats.exchange(item)
+        except Exception:  # noqa: BLE001 - the call will say what is wrong, of this item alone
+            return None
         return None if exchange is None else key_of(item, exchange, is_shared=is_shared)
+
+    def _read_again(self, item: Item, answer: bytes) -> Outcome | None:
+        """Read an answer as what an item asks for; None when it does not fit."""
+        try:
+            outcome = self._repeats.read_again(item, answer)
+        except Exception:  # noqa: BLE001 - of the user's own shape; the item's own call will show it
+            return None
+        return outcome if outcome.error is None else None
 
     async def _lead(
         self, flight: _Flight, item: Item, worker: Worker, progress: Progress
@@ -156,12 +167,12 @@ class Sharing:
             return await self._answerer.answer(item, worker, progress)
         since = self._loop.time()
         answer = await cache.look_up(key)
-        if answer is not None:
-            outcome = self._repeats.read_again(item, answer)
-            if outcome.error is None:  # the shape may have changed
-                self._counts.cached += 1
-                progress.origin = self._origin(CACHED, since, None)
-                return outcome
+        # The shape may have changed since it was kept.
+        kept = None if answer is None else self._read_again(item, answer)
+        if kept is not None:
+            self._counts.cached += 1
+            progress.origin = self._origin(CACHED, since, None)
+            return kept
         outcome = await self._answerer.answer(item, worker, progress)
         if outcome.error is None and outcome.answer is not None:
             assert item.request is not None  # noqa: S101 - others have no key
@@ -235,9 +246,10 @@ class Sharing:
         elif not (has_same_shape and isinstance(outcome.output, str)):
             # An output that can be changed is each item's own.
             if outcome.answer is not None:
-                outcome = self._repeats.read_again(item, outcome.answer)
-                if outcome.error is not None:
+                again = self._read_again(item, outcome.answer)
+                if again is None:
                     return None
+                outcome = again
             elif has_same_shape:
                 outcome = msgspec.structs.replace(outcome, output=copy.deepcopy(outcome.output))
             else:

@@ -47,7 +47,7 @@ class Flags:
     """The flags of ``run`` and ``check``."""
 
     model: Annotated[str | None, Parameter(name=["--model", "-m"])] = None
-    "provider:model, such as openai-chat:gpt-6-luna; default: sim:fast, the simulator"
+    "provider:model, such as openai:gpt-6-luna; default: sim:fast, the simulator"
     base_url: str | None = None
     "any OpenAI-compatible server, up to /v1; several that serve the model: URL,URL"
     prompt: str | None = None
@@ -524,7 +524,7 @@ def sim(profile: str = "fast", *, port: int = 0) -> int:
 @app.command
 def models(*, json: bool = False) -> int:
     """List the providers, their keys, and the simulator's profiles."""
-    from batch_llm.providers.registry import PROVIDERS
+    from batch_llm.providers.registry import PROVIDERS, SIMULATED
     from batch_llm.simulator import PROFILES
 
     rows: list[dict[str, Any]] = [
@@ -537,6 +537,7 @@ def models(*, json: bool = False) -> int:
         for provider in PROVIDERS.values()
     ]
     rows += [{"name": f"sim:{name}", "has_key": True} for name in PROFILES]
+    rows += [{"name": f"{prefix}:fast", "has_key": True} for prefix in SIMULATED if "-" in prefix]
     if json:
         print(_dumps({"schema": 1, "models": rows}))
         return ExitCode.OK

@@ -31,7 +31,8 @@ from batch_llm.core.config import (
     ProcessorConfig,
     RetryConfig,
 )
-from batch_llm.exceptions import InputError, LimitPauseError
+from batch_llm.core.request import Request
+from batch_llm.exceptions import InputError, LimitPauseError, UnsupportedRequestError
 from batch_llm.outputs import FailedWriter, Finished, ResultWriter
 from batch_llm.parallel import ParallelBatchProcessor
 from batch_llm.providers.registry import open_pool
@@ -155,6 +156,7 @@ def run_plan(
             say(f"warning: only {possible} connections are possible here; taking as many")
         if job.forgets_limits and (path := limits_file()) is not None:
             LimitMemory(path).forget([one.account for one in pool if one.account])
+        check_settings(job, pool[0])
         check_price(job, pool[0])  # loaded here, where nothing waits: the display asks in mid-run
         with contextlib.ExitStack() as opened:
             ledger = None if job.ledger is None else opened.enter_context(open_ledger(plan))
@@ -182,6 +184,21 @@ def _continuing(ledger: SqliteLedger, survey: Survey) -> str:
     if survey.failed:
         said += f" ({survey.failed:,} failed ones are kept; batch-llm retry {name} runs them)"
     return said
+
+
+def check_settings(job: Job, endpoint: Endpoint) -> None:
+    """Refuse settings for which the provider's format has no place, before anything is sent.
+
+    Raises:
+        InputError: It has none.
+    """
+    request = Request.of(job.model, "-", output=job.shape, settings=job.settings)
+    try:
+        endpoint.codec.encode(request, model=endpoint.model)
+    except UnsupportedRequestError as error:
+        raise InputError(
+            f"{error.wire_format} of {job.model} has no place for {error.part}; nothing was sent"
+        ) from None
 
 
 def check_price(job: Job, endpoint: Endpoint) -> None:

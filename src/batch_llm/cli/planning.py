@@ -12,7 +12,7 @@ from batch_llm.cli import estimate
 from batch_llm.cli.caches import foresee
 from batch_llm.cli.display import clock, limit_name, short
 from batch_llm.cli.estimate import KnownLimit, Sample
-from batch_llm.cli.execution import check_price, run_plan
+from batch_llm.cli.execution import check_price, check_settings, run_plan
 from batch_llm.cli.exit_codes import ExitCode
 from batch_llm.cli.job import check_paths
 from batch_llm.cli.ledgers import check_outputs_are_free
@@ -130,6 +130,7 @@ def _checked(job: Job) -> tuple[Plan, Sequence[Endpoint]]:
         endpoints = [resolve(job.model, base_url=_NEVER_CALLED)]
     else:
         endpoints = resolve_pool(job.model, base_urls=job.base_url, keys=job.keys)
+    check_settings(job, endpoints[0])
     check_price(job, endpoints[0])
     return plan, endpoints
 

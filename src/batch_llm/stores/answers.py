@@ -14,7 +14,6 @@ import contextlib
 import logging
 import math
 import sqlite3
-import threading
 from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
@@ -41,7 +40,6 @@ MOST_WAITING = 10_000
 LINGER_SECONDS = 0.02
 #: How long a write waits for another process that writes.
 PATIENCE_SECONDS = 30.0
-_OPENING_SECONDS = 0.02
 _ROWS_PER_STATEMENT = (64, 8, 1)
 
 
@@ -104,6 +102,7 @@ class AnswerCache:
         #: Answers that are not in the file yet.
         self._fresh: dict[bytes, bytes] = {}
         self._is_closed = False
+        self._loop: asyncio.AbstractEventLoop | None = None
         #: What went wrong first while a run went on; nothing is read or written any more then.
         self.trouble: str | None = None
         if must_exist and not self.path.exists():
@@ -142,7 +141,7 @@ class AnswerCache:
     def _make_ours(self, connection: sqlite3.Connection) -> None:
         if not _is_made(connection, self.path):
             connection.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
-            self._switch_to_wal(connection)
+            connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("BEGIN IMMEDIATE")  # of two that make it, the second finds it made
             try:
                 if not _is_made(connection, self.path):
@@ -156,19 +155,6 @@ class AnswerCache:
                 raise
         # An answer that the loss of power costs is asked for again.
         connection.execute("PRAGMA synchronous = NORMAL")
-
-    def _switch_to_wal(self, connection: sqlite3.Connection) -> None:
-        """Switch the file's journal; SQLite itself does not wait for another that does the same."""
-        pause = threading.Event()
-        for _ in range(math.ceil(self._patience_seconds / _OPENING_SECONDS)):
-            try:
-                connection.execute("PRAGMA journal_mode = WAL")
-                return
-            except sqlite3.OperationalError as error:
-                if "locked" not in str(error):
-                    raise
-            pause.wait(_OPENING_SECONDS)
-        connection.execute("PRAGMA journal_mode = WAL")
 
     def __enter__(self) -> Self:
         return self
@@ -198,9 +184,11 @@ class AnswerCache:
         if self._is_closed:
             raise CacheError(str(self.path), "it was closed")
         loop = asyncio.get_running_loop()
-        if self._fresh:  # of a run whose loop was closed before it heard that they are written
+        if loop is not self._loop:
+            # A loop that was closed may never have heard what is written by now.
             with self._writer.pause():
                 self._fresh.clear()
+            self._loop = loop
         self._reader.attach(loop)
         self._writer.attach(loop)
 
@@ -255,8 +243,7 @@ class AnswerCache:
         if self.trouble is not None:
             return
         now = self._now()
-        last = {kept.key: kept for kept in group}
-        rows = [(kept.key, kept.model, now, kept.answer) for kept in last.values()]
+        rows = [(kept.key, kept.model, now, kept.answer) for kept in group]
         try:
             with _transaction(self._writing):
                 for statement, values in _apart("keep", rows):

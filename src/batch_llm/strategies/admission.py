@@ -823,6 +823,7 @@ class Admission:
             self._doubt_limit = max(2.0, min(2 * paced, bound), DOUBT_OVER_PACED * paced)
 
     def _sync(self, now: float, grant: Grant, headers: Mapping[str, LimitHeader]) -> None:
+        is_told = False
         for name, header in headers.items():
             if not _says_something(header):
                 continue
@@ -831,16 +832,18 @@ class Admission:
                 budget = self._add(name, None, now, 0.0)
             if budget is None or budget.number >= len(grant.spent_then):
                 continue
-            self._sees_headers = True
+            is_told = self._sees_headers = True
             spent, pending = grant.spent_then[budget.number], grant.pending_then[budget.number]
             is_news = budget.sync(now, grant.at, spent, pending, header)
             if is_news or self._is_recalled:
                 self._is_searching = self._is_recalled = False
-            for other in self.budgets.values():
-                if other.source == "unknown" and other.name not in headers:
-                    other.release()  # who tells limits tells them all
-            self._doubt_limit = max(self._doubt_limit, DOUBT_SEEN)
-            self._doubt_told = self._doubt_share * (self.budgets[REQUESTS].limit or 0)
+        if not is_told:
+            return
+        for other in self.budgets.values():
+            if other.source == "unknown" and other.name not in headers:
+                other.release()  # who tells limits tells them all
+        self._doubt_limit = max(self._doubt_limit, DOUBT_SEEN)
+        self._doubt_told = self._doubt_share * (self.budgets[REQUESTS].limit or 0)
 
 
 def _spent_then(grant: Grant, budget: Budget) -> float:

@@ -354,6 +354,75 @@ async def test_an_answer_that_does_not_fit_the_followers_shape_is_asked_for_agai
     assert provider.sent == ["text", "shaped"]
 
 
+class Fussy(pydantic.BaseModel):
+    words: list[str]
+
+    @pydantic.field_validator("words")
+    @classmethod
+    def check(cls, words):
+        return 1 / 0
+
+
+async def test_a_shape_that_breaks_costs_its_own_item_and_no_other():
+    typed, fussy = OutputSchema.from_type(Answer), OutputSchema.from_type(Fussy)
+    provider = Provider(text='{"words": ["a"]}')
+
+    done = await provider.processor().process(
+        [asks("typed", output=typed), asks("fussy", output=fussy)]
+    )
+
+    found = by_id(done)
+    assert found["typed"].success
+    assert found["fussy"].error.startswith("ZeroDivisionError")
+
+
+class Full(pydantic.BaseModel):
+    words: list[str]
+
+    @pydantic.field_validator("words")
+    @classmethod
+    def check(cls, words):
+        if not words:
+            raise ValueError("no words")
+        return words
+
+
+async def test_an_answer_that_only_the_leaders_own_shape_refuses_is_not_the_followers_failure():
+    full = OutputSchema.from_type(Full)
+    plain = OutputSchema.json_schema(full.schema, full.name)
+    provider = Provider(text='{"words": []}')
+
+    done = await provider.processor().process(
+        [asks("full", output=full), asks("plain", output=plain)]
+    )
+
+    found = by_id(done)
+    assert found["full"].error_code == "bad_output"
+    assert found["plain"].output == {"words": []}
+
+
+async def test_an_answer_that_fits_nobody_is_everybodys_failure():
+    shape = OutputSchema.from_type(Full)
+    provider = Provider(text='{"words": []}')
+
+    done = await provider.processor().process([asks(f"q{n}", output=shape) for n in range(4)])
+
+    assert (done.failed, provider.sent) == (4, ["q0"])
+
+
+async def test_an_item_that_cannot_be_told_from_others_fails_by_itself():
+    class Odd(Provider):
+        def exchange(self, item, /):
+            raise AttributeError("no content")
+
+        async def call(self, item, attempt, /):
+            raise AttributeError("no content")
+
+    done = await Odd().processor().process([asks("a"), asks("b")])
+
+    assert {result.error for result in done.results} == {"AttributeError: no content"}
+
+
 async def test_what_middleware_changed_is_what_is_compared():
     class Same(BaseMiddleware):
         async def before_process(self, work_item, /):
