@@ -188,6 +188,7 @@ class Pipeline:
             self._post_processor is not None
             or self._unsaved >= self._most_unsaved
             or not isinstance(saved, Saving)
+            or saved.is_stuck
         ):
             return False
         room = self._room
@@ -236,7 +237,7 @@ class Pipeline:
     async def _wait_for(self, saved: Saving | Awaitable[None], worker: Worker) -> None:
         saving = saved if isinstance(saved, Saving) else _Shielded(saved)
         try:
-            if saving.takes_long:
+            if saving.takes_long and not saving.is_stuck:
                 with worker.parking():
                     await saving
             else:

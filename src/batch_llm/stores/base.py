@@ -150,6 +150,11 @@ class Saving(ABC):
         """Whether it is likely to take so long that others should go on meanwhile."""
         return False
 
+    @property
+    def is_stuck(self) -> bool:
+        """Whether nothing can be saved for now: then nobody should go on meanwhile."""
+        return False
+
     @abstractmethod
     def then(self, call: Callable[[Exception | None], None], /) -> None:
         """Have ``call`` called when it has ended, in the event loop, with the error or None."""

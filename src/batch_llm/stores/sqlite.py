@@ -480,7 +480,14 @@ class SqliteLedger:
         group.results += 1
         self._conclude(writer, work, history)
         takes_long = writer.seconds > _LONG_SECONDS
-        return GroupSaving(group, item_id, self._loop, self._save_error, takes_long=takes_long)
+        return GroupSaving(
+            group,
+            item_id,
+            self._loop,
+            self._save_error,
+            takes_long=takes_long,
+            is_stuck=writer.is_stuck,
+        )
 
     def _conclude(self, writer: LedgerWriter, work: Work, history: Sequence[Attempt]) -> None:
         group = writer.open
