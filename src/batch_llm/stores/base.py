@@ -150,6 +150,11 @@ class Saving(ABC):
         """Whether it is likely to take so long that others should go on meanwhile."""
         return False
 
+    @property
+    def is_stuck(self) -> bool:
+        """Whether nothing can be saved for now: then nobody should go on meanwhile."""
+        return False
+
     @abstractmethod
     def then(self, call: Callable[[Exception | None], None], /) -> None:
         """Have ``call`` called when it has ended, in the event loop, with the error or None."""
@@ -376,11 +381,12 @@ class Ledger(Store, Protocol):
         """Return all attempts of an item, those of earlier runs first."""
         ...
 
-    def retry(self, codes: Collection[str] | None = None) -> int:
+    def retry(self, codes: Collection[str] | None = None, content: bytes | None = None) -> int:
         """Make failed items pending, so that they are tried again.
 
         Args:
             codes: Only those that failed so; None for all.
+            content: Stands for what they asked until they are started; None leaves it.
 
         Returns:
             Their number.

@@ -480,7 +480,14 @@ class SqliteLedger:
         group.results += 1
         self._conclude(writer, work, history)
         takes_long = writer.seconds > _LONG_SECONDS
-        return GroupSaving(group, item_id, self._loop, self._save_error, takes_long=takes_long)
+        return GroupSaving(
+            group,
+            item_id,
+            self._loop,
+            self._save_error,
+            takes_long=takes_long,
+            is_stuck=writer.is_stuck,
+        )
 
     def _conclude(self, writer: LedgerWriter, work: Work, history: Sequence[Attempt]) -> None:
         group = writer.open
@@ -676,7 +683,7 @@ class SqliteLedger:
         row = self._row_of(item_id)
         return [] if row is None else list(map(_read_attempt, self._rows("tries", (row[0],))))
 
-    def retry(self, codes: Collection[str] | None = None) -> int:
+    def retry(self, codes: Collection[str] | None = None, content: bytes | None = None) -> int:
         """Make failed items pending, so that they are tried again.
 
         Raises:
@@ -685,9 +692,9 @@ class SqliteLedger:
 
         def change(connection: sqlite3.Connection) -> int:
             if codes is None:
-                return connection.execute(self._sql["retry_all"]).rowcount
+                return connection.execute(self._sql["retry_all"], (content,)).rowcount
             wanted = json.dumps(sorted(codes))
-            return connection.execute(self._sql["retry_some"], (wanted,)).rowcount
+            return connection.execute(self._sql["retry_some"], (content, wanted)).rowcount
 
         self._ahead.forget()
         return int(self._exclusively(change))
