@@ -23,6 +23,7 @@ from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
 from batch_llm.strategies.budgets import REQUESTS, REQUESTS_PER_DAY, Budget, LimitHeader
+from batch_llm.strategies.enclosure import Round, measured_rate
 from batch_llm.strategies.noise import Noise
 from batch_llm.strategies.overload import Overload
 from batch_llm.strategies.slots import Slots
@@ -41,6 +42,8 @@ _WITH_OUTPUT = {TOKENS, OUTPUT}
 #: The share of the rate that a cut leaves; the least that a second cut within moments leaves.
 CUT, DEEPEST_CUT = 0.87, 0.5
 SECOND_CUT_SECONDS = 5.0
+#: Of a rate that was measured between two refusals so much is used.
+MEASURED_SHARE = 0.9
 #: After so many seconds without a cut the rate is back where it was, and goes on from there.
 RECOVERY_SECONDS = 28.0
 #: Of the time that the gate was closed, so much counts as time without a cut.
@@ -221,6 +224,10 @@ class Admission:
         #: Grants of an older epoch were sent before the last cut: their refusals say nothing new.
         self._epoch = self._number = self._number_at_cut = 0
         self._cut_at = self._open_at = self._grown_at = self._began_at = now
+        #: When the first call was sent that was let in since the last cut.
+        self._reopened_at = now
+        #: The number of the refused call that the last cut was made for.
+        self._number_when_empty = 0
         self._is_first = True
         self._is_searching = False
         #: Whether all that is known was remembered, and nothing has confirmed or refuted it.
@@ -503,6 +510,8 @@ class Admission:
             budget.uncharge(now, amount, grant.at, refund=refund)
             if grant.number <= self._number_at_cut:
                 budget.spent_at_cut -= amount
+            if grant.number < self._number_when_empty:
+                budget.spent_when_empty -= amount
 
     def _believe_silence(self, now: float) -> None:
         doubtful, limit = self._doubtful, now - self._doubt_seconds
@@ -525,6 +534,7 @@ class Admission:
         if grant.number > self._number_at_cut:
             if not self._accepted_since_cut:
                 self._open_at = self._grown_at = now
+                self._reopened_at = grant.at
                 self._explain_closure(now, grant)
                 if self._is_searching:
                     self._learn_from_closure(grant)
@@ -595,7 +605,9 @@ class Admission:
             # From the first refusal on the rate is searched upwards, until it is enclosed.
             goes_on = self._is_first or (self._is_searching and not self._is_bracketed)
             self._is_searching = goes_on and not self._knows_limits
-            self._cut_at = grant.at
+            self._cut_at, self._number_when_empty = grant.at, grant.number
+            for budget in self.budgets.values():
+                budget.spent_when_empty = _spent_then(grant, budget) - grant.cost[budget.field]
         for name, budget in self.budgets.items():
             budget.distrust_window(now)
             budget.note_cut()
@@ -649,7 +661,7 @@ class Admission:
             return False  # there are more of them now than chance brings
         rates, let_in = {}, 0.0
         for name, budget in self.budgets.items():
-            amount = _spent_then(grant, budget) - budget.spent_at_cut
+            amount = _spent_then(grant, budget) - budget.spent_when_empty
             rates[name] = amount / seconds
             if name == REQUESTS:
                 let_in = amount - 1
@@ -688,7 +700,7 @@ class Admission:
 
     def _cut_rate(self, now: float, budget: Budget, grant: Grant, seconds: float) -> None:
         let_in = _spent_then(grant, budget) - grant.cost[budget.field]
-        let_in = max(0.0, let_in - budget.spent_at_cut)
+        let_in = max(0.0, let_in - budget.spent_when_empty)
         if self._is_first and budget.source == "unknown":
             # All of a minute's burst may have been eaten: start low, search upwards.
             let_in = let_in or grant.cost[budget.field]
@@ -701,18 +713,30 @@ class Admission:
             return
         if self._is_first and budget.source == "header":
             return  # calls in flight were more than was left, which headers tell from now on
+        budget.refill(now)
+        this = Round(let_in, seconds, grant.at - self._reopened_at)
+        last, budget.round = budget.round, this
+        per_call = budget.spent / max(self._number, 1)
         if self._is_searching:
             least, overtaken = self._least(budget, grant, seconds), self._overtaken(budget)
             if not self._is_bracketed and overtaken < least:
                 least = math.sqrt(least * budget.rate)
             budget.peak = max(least, overtaken)
-        else:
-            budget.peak = budget.rate
-        budget.refill(now)
+            budget.learn_rate(budget.peak * CUT)
+            return
+        budget.peak = budget.rate
         share = CUT
-        if not self._is_searching and seconds < SECOND_CUT_SECONDS:
-            # The bucket was empty then and is empty now: what was let in between came back.
-            share = max(DEEPEST_CUT, min(CUT, let_in / seconds / budget.rate))
+        if seconds < SECOND_CUT_SECONDS:
+            measured = measured_rate(last, this, per_call)
+            if measured is not None:
+                share = MEASURED_SHARE * measured / budget.rate
+                if share < CUT:
+                    budget.peak = budget.rate * max(DEEPEST_CUT, share) / CUT
+                    share = CUT
+            else:
+                # The bucket was empty then and is empty now: what was let in between came back.
+                budget.peak = min(budget.rate, max(DEEPEST_CUT*budget.rate, let_in / max(this.open_seconds, 1e-3)))
+                share = max(DEEPEST_CUT, min(CUT, let_in / seconds / budget.peak))
         budget.learn_rate(budget.peak * share)
 
     def _least(self, budget: Budget, grant: Grant, seconds: float) -> float:
@@ -721,7 +745,7 @@ class Admission:
         The bucket was empty then and is empty now, so the limit's rate is no lower.
         """
         let_in = _spent_then(grant, budget) - grant.cost[budget.field]
-        budget.least = max(budget.least, (let_in - budget.spent_at_cut) / seconds)
+        budget.least = max(budget.least, (let_in - budget.spent_when_empty) / seconds)
         return budget.least
 
     def _overtaken(self, budget: Budget) -> float:

@@ -8,9 +8,12 @@ learned. All amounts are requests or tokens, all times seconds on the caller's c
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from batch_llm.strategies.windows import MinuteLog
+
+if TYPE_CHECKING:
+    from batch_llm.strategies.enclosure import Round
 
 #: Limits are per minute, but for those per day.
 MINUTE, DAY = 60.0, 86_400.0
@@ -99,6 +102,8 @@ class Budget:
         "spent",
         "spent_at_cut",
         "spent_at_reset",
+        "spent_when_empty",
+        "round",
         "updated_at",
         "window_seconds",
     )
@@ -125,6 +130,10 @@ class Budget:
         self._full_at = self._allowed_full_at = -math.inf
         #: All that was ever charged; and its value at the last cut, and at the last reset.
         self.spent = self.spent_at_cut = self.spent_at_reset = 0.0
+        #: Its value when the call was sent for which the rate was last cut: the bucket was empty.
+        self.spent_when_empty = 0.0
+        #: What was let in between the last two cuts.
+        self.round: Round | None = None
         #: Output of the calls in flight that the provider will charge when they end.
         self.pending = 0.0
         self.largest = 1.0
