@@ -55,7 +55,10 @@ SEARCH_SPANS, SHORTEST_SPAN_SECONDS, LONGEST_SPAN_SECONDS = 4.0, 0.3, 1.0
 #: The search goes on until the limit's rate is known up to this factor.
 SEARCH_ENDS_WITHIN = 1.5
 #: And no longer than for so many refusals.
-SEARCH_CUTS = 4
+SEARCH_CUTS = 3
+SEARCH_SLOWER = 4.0
+TRUSTED_SHARE = 0.9
+BURSTS_TO_OVERTAKE = 1.5
 #: The first call that is let in after the first refusal shows the rate at which its cost came back;
 #: so much of that is believed, because the bucket was not quite empty.
 CLOSURE_SHARE = 0.5
@@ -708,6 +711,7 @@ class Admission:
                 budget.peak = let_in / (60 + seconds)
                 budget.burst = let_in
                 budget.learn_rate(budget.peak)
+                budget.rate_at_start = budget.rate
             return
         if budget.rate == math.inf or budget.is_sliding:
             return
@@ -718,18 +722,22 @@ class Admission:
         last, budget.round = budget.round, this
         per_call = budget.spent / max(self._number, 1)
         if self._is_searching:
-            least, overtaken = self._least(budget, grant, seconds), self._overtaken(budget)
-            if not self._is_bracketed and overtaken < least:
-                least = math.sqrt(least * budget.rate)
-            budget.peak = max(least, overtaken)
-            budget.learn_rate(budget.peak * CUT)
+            measured = self._trusted(budget, last, this)
+            if measured is not None:
+                budget.learn_rate(MEASURED_SHARE * measured)
+                budget.peak = budget.rate / CUT
+            else:
+                least = self._least(budget, grant, seconds)
+                budget.peak = max(least, self._overtaken(budget, let_in))
+                budget.learn_rate(budget.peak * CUT)
+            budget.rate_at_start = budget.rate
             return
         budget.peak = budget.rate
         share = CUT
         if seconds < SECOND_CUT_SECONDS:
             measured = measured_rate(last, this, per_call)
             if measured is not None:
-                share = MEASURED_SHARE * measured / budget.rate
+                share = min(CUT, MEASURED_SHARE * measured / budget.rate)
                 if share < CUT:
                     budget.peak = budget.rate * max(DEEPEST_CUT, share) / CUT
                     share = CUT
@@ -748,18 +756,33 @@ class Admission:
         budget.least = max(budget.least, (let_in - budget.spent_when_empty) / seconds)
         return budget.least
 
-    def _overtaken(self, budget: Budget) -> float:
+    def _overtaken(self, budget: Budget, let_in: float) -> float:
         """Return the limit's rate that a growing one has overtaken; 0 where that can't be told."""
+        if let_in < BURSTS_TO_OVERTAKE * budget.burst:
+            return 0.0  # all of it may have been in the bucket
         return _overtaken(budget.rate, budget.burst / self._span)
+
+    def _trusted(self, budget: Budget, last: Round | None, this: Round) -> float | None:
+        """Return the rate that a round of the search has measured, if it has."""
+        measured = measured_rate(last, this, budget.spent / max(self._number, 1))
+        if measured is None or budget.rate_at_start < TRUSTED_SHARE * measured:
+            return None  # the bucket may have run over while the rate was below the limit's
+        return measured
 
     def _ends_search(self, grant: Grant, seconds: float) -> bool:
         """Tell whether the limit is known well enough: estimated, or between close bounds."""
-        return any(
-            SEARCH_ENDS_WITHIN * max(self._least(budget, grant, seconds), self._overtaken(budget))
-            >= budget.rate
-            for budget in self.budgets.values()
-            if budget.rate < math.inf
-        )
+        for budget in self.budgets.values():
+            if budget.rate == math.inf:
+                continue
+            let_in = _spent_then(grant, budget) - grant.cost[budget.field]
+            this = Round(let_in - budget.spent_when_empty, seconds, grant.at - self._reopened_at)
+            if self._trusted(budget, budget.round, this) is not None:
+                return True
+            least = self._least(budget, grant, seconds)
+            least = max(least, self._overtaken(budget, this.let_in))
+            if SEARCH_ENDS_WITHIN * least >= budget.rate:
+                return True
+        return False
 
     @property
     def _span(self) -> float:
@@ -767,7 +790,8 @@ class Admission:
         if self._is_recalled:  # what is remembered is likely to hold still
             return RECALLED_SPAN_SECONDS
         span = SEARCH_SPANS * self._doubt_seconds
-        return max(SHORTEST_SPAN_SECONDS, min(LONGEST_SPAN_SECONDS, span))
+        span = max(SHORTEST_SPAN_SECONDS, min(LONGEST_SPAN_SECONDS, span))
+        return span * SEARCH_SLOWER ** min(self._search_cuts, SEARCH_CUTS)
 
     def _keep_in_step(self) -> None:
         """Let no unknown dimension allow fewer calls than the requests': it was hardly in use."""

@@ -104,6 +104,7 @@ class Budget:
         "spent_at_reset",
         "spent_when_empty",
         "round",
+        "rate_at_start",
         "updated_at",
         "window_seconds",
     )
@@ -134,6 +135,7 @@ class Budget:
         self.spent_when_empty = 0.0
         #: What was let in between the last two cuts.
         self.round: Round | None = None
+        self.rate_at_start = math.inf
         #: Output of the calls in flight that the provider will charge when they end.
         self.pending = 0.0
         self.largest = 1.0
