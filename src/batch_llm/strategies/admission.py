@@ -59,6 +59,7 @@ SEARCH_CUTS = 3
 SEARCH_SLOWER = 4.0
 TRUSTED_SHARE = 0.9
 BURSTS_TO_OVERTAKE = 1.5
+LONG_CLOSURES = 2.0
 #: The first call that is let in after the first refusal shows the rate at which its cost came back;
 #: so much of that is believed, because the bucket was not quite empty.
 CLOSURE_SHARE = 0.5
@@ -246,6 +247,8 @@ class Admission:
         self._slots = Slots()
         self._overload = Overload(now, self._dice)
         self._search_cuts = 0
+        self._epoch_of_first = True
+        self._is_by_window = False
         #: Whether the last refusal has enclosed the limit well enough.
         self._is_bracketed = False
         #: The first refusal's number, and what became of the calls sent after it under its belief.
@@ -407,7 +410,7 @@ class Admission:
         """Return what is worth knowing in the next run: not what was told."""
         return {
             name: Known(
-                budget.limit,
+                budget.limit if budget.source != "unknown" else None,
                 budget.limit / budget.window_seconds if budget.limit else budget.rate,
                 budget.capacity,
             )
@@ -487,7 +490,7 @@ class Admission:
 
     @property
     def _knows_limits(self) -> bool:
-        return self._is_told or self._sees_headers or (self._is_recalled and not self._is_searching)
+        return self._is_told or self._sees_headers or self._is_by_window or (self._is_recalled and not self._is_searching)
 
     def _leave(self, grant: Grant) -> None:
         grant.is_open = False
@@ -552,6 +555,8 @@ class Admission:
 
     def _explain_closure(self, now: float, grant: Grant) -> None:
         """Recognise a limit per fixed minute: it was closed for longer than a bucket ever is."""
+        if self._is_first:
+            return
         longest = max(
             (
                 (budget.largest + budget.pending) / budget.rate
@@ -562,8 +567,16 @@ class Admission:
         )
         closed_seconds = grant.at - self._cut_at
         is_long = closed_seconds > max(SHORTEST_CLOSURE_SECONDS, 1.5 * longest + 1)
+        if not self._is_told and not self._sees_headers:
+            is_long = self._epoch_of_first and closed_seconds > max(
+                SHORTEST_CLOSURE_SECONDS, LONG_CLOSURES * self._longest_at_first
+            )
+            self._epoch_of_first = False
         for budget in self.budgets.values():
             budget.explain_opening(now, self._began_at, grant.at, is_long=is_long)
+        if is_long and not self._knows_limits:
+            self._is_searching = False
+            self._is_by_window = True
         if closed_seconds > max(SHORTEST_CLOSURE_SECONDS, 3 * longest + 1):
             for budget in self.budgets.values():
                 budget.seems_a_window(now, grant.at)
@@ -622,6 +635,9 @@ class Admission:
                 if budget.is_window and retry_after is not None:
                     budget.opens_again(now, now + retry_after + 0.05)
         if self._is_first:
+            self._longest_at_first = max(
+                (b.largest + b.pending) / b.rate for b in self.budgets.values() if b.is_limited
+            ) if any(b.is_limited for b in self.budgets.values()) else math.inf
             self._first_refused = grant.number
             self._doubt_at_cut = self._doubt_limit
         self._is_first = False
@@ -712,6 +728,9 @@ class Admission:
                 budget.burst = let_in
                 budget.learn_rate(budget.peak)
                 budget.rate_at_start = budget.rate
+            return
+        if self._is_by_window and budget.source == "unknown" and budget.limit:
+            budget.fit_window(now, is_refused=True)
             return
         if budget.rate == math.inf or budget.is_sliding:
             return
@@ -840,6 +859,9 @@ class Admission:
             is_unused = (
                 budget.level > unused_share * budget.capacity or budget.level < -budget.largest
             )
+            if budget.source == "unknown" and budget.limit:
+                budget.fit_window(now, is_refused=False)
+                continue
             if budget.rate >= budget.ceiling or is_unused:
                 continue
             budget.refill(now)

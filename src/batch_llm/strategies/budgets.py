@@ -43,6 +43,9 @@ REFUTING_SHARE = 0.7
 #: A sliding window may seem to open so much too soon.
 _SLIDING_SLACK_SECONDS = 2.0
 _MAX_VOTES, _MIN_VOTES = 5, -50
+#: Of what a window let in before it refused so much is used; and so much more of one that did not
+#: refuse for a minute, doubled each time.
+WINDOW_SHARE, WINDOW_GROWTH = 0.97, 0.02
 
 
 class LimitHeader(NamedTuple):
@@ -72,6 +75,9 @@ class Budget:
     __slots__ = (
         "_allowed",
         "_allowed_full_at",
+        "_charged_at",
+        "_fitted_at",
+        "_window_growth",
         "_full_at",
         "_header_votes",
         "_last_header",
@@ -143,8 +149,11 @@ class Budget:
         #: Whether a minute's limit was used up sooner than a bucket's would have been.
         self.may_be_counted = False
         #: The charges of the last minute, where the limit was told.
-        is_by_minute = limit is not None and self.window_seconds == MINUTE
-        self._log = MinuteLog(MINUTE) if is_by_minute else None
+        self._log = MinuteLog(MINUTE) if self.window_seconds == MINUTE else None
+        #: When the first charge was made; when a learned window was last found too small or large.
+        self._charged_at = math.inf
+        self._fitted_at = now
+        self._window_growth = WINDOW_GROWTH
         self.reset_at = math.inf
         #: When the latest call was sent whose answer told the limit.
         self._limit_sent_at = -math.inf
@@ -192,12 +201,14 @@ class Budget:
     def charge(self, now: float, amount: float) -> None:
         """Take ``amount`` out."""
         self.spent += amount
+        if self._log is not None:
+            self._log.charge(now, amount)
+            if self._charged_at == math.inf:
+                self._charged_at = now
         if self.capacity < math.inf:
             self.refill(now)
             self.level -= amount
             self._allowed -= amount
-            if self._log is not None:
-                self._log.charge(now, amount)
 
     def settle(self, now: float, difference: float, charged_at: float) -> None:
         """Correct a charge by what was used more or, when negative, less than it."""
@@ -212,13 +223,13 @@ class Budget:
         A bucket that was full meanwhile would be no fuller without that charge.
         """
         self.spent -= amount
+        if self._log is not None:
+            self._log.take_back(charged_at, amount)
         if not self.is_limited:
             return
         self.refill(now)
         if self._allowed_full_at <= charged_at:
             self._allowed = min(self._told_capacity, self._allowed + amount)
-        if self._log is not None:
-            self._log.take_back(charged_at, amount)
         if refund and self._full_at <= charged_at:
             self.level = min(self.capacity, self.level + amount)
 
@@ -247,7 +258,7 @@ class Budget:
 
     def fit_capacity(self) -> None:
         """Fit the bucket to a learned rate: it must hold the largest call."""
-        if self.source == "unknown":
+        if self.source == "unknown" and self.limit is None:
             seconds = LEARNED_SECONDS.get(self.name, LEARNED_TOKEN_SECONDS)
             self.capacity = max(min(self.rate * seconds, self.burst), self.largest, 1.0)
             self.level = min(self.level, self.capacity)
@@ -292,7 +303,7 @@ class Budget:
 
         What a closed gate saves up would come in one burst, and the provider's bucket may be small.
         """
-        if self.source == "unknown" or self.capacity < self._told_capacity < math.inf:
+        if (self.source == "unknown" and self.limit is None) or self.capacity < self._told_capacity < math.inf:
             self.updated_at = max(self.updated_at, until)
 
     def release(self) -> None:
@@ -423,20 +434,56 @@ class Budget:
         A sliding window opens when the first charge is a minute old, a fixed one sooner; a bucket
         as soon as it has filled enough, which is not ``is_long`` after.
         """
-        is_counted = self.may_be_counted and is_long
+        is_counted = (self.may_be_counted or self._may_be_learned) and is_long
         self.may_be_counted = False
         if not is_counted:
+            if self.source == "unknown" and self.limit is None:
+                self._log = None  # it is a bucket
             return
+        if self.source == "unknown":
+            self._learn_window(now)
         self.refill(now)
         if opened_at - began_at < self.window_seconds - _SLIDING_SLACK_SECONDS:
             self._become_window(opened_at)
         else:
             self.is_sliding = True
             self.level = min(self.capacity, self._allowed)
+            if self.source == "unknown" and self._log is not None:
+                self.level = self.capacity - self._log.used(now)
+
+    @property
+    def _may_be_learned(self) -> bool:
+        """Whether this may be the first opening of a window that nobody told us of."""
+        return self.source == "unknown" and self.limit is None and self._log is not None
+
+    def _learn_window(self, now: float) -> None:
+        """Take what was let in before the first refusal for the limit of a minute."""
+        self._fitted_at = now
+        self._set_window(max(self.largest, WINDOW_SHARE * self.spent_when_empty))
+
+    def _set_window(self, limit: float) -> None:
+        self.limit = self.capacity = limit
+        self.rate = self.peak = limit / self.window_seconds
+
+    def fit_window(self, now: float, *, is_refused: bool) -> None:
+        """Fit a learned window: to what it let in until it refused, or to more when it never did.
+        """
+        if self.limit is None or self.source != "unknown":
+            return
+        if is_refused:
+            used = self._log.used(now) if self.is_sliding and self._log else self.spent - self.spent_at_reset
+            if used > REFUTING_SHARE * self.limit:
+                self._set_window(max(self.largest, min(self.limit, WINDOW_SHARE * used)))
+            self._fitted_at, self._window_growth = now, WINDOW_GROWTH
+        elif now - self._fitted_at > self.window_seconds:
+            self._fitted_at = now
+            self._set_window(self.limit * (1 + self._window_growth))
+            self._window_growth = min(1.0, 2 * self._window_growth)
 
     def _become_window(self, opened_at: float) -> None:
         self.is_window = True
-        self.rate = self.ceiling
+        if self.ceiling < math.inf:
+            self.rate = self.ceiling
         self.capacity = self.limit or self.capacity
         self._full_at = opened_at
         # Calls were sent since it opened, before that was known.
@@ -456,6 +503,10 @@ class Budget:
     def become_bucket(self) -> None:
         """Give up the belief in a window."""
         self.is_window = self.is_sliding = False
+        if self.source == "unknown":
+            self.limit = self._log = None
+            self.fit_capacity()
+            return
         self.rate = self.ceiling
         self._keep_to_told()
 
