@@ -59,7 +59,7 @@ SEARCH_CUTS = 3
 SEARCH_SLOWER = 4.0
 TRUSTED_SHARE = 0.9
 BURSTS_TO_OVERTAKE = 1.5
-LONG_CLOSURES = 2.0
+LONG_CLOSURES = 3.0
 #: The first call that is let in after the first refusal shows the rate at which its cost came back;
 #: so much of that is believed, because the bucket was not quite empty.
 CLOSURE_SHARE = 0.5
@@ -247,7 +247,7 @@ class Admission:
         self._slots = Slots()
         self._overload = Overload(now, self._dice)
         self._search_cuts = 0
-        self._epoch_of_first = True
+        self._is_long_asked = False
         self._is_by_window = False
         #: Whether the last refusal has enclosed the limit well enough.
         self._is_bracketed = False
@@ -568,12 +568,12 @@ class Admission:
         closed_seconds = grant.at - self._cut_at
         is_long = closed_seconds > max(SHORTEST_CLOSURE_SECONDS, 1.5 * longest + 1)
         if not self._is_told and not self._sees_headers:
-            is_long = self._epoch_of_first and closed_seconds > max(
-                SHORTEST_CLOSURE_SECONDS, LONG_CLOSURES * self._longest_at_first
-            )
-            self._epoch_of_first = False
+            is_long = self._is_long_asked and closed_seconds > SHORTEST_CLOSURE_SECONDS
+            if isinstance(self._is_long_asked, float):
+                is_long = closed_seconds > self._is_long_asked
+            self._is_long_asked = False
         for budget in self.budgets.values():
-            budget.explain_opening(now, self._began_at, grant.at, is_long=is_long)
+            budget.explain_opening(now, self._began_at, grant.at, is_long=is_long, others=len(self.budgets) > 1)
         if is_long and not self._knows_limits:
             self._is_searching = False
             self._is_by_window = True
@@ -635,9 +635,7 @@ class Admission:
                 if budget.is_window and retry_after is not None:
                     budget.opens_again(now, now + retry_after + 0.05)
         if self._is_first:
-            self._longest_at_first = max(
-                (b.largest + b.pending) / b.rate for b in self.budgets.values() if b.is_limited
-            ) if any(b.is_limited for b in self.budgets.values()) else math.inf
+            self._is_long_asked = self._asks_long(grant, retry_after)
             self._first_refused = grant.number
             self._doubt_at_cut = self._doubt_limit
         self._is_first = False
@@ -648,6 +646,16 @@ class Admission:
         self.budgets[REQUESTS].keep_empty(self.closed_until)
         if not self._knows_limits:
             self._doubt_limit = max(2.0, 2 * self.requests_per_second * self._doubt_seconds)
+
+    def _asks_long(self, grant, retry_after):
+        longest = pending = 0.0
+        for budget in self.budgets.values():
+            if budget.is_limited:
+                longest = max(longest, budget.largest / budget.rate)
+                pending = max(pending, (budget.largest + budget.pending) / budget.rate)
+        if retry_after is not None:
+            return retry_after > max(SHORTEST_CLOSURE_SECONDS, LONG_CLOSURES * longest)
+        return max(SHORTEST_CLOSURE_SECONDS, 2 * pending)
 
     def _explains_used_up(self, grant: Grant) -> bool:
         """Tell whether a told limit refused its first call because a minute's worth was used."""

@@ -45,7 +45,8 @@ _SLIDING_SLACK_SECONDS = 2.0
 _MAX_VOTES, _MIN_VOTES = 5, -50
 #: Of what a window let in before it refused so much is used; and so much more of one that did not
 #: refuse for a minute, doubled each time.
-WINDOW_SHARE, WINDOW_GROWTH = 0.97, 0.02
+WINDOW_SHARE, WINDOW_GROWTH = 0.97, 0.05
+REQUESTS_SLACK = 1.15
 
 
 class LimitHeader(NamedTuple):
@@ -427,7 +428,7 @@ class Budget:
         self._become_window(opened_at)
 
     def explain_opening(
-        self, now: float, began_at: float, opened_at: float, *, is_long: bool
+        self, now: float, began_at: float, opened_at: float, *, is_long: bool, others: bool = False
     ) -> None:
         """Tell how a limit is counted that was used up: its first opening shows it.
 
@@ -441,7 +442,7 @@ class Budget:
                 self._log = None  # it is a bucket
             return
         if self.source == "unknown":
-            self._learn_window(now)
+            self._learn_window(now, others)
         self.refill(now)
         if opened_at - began_at < self.window_seconds - _SLIDING_SLACK_SECONDS:
             self._become_window(opened_at)
@@ -456,10 +457,15 @@ class Budget:
         """Whether this may be the first opening of a window that nobody told us of."""
         return self.source == "unknown" and self.limit is None and self._log is not None
 
-    def _learn_window(self, now: float) -> None:
+    def _learn_window(self, now: float, others: bool) -> None:
         """Take what was let in before the first refusal for the limit of a minute."""
         self._fitted_at = now
-        self._set_window(max(self.largest, WINDOW_SHARE * self.spent_when_empty))
+        slack = REQUESTS_SLACK if self.name == REQUESTS and others else 1.0
+        self._set_window(max(self.largest, self._share * slack * self.spent_when_empty))
+
+    @property
+    def _share(self) -> float:
+        return 1.0 if self.name == REQUESTS else WINDOW_SHARE
 
     def _set_window(self, limit: float) -> None:
         self.limit = self.capacity = limit
@@ -473,7 +479,7 @@ class Budget:
         if is_refused:
             used = self._log.used(now) if self.is_sliding and self._log else self.spent - self.spent_at_reset
             if used > REFUTING_SHARE * self.limit:
-                self._set_window(max(self.largest, min(self.limit, WINDOW_SHARE * used)))
+                self._set_window(max(self.largest, min(self.limit, self._share * used)))
             self._fitted_at, self._window_growth = now, WINDOW_GROWTH
         elif now - self._fitted_at > self.window_seconds:
             self._fitted_at = now
