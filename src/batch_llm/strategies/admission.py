@@ -280,6 +280,8 @@ class Admission:
         if self._in_doubt >= (1 if self._closed_again else self._doubt_limit):
             oldest = self._doubtful[0].at if self._doubtful else now
             return max(1e-3, oldest + self._doubt_seconds - now)
+        if self._is_searching and not (self._accepted_since_cut or self._in_doubt):
+            return 0.0  # the gate is open: what the first refusal left is a guess, no reason to wait
         longest = 0.0
         for budget in self.budgets.values():
             amount = cost[budget.field]
@@ -327,10 +329,15 @@ class Admission:
             self._note_follower(was_accepted=True)
         self._confirm(now, grant)
         if used is not None:
+            # What is searched from a guess is held up by no debt of calls from before.
+            is_old = self._is_searching and grant.number <= self._number_at_cut
             for budget in self.budgets.values():
                 difference = used[budget.field] - grant.cost[budget.field]
                 if difference and budget.number < len(grant.spent_then):
-                    budget.settle(now, difference, grant.at)
+                    if is_old and difference > 0:
+                        budget.spent += difference
+                    else:
+                        budget.settle(now, difference, grant.at)
         if headers:
             self._sync(now, grant, headers)
 
@@ -587,6 +594,7 @@ class Admission:
         for budget in self.budgets.values():
             if budget.source == "unknown" and budget.rate < math.inf:
                 came_back = CLOSURE_SHARE * grant.cost[budget.field] / seconds
+                budget.level = max(budget.level, 0.0)
                 budget.learn_rate(max(budget.rate, came_back))
 
     def _cut(
