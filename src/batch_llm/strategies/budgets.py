@@ -47,6 +47,7 @@ _MAX_VOTES, _MIN_VOTES = 5, -50
 #: refuse for a minute, doubled each time.
 WINDOW_SHARE, WINDOW_GROWTH = 0.97, 0.05
 REQUESTS_SLACK = 1.15
+VOTE_SECONDS, SLIDING_SECONDS = 0.7, 1.0
 
 
 class LimitHeader(NamedTuple):
@@ -79,6 +80,7 @@ class Budget:
         "_charged_at",
         "_fitted_at",
         "_window_growth",
+        "_is_shut",
         "_full_at",
         "_header_votes",
         "_last_header",
@@ -155,6 +157,8 @@ class Budget:
         self._charged_at = math.inf
         self._fitted_at = now
         self._window_growth = WINDOW_GROWTH
+        #: Whether this window is used up.
+        self._is_shut = False
         self.reset_at = math.inf
         #: When the latest call was sent whose answer told the limit.
         self._limit_sent_at = -math.inf
@@ -191,6 +195,7 @@ class Budget:
         if self.is_window:
             if now >= self.reset_at + RESET_SLACK_SECONDS:
                 self.level = self.capacity
+                self._is_shut = False
                 self.spent_at_reset, self._full_at = self.spent, now
                 windows = math.ceil((now - self.reset_at + 1e-6) / self.window_seconds)
                 self.reset_at += self.window_seconds * windows
@@ -245,6 +250,8 @@ class Budget:
         counted = 0.0
         if self.is_sliding and self._log is not None:
             counted = self._log.wait(now, max(0.0, self.capacity - amount))
+            if self._told is None:
+                return counted
         missing = min(amount, self.capacity) - self.level
         if missing <= 1e-9:
             return counted
@@ -298,6 +305,7 @@ class Budget:
         if self.is_limited and not self.is_sliding:
             self.refill(now)
             self.level = min(self.level, level)
+            self._is_shut = self.is_window
 
     def keep_empty(self, until: float) -> None:
         """Let a bucket whose size is not told fill from ``until`` on only.
@@ -365,7 +373,7 @@ class Budget:
             if not was_known:
                 self.level = remaining - spent_since - pending_then
             self.level = min(self.level, self.capacity)
-        if not self.is_window:
+        if not self.is_window and not self.is_sliding:
             # A bucket's reset is the time until it is full, which tells how much it holds.
             holds = remaining + reset * self.ceiling
             holds -= min(CALLS_HELD_BACK * self.largest, SHARE_HELD_BACK * holds)
@@ -383,7 +391,17 @@ class Budget:
                     self.reset_at = max(min(self.reset_at, deadline), next_at)
                     remaining = min(remaining, limit - (spent_then - self.spent_at_reset))
                 room = min(self.capacity, remaining - spent_since)
-                self.level = max(min(self.level, room), room - pending_then)
+                if room < self.level:
+                    self.level += 0.5 * (room - self.level)
+                elif room - pending_then > self.level and not self._is_shut:
+                    self.level += 0.2 * (room - pending_then - self.level)
+            return is_news
+        if self.is_sliding and self._told is None and self._log is not None:
+            self.capacity = limit
+            if now - sent_at < 1.0:  # others use the same key
+                foreign = limit - (self._log.used(now) - spent_since) - remaining - pending_then
+                if foreign > 0.05 * limit:
+                    self._log.charge(now, 0.5 * foreign)
             return is_news
         room = remaining - spent_since + self.rate * max(0.0, now - sent_at)
         room = min(self.capacity, room)
@@ -396,16 +414,27 @@ class Budget:
 
     def _vote(self, sent_at: float, deadline: float, remaining: float, limit: float) -> None:
         """Tell a fixed window from a bucket: its reset stands still while the remainder moves."""
+        if self.is_sliding:
+            return
         if self._last_header is None:
             self._last_header = (deadline, remaining, sent_at)
             return
         last_deadline, last_remaining, last_at = self._last_header
-        if abs(remaining - last_remaining) <= 0.03 * limit or abs(sent_at - last_at) <= 1:
+        # Since the last one a bucket's deadline moved by the time that what was taken needs to come
+        # back, and a window's not at all, or by whole windows.
+        as_bucket = (last_remaining - remaining) * self.window_seconds / limit + sent_at - last_at
+        if abs(as_bucket) < VOTE_SECONDS:
             return
-        vote = 1 if abs(deadline - last_deadline) < 0.75 else -1
+        moved = deadline - last_deadline
+        half = self.window_seconds / 2
+        off_window = abs((moved + half) % self.window_seconds - half)
+        vote = 1 if off_window < abs(moved - as_bucket) else -1
         self._header_votes = max(_MIN_VOTES, min(_MAX_VOTES, self._header_votes + vote))
         self._last_header = (deadline, remaining, sent_at)
         if self._header_votes >= _VOTES_FOR_WINDOW:
+            if abs(deadline - self._charged_at - self.window_seconds) < SLIDING_SECONDS and self._told is None:
+                self.is_sliding = True
+                return
             if not self.is_window:
                 self.spent_at_reset = self.spent - max(0.0, limit - remaining)
                 self.reset_at = deadline  # even a past one: the next refill moves it on
