@@ -252,6 +252,11 @@ class Budget:
             counted = self._log.wait(now, max(0.0, self.capacity - amount))
             if self._told is None:
                 return counted
+        if self._told is not None and self.is_window:
+            # Whatever the provider's window has, the told limit's own bucket is kept to.
+            too_much = min(amount, self._told_capacity) - self._allowed
+            if too_much > 1e-9:
+                counted = max(counted, too_much * self.window_seconds / self._told)
         missing = min(amount, self.capacity) - self.level
         if missing <= 1e-9:
             return counted
@@ -384,19 +389,14 @@ class Budget:
         self.refill(now)
         if self.is_window:
             if now < deadline:
-                if self._told is None:
-                    self.reset_at = deadline
-                else:  # no header makes a told limit's windows shorter, or puts their end off
-                    next_at = self._full_at + self.window_seconds
-                    self.reset_at = max(min(self.reset_at, deadline), next_at)
-                    remaining = min(remaining, limit - (spent_then - self.spent_at_reset))
+                self.reset_at = deadline
                 room = min(self.capacity, remaining - spent_since)
                 if room < self.level:
                     self.level += 0.5 * (room - self.level)
                 elif room - pending_then > self.level and not self._is_shut:
                     self.level += 0.2 * (room - pending_then - self.level)
             return is_news
-        if self.is_sliding and self._told is None and self._log is not None:
+        if self.is_sliding and self._log is not None:
             self.capacity = limit
             if now - sent_at < 1.0:  # others use the same key
                 foreign = limit - (self._log.used(now) - spent_since) - remaining - pending_then
@@ -432,7 +432,7 @@ class Budget:
         self._header_votes = max(_MIN_VOTES, min(_MAX_VOTES, self._header_votes + vote))
         self._last_header = (deadline, remaining, sent_at)
         if self._header_votes >= _VOTES_FOR_WINDOW:
-            if abs(deadline - self._charged_at - self.window_seconds) < SLIDING_SECONDS and self._told is None:
+            if abs(deadline - self._charged_at - self.window_seconds) < SLIDING_SECONDS:
                 self.is_sliding = True
                 return
             if not self.is_window:
