@@ -23,7 +23,7 @@ from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
 from batch_llm.strategies.budgets import REQUESTS, REQUESTS_PER_DAY, Budget, LimitHeader
-from batch_llm.strategies.enclosure import Round, measured_rate
+from batch_llm.strategies.enclosure import FEWEST_CALLS, Round, measured_rate
 from batch_llm.strategies.noise import Noise
 from batch_llm.strategies.overload import Overload
 from batch_llm.strategies.slots import Slots
@@ -72,7 +72,8 @@ RECALLED_SECONDS, RECALLED_SPAN_SECONDS = 20.0, 4.0
 #: A bucket that is fuller than this is not what holds the calls up: its rate does not grow.
 UNUSED_SHARE = 0.9
 #: How much a rate may grow in one step.
-GROWTH_STEP = 0.25
+GROWTH_STEP = .25
+DEEPEST_SHARE = .75
 #: Rates grow no more often than this.
 SHORTEST_GROWTH_SECONDS = 0.002
 #: A call that was not refused for so long counts as let in; learned from refusals within bounds.
@@ -615,9 +616,9 @@ class Admission:
             self._closed_again += 1  # still closed, which says nothing about the rate
         else:
             self._closed_again = 0
-            self._search_cuts = self._search_cuts + 1 if self._is_searching else 0
+            cuts = self._search_cuts + 1 if self._is_searching else 0
             self._is_bracketed = (
-                self._search_cuts > SEARCH_CUTS or self._ends_search(grant, seconds)
+                cuts > SEARCH_CUTS or self._ends_search(grant, seconds)
             ) and not self._is_first
             if not self._is_first and self._is_noise(now, grant, seconds):
                 return
@@ -625,6 +626,7 @@ class Admission:
                 for name, budget in self.budgets.items():
                     if named is None or name == named:
                         self._cut_rate(now, budget, grant, seconds)
+            self._search_cuts = cuts
             self._keep_in_step()
             # From the first refusal on the rate is searched upwards, until it is enclosed.
             goes_on = self._is_first or (self._is_searching and not self._is_bracketed)
@@ -778,8 +780,14 @@ class Admission:
                     share = CUT
             else:
                 # The bucket was empty then and is empty now: what was let in between came back.
-                budget.peak = min(budget.rate, max(DEEPEST_CUT*budget.rate, let_in / max(this.open_seconds, 1e-3)))
-                share = max(DEEPEST_CUT, min(CUT, let_in / seconds / budget.peak))
+                least = let_in / seconds
+                closed = seconds - this.open_seconds
+                if let_in < FEWEST_CALLS * per_call:
+                    share = max(DEEPEST_CUT, min(CUT, least / budget.peak))
+                elif budget.burst >= closed * least:  # the bucket may have held all of it
+                    share = max(DEEPEST_CUT, CUT * min(1, math.sqrt(least / budget.peak)))
+                else:
+                    share = DEEPEST_SHARE
         budget.learn_rate(budget.peak * share)
 
     def _least(self, budget: Budget, grant: Grant, seconds: float) -> float:

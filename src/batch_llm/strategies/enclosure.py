@@ -16,6 +16,8 @@ FEWEST_CALLS = 8
 CLOSED_SHARE = 0.3
 #: Two rounds whose open times differ by less than this share can't be compared.
 DIFFERENT_SHARE = 0.2
+#: The limit may have changed in a longer round.
+LONGEST_SECONDS = 6.0
 
 
 class Round(NamedTuple):
@@ -46,7 +48,7 @@ def measured_rate(last: Round | None, this: Round, per_call: float) -> float | N
     most = (this.let_in + per_call) / max(this.open_seconds, 1e-3)
     if most < least or this.seconds - this.open_seconds <= CLOSED_SHARE * this.seconds:
         return least
-    if last is None:
+    if last is None or last.seconds > LONGEST_SECONDS:
         return None
     # Whatever the bucket held when the gate opened was about the same both times.
     longer = this.open_seconds - last.open_seconds
