@@ -490,7 +490,7 @@ class Budget:
         """Take what was let in before the first refusal for the limit of a minute."""
         self._fitted_at = now
         slack = REQUESTS_SLACK if self.name == REQUESTS and others else 1.0
-        self._set_window(max(self.largest, self._share * slack * self.spent_when_empty))
+        self._set_window(max(self.largest, self._share * slack * self.spent_at_cut))
 
     @property
     def _share(self) -> float:
@@ -512,7 +512,7 @@ class Budget:
             self._fitted_at, self._window_growth = now, WINDOW_GROWTH
         elif now - self._fitted_at > self.window_seconds:
             self._fitted_at = now
-            self._set_window(self.limit * (1 + self._window_growth))
+            self._set_window(self.limit + max(1.0, self._window_growth * self.limit))
             self._window_growth = min(1.0, 2 * self._window_growth)
 
     def _become_window(self, opened_at: float) -> None:

@@ -32,7 +32,6 @@ LEARNING_SHARE, LARGEST_RISE = 0.01, 2.0
 TOLERATED_FACTOR, TOLERATED_SHARE, ALARM = 1.5, 0.02, 5.0
 #: When so many random refusals should have come since the last one, there are none any more.
 MISSING = 20.0
-FORGIVEN = 0.25
 
 
 class Noise:
@@ -87,11 +86,10 @@ class Noise:
             self._in_a_row = self._calls = self._refusals = 0
             self._fallen_at = -math.inf
         else:
-            if self._is_unexplained(now, rates, self._fallen_at) and calls >= FEWEST_CALLS:
-                self._in_a_row += 1
-                self._fallen_at = now
-            else:
-                self._in_a_row = max(0.0, self._in_a_row - FORGIVEN)
+            if calls >= FEWEST_CALLS:
+                if self._is_unexplained(now, rates, self._fallen_at):
+                    self._in_a_row += 1
+                    self._fallen_at = now
             self._calls += calls + 1
             self._refusals += 1
         self._episodes.append((now, rates))
