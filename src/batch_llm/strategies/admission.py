@@ -41,6 +41,8 @@ _WITH_OUTPUT = {TOKENS, OUTPUT}
 
 #: The share of the rate that a cut leaves; the least that a second cut within moments leaves.
 CUT, DEEPEST_CUT = 0.87, 0.5
+#: And what it leaves when the bucket is too small to tell.
+BLIND_CUT = 0.75
 SECOND_CUT_SECONDS = 5.0
 #: Of a rate that was measured between two refusals so much is used.
 MEASURED_SHARE = 0.9
@@ -54,17 +56,23 @@ SEARCH_GROWTH, SEARCH_STEP = 1.0, 1.0
 SEARCH_SPANS, SHORTEST_SPAN_SECONDS, LONGEST_SPAN_SECONDS = 4.0, 0.3, 1.0
 #: The search goes on until the limit's rate is known up to this factor.
 SEARCH_ENDS_WITHIN = 1.5
-#: And no longer than for so many refusals.
-SEARCH_CUTS = 3
-SEARCH_SLOWER = 4.0
+#: A round of the search that began at less than this share of what was let in has measured nothing:
+#: the bucket may have run over meanwhile.
 TRUSTED_SHARE = 0.9
+#: Less than so many bursts let in may have been in the bucket: the growing rate overtook nothing.
 BURSTS_TO_OVERTAKE = 1.5
-LONG_CLOSURES = 3.0
+#: After each refusal the search is so much slower, so that the next one is closer to the limit.
+SEARCH_SLOWER = 4.0
+#: And it goes on for no more than so many refusals.
+SEARCH_CUTS = 3
 #: The first call that is let in after the first refusal shows the rate at which its cost came back;
 #: so much of that is believed, because the bucket was not quite empty.
 CLOSURE_SHARE = 0.5
 #: A gate that was closed for less says nothing of a fixed window.
 SHORTEST_CLOSURE_SECONDS = 5.0
+#: Nor does one that was closed for no more than so many times what the guessed rate needs for the
+#: largest call; or, where no Retry-After says it, for all that is still to be charged.
+LONG_CLOSURES, OWED_CLOSURES = 3.0, 2.0
 #: What is remembered with less trust than this is where a search begins; else it is kept to.
 WELL_KNOWN_SHARE = 0.8
 #: What is remembered is kept to for so long; when nothing was refused by then, it is searched on.
@@ -72,8 +80,7 @@ RECALLED_SECONDS, RECALLED_SPAN_SECONDS = 20.0, 4.0
 #: A bucket that is fuller than this is not what holds the calls up: its rate does not grow.
 UNUSED_SHARE = 0.9
 #: How much a rate may grow in one step.
-GROWTH_STEP = .25
-DEEPEST_SHARE = .75
+GROWTH_STEP = 0.25
 #: Rates grow no more often than this.
 SHORTEST_GROWTH_SECONDS = 0.002
 #: A call that was not refused for so long counts as let in; learned from refusals within bounds.
@@ -248,7 +255,9 @@ class Admission:
         self._slots = Slots()
         self._overload = Overload(now, self._dice)
         self._search_cuts = 0
-        self._is_long_asked = False
+        #: When the first refusal closes the gate for longer, the limit is counted by the minute.
+        self._longest_of_bucket = math.inf
+        #: Whether the limits were found to be counted by the minute.
         self._is_by_window = False
         #: Whether the last refusal has enclosed the limit well enough.
         self._is_bracketed = False
@@ -282,7 +291,9 @@ class Admission:
             oldest = self._doubtful[0].at if self._doubtful else now
             return max(1e-3, oldest + self._doubt_seconds - now)
         if self._is_searching and not (self._accepted_since_cut or self._in_doubt):
-            return 0.0  # the gate is open: what the first refusal left is a guess, no reason to wait
+            return (
+                0.0  # the gate is open: what the first refusal left is a guess, no reason to wait
+            )
         longest = 0.0
         for budget in self.budgets.values():
             amount = cost[budget.field]
@@ -380,8 +391,8 @@ class Admission:
             wait = PROBE_SECONDS * self._dice.uniform(0.5, 1.5)
             return Refusal(False, wait if retry_after is None else retry_after)
         if is_first:
-            self._cut(now, grant, retry_after, dimension or _used_up(grant.cost, headers))
-            return Refusal(True, 0.0)
+            named = dimension or _used_up(grant.cost, headers)
+            return Refusal(self._cut(now, grant, retry_after, named), 0.0)
         if grant.epoch == 0 and self._epoch == 1:
             self._note_follower(was_accepted=False)
         if retry_after is not None:
@@ -458,7 +469,7 @@ class Admission:
         limits = [
             (
                 name,
-                budget.limit or budget.rate * budget.window_seconds,
+                budget.limit_believed,
                 budget.shown_source,
             )
             for name, budget in self.budgets.items()
@@ -498,7 +509,12 @@ class Admission:
 
     @property
     def _knows_limits(self) -> bool:
-        return self._is_told or self._sees_headers or self._is_by_window or (self._is_recalled and not self._is_searching)
+        return (
+            self._is_told
+            or self._sees_headers
+            or self._is_by_window
+            or (self._is_recalled and not self._is_searching)
+        )
 
     def _leave(self, grant: Grant) -> None:
         grant.is_open = False
@@ -576,12 +592,12 @@ class Admission:
         closed_seconds = grant.at - self._cut_at
         is_long = closed_seconds > max(SHORTEST_CLOSURE_SECONDS, 1.5 * longest + 1)
         if not self._is_told and not self._sees_headers:
-            is_long = self._is_long_asked and closed_seconds > SHORTEST_CLOSURE_SECONDS
-            if isinstance(self._is_long_asked, float):
-                is_long = closed_seconds > self._is_long_asked
-            self._is_long_asked = False
+            is_long = closed_seconds > self._longest_of_bucket
+            self._longest_of_bucket = math.inf
         for budget in self.budgets.values():
-            budget.explain_opening(now, self._began_at, grant.at, is_long=is_long, others=len(self.budgets) > 1)
+            budget.explain_opening(
+                now, self._began_at, grant.at, is_long=is_long, others=len(self.budgets) > 1
+            )
         if is_long and not self._knows_limits:
             self._is_searching = False
             self._is_by_window = True
@@ -600,8 +616,12 @@ class Admission:
 
     def _cut(
         self, now: float, grant: Grant, retry_after: float | None, dimension: str | None
-    ) -> None:
-        """Take the first refusal of an epoch for what it is: we were too fast, by how much?"""
+    ) -> bool:
+        """Take the first refusal of an epoch for what it is: we were too fast, by how much?
+
+        Returns:
+            Whether the gate was closed because of it.
+        """
         self._epoch += 1
         self._is_recalled = False
         named = dimension if dimension in self.budgets else None
@@ -611,7 +631,7 @@ class Admission:
             self._closed_again = 0 if self._accepted_since_cut else self._closed_again + 1
             self._number_at_cut, self._accepted_since_cut = self._number, 0
             self._close_gate(now, retry_after)
-            return
+            return True
         if not self._accepted_since_cut and not self._is_first:
             self._closed_again += 1  # still closed, which says nothing about the rate
         else:
@@ -621,7 +641,7 @@ class Admission:
                 cuts > SEARCH_CUTS or self._ends_search(grant, seconds)
             ) and not self._is_first
             if not self._is_first and self._is_noise(now, grant, seconds):
-                return
+                return False
             if not (self._is_first and self._is_told and self._explains_used_up(grant)):
                 for name, budget in self.budgets.items():
                     if named is None or name == named:
@@ -645,7 +665,7 @@ class Admission:
                 if budget.is_window and retry_after is not None:
                     budget.opens_again(now, now + retry_after + 0.05)
         if self._is_first:
-            self._is_long_asked = self._asks_long(grant, retry_after)
+            self._longest_of_bucket = self._longest_closure(retry_after)
             self._first_refused = grant.number
             self._doubt_at_cut = self._doubt_limit
         self._is_first = False
@@ -656,16 +676,23 @@ class Admission:
         self.budgets[REQUESTS].keep_empty(self.closed_until)
         if not self._knows_limits:
             self._doubt_limit = max(2.0, 2 * self.requests_per_second * self._doubt_seconds)
+        return True
 
-    def _asks_long(self, grant, retry_after):
-        longest = pending = 0.0
+    def _longest_closure(self, retry_after: float | None) -> float:
+        """Return for how long a bucket may refuse after the first refusal; infinity for any time.
+
+        A bucket is asked for one call, and says when it has come back. Without its word it may
+        refuse until all is charged that is pending.
+        """
+        longest = owed = 0.0
         for budget in self.budgets.values():
             if budget.is_limited:
                 longest = max(longest, budget.largest / budget.rate)
-                pending = max(pending, (budget.largest + budget.pending) / budget.rate)
-        if retry_after is not None:
-            return retry_after > max(SHORTEST_CLOSURE_SECONDS, LONG_CLOSURES * longest)
-        return max(SHORTEST_CLOSURE_SECONDS, 2 * pending)
+                owed = max(owed, (budget.largest + budget.pending) / budget.rate)
+        if retry_after is None:
+            return max(SHORTEST_CLOSURE_SECONDS, OWED_CLOSURES * owed)
+        is_long = retry_after > max(SHORTEST_CLOSURE_SECONDS, LONG_CLOSURES * longest)
+        return SHORTEST_CLOSURE_SECONDS if is_long else math.inf
 
     def _explains_used_up(self, grant: Grant) -> bool:
         """Tell whether a told limit refused its first call because a minute's worth was used."""
@@ -771,7 +798,7 @@ class Admission:
             return
         budget.peak = budget.rate
         share = CUT
-        if seconds < SECOND_CUT_SECONDS:
+        if seconds < SECOND_CUT_SECONDS and let_in > 0:
             measured = measured_rate(last, this, per_call)
             if measured is not None:
                 share = min(CUT, MEASURED_SHARE * measured / budget.rate)
@@ -787,7 +814,7 @@ class Admission:
                 elif budget.burst >= closed * least:  # the bucket may have held all of it
                     share = max(DEEPEST_CUT, CUT * min(1, math.sqrt(least / budget.peak)))
                 else:
-                    share = DEEPEST_SHARE
+                    share = BLIND_CUT
         budget.learn_rate(budget.peak * share)
 
     def _least(self, budget: Budget, grant: Grant, seconds: float) -> float:

@@ -79,16 +79,16 @@ class Budget:
         "_allowed_full_at",
         "_charged_at",
         "_fitted_at",
-        "_window_growth",
-        "_is_shut",
         "_full_at",
         "_header_votes",
+        "_is_shut",
         "_last_header",
         "_limit_sent_at",
         "_log",
         "_opened_at",
         "_told",
         "_told_capacity",
+        "_window_growth",
         "burst",
         "capacity",
         "ceiling",
@@ -106,14 +106,14 @@ class Budget:
         "peak",
         "pending",
         "rate",
+        "rate_at_start",
         "reset_at",
+        "round",
         "source",
         "spent",
         "spent_at_cut",
         "spent_at_reset",
         "spent_when_empty",
-        "round",
-        "rate_at_start",
         "updated_at",
         "window_seconds",
     )
@@ -179,7 +179,20 @@ class Budget:
     @property
     def shown_source(self) -> str:
         """How it is known: ``told``, ``header``, ``remembered`` or ``learned``."""
-        return "learned" if self.source == "unknown" else self.source
+        is_learned = self.source == "unknown" or self._is_outgrown
+        return "learned" if is_learned else self.source
+
+    @property
+    def limit_believed(self) -> float:
+        """What is believed to be the limit: per minute, or per day."""
+        is_known = self.limit is not None and not self._is_outgrown
+        return self.limit if is_known and self.limit else self.rate * self.window_seconds
+
+    @property
+    def _is_outgrown(self) -> bool:
+        """Whether a remembered limit was searched past."""
+        limit = self.limit or math.inf
+        return self.source == "remembered" and self.rate * self.window_seconds > limit
 
     def refill(self, now: float) -> None:
         """Bring the level up to date."""
@@ -317,7 +330,9 @@ class Budget:
 
         What a closed gate saves up would come in one burst, and the provider's bucket may be small.
         """
-        if (self.source == "unknown" and self.limit is None) or self.capacity < self._told_capacity < math.inf:
+        if (
+            self.source == "unknown" and self.limit is None
+        ) or self.capacity < self._told_capacity < math.inf:
             self.updated_at = max(self.updated_at, until)
 
     def release(self) -> None:
@@ -327,6 +342,7 @@ class Budget:
 
     def recall(self, limit: float | None, rate: float, capacity: float) -> None:
         """Start from what was known at the end of an earlier run."""
+        self.rate_at_start = rate
         if limit is None:
             self.peak = rate
             self.learn_rate(rate)
@@ -471,7 +487,7 @@ class Budget:
                 self._log = None  # it is a bucket
             return
         if self.source == "unknown":
-            self._learn_window(now, others)
+            self._learn_window(now, others=others)
         self.refill(now)
         if opened_at - began_at < self.window_seconds - _SLIDING_SLACK_SECONDS:
             self._become_window(opened_at)
@@ -486,7 +502,7 @@ class Budget:
         """Whether this may be the first opening of a window that nobody told us of."""
         return self.source == "unknown" and self.limit is None and self._log is not None
 
-    def _learn_window(self, now: float, others: bool) -> None:
+    def _learn_window(self, now: float, *, others: bool) -> None:
         """Take what was let in before the first refusal for the limit of a minute."""
         self._fitted_at = now
         slack = REQUESTS_SLACK if self.name == REQUESTS and others else 1.0
@@ -501,12 +517,15 @@ class Budget:
         self.rate = self.peak = limit / self.window_seconds
 
     def fit_window(self, now: float, *, is_refused: bool) -> None:
-        """Fit a learned window: to what it let in until it refused, or to more when it never did.
-        """
+        """Fit a learned window to what it let in until it refused, or to more when it did not."""
         if self.limit is None or self.source != "unknown":
             return
         if is_refused:
-            used = self._log.used(now) if self.is_sliding and self._log else self.spent - self.spent_at_reset
+            used = (
+                self._log.used(now)
+                if self.is_sliding and self._log
+                else self.spent - self.spent_at_reset
+            )
             if used > REFUTING_SHARE * self.limit:
                 self._set_window(max(self.largest, min(self.limit, self._share * used)))
             self._fitted_at, self._window_growth = now, WINDOW_GROWTH

@@ -42,7 +42,7 @@ def measured_rate(last: Round | None, this: Round, per_call: float) -> float | N
         this: The round that has just ended.
         per_call: What a call takes.
     """
-    if this.let_in < FEWEST_CALLS * per_call or this.seconds <= 0:
+    if this.let_in <= 0 or this.let_in < FEWEST_CALLS * per_call:
         return None
     least = this.let_in / this.seconds
     most = (this.let_in + per_call) / max(this.open_seconds, 1e-3)
@@ -52,7 +52,7 @@ def measured_rate(last: Round | None, this: Round, per_call: float) -> float | N
         return None
     # Whatever the bucket held when the gate opened was about the same both times.
     longer = this.open_seconds - last.open_seconds
-    if abs(longer) < DIFFERENT_SHARE * max(this.open_seconds, last.open_seconds):
+    if abs(longer) <= DIFFERENT_SHARE * max(this.open_seconds, last.open_seconds):
         return None
     slope = (this.let_in - last.let_in) / longer
     return min(most, max(least, slope))

@@ -3,8 +3,9 @@
 A limit refuses what is beyond it, and nothing once the rate is well below. So when call after call
 is refused at rates far below those that were let in a moment ago, and the share of refused calls
 stays small, the refusals say nothing about the rate: slowing down for them would only starve the
-run. They are answered one by one then, and the rate is cut only when they become many more than
-they were.
+run. A limit that has fallen refuses far below those rates as well, but not again once the rate is
+cut to what it lets in: so the rates must fall from refusal to refusal. Those at random are answered
+one by one then, and the rate is cut only when they become many more than they were.
 """
 
 from __future__ import annotations
@@ -86,10 +87,9 @@ class Noise:
             self._in_a_row = self._calls = self._refusals = 0
             self._fallen_at = -math.inf
         else:
-            if calls >= FEWEST_CALLS:
-                if self._is_unexplained(now, rates, self._fallen_at):
-                    self._in_a_row += 1
-                    self._fallen_at = now
+            if calls >= FEWEST_CALLS and self._is_unexplained(now, rates, self._fallen_at):
+                self._in_a_row += 1
+                self._fallen_at = now
             self._calls += calls + 1
             self._refusals += 1
         self._episodes.append((now, rates))
