@@ -49,6 +49,9 @@ class LLMWorkItem(Generic[TInput, TOutput, TContext]):
         can_hedge: Where the run hedges (``ProcessorConfig.hedge``): whether two calls of the item
             may be under way at the same time. None: those of a ``request`` may; callables may have
             effects beside their answer, so only those that say so are called twice.
+        can_share: Of a ``request``: whether another item that asks the same may answer it, and one
+            of an earlier run where answers are cached. None: yes, unless it asks for a temperature
+            above 0 without a seed; then the answer in a cache is for this ``item_id`` only.
 
     Raises:
         ValueError: None or several modes were given.
@@ -67,6 +70,7 @@ class LLMWorkItem(Generic[TInput, TOutput, TContext]):
     estimated_output_tokens: int | None = None
     can_hedge: bool | None = None
     version: str = ""
+    can_share: bool | None = None
 
     def __post_init__(self) -> None:
         modes = (
@@ -105,6 +109,9 @@ class WorkItemResult(Generic[TOutput, TContext]):
         model: The model's name as the provider answered it, when it did.
         response_body: The provider's answer as it came, where the caller keeps it.
         is_reused: Whether it comes from the ledger of an earlier run, and no call was made.
+        is_cached: Whether it comes from a cache, and no call was made.
+        shared_with: The id of the item whose answer, or failure, this is: it asked the same, and
+            was in work; None where there is no such item. Its tokens are booked there.
     """
 
     item_id: str
@@ -120,6 +127,8 @@ class WorkItemResult(Generic[TOutput, TContext]):
     model: str | None = None
     response_body: bytes | None = None
     is_reused: bool = False
+    is_cached: bool = False
+    shared_with: str | None = None
 
 
 @dataclass(slots=True)

@@ -13,12 +13,15 @@
     ├── LedgerError                               a ledger cannot be opened, read or written
     │   ├── LedgerInUseError                      another process has it
     │   └── SettingsChangedError                  its run was made with other settings
+    ├── CacheError                                a cache of answers cannot be opened or changed
+    ├── RowsFailedError                           asked for: some rows of a run have no output
     ├── SourceError                               the iterable of items failed in mid-run
     └── ItemError                                 one attempt of one item failed; the run goes on
         ├── AttemptTimeoutError (also TimeoutError)  the attempt took too long
         ├── RateLimitedTooOftenError              refused so often that waiting longer is pointless
         ├── LimitPauseError                       the limit opens again later than one will wait
         ├── UnknownPriceError                     money is capped, and the call has no known price
+        ├── UnsupportedRequestError               the format has no place for a part of it
         ├── CallCancelledError                    the call cancelled itself
         ├── AbandonedError                        the run was stopped while the item was in flight
         └── ProviderError                         the provider answered, but not with a good answer
@@ -27,6 +30,7 @@
             ├── MalformedResponseError            an answer, but not in the provider's format
             ├── BadOutputError                    the model's text does not fit the output schema
             ├── TruncatedError                    the model hit its token limit in mid-answer
+            ├── ContextLengthError                the conversation filled the model's context
             ├── RefusedError                      the model declined to answer
             └── ContentFilteredError              the provider's filter withheld the answer
 
@@ -220,6 +224,18 @@ class LedgerInUseError(LedgerError):
         return f"{who} is running {self.path}. Wait for its end, or stop it first."
 
 
+class CacheError(BatchLLMError):
+    """A cache of answers cannot be opened or changed. The answers in it are as they were."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(path, reason)
+        self.path = path
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"the cache {self.path} cannot be used: {self.reason}"
+
+
 class SettingsChangedError(LedgerError):
     """A run goes on only with the settings that it was made with. Nothing was changed.
 
@@ -234,11 +250,33 @@ class SettingsChangedError(LedgerError):
 
     def __str__(self) -> str:
         width = max(map(len, self.differences), default=0)
+        of_before = max((len(before) for before, _ in self.differences.values()), default=0)
         lines = [
-            f"    {name:<{width}}   {before}  →  {after}"
+            f"    {name:<{width}}   {before:<{of_before}}  →  {after}"
             for name, (before, after) in self.differences.items()
         ]
         return "\n".join([f"{self.path} was made with other settings", "", *lines])
+
+
+class RowsFailedError(BatchLLMError):
+    """Some rows of a run have no usable output. ``partial`` is the run's result.
+
+    Attributes:
+        rows: All of the run.
+        codes: The failed ones by code.
+        first: The first of them: its id and error, as text of strangers.
+    """
+
+    def __init__(self, rows: int, codes: dict[str, int], first: str) -> None:
+        super().__init__(rows, codes, first)
+        self.rows = rows
+        self.codes = codes
+        self.first = first
+
+    def __str__(self) -> str:
+        reasons = ", ".join(f"{code} {count}" for code, count in self.codes.items())
+        failed = sum(self.codes.values())
+        return f"{failed} of {self.rows} rows failed ({reasons}); the first is {self.first}"
 
 
 class SourceError(BatchLLMError):
@@ -329,6 +367,26 @@ class UnknownPriceError(ItemError):
             f"No price is known for {self.model or 'items without a model name'}, so a cap on cost "
             "cannot be kept; the call was not sent. Give its price (--prices FILE, "
             "ProcessorConfig.prices), or cap tokens instead (--max-tokens-total, max_total_tokens)."
+        )
+
+
+class UnsupportedRequestError(ItemError):
+    """A provider's wire format has no place for a part of the request. It was not sent.
+
+    Attributes:
+        wire_format: The format's name.
+        part: What has no place in it.
+    """
+
+    def __init__(self, wire_format: str, part: str) -> None:
+        super().__init__(wire_format, part)
+        self.wire_format = wire_format
+        self.part = part
+
+    def __str__(self) -> str:
+        return (
+            f"{self.wire_format} has no place for {self.part}; the request was not sent. "
+            "Leave it out, or use a model of another provider."
         )
 
 
@@ -450,6 +508,24 @@ class TruncatedError(ProviderError):
         return (
             f"The answer was cut off at the limit{limit} after {len(self.text)} characters. "
             "Raise max_tokens."
+        )
+
+
+class ContextLengthError(ProviderError):
+    """Prompt and answer together filled the model's context before the end of the answer.
+
+    Attributes:
+        text: The answer so far.
+    """
+
+    def __init__(self, text: str = "") -> None:
+        super().__init__(text)
+        self.text = text
+
+    def __str__(self) -> str:
+        return (
+            f"The model's context was full after {len(self.text)} characters of the answer. "
+            "Shorten the prompt, or use a model with a longer context."
         )
 
 

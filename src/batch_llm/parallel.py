@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from batch_llm._engine.channel import Channel
 from batch_llm._engine.lanes import Lanes
+from batch_llm._engine.pipeline import MOST_UNSAVED
 from batch_llm._engine.run import Run, Setup
 from batch_llm._engine.sources import IterableSource, QueueSource
 from batch_llm._engine.statistics import Counts, Statistics
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
     from batch_llm.middleware.base import Middleware
     from batch_llm.observers.base import ProcessorObserver
     from batch_llm.providers.base import Caller
-    from batch_llm.stores.base import Store
+    from batch_llm.stores.base import Cache, Store
     from batch_llm.strategies.errors import ErrorClassifier
 
 #: The longest cooldown of the default strategy, in seconds, unless the first is longer.
@@ -81,6 +82,8 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
         store: A ledger: results are saved there before anyone sees them, and what it holds already
             is given out again without a call (``is_reused``), as long as the item asks the same.
             The caller closes it. One run at a time can use it.
+        cache: Answers of earlier runs: a request that asks what another did is answered from there,
+            and good answers are kept there. The caller closes it. Runs and processes can share it.
 
     Raises:
         ConfigError: A setting is out of bounds. Also a ``ValueError``.
@@ -101,8 +104,10 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
         *,
         requests: Caller | None = None,
         store: Store | None = None,
+        cache: Cache | None = None,
     ) -> None:
         self._store = store
+        self._cache = cache
         self.config = _overridden(
             config or ProcessorConfig(), max_workers, timeout_per_item, rate_limit_cooldown
         )
@@ -267,7 +272,9 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
 
         async def execute() -> None:
             try:
-                await self._execute(IterableSource(items), channel.put, weight)
+                await self._execute(
+                    IterableSource(items), channel.put, weight, most_unsaved=channel.size
+                )
             finally:
                 channel.close()
 
@@ -334,7 +341,13 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
             raise RuntimeError("This processor is in a run already; wait for it, or make another.")
 
     async def _execute(
-        self, source: Source, emit: Emit, weight: float = 1.0, *, keeps_ids: bool = False
+        self,
+        source: Source,
+        emit: Emit,
+        weight: float = 1.0,
+        *,
+        keeps_ids: bool = False,
+        most_unsaved: int = MOST_UNSAVED,
     ) -> None:
         if self.config.max_cost_usd is not None and self.config.prices.needs_library:
             # Loading the library's prices takes long enough to hold up everything else.
@@ -350,12 +363,16 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
             error_classifier=self.error_classifier,
             rate_limit_strategy=self.rate_limit_strategy,
             lanes=lanes,
+            repeats=self._caller.repeatable,
+            cache=self._cache,
             post_processor=self.post_processor,
             middlewares=self.middlewares,
             observers=self.observers,
         )
         store = self._store or MemoryStore(keep_ids=keeps_ids)
-        self._run = run = Run(setup, source, emit, store, weight, keeps_ids=keeps_ids)
+        self._run = run = Run(
+            setup, source, emit, store, weight, keeps_ids=keeps_ids, most_unsaved=most_unsaved
+        )
         self._runs.add(run)
         try:
             await run.execute()

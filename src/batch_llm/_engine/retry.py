@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from batch_llm.base import LLMWorkItem
     from batch_llm.core.config import RetryConfig
 
-#: How long an item stays away from an overloaded provider at the most: it may be back any moment.
+#: How long an item stays away from an overloaded provider at the most, where that does not say: it
+#: may be back any moment.
 LONGEST_BUSY_SECONDS = 8.0
 
 
@@ -55,7 +56,7 @@ class Retrier:
         """Return the first good outcome, or the last bad one.
 
         Raises:
-            asyncio.CancelledError: Passed on at once; the gate's place was given back.
+            asyncio.CancelledError: Passed on at once; the gate's ticket was handed back.
         """
         number, refusals, overloads = 1, 0, 0
         previous: Exception | None = None
@@ -85,7 +86,9 @@ class Retrier:
                     if self._config.max_rate_limits and overloads > self._config.max_rate_limits:
                         return ended.outcome
                     if ended.held is Held.BY_LANE:
-                        wait = min(self._wait_after(overloads, code, verdict), LONGEST_BUSY_SECONDS)
+                        wait = self._wait_after(overloads, code, verdict)
+                        if verdict.suggested_wait is None:
+                            wait = min(wait, LONGEST_BUSY_SECONDS)
                 else:
                     if not verdict.is_retryable or number >= self._config.max_attempts:
                         return ended.outcome

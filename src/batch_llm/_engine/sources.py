@@ -69,15 +69,14 @@ class IterableSource:
             SourceError: The iterable raised, its error is the cause, or gave something that is no
                 item. Later calls get ``END``.
         """
+        if self._sync is not None:
+            return self.take_now()
         if self._has_ended:
             return END
         try:
-            if self._sync is not None:
-                item = next(self._sync, _NOTHING)
-            else:
-                # Async generators refuse a second `anext` while one is under way.
-                async with self._turn:
-                    item = await self._take_async()
+            # Async generators refuse a second `anext` while one is under way.
+            async with self._turn:
+                item = await self._take_async()
         except Exception as error:
             self._has_ended = True
             raise SourceError(self.given, f"{type(error).__name__}: {error}") from error
@@ -87,6 +86,32 @@ class IterableSource:
                 raise
             self._has_ended = True
             raise SourceError(self.given, "it was cancelled") from error
+        return self._checked(item)
+
+    @property
+    def is_sync(self) -> bool:
+        """Whether ``take_now`` can be used."""
+        return self._sync is not None
+
+    def take_now(self) -> Item | None:
+        """Return the next item of an iterable that is not async, or ``END``.
+
+        Raises:
+            SourceError: As for ``take``.
+        """
+        if self._has_ended or self._sync is None:
+            return END
+        try:
+            item = next(self._sync, _NOTHING)
+        except Exception as error:
+            self._has_ended = True
+            raise SourceError(self.given, f"{type(error).__name__}: {error}") from error
+        except asyncio.CancelledError as error:
+            self._has_ended = True
+            raise SourceError(self.given, "it was cancelled") from error
+        return self._checked(item)
+
+    def _checked(self, item: object) -> Item | None:
         if item is _NOTHING:
             self._has_ended = True
             return END
@@ -154,13 +179,13 @@ class QueueSource:
             self._items.append(item)
             self._wake_one()
             return
-        place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        entry = (place, item)
+        room: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        entry = (room, item)
         self._putters.append(entry)
         try:
-            await place
+            await room
         except asyncio.CancelledError:
-            if place.cancelled():
+            if room.cancelled():
                 self._putters.remove(entry)
             else:
                 self._waking -= 1
@@ -203,9 +228,9 @@ class QueueSource:
         # The item is moved here and not by its woken owner, so that the queue is never empty in
         # between, which would look like its end.
         while self._putters:
-            place, item = self._putters.popleft()
-            if not place.cancelled():
-                place.set_result(None)
+            room, item = self._putters.popleft()
+            if not room.cancelled():
+                room.set_result(None)
                 self._waking += 1
                 self._items.append(item)
                 return

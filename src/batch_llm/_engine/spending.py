@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from batch_llm.core.prices import Prices, Rate
     from batch_llm.core.request import Request
     from batch_llm.providers.base import Caller, Outcome
+    from batch_llm.stores.base import Spent
     from batch_llm.strategies.errors import ErrorCode
 
     Item = LLMWorkItem[Any, Any, Any]
@@ -118,6 +119,16 @@ class SpendingGate:
         self._queue: deque[tuple[asyncio.Future[Charge], _Account, Size]] = deque()
         self._is_reached = False
 
+    def begin_with(self, before: Spent) -> None:
+        """Count what earlier sessions of the run have spent, at the most, against the caps."""
+        purse = self._purse
+        for one in (*before.usage, *before.at_most):
+            purse.spent_tokens += one.input_tokens + one.output_tokens
+        purse.unknown_calls += sum(one.calls for one in before.at_most)
+        if self._prices is not None:
+            purse.spent_usd += self._prices.bill(before.usage).usd
+            purse.spent_usd += self._prices.at_most(before.at_most).usd
+
     @property
     def in_flight(self) -> int:
         """Calls under way."""
@@ -185,14 +196,15 @@ class SpendingGate:
             self._release(charge)
             raise
 
-    def enter_now(self, item: Item, /) -> Admitted | None:
+    def enter_now(self, item: Item, /, *, apart_from: Admitted | None = None) -> Admitted | None:
         """Return a ticket if there is room at once, of both kinds, and nobody waits for it."""
         if self._queue or self._is_reached:
             return None
         charge = self._hold(self._account_of(item), self._size_of(item, is_retry=True))
         if charge is None:
             return None
-        ticket = self._gate.enter_now(item)
+        other = None if apart_from is None else apart_from.inner
+        ticket = self._gate.enter_now(item, apart_from=other)
         if ticket is None:
             self._release(charge)
             return None
@@ -203,7 +215,7 @@ class SpendingGate:
         return self._gate.place(ticket.inner)
 
     def leave(self, ticket: Admitted, /, *, was_sent: bool = True) -> None:
-        """Give the place to the next one; a call whose end nobody told is booked at its worst."""
+        """Give the room to the next one; a call whose end nobody told is booked at its worst."""
         self._gate.leave(ticket.inner, was_sent=was_sent)
         reservation = ticket.charge.reservation
         if not was_sent:
@@ -217,9 +229,17 @@ class SpendingGate:
         self._gate.succeeded(ticket.inner, item, outcome)
         self._settle(ticket.charge, outcome)
 
-    def failed(self, ticket: Admitted, item: Item, outcome: Outcome, code: ErrorCode, /) -> Held:
+    def failed(
+        self,
+        ticket: Admitted,
+        item: Item,
+        outcome: Outcome,
+        code: ErrorCode,
+        suggested_seconds: float | None = None,
+        /,
+    ) -> Held:
         """Tell that a call failed, other than by a rate limit; learn whether it is held for it."""
-        held = self._gate.failed(ticket.inner, item, outcome, code)
+        held = self._gate.failed(ticket.inner, item, outcome, code, suggested_seconds)
         error = outcome.error
         if outcome.usage or (error is not None and may_have_cost(error, code)):
             self._settle(ticket.charge, outcome)

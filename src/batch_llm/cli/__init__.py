@@ -2,28 +2,40 @@
 
 from __future__ import annotations
 
+# No more than this: each module that is loaded here is time in which Ctrl-C shows a traceback.
 import os
+import signal
 import sys
-import tempfile
-import traceback
-from pathlib import Path
+
+#: What type checkers take for true.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import FrameType
+
+_INTERRUPTED = "Interrupted."
 
 
 def main() -> int:
     """Run the command line; return its exit code."""
     try:
         return _main()
-    except KeyboardInterrupt:  # before a run listens to signals, the imports included
+    except KeyboardInterrupt:  # outside of a run, which listens to signals
+        print(_INTERRUPTED, file=sys.stderr)
         return 130
 
 
 def _main() -> int:
+    is_interrupted_by_default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if is_interrupted_by_default:
+        signal.signal(signal.SIGINT, _leave)
     from cyclopts.exceptions import CycloptsError
 
     from batch_llm.cli.app import app
     from batch_llm.cli.exit_codes import ExitCode
     from batch_llm.exceptions import BatchLLMError
 
+    if is_interrupted_by_default:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         _load_dotenv()
         _check_settings()
@@ -49,10 +61,20 @@ def _main() -> int:
         return ExitCode.BUG
 
 
+def _leave(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+    """End the process at once: while modules load, nothing is open that could be lost.
+
+    A ``KeyboardInterrupt`` there comes out of other people's modules, as something else at times.
+    """
+    os.write(2, f"{_INTERRUPTED}\n".encode())
+    os._exit(130)
+
+
 def _explain(error: Exception) -> None:
     """Say what happened and what to do, with the way to try the job without any provider."""
     from batch_llm.core.text import safe
     from batch_llm.exceptions import (
+        CacheError,
         LedgerError,
         LedgerInUseError,
         MissingKeyError,
@@ -62,16 +84,22 @@ def _explain(error: Exception) -> None:
 
     lines = str(error)
     if isinstance(error, SettingsChangedError):
+        resume = f"batch-llm resume {error.path}"
+        width = len(resume)
         lines += (
-            "\n\n  -o OTHER                   starts a new run beside it\n"
-            "  --overwrite                starts anew, in its place\n"
-            f"  batch-llm resume {error.path}   continues with the old settings"
+            f"\n\n  {'--new':<{width}}   starts a new run beside it (with -o: another one)\n"
+            f"  {'--overwrite':<{width}}   starts anew, in its place\n"
+            f"  {resume}   continues with the old settings"
         )
     elif isinstance(error, LedgerError) and not isinstance(error, LedgerInUseError):
         lines += (
             "\n\n  --store PATH   keeps the ledger elsewhere"
             "\n  --no-store     keeps none; the run cannot be continued then"
         )
+    elif isinstance(error, CacheError):
+        lines += "\n\n  --cache FOLDER   uses another one; without it, every row is sent"
+        if "damaged" in error.reason:
+            lines += f"\n  rm {error.path}*   removes it; its answers are asked for again"
     if isinstance(error, UnknownModelError):
         hint = f" Did you mean {error.suggestion}?" if error.suggestion else ""
         lines = (
@@ -91,6 +119,8 @@ def _explain(error: Exception) -> None:
 
 
 def _load_dotenv() -> None:
+    from pathlib import Path
+
     if Path(".env").is_file():
         from dotenv import load_dotenv
 
@@ -107,6 +137,7 @@ def _check_settings() -> None:
     import dataclasses
     import difflib
     import tomllib
+    from pathlib import Path
 
     from batch_llm.cli.app import Flags
     from batch_llm.exceptions import InputError
@@ -131,6 +162,9 @@ def _check_settings() -> None:
 
 
 def _report_bug() -> None:
+    import tempfile
+    import traceback
+
     with tempfile.NamedTemporaryFile(
         "w", prefix="batch-llm-bug-", suffix=".log", delete=False, encoding="utf-8"
     ) as file:

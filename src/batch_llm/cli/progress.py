@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from batch_llm.cli.costs import cost_record
-from batch_llm.cli.display import RateWindow, live_lines, log_line
+from batch_llm.cli.costs import bill_of_run, cost_record
+from batch_llm.cli.display import RateWindow, live_lines, log_line, without_cancelled
 from batch_llm.core.text import safe
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ async def _show_live(
     window = RateWindow()
 
     def frame() -> Text:
-        now = read()
+        now = without_cancelled(read())
         rates = window.rates(now)
         lines = live_lines(
             now,
@@ -91,7 +91,7 @@ async def _show_live(
             title=title,
             total=total,
             width=console.width,
-            bill=prices.bill(now.usage),
+            bill=bill_of_run(prices, now),
             cap=cap,
         )
         return Text("\n".join(lines), no_wrap=True)
@@ -109,13 +109,13 @@ async def _show_lines(
     last_state, last_at = "running", 0.0
     while True:
         await asyncio.sleep(_LOOK_SECONDS)
-        now = read()
+        now = without_cancelled(read())
         rates = window.rates(now)
         wait = LINE_SECONDS if now.state == last_state else CHANGE_SECONDS
         if now.elapsed_seconds < last_at + wait:
             continue
         last_state, last_at = now.state, now.elapsed_seconds
-        bill = prices.bill(now.usage)
+        bill = bill_of_run(prices, now)
         if as_json:
             record = {"schema": 1, "event": "progress"} | msgspec.to_builtins(now)
             record |= cost_record(bill)

@@ -225,6 +225,8 @@ class ProcessorConfig:
             as soon as so many are finished that the share is a share of them: ``1 / share``, and
             20 at the least; 0 ends it at the first failure.
         prices: What tokens cost: the user's own, before the library's.
+        dedupe: Send requests that ask the same once while one of them is in work, and give each
+            its answer, tokens booked once. Not those that sample: see ``LLMWorkItem.can_share``.
     """
 
     max_workers: int = DEFAULT_WORKERS
@@ -244,6 +246,7 @@ class ProcessorConfig:
     deadline_seconds: float | None = None
     max_failed_share: float | None = None
     prices: Prices = field(default_factory=lambda: _LIBRARY_PRICES)
+    dedupe: bool = True
 
     @property
     def learns_limits(self) -> bool:

@@ -32,6 +32,7 @@ _ALL_NAMES = (
     "prompt_token_count",
 )
 _ALWAYS = ("input_tokens", "output_tokens", "total_tokens")
+_ALWAYS_KEYS = set(_ALWAYS)
 
 #: The key under which old readers expect the tokens of a failed item on its last exception.
 FAILED_USAGE_KEY = "_failed_token_usage"
@@ -65,6 +66,10 @@ def read_usage(source: object) -> dict[str, int] | None:
     """
     if source is None:
         return None
+    if type(source) is dict and source.keys() == _ALWAYS_KEYS:  # as it is meant to be
+        sent, got, total = source["input_tokens"], source["output_tokens"], source["total_tokens"]
+        if type(sent) is type(got) is type(total) is int and sent >= 0 and got >= 0 and total >= 0:
+            return {"input_tokens": sent, "output_tokens": got, "total_tokens": total or sent + got}
     try:
         return _read(source)
     except Exception:  # noqa: BLE001 - a stranger's object; its failure must not become the item's
@@ -149,6 +154,51 @@ def _usage_of_kinds(
     }
     usage.update({kind: _count(tokens) for kind, tokens in kinds.items() if _count(tokens)})
     return usage
+
+
+def usage_by_kind(
+    sent: int,
+    got: int,
+    *,
+    read: int | None = None,
+    written: int | None = None,
+    written_1h: int | None = None,
+    thought: int | None = None,
+) -> dict[str, int]:
+    """Return the usage of one call, of counts that are no less than 0.
+
+    Kinds are contained in their totals, whatever a server says: where its parts are more than their
+    total, the total is raised. Kinds of which nothing was told (None) are left out.
+
+    Args:
+        sent: All input, that from and to caches included.
+        got: All output, reasoning included.
+        read: Input that was read from a cache.
+        written: Input that was written to one.
+        written_1h: Of that, written for an hour.
+        thought: Output that was thought and not said.
+    """
+    if written_1h is not None:
+        written = max(written or 0, written_1h)
+    sent = max(sent, (read or 0) + (written or 0))
+    got = max(got, thought or 0)
+    usage = {"input_tokens": sent, "output_tokens": got, "total_tokens": sent + got}
+    if read is not None:
+        usage["cache_read_tokens"] = read
+    if written is not None:
+        usage["cache_write_tokens"] = written
+    if written_1h is not None:
+        usage["cache_write_1h_tokens"] = written_1h
+    if thought is not None:
+        usage["reasoning_tokens"] = thought
+    return usage
+
+
+def count_of(value: object) -> int | None:
+    """Return a told number of tokens; None for anything else."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return value if type(value) is int and value >= 0 else None
 
 
 def _getter(source: Any) -> Callable[[str], Any]:

@@ -10,7 +10,16 @@ from urllib.parse import urlsplit
 
 from batch_llm.core.usage import read_usage, usage_of
 from batch_llm.exceptions import ConfigError
-from batch_llm.providers.base import SPENT, Caller, LaneFacts, Outcome, Try, content_digest
+from batch_llm.providers.base import (
+    SPENT,
+    Caller,
+    LaneFacts,
+    Outcome,
+    Repeatable,
+    Try,
+    content_digest,
+)
+from batch_llm.providers.sdk_retries import SdkRetries
 
 if TYPE_CHECKING:
     from batch_llm.base import DirectCall, LLMWorkItem
@@ -27,6 +36,7 @@ class CallByMode:
 
     def __init__(self, requests: Caller | None = None) -> None:
         self._requests = requests
+        self._retries = SdkRetries()
 
     def lane(self, item: LLMWorkItem[Any, Any, Any], /) -> str:
         """Name the item's lane: its agent's model, where one can be seen, and where that is.
@@ -51,6 +61,12 @@ class CallByMode:
         parts = (item.item_id, item.prompt, item.version)
         return content_digest(*[part.encode("utf-8", "surrogatepass") for part in parts])
 
+    @property
+    def repeatable(self) -> Repeatable | None:
+        """Whoever can tell the exchanges of requests apart; code shows nothing of what it asks."""
+        requests: object = self._requests
+        return requests if isinstance(requests, Repeatable) else None
+
     async def call(self, item: LLMWorkItem[Any, Any, Any], attempt: Try, /) -> Outcome:
         """Make one call.
 
@@ -61,12 +77,29 @@ class CallByMode:
         if item.direct_call is not None:
             return await _call_directly(item, item.direct_call, attempt)
         if item.agent is not None:
-            return await _run_agent(item.agent, item.prompt, attempt)
+            return await self._run_agent(item.agent, item.prompt, attempt)
         if item.agent_factory is not None:
-            return await _run_agent(_agent_for(item, attempt), item.prompt, attempt)
+            return await self._run_agent(_agent_for(item, attempt), item.prompt, attempt)
         if self._requests is None:
             raise ConfigError("requests", None, "a caller for items that are requests")
         return await self._requests.call(item, attempt)
+
+    async def _run_agent(self, agent: Any, prompt: str, attempt: Try) -> Outcome:
+        if _is_pydantic_ai(agent):
+            from pydantic_ai.usage import RunUsage
+
+            self._retries.look_at(agent)
+            # Filled in while the run goes on: after a failure it tells what was spent.
+            attempt.memory[SPENT] = spent = RunUsage()
+            result = await agent.run(prompt, usage=spent)
+        else:
+            result = await agent.run(prompt)
+        usage = usage_of(result)
+        try:
+            output = result.output
+        except Exception as error:  # noqa: BLE001 - the answer was paid for, whatever it holds
+            return Outcome(usage=usage, error=error)
+        return Outcome(output, usage, None, _model_name(result), _safety_ratings(result))
 
 
 def _lane_of(agent: Any) -> str:
@@ -94,23 +127,6 @@ def _agent_for(item: LLMWorkItem[Any, Any, Any], attempt: Try) -> Any:
         agent = item.agent_factory(attempt.number)
         attempt.memory["agent"] = (attempt.number, agent)
     return agent
-
-
-async def _run_agent(agent: Any, prompt: str, attempt: Try) -> Outcome:
-    if _is_pydantic_ai(agent):
-        from pydantic_ai.usage import RunUsage
-
-        # Filled in while the run goes on: after a failure it tells what was spent.
-        attempt.memory[SPENT] = spent = RunUsage()
-        result = await agent.run(prompt, usage=spent)
-    else:
-        result = await agent.run(prompt)
-    usage = usage_of(result)
-    try:
-        output = result.output
-    except Exception as error:  # noqa: BLE001 - the answer was paid for, whatever it holds
-        return Outcome(usage=usage, error=error)
-    return Outcome(output, usage, None, _model_name(result), _safety_ratings(result))
 
 
 def _is_pydantic_ai(agent: Any) -> bool:

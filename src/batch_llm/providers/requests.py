@@ -9,25 +9,28 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from batch_llm.exceptions import BadOutputError, BatchLLMError, ConfigError
-from batch_llm.providers import openai
 from batch_llm.providers.base import LaneFacts, content_digest
 from batch_llm.providers.limit_headers import read_limits
 from batch_llm.providers.local_servers import ask_capacity
+from batch_llm.providers.openai import ChatCodec
 from batch_llm.providers.registry import Endpoint
-from batch_llm.providers.transport import Looker, raise_file_limit
-from batch_llm.strategies.slots import with_margin
+from batch_llm.providers.transport import Looker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from batch_llm.base import LLMWorkItem
     from batch_llm.core.request import Request
-    from batch_llm.providers.base import Capacity, Outcome, Try
+    from batch_llm.providers.base import Outcome, Try
     from batch_llm.providers.transport import Response, Transport
     from batch_llm.strategies.budgets import LimitHeader
 
+#: Writes a request whole, whatever its model refuses.
+_WHOLE = ChatCodec(thinks=False)
 #: How often the limit headers of an endpoint's answers are looked at, in seconds.
 _LOOK_SECONDS = 0.05
+#: Shorter keys are placeholders for servers that want any; they may be ordinary words.
+_LEAST_SECRET = 8
 
 
 class RequestCaller:
@@ -60,6 +63,7 @@ class RequestCaller:
         self._looker = transport if asks_servers and isinstance(transport, Looker) else None
         #: By endpoint: each has limits of its own.
         self._next_look_at: dict[int, float] = {}
+        self._where: dict[int, bytes] = {}
 
     def lane(self, item: LLMWorkItem[Any, Any, Any], /) -> str:
         """Name the item's lane: its model, or the one endpoint for all."""
@@ -76,13 +80,14 @@ class RequestCaller:
         return LaneFacts(
             places=len(pool),
             charges_asked=pool[0].charges_asked,
+            charges_cache_reads=pool[0].charges_cache_reads,
             model=f"{pool[0].provider}:{pool[0].model}",
             server=pool[0].server,
             remembered_as=tuple(endpoint.account for endpoint in pool),
             ask=()
             if self._looker is None
             else tuple(
-                partial(_ask, self._looker, endpoint) if endpoint.is_local else None
+                partial(ask_capacity, self._looker, endpoint) if endpoint.is_local else None
                 for endpoint in pool
             ),
         )
@@ -99,6 +104,7 @@ class RequestCaller:
             TransportError: There was no complete answer.
             UnknownModelError: The request's model cannot be resolved.
             MissingKeyError: There is no key for it.
+            UnsupportedRequestError: The provider's format has no place for a part of it.
         """
         request = item.request
         assert request is not None  # noqa: S101 - only such items are given to us
@@ -108,23 +114,58 @@ class RequestCaller:
         if place is None:
             place = self._turn = self._turn + 1
         endpoint = pool[place % len(pool)]
-        body = openai.encode(
+        body = endpoint.codec.encode(
             request,
             attempt=attempt.number,
             model=endpoint.model,
             feedback=previous if isinstance(previous, BadOutputError) else None,
-            max_tokens_field=endpoint.max_tokens_field,
         )
         response = await self._transport.post(endpoint.url, endpoint.headers, body)
-        outcome = openai.decode(
+        outcome = endpoint.codec.decode(
             response.status, response.headers, response.body, request, secret=endpoint.secret
         )
         limits = self._limits_of(endpoint, response)
         if outcome.error is not None:
             return msgspec.structs.replace(outcome, limits=limits) if limits else outcome
-        if self._keep_bodies:
-            return msgspec.structs.replace(outcome, body=response.body, limits=limits)
-        return msgspec.structs.replace(outcome, limits=limits) if limits else outcome
+        return self._with_answer(outcome, endpoint, response.body, limits)
+
+    def exchange(self, item: LLMWorkItem[Any, Any, Any], /) -> bytes | None:
+        """Return the digest of provider, server, wire body and model, see ``exchange_of``."""
+        request = item.request
+        if request is None:
+            return None
+        try:
+            endpoint = self._pool_of(item)[0]
+            # By identity, as above: to find out where an endpoint is costs more than the digest.
+            where = self._where.get(id(endpoint))
+            if where is None:
+                where = self._where[id(endpoint)] = where_of(endpoint)
+            return exchange_of(request, endpoint, where)
+        except (BatchLLMError, TypeError, ValueError, OverflowError, RecursionError):
+            return None  # the call will say what is wrong
+
+    def read_again(self, item: LLMWorkItem[Any, Any, Any], answer: bytes, /) -> Outcome:
+        """Read an answer that came before; it may not fit what is asked for now."""
+        assert item.request is not None  # noqa: S101 - only such items are given to us
+        endpoint = self._pool_of(item)[0]
+        outcome = endpoint.codec.decode(200, {}, answer, item.request, secret=endpoint.secret)
+        return self._with_answer(outcome, endpoint, answer, None)
+
+    def _with_answer(
+        self,
+        outcome: Outcome,
+        endpoint: Endpoint,
+        body: bytes,
+        limits: dict[str, LimitHeader] | None,
+    ) -> Outcome:
+        secret = endpoint.secret
+        repeats_key = len(secret) >= _LEAST_SECRET and secret.encode() in body
+        return msgspec.structs.replace(
+            outcome,
+            limits=limits,
+            body=body if self._keep_bodies else None,
+            answer=None if repeats_key else body,
+        )
 
     def _limits_of(self, endpoint: Endpoint, response: Response) -> dict[str, LimitHeader] | None:
         """Read the limit headers of a refusal, and of an answer now and then: that is enough."""
@@ -132,7 +173,7 @@ class RequestCaller:
         # By identity: endpoints are kept for as long as this caller, and are slow to compare.
         if response.status == 429 or now >= self._next_look_at.get(id(endpoint), 0.0):
             self._next_look_at[id(endpoint)] = now + _LOOK_SECONDS
-            return read_limits(response.headers)
+            return read_limits(response.headers, endpoint.limit_names)
         return None
 
     def _pool_of(self, item: LLMWorkItem[Any, Any, Any]) -> tuple[Endpoint, ...]:
@@ -147,22 +188,40 @@ class RequestCaller:
 
 
 def content_of(item_id: str, request: Request) -> bytes:
-    """Return the digest of an id and of the wire body of its first attempt, model included.
+    """Return the digest of an id and of all that its request asks, model included.
 
-    It does not depend on where the calls go, nor on the item's place in the input.
+    A request is digested as chat completions write it, because they lose nothing of it. So the
+    digest does not depend on where the calls go, nor on the item's place in the input.
     """
+    body = _WHOLE.encode(request, model=request.model)
+    return content_digest(item_id.encode("utf-8", "surrogatepass"), body, _later(request))
+
+
+def exchange_of(request: Request, endpoint: Endpoint, where: bytes) -> bytes:
+    """Return the digest of a request's wire body and of where it goes; no key is in it.
+
+    Whatever makes later attempts ask something else belongs in it too: one of them may bring the
+    answer that is shared or kept.
+
+    Args:
+        request: What is asked.
+        endpoint: Where; of a pool, the first one: its places are interchangeable.
+        where: What ``where_of`` says of it.
+    """
+    body = endpoint.codec.encode(request, model=endpoint.model)
+    return content_digest(where, body, _later(request))
+
+
+def where_of(endpoint: Endpoint) -> bytes:
+    """Name the provider, the server and the model of an endpoint: some bodies lack the model."""
+    name = f"{endpoint.provider} {endpoint.server} {endpoint.model}"
+    return name.encode("utf-8", "surrogatepass")
+
+
+def _later(request: Request) -> bytes:
+    """Return the temperatures of all attempts, where they differ."""
     temperature = request.settings.temperature
-    later = msgspec.json.encode(temperature) if isinstance(temperature, tuple) else b""
-    body = openai.encode(request, model=request.model)
-    return content_digest(item_id.encode("utf-8", "surrogatepass"), body, later)
-
-
-async def _ask(looker: Looker, endpoint: Endpoint) -> Capacity | None:
-    """Ask a server; let the process open as many connections as it works on."""
-    capacity = await ask_capacity(looker, endpoint)
-    if capacity is not None:
-        raise_file_limit(with_margin(capacity.slots))
-    return capacity
+    return msgspec.json.encode(temperature) if isinstance(temperature, tuple) else b""
 
 
 def _pool(endpoints: Endpoint | Sequence[Endpoint]) -> tuple[Endpoint, ...]:

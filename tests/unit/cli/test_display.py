@@ -18,6 +18,7 @@ from batch_llm.cli.display import (
     log_line,
     short,
     summary_lines,
+    without_cancelled,
 )
 from batch_llm.core.prices import ModelUsage, Price, Prices
 from fakes import Models, PermanentError, Script, asked, item, processor
@@ -72,6 +73,20 @@ async def test_rows_that_a_stop_cut_off_are_not_shown_as_failed():
     assert "cancelled" not in lines[5] + line
 
 
+async def test_numbers_without_what_a_stop_cut_off_still_add_up():
+    now = await numbers()
+    stopped = msgspec.structs.replace(
+        now,
+        processed=now.processed + 2,
+        failed=now.failed + 2,
+        failures_by_code=now.failures_by_code | {"cancelled": 2},
+        error_counts=now.error_counts | {"AbandonedError": 2},
+    )
+
+    assert without_cancelled(stopped) == now
+    assert without_cancelled(now) == now
+
+
 async def test_the_summary_says_what_failed_and_why():
     text = "\n".join(summary_lines(await numbers(), not_done=1))
 
@@ -97,6 +112,8 @@ async def test_second_copies_are_told_when_there_were_any():
 
 def test_numbers_are_short():
     assert [short(n) for n in (7, 987, 41_200, 3_010_000)] == ["7", "987", "41.2k", "3.01M"]
+    assert [short(n) for n in (999.4, 999.6, 999_960)] == ["999", "1k", "1M"]
+    assert [short(n) for n in (2e12, 1e15, 1e300)] == ["2T", ">999T", ">999T"]
     assert [clock(s) for s in (5, 65, 3661)] == ["0:05", "1:05", "1:01:01"]
 
 
@@ -262,6 +279,9 @@ def test_a_sum_with_unknown_parts_says_so():
         "cost_usd": "1.000000",
         "unpriced_models": [],
         "unmeasured_calls": 2,
+        "cost_before_usd": "0",
+        "cut_off_calls": 0,
+        "cut_off_at_most_usd": "0",
     }
 
 
@@ -279,3 +299,18 @@ def test_the_summary_and_the_display_tell_the_cost():
     assert "cost   $1.00 so far" in lines
     assert "cost      $1.00" in summary
     assert "(7 thought)" in summary
+
+
+async def test_what_no_call_was_made_for_is_shown_where_there_is_any():
+    now = await numbers()
+    plain = live_lines(now, RateWindow().rates(now), title="t", total=3, width=200)
+    saved = msgspec.structs.replace(now, cached=1200, shared=30, following=4)
+    line = live_lines(saved, RateWindow().rates(now), title="t", total=3, width=200)[2]
+    pairs = log_line(saved, RateWindow().rates(now), 8)
+    summary = "\n".join(summary_lines(saved))
+
+    assert "following 4  cached 1,200  shared 30" in line
+    assert "following=4 cached=1200 shared=30" in pairs
+    assert "cached        1,200            answered by the cache; not sent" in summary
+    assert "shared           30            asked the same as a row in flight; not sent" in summary
+    assert all(word not in plain[2] for word in ("following", "cached", "shared"))

@@ -28,6 +28,11 @@ def test_numbers_may_be_short(text, number):
     assert parse_profile(f"fast?tpm={text}").tpm == number
 
 
+def test_a_limit_may_be_a_fraction():
+    assert parse_profile("fast?rpm=0.5&tpm=12.5").rpm == 0.5
+    assert parse_profile("fast?rpm=0.5&tpm=12.5").tpm == 12.5
+
+
 def test_a_name_alone_is_that_profile():
     assert {name: parse_profile(name) for name in PROFILES} == PROFILES
 
@@ -42,7 +47,7 @@ def test_a_name_alone_is_that_profile():
         ("fast?p429=2", "p429 must be a probability"),
         ("fast?rpm=-1", "rpm must be a finite number >= 0"),
         ("fast?latency=nan", "latency must be a finite number >= 0"),
-        ("fast?window=fixd", "window must be bucket, fixed or sliding .did you mean fixed"),
+        ("fast?window=fixd", "window must be own, bucket, fixed or sliding .did you mean fixed"),
         ("fast?headers=no", "headers must be on or off"),
         ("fast?change=10", "change must be AT:FACTOR"),
         ("fast?change=10:0", "change must be AT:FACTOR, AT in seconds, FACTOR above 0"),
@@ -50,8 +55,8 @@ def test_a_name_alone_is_that_profile():
         ("fast?day=0", "day must be above 0 seconds"),
         ("fast?rpd=1.5", "rpd must be a whole number"),
         ("fast?slots=-1", "slots must be a finite number >= 0"),
-        ("fast?rejects=x", "rejects must be free or count"),
-        ("fast?retry_after=x", "retry_after must be header, ms or none"),
+        ("fast?rejects=x", "rejects must be own, free or count"),
+        ("fast?retry_after=x", "retry_after must be own, header, decimal, ms, date or none"),
         ("fast?recover=1.5", "recover must be a whole number"),
         ("fast?down=5", "down must be START-END"),
         ("fast?down=9-5", "down must be START-END"),
