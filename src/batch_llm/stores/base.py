@@ -173,6 +173,27 @@ class Spent(NamedTuple):
 
 
 @runtime_checkable
+class Keeper(Protocol):
+    """A store that can tell of many items at once whether their results are kept."""
+
+    @property
+    def has_results(self) -> bool:
+        """Whether there are any, of earlier runs."""
+        ...
+
+    def may_have(self, item_id: str, /) -> bool:
+        """Tell whether it may know an item; False is certain."""
+        ...
+
+    def kept(self, items: Sequence[tuple[str, bytes]], /) -> list[WorkItemResult[Any, Any] | None]:
+        """Return for each id and content the kept result, as ``start`` would, or None.
+
+        None is also for what ``start`` refuses: that is its to say.
+        """
+        ...
+
+
+@runtime_checkable
 class CallBook(Protocol):
     """A store that also knows which calls are under way, so that a crash hides no cost."""
 
@@ -355,11 +376,12 @@ class Ledger(Store, Protocol):
         """Return all attempts of an item, those of earlier runs first."""
         ...
 
-    def retry(self, codes: Collection[str] | None = None) -> int:
+    def retry(self, codes: Collection[str] | None = None, content: bytes | None = None) -> int:
         """Make failed items pending, so that they are tried again.
 
         Args:
             codes: Only those that failed so; None for all.
+            content: Stands for what they asked until they are started; None leaves it.
 
         Returns:
             Their number.
