@@ -181,6 +181,12 @@ class CallNotes:
     def tell(self, at: int, usage: dict[str, int]) -> None:
         """Note what a call took."""
         get = usage.get
+        if len(usage) == 3:  # nearly always
+            counts = [get("input_tokens", 0), get("output_tokens", 0), get("total_tokens", 0)]
+            if 0 <= min(counts) and max(counts) <= _LARGEST:
+                _USAGE.pack_into(self._map, at + _USAGE_AT, *counts, 0, 0, 0, 0)
+                self._map[at + _IS_KNOWN_AT] = 1
+                return
         counts = [min(max(0, get(kind, 0)), _LARGEST) for kind in _KINDS]
         _USAGE.pack_into(self._map, at + _USAGE_AT, *counts)
         self._map[at + _IS_KNOWN_AT] = 1
