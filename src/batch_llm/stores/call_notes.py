@@ -183,7 +183,7 @@ class CallNotes:
         get = usage.get
         if len(usage) == 3:  # nearly always
             counts = [get("input_tokens", 0), get("output_tokens", 0), get("total_tokens", 0)]
-            if 0 <= min(counts) and max(counts) <= _LARGEST:
+            if min(counts) >= 0 and max(counts) <= _LARGEST:
                 _USAGE.pack_into(self._map, at + _USAGE_AT, *counts, 0, 0, 0, 0)
                 self._map[at + _IS_KNOWN_AT] = 1
                 return
