@@ -14,6 +14,7 @@
     │   ├── LedgerInUseError                      another process has it
     │   └── SettingsChangedError                  its run was made with other settings
     ├── CacheError                                a cache of answers cannot be opened or changed
+    ├── RowsFailedError                           asked for: some rows of a run have no output
     ├── SourceError                               the iterable of items failed in mid-run
     └── ItemError                                 one attempt of one item failed; the run goes on
         ├── AttemptTimeoutError (also TimeoutError)  the attempt took too long
@@ -249,11 +250,33 @@ class SettingsChangedError(LedgerError):
 
     def __str__(self) -> str:
         width = max(map(len, self.differences), default=0)
+        of_before = max((len(before) for before, _ in self.differences.values()), default=0)
         lines = [
-            f"    {name:<{width}}   {before}  →  {after}"
+            f"    {name:<{width}}   {before:<{of_before}}  →  {after}"
             for name, (before, after) in self.differences.items()
         ]
         return "\n".join([f"{self.path} was made with other settings", "", *lines])
+
+
+class RowsFailedError(BatchLLMError):
+    """Some rows of a run have no usable output. ``partial`` is the run's result.
+
+    Attributes:
+        rows: All of the run.
+        codes: The failed ones by code.
+        first: The first of them: its id and error, as text of strangers.
+    """
+
+    def __init__(self, rows: int, codes: dict[str, int], first: str) -> None:
+        super().__init__(rows, codes, first)
+        self.rows = rows
+        self.codes = codes
+        self.first = first
+
+    def __str__(self) -> str:
+        reasons = ", ".join(f"{code} {count}" for code, count in self.codes.items())
+        failed = sum(self.codes.values())
+        return f"{failed} of {self.rows} rows failed ({reasons}); the first is {self.first}"
 
 
 class SourceError(BatchLLMError):

@@ -21,6 +21,7 @@ EXAMPLES = [
     exceptions.LedgerInUseError("r.sqlite", 42),
     exceptions.CacheError("c/answers.sqlite", "it is damaged"),
     exceptions.SettingsChangedError("r.sqlite", {"model": ("a:b", "a:c")}),
+    exceptions.RowsFailedError(9, {"timeout": 2}, "q1: TimeoutError: 60 s"),
     exceptions.SourceError(3, "ValueError: line 4"),
     exceptions.AttemptTimeoutError(2.5),
     exceptions.RateLimitedTooOftenError(101, "429"),

@@ -155,7 +155,7 @@ class Pipeline:
     def _take_kept(self, item: Item, kept: Result) -> Progress:
         kept.context = item.context
         if kept.success and item.request is not None:
-            kept.output = _as_asked(item.request, kept.output)
+            kept.output = as_asked(item.request, kept.output)
         self._counts.reused += 1
         if kept.success:
             return _NO_PROGRESS
@@ -407,7 +407,7 @@ def _checked(value: T, kind: type[T]) -> T:
     return value
 
 
-def _as_asked(request: Request, output: Any) -> Any:
+def as_asked(request: Request, output: Any) -> Any:
     """Return a kept output in the type that the request's shape makes of an answer."""
     if request.output is None or not isinstance(output, dict | list):
         return output

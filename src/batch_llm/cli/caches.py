@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from batch_llm._engine.sharing import key_of, may_share
 from batch_llm.cli.exit_codes import ExitCode
-from batch_llm.cli.plan import characters_of, chunks
 from batch_llm.core.text import safe
 from batch_llm.providers.requests import exchange_of, where_of
+from batch_llm.runs.plan import characters_of, chunks
+from batch_llm.runs.session import open_cache
 from batch_llm.stores.answers import AnswerCache
 
 if TYPE_CHECKING:
-    from batch_llm.cli.job import Job
-    from batch_llm.cli.plan import Plan
     from batch_llm.providers.registry import Endpoint
+    from batch_llm.runs.plan import Plan
 
 
 class Foreseen(NamedTuple):
@@ -34,16 +34,6 @@ class Foreseen(NamedTuple):
     same: int = 0
     cached: int = 0
     characters: int = 0
-
-
-def open_cache(job: Job) -> AnswerCache:
-    """Open a job's cache, new or old.
-
-    Raises:
-        CacheError: It cannot be used.
-    """
-    assert job.cache is not None  # noqa: S101 - the caller has looked
-    return AnswerCache(job.cache, expires_seconds=job.cache_expires)
 
 
 def foresee(plan: Plan, endpoint: Endpoint) -> Foreseen:

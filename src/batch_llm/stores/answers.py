@@ -14,6 +14,7 @@ import contextlib
 import logging
 import math
 import sqlite3
+import threading
 from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
@@ -40,6 +41,7 @@ MOST_WAITING = 10_000
 LINGER_SECONDS = 0.02
 #: How long a write waits for another process that writes.
 PATIENCE_SECONDS = 30.0
+_AGAIN_SECONDS = 0.02
 _ROWS_PER_STATEMENT = (64, 8, 1)
 
 
@@ -131,28 +133,39 @@ class AnswerCache:
             isolation_level=None,
             check_same_thread=False,
         )
+        pause, tries = threading.Event(), math.ceil(self._patience_seconds / _AGAIN_SECONDS)
         try:
-            self._make_ours(found)
+            while True:
+                try:
+                    self._make_ours(found)
+                    return found
+                except sqlite3.OperationalError as error:
+                    # While several make one file, SQLite refuses some at once, so that none waits
+                    # for one that waits for it.
+                    if found.in_transaction:
+                        found.execute("ROLLBACK")
+                    tries -= 1
+                    if tries <= 0 or "locked" not in str(error):
+                        raise
+                pause.wait(_AGAIN_SECONDS)
         except BaseException:
             found.close()
             raise
-        return found
 
     def _make_ours(self, connection: sqlite3.Connection) -> None:
-        if not _is_made(connection, self.path):
+        # All that is looked at in one transaction: another process may be about to make it.
+        connection.execute("BEGIN")
+        is_made = _is_made(connection, self.path)
+        connection.execute("COMMIT")
+        if not is_made:
             connection.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
             connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("BEGIN IMMEDIATE")  # of two that make it, the second finds it made
-            try:
+            with _transaction(connection):  # of two that make it, the second finds it made
                 if not _is_made(connection, self.path):
                     for statement in self._sql["create"].split(";"):
                         connection.execute(statement)
                     connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
                     connection.execute(f"PRAGMA user_version = {_VERSION}")
-                connection.execute("COMMIT")
-            except BaseException:
-                connection.execute("ROLLBACK")
-                raise
         # An answer that the loss of power costs is asked for again.
         connection.execute("PRAGMA synchronous = NORMAL")
 

@@ -683,7 +683,7 @@ class SqliteLedger:
         row = self._row_of(item_id)
         return [] if row is None else list(map(_read_attempt, self._rows("tries", (row[0],))))
 
-    def retry(self, codes: Collection[str] | None = None) -> int:
+    def retry(self, codes: Collection[str] | None = None, content: bytes | None = None) -> int:
         """Make failed items pending, so that they are tried again.
 
         Raises:
@@ -692,9 +692,9 @@ class SqliteLedger:
 
         def change(connection: sqlite3.Connection) -> int:
             if codes is None:
-                return connection.execute(self._sql["retry_all"]).rowcount
+                return connection.execute(self._sql["retry_all"], (content,)).rowcount
             wanted = json.dumps(sorted(codes))
-            return connection.execute(self._sql["retry_some"], (wanted,)).rowcount
+            return connection.execute(self._sql["retry_some"], (content, wanted)).rowcount
 
         self._ahead.forget()
         return int(self._exclusively(change))

@@ -123,10 +123,10 @@ FROM tries LEFT JOIN billed_as ON id = billed_as WHERE number = ? ORDER BY tries
 SELECT state, count(*) FROM items GROUP BY state;
 
 -- name: retry_all
-UPDATE items SET state = 'pending' WHERE state = 'failed';
+UPDATE items SET state = 'pending', content = coalesce(?, content) WHERE state = 'failed';
 
 -- name: retry_some
-UPDATE items SET state = 'pending'
+UPDATE items SET state = 'pending', content = coalesce(?, content)
 WHERE state = 'failed' AND error_code IN (SELECT value FROM json_each(?));
 
 -- name: manifest

@@ -1,0 +1,407 @@
+"""One session of a run: what a ledger has is shown again, what is left is sent.
+
+Each row's result comes out once. Nothing here writes files, shows progress or listens to signals:
+that is the business of who started it, the command (``cli.execution``) or ``runs.api``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Literal
+
+from batch_llm._engine.pipeline import as_asked
+from batch_llm.core.config import (
+    AUTO_MOST,
+    AUTO_MOST_KNOWN,
+    DEFAULT_WORKERS,
+    Limits,
+    ProcessorConfig,
+    RetryConfig,
+)
+from batch_llm.core.request import Request
+from batch_llm.exceptions import (
+    BatchLLMError,
+    ConfigError,
+    InputError,
+    LimitPauseError,
+    MissingKeyError,
+    UnknownModelError,
+    UnsupportedRequestError,
+)
+from batch_llm.parallel import ParallelBatchProcessor
+from batch_llm.providers.registry import open_pool, resolve_pool, split_model
+from batch_llm.providers.requests import RequestCaller
+from batch_llm.providers.table import is_simulator
+from batch_llm.providers.transport import HttpTransport, raise_file_limit
+from batch_llm.runs.plan import chunks, look_up
+from batch_llm.simulator import parse_profile
+from batch_llm.stores.answers import AnswerCache
+from batch_llm.stores.limit_memory import LimitMemory, limits_file
+from batch_llm.stores.values import reused
+
+if TYPE_CHECKING:
+    from collections.abc import (
+        AsyncIterable,
+        AsyncIterator,
+        Awaitable,
+        Callable,
+        Iterable,
+        Iterator,
+        Sequence,
+    )
+
+    from batch_llm._engine.statistics import Statistics
+    from batch_llm.base import LLMWorkItem, WorkItemResult
+    from batch_llm.inputs import Row
+    from batch_llm.providers.registry import Endpoint
+    from batch_llm.runs.job import Job
+    from batch_llm.runs.recipe import Variant
+    from batch_llm.stores.base import Ledger, Record
+
+    Item = LLMWorkItem[Any, Any, Row]
+    Result = WorkItemResult[Any, Row]
+
+FATAL_IN_A_ROW = 20
+_FATAL = {"auth", "quota", "not_found"}
+#: Fatal where nobody has ever answered: the address may be wrong.
+_NOBODY = "connection"
+_PAUSE = f"{LimitPauseError.__name__}: "
+
+
+class Stop(Enum):
+    """Why a session ended itself early."""
+
+    PROVIDER_REFUSES = "provider_refuses"
+    TOO_MANY_FAILED = "max_failed"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Pools:
+    """Where a job's calls go.
+
+    Attributes:
+        own: The endpoints of the run's model.
+        others: Those of models that rows were retried with; or why there are none: then the rows
+            that still wait for such a model fail with it, and all others are as they are.
+        possible: Connections that can be opened, where these are fewer than wanted; else None.
+    """
+
+    own: Sequence[Endpoint]
+    others: dict[str, Sequence[Endpoint] | BatchLLMError]
+    possible: int | None
+
+    @property
+    def servers(self) -> list[str]:
+        """Where the run's own calls go, other than to the provider's own address."""
+        return [endpoint.server for endpoint in self.own if endpoint.server]
+
+    def _of(self, model: str) -> Sequence[Endpoint]:
+        found = self.others.get(model, self.own)
+        if isinstance(found, BatchLLMError):
+            raise found
+        return found
+
+    def caller(self, transport: HttpTransport, job: Job, *, keep_bodies: bool) -> RequestCaller:
+        """Return who makes the calls."""
+        return RequestCaller(
+            self._of if self.others else self.own,
+            transport,
+            keep_bodies=keep_bodies,
+            asks_servers=job.asks_servers,
+        )
+
+
+def check_model(
+    model: str, run_model: str, base_url: str | None = None, keys: Sequence[str] = ()
+) -> None:
+    """Refuse a model that cannot be reached from here, before rows are marked for it.
+
+    Args:
+        model: What rows are to be retried with.
+        run_model: The run's own, whose servers and keys are those of its provider.
+        base_url: The run's.
+        keys: The run's.
+
+    Raises:
+        UnknownModelError: There is no such model.
+        MissingKeyError: There is no key for it.
+        ConfigError: Its profile or address cannot be used.
+    """
+    provider, name = split_model(model)
+    if is_simulator(provider):
+        parse_profile(name)
+    elif provider == split_model(run_model)[0]:
+        resolve_pool(model, base_urls=base_url, keys=keys)
+    else:
+        resolve_pool(model)
+
+
+@contextlib.contextmanager
+def open_pools(job: Job, variants: Sequence[Variant] = ()) -> Iterator[Pools]:
+    """Find out where a job's calls go; run the simulator meanwhile where it is asked for.
+
+    Servers and keys that are given for the run are those of its provider: a model of another one,
+    with which rows are retried, goes to that one's own address.
+
+    Raises:
+        UnknownModelError: A model cannot be resolved.
+        MissingKeyError: There is no key.
+        ConfigError: An address or a key cannot be used.
+        InputError: A cap on cost cannot be kept.
+    """
+    with contextlib.ExitStack() as opened:
+        own = opened.enter_context(open_pool(job.model, base_urls=job.base_url, keys=job.keys))
+        others: dict[str, Sequence[Endpoint] | BatchLLMError] = {}
+        provider, _ = split_model(job.model)
+        for model in dict.fromkeys(variant.model for variant in variants):
+            if model is None or model == job.model:
+                continue
+            is_same = split_model(model)[0] == provider and not is_simulator(provider)
+            pool = open_pool(
+                model,
+                base_urls=job.base_url if is_same else None,
+                keys=job.keys if is_same else (),
+            )
+            try:
+                others[model] = opened.enter_context(pool)
+            except (MissingKeyError, UnknownModelError, ConfigError) as error:
+                others[model] = error
+        pools = [own, *(one for one in others.values() if not isinstance(one, BatchLLMError))]
+        given = job.concurrency if isinstance(job.concurrency, int) else None
+        possible = raise_file_limit(given or AUTO_MOST_KNOWN)
+        if job.forgets_limits and (path := limits_file()) is not None:
+            accounts = [one.account for pool in pools for one in pool if one.account]
+            LimitMemory(path).forget(accounts)
+        check_settings(job, own[0])
+        for one in pools:
+            check_price(job, one[0])  # loaded here, where nothing waits: a display asks in mid-run
+        yield Pools(own, others, possible)
+
+
+def open_cache(job: Job) -> AnswerCache:
+    """Open a job's cache, new or old.
+
+    Raises:
+        CacheError: It cannot be used.
+    """
+    assert job.cache is not None  # noqa: S101 - the caller has looked
+    return AnswerCache(job.cache, expires_seconds=job.cache_expires)
+
+
+def is_short_of_connections(job: Job, possible: int | None) -> bool:
+    """Tell whether fewer connections can be opened than the job wants."""
+    is_told = isinstance(job.concurrency, int)
+    return possible is not None and (is_told or possible < AUTO_MOST)
+
+
+def check_settings(job: Job, endpoint: Endpoint) -> None:
+    """Refuse settings for which the provider's format has no place, before anything is sent.
+
+    Raises:
+        InputError: It has none.
+    """
+    request = Request.of(job.model, "-", output=job.shape, settings=job.settings)
+    try:
+        endpoint.codec.encode(request, model=endpoint.model)
+    except UnsupportedRequestError as error:
+        raise InputError(
+            f"{error.wire_format} of {job.model} has no place for {error.part}; nothing was sent"
+        ) from None
+
+
+def check_price(job: Job, endpoint: Endpoint) -> None:
+    """Refuse a cap on cost that cannot be kept, before anything is sent.
+
+    Raises:
+        InputError: The model's price is not known.
+    """
+    model = f"{endpoint.provider}:{endpoint.model}"
+    if job.prices.rate(model, endpoint.server) is None and job.max_cost is not None:
+        where = f" at {endpoint.server}" if endpoint.server else ""
+        raise InputError(
+            f"--max-cost cannot be kept: no price is known for {model}{where}; nothing was sent\n\n"
+            "  --prices FILE              gives its price, in USD per million tokens:\n"
+            f'                             ["{model.partition("?")[0]}"]\n'
+            "                             input = 0.25\n"
+            "                             output = 2.00\n"
+            "  --max-tokens-total 10M     caps tokens instead"
+        )
+
+
+class Session:
+    """Sends what is left of a job, once.
+
+    Args:
+        job: The job.
+        pools: Where its calls go.
+        ledger: Keeps the results; None keeps none.
+        cache: Answers of earlier runs; None uses none.
+        variants: What rows were retried with.
+        keep_bodies: Whether results carry the provider's answer as it came.
+        looks_up: Whether the ledger is asked for many rows at a time, before they reach the engine:
+            right where it may know some.
+        on_row: Called with each row when it is taken; what it returns is waited for.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        pools: Pools,
+        ledger: Ledger | None = None,
+        *,
+        cache: AnswerCache | None = None,
+        variants: Sequence[Variant] = (),
+        keep_bodies: bool = False,
+        looks_up: bool = False,
+        on_row: Callable[[Row], Awaitable[None]] | None = None,
+    ) -> None:
+        self._job, self._ledger, self._variants = job, ledger, variants
+        self._looks_up = ledger is not None and looks_up
+        self._on_row = on_row
+        #: Why it ended itself early, and how that came.
+        self.stop: Stop | None = None
+        self.stop_text = ""
+        #: What rows fail with that would wait too long for a limit.
+        self.pause: str | None = None
+        self._fatal_code, self._fatal_count = "", 0
+        self._transport = HttpTransport()
+        possible = pools.possible
+        self.processor: ParallelBatchProcessor[Any, Any, Row] = ParallelBatchProcessor(
+            config=ProcessorConfig(
+                concurrency=_concurrency(job, possible),
+                max_workers=DEFAULT_WORKERS if possible is None else possible,
+                limits=job.limits or Limits(),
+                longest_pause=job.longest_pause,
+                timeout_per_item=job.timeout,
+                hedge="drain" if job.hedges else "off",
+                retry=RetryConfig(max_attempts=job.retries + 1, initial_wait=0.5),
+                progress_interval=0,
+                max_cost_usd=job.max_cost,
+                max_total_tokens=job.max_tokens_total,
+                deadline_seconds=job.deadline,
+                max_failed_share=_failed_share(job),
+                prices=job.prices,
+                dedupe=job.dedupes,
+            ),
+            requests=pools.caller(self._transport, job, keep_bodies=keep_bodies),
+            store=ledger,
+            cache=cache,
+        )
+
+    def statistics(self) -> Statistics:
+        """Return the session's numbers."""
+        return self.processor.statistics()
+
+    @property
+    def stop_reason(self) -> str | None:
+        """Why it ended early of itself, as a sentence; None when it did not."""
+        return self.stop_text or self.statistics().stop_reason
+
+    async def run(
+        self,
+        items: Iterable[Item] | AsyncIterable[Item],
+        take: Callable[[Result], Awaitable[None] | None],
+    ) -> None:
+        """Send the items that have no result yet, and hand over each result, kept ones among them.
+
+        Results of rows that were cut off (code ``cancelled``) are handed over too.
+
+        Args:
+            items: The rows of the job.
+            take: Gets each result; what it returns is waited for, so that it may be slow.
+        """
+        if self._looks_up or self._on_row is not None:
+            items = self._unfinished(items, take)
+        try:
+            async with contextlib.aclosing(self.processor.stream(items)) as results:
+                async for result in results:
+                    waiting = take(result)
+                    self._watch(result)
+                    if waiting is not None:
+                        await waiting
+        finally:
+            await self._transport.aclose()
+
+    async def _unfinished(
+        self,
+        items: Iterable[Item] | AsyncIterable[Item],
+        take: Callable[[Result], Awaitable[None] | None],
+    ) -> AsyncIterator[Item]:
+        """Give the items that are to be sent; hand over the results of the others."""
+        assert not hasattr(items, "__aiter__")  # noqa: S101 - those go straight to the engine
+        for chunk in chunks(items):
+            kept = self._look_up(chunk)
+            for item, record in kept:
+                row = item.context
+                assert row is not None  # noqa: S101 - each item comes with its row
+                if self._on_row is not None:
+                    await self._on_row(row)
+                if record is None:
+                    yield item
+                elif (waiting := take(_kept(record, item))) is not None:
+                    await waiting
+            await asyncio.sleep(0)
+
+    def _look_up(self, chunk: list[Item]) -> Iterable[tuple[Item, Record | None]]:
+        if not self._looks_up or self._ledger is None:
+            return ((item, None) for item in chunk)
+        found = look_up(self._ledger, chunk, self._variants)
+        return ((one.item, one.record) for one in found)
+
+    def _watch(self, result: Result) -> None:
+        """Stop when the provider refuses everything, or too much has failed."""
+        if result.error_code == "cancelled" or result.is_reused:
+            return
+        if result.success:
+            self._fatal_count = 0
+            return
+        code = result.error_code or ""
+        if (result.error or "").startswith(_PAUSE):
+            # All that are left fail so, at once, and are in the file to be run again.
+            self.pause = (result.error or "").removeprefix(_PAUSE)
+        elif code in _FATAL or (code == _NOBODY and not self.processor.statistics().succeeded):
+            self._fatal_count = self._fatal_count + 1 if code == self._fatal_code else 1
+            self._fatal_code = code
+            if self._fatal_count >= FATAL_IN_A_ROW:
+                what = "nothing answers" if code == _NOBODY else "the provider refuses everything"
+                self._end(Stop.PROVIDER_REFUSES, f"{what}: {result.error}")
+        else:
+            self._fatal_count = 0
+        if self._job.fail_over is not None:
+            bound, is_share = self._job.fail_over
+            if not is_share and self.processor.statistics().failed > bound:
+                self._end(Stop.TOO_MANY_FAILED, "more rows failed than --fail-over allows")
+
+    def _end(self, stop: Stop, text: str) -> None:
+        if self.stop is None:
+            self.stop, self.stop_text = stop, text
+            self.end()
+
+    def end(self, *, drain: bool = True) -> None:
+        """Send nothing any more; wait for the calls in flight, or abandon them too."""
+        self.processor.stop(drain=drain, retry=False)
+
+
+def _kept(record: Record, item: Item) -> Result:
+    result = reused(record)
+    result.context = item.context
+    if result.success and item.request is not None:
+        result.output = as_asked(item.request, result.output)
+    return result
+
+
+def _failed_share(job: Job) -> float | None:
+    if job.fail_over is None:
+        return None
+    bound, is_share = job.fail_over
+    return bound if is_share else None
+
+
+def _concurrency(job: Job, possible: int | None) -> int | Literal["auto", "knee"]:
+    """Return what the processor is told; only ``possible`` connections can be opened."""
+    if isinstance(job.concurrency, int):
+        return possible or job.concurrency
+    return job.concurrency or "auto"
