@@ -26,6 +26,8 @@ from batch_llm.stores.base import Attempt
 from batch_llm.strategies.errors import ErrorCode, ErrorInfo, code_of
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from batch_llm._engine.deadlines import Deadline
     from batch_llm._engine.events import EventDispatcher
     from batch_llm._engine.gate import Gate
@@ -62,13 +64,15 @@ _CUT_SHORT = "CallCutError: the other copy of this call was answered first"
 class Progress:
     """What has happened to one item so far."""
 
-    __slots__ = ("error_code", "error_type", "history", "usage")
+    __slots__ = ("changes", "error_code", "error_type", "history", "usage")
 
     def __init__(self) -> None:
         self.history: list[Attempt] = []
         self.usage = no_usage()
         self.error_code: ErrorCode | None = None
         self.error_type: str | None = None
+        #: What attempts asked otherwise than the one before.
+        self.changes: Sequence[str] = ()
 
 
 class Owner(Protocol):
@@ -216,7 +220,9 @@ class Exchanger:
             usage = self._note_usage(item, outcome, attempt, progress, may_have_cost=True)
             self._gate.succeeded(ticket, item, outcome)
             self._counts.note_latency(seconds)
-            progress.history.append(Attempt(attempt.number, started_at, seconds, usage))
+            progress.history.append(
+                Attempt(attempt.number, started_at, seconds, usage, change=attempt.change)
+            )
             return Ended(outcome, seconds, usage)
         verdict = self._classify(error)
         code, held, wait = code_of(verdict.error_category), Held.NO, 0.0
@@ -228,9 +234,8 @@ class Exchanger:
             wait = self._refused(item, owner, ticket, verdict, outcome)
         else:
             held = self._gate.failed(ticket, item, outcome, code)
-        progress.history.append(
-            Attempt(attempt.number, started_at, seconds, usage, code.value, describe(error))
-        )
+        made = attempt.number, started_at, seconds, usage, code.value, describe(error)
+        progress.history.append(Attempt(*made, change=attempt.change))
         self._log_failure(item, progress.history[-1])
         return Ended(outcome, seconds, usage, code, verdict, held, wait)
 
@@ -239,9 +244,8 @@ class Exchanger:
         seconds = self._time() - started_at
         usage = self._note_usage(item, _NOTHING, attempt, progress, may_have_cost=True)
         code = ErrorCode.CANCELLED
-        progress.history.append(
-            Attempt(attempt.number, started_at, seconds, usage, code.value, _CUT_SHORT)
-        )
+        made = attempt.number, started_at, seconds, usage, code.value, _CUT_SHORT
+        progress.history.append(Attempt(*made, change=attempt.change))
         return Ended(_NOTHING, seconds, usage, code)
 
     def _note_usage(

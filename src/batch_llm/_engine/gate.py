@@ -116,6 +116,10 @@ class Gate(Protocol):
         """
         ...
 
+    def is_overloaded(self, item: Item, /) -> bool:
+        """Whether the item's lane deals with no calls, and no call is due to find out."""
+        ...
+
     def place(self, ticket: Any, /) -> int | None:
         """Return which of the lane's places the call goes to; None where nobody chose."""
         ...
@@ -275,6 +279,10 @@ class CooldownGate:
     def failed(self, *_: object) -> Held:
         """Hold nothing: a failure that is no refusal says nothing of the limits."""
         return Held.NO
+
+    def is_overloaded(self, _item: Item, /) -> bool:
+        """Return False: overload is a failure like any other here."""
+        return False
 
     def place(self, _episode: int, /) -> None:
         """Choose nothing: whoever calls takes its places in turn."""

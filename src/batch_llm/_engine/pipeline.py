@@ -129,6 +129,8 @@ class Pipeline:
 
     def _stamp(self, result: Result, progress: Progress, started_at: float) -> None:
         result.attempts = len(progress.history)
+        if progress.changes:
+            result.changes = tuple(progress.changes)
         result.duration_seconds = self._time() - started_at
 
     def _goes_on_after_cancellation(self, worker: Worker) -> bool:

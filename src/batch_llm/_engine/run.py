@@ -21,6 +21,7 @@ from batch_llm._engine.retry import Retrier
 from batch_llm._engine.sources import QueueSource
 from batch_llm._engine.spending import SpendingGate
 from batch_llm._engine.statistics import Counts
+from batch_llm._engine.stops import Stops
 from batch_llm.observers.base import ProcessingEvent
 from batch_llm.strategies.caps import Purse
 from batch_llm.strategies.errors import ErrorCode
@@ -117,6 +118,8 @@ class Run:
             config=config.retry,
             timeout_seconds=config.timeout_per_item,
             counts=self._counts,
+            stops=Stops(setup.caller, self._counts),
+            fallbacks=config.fallbacks,
         )
         self._pipeline = Pipeline(
             retrier=retrier,

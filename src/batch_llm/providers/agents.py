@@ -1,4 +1,4 @@
-"""The three callable modes of an item: an agent, a factory of agents, a direct call."""
+"""The callable modes of an item: an agent (be it made by a factory) and a direct call."""
 
 from __future__ import annotations
 
@@ -31,10 +31,12 @@ class CallByMode:
     def lane(self, item: LLMWorkItem[Any, Any, Any], /) -> str:
         """Name the item's lane: its agent's model, where one can be seen, and where that is.
 
-        Factories make their agents later, and a direct call shows nothing: both have one lane.
+        A direct call shows nothing; all of them have one lane.
         """
         if item.request is not None and self._requests is not None:
             return self._requests.lane(item)
+        if item.asked_model is not None:
+            return item.asked_model
         return _lane_of(item.agent) if item.agent is not None else ""
 
     def facts(self, item: LLMWorkItem[Any, Any, Any], /) -> LaneFacts:
@@ -61,9 +63,7 @@ class CallByMode:
         if item.direct_call is not None:
             return await _call_directly(item, item.direct_call, attempt)
         if item.agent is not None:
-            return await _run_agent(item.agent, item.prompt, attempt)
-        if item.agent_factory is not None:
-            return await _run_agent(_agent_for(item, attempt), item.prompt, attempt)
+            return await _run_agent(item.agent, item.prompt, attempt, item.asked_model)
         if self._requests is None:
             raise ConfigError("requests", None, "a caller for items that are requests")
         return await self._requests.call(item, attempt)
@@ -86,23 +86,20 @@ def _lane_of(agent: Any) -> str:
     return f"{name} {host}".rstrip()
 
 
-def _agent_for(item: LLMWorkItem[Any, Any, Any], attempt: Try) -> Any:
-    """Make the attempt's agent, once: a refused call is repeated with the same one."""
-    made_for, agent = attempt.memory.get("agent", (0, None))
-    if made_for != attempt.number:
-        assert item.agent_factory is not None  # noqa: S101 - the caller has looked
-        agent = item.agent_factory(attempt.number)
-        attempt.memory["agent"] = (attempt.number, agent)
-    return agent
-
-
-async def _run_agent(agent: Any, prompt: str, attempt: Try) -> Outcome:
+async def _run_agent(agent: Any, prompt: str, attempt: Try, model: str | None) -> Outcome:
+    """Run an agent; ``model`` is asked in place of its own."""
     if _is_pydantic_ai(agent):
         from pydantic_ai.usage import RunUsage
 
         # Filled in while the run goes on: after a failure it tells what was spent.
         attempt.memory[SPENT] = spent = RunUsage()
-        result = await agent.run(prompt, usage=spent)
+        if model is None:
+            result = await agent.run(prompt, usage=spent)
+        else:
+            result = await agent.run(prompt, usage=spent, model=model)
+    elif model is not None:
+        expected = "another agent: only one of pydantic-ai can be asked of another model by name"
+        raise ConfigError("fallbacks", model, expected)
     else:
         result = await agent.run(prompt)
     usage = usage_of(result)

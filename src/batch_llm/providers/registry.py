@@ -57,6 +57,7 @@ class Endpoint:
         secret: The key or password, so that it can be struck out of what servers say; empty
             without one.
         is_local: Whether its server is one of the user's own, and may be asked about itself.
+        key_variable: The name of the variable with the key; empty without a key.
     """
 
     provider: str
@@ -67,6 +68,13 @@ class Endpoint:
     secret: str = field(default="", repr=False)
     charges_asked: bool = False
     is_local: bool = False
+    key_variable: str = ""
+
+    @property
+    def shown_url(self) -> str:
+        """The address without what may be secret in it."""
+        parts = urlsplit(self.url)
+        return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
 
     @property
     def account(self) -> str | None:
@@ -234,6 +242,7 @@ def resolve(
         key,
         is_own and provider.charges_asked,
         host not in _PUBLIC_HOSTS and (provider.is_local or is_local_host(host)),
+        "" if login is not None or not key else variable,
     )
 
 

@@ -29,6 +29,7 @@ class Attempt(msgspec.Struct, frozen=True):
         usage: Tokens spent, or None where nobody knows.
         error_code: A value of ``strategies.errors.ErrorCode``, or None after a success.
         error: ``ExceptionType: message``, or None after a success.
+        change: What was asked otherwise than in the attempt before; None: nothing.
     """
 
     number: int
@@ -37,6 +38,7 @@ class Attempt(msgspec.Struct, frozen=True):
     usage: dict[str, int] | None
     error_code: str | None = None
     error: str | None = None
+    change: str | None = None
 
 
 class ItemState(StrEnum):

@@ -415,6 +415,7 @@ class SqliteLedger:
             None if usage is None else to_json(usage),
             attempt.error_code,
             clean(attempt.error),
+            attempt.change,
         )
 
     def _exclusively(self, change: Callable[[sqlite3.Connection], object]) -> Any:
@@ -489,8 +490,8 @@ class SqliteLedger:
         if row is None:
             return []
         return [
-            Attempt(number, started_at, seconds, from_json(usage), error_code, error)
-            for number, started_at, seconds, usage, error_code, error in self._rows(
+            Attempt(number, started_at, seconds, from_json(usage), error_code, error, change=change)
+            for number, started_at, seconds, usage, error_code, error, change in self._rows(
                 "tries", (row[0],)
             )
         ]

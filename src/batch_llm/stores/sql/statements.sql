@@ -53,8 +53,8 @@ VALUES (?, ?, ?, ?, ?, ?, ?, ?);
 -- name: try
 INSERT INTO tries
   (number, session, attempt, started_at, seconds, input_tokens, output_tokens, usage, error_code,
-   error)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
+   error, change)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
 
 -- name: record
 SELECT item_id, content, state, output, error, error_code, model, usage, attempts, seconds,
@@ -73,7 +73,7 @@ FROM items LEFT JOIN payloads USING (number)
 WHERE number > ? AND state IN (SELECT value FROM json_each(?)) ORDER BY number LIMIT ?;
 
 -- name: tries
-SELECT attempt, started_at, seconds, usage, error_code, error FROM tries
+SELECT attempt, started_at, seconds, usage, error_code, error, change FROM tries
 WHERE number = ? ORDER BY rowid;
 
 -- name: counts
