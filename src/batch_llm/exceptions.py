@@ -345,7 +345,7 @@ class LaneStoppedError(ItemError):
         remedy = f" {self.remedy}" if self.remedy else ""
         return (
             f"{self.model or 'the provider'} refuses everything ({self.code}, {self.in_a_row} in a "
-            f"row), the last time with {self.last_error}.{remedy}"
+            f"row), the last time with {self.last_error.rstrip('.')}.{remedy}"
         )
 
 

@@ -112,13 +112,14 @@ class Run:
             log_level=logging.INFO if config.enable_detailed_logging else logging.DEBUG,
         )
         self._hedging = self._make_hedging(exchanger) if config.hedge == "drain" else None
+        self._stops = Stops(setup.caller, self._counts)
         retrier = Retrier(
             exchange=exchanger.make if self._hedging is None else self._hedging.make,
             gate=self._gate,
             config=config.retry,
             timeout_seconds=config.timeout_per_item,
             counts=self._counts,
-            stops=Stops(setup.caller, self._counts),
+            stops=self._stops,
             fallbacks=config.fallbacks,
         )
         self._pipeline = Pipeline(
@@ -215,6 +216,7 @@ class Run:
             timer = self._loop.call_later(seconds, self._stop_at, "deadline_seconds", reason)
         try:
             await self._pool.run(self._source)
+            self._stops.conclude()
         finally:
             self._store.end_run()
             self.is_finished = True

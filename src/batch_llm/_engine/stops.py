@@ -44,9 +44,9 @@ class Stops:
     def __init__(self, caller: Caller, counts: Counts) -> None:
         self._caller = caller
         self._counts = counts
-        #: By lane: what failed last, and how often in a row. Empty as long as nothing does, so that
-        #: a success need not look for its lane.
-        self.in_a_row: dict[str, tuple[ErrorCode, int]] = {}
+        #: By lane: its refusals in a row. Empty as long as there are none, so that a success need
+        #: not look for its lane.
+        self.in_a_row: dict[str, LaneStoppedError] = {}
         self.stopped: dict[str, LaneStoppedError] = {}
 
     def of(self, item: Item) -> LaneStoppedError | None:
@@ -60,24 +60,40 @@ class Stops:
     def note_failure(self, item: Item, code: ErrorCode, error: Exception) -> None:
         """Note what an item failed with in its lane for good."""
         lane = self._caller.lane(item)
-        has_answered = self._counts.succeeded > self._counts.reused
+        has_answered = self._has_answered
         if not POLICIES[code].stops_lane or (code is ErrorCode.CONNECTION and has_answered):
             self.in_a_row.pop(lane, None)
             return
-        before, count = self.in_a_row.get(lane, (code, 0))
-        count = count + 1 if before is code else 1
-        self.in_a_row[lane] = code, count
-        enough = STOPS_AFTER if has_answered else STOPS_AFTER_NEVER_ANSWERED
-        if count >= enough and lane not in self.stopped:
-            self._stop(lane, item, code, count, error)
+        before = self.in_a_row.get(lane)
+        count = before.in_a_row + 1 if before is not None and before.code == code else 1
+        refusal = self.in_a_row[lane] = self._refusal(lane, item, code, count, error)
+        if count >= (STOPS_AFTER if has_answered else STOPS_AFTER_NEVER_ANSWERED):
+            self._stop(lane, refusal)
 
-    def _stop(self, lane: str, item: Item, code: ErrorCode, count: int, error: Exception) -> None:
+    def conclude(self) -> None:
+        """Call the lanes stopped that did nothing but refuse, of a run to which nobody answered."""
+        if not self._has_answered:
+            for lane, refusal in self.in_a_row.items():
+                self._stop(lane, refusal)
+
+    @property
+    def _has_answered(self) -> bool:
+        return self._counts.succeeded > self._counts.reused
+
+    def _refusal(
+        self, lane: str, item: Item, code: ErrorCode, count: int, error: Exception
+    ) -> LaneStoppedError:
         facts = self._caller.facts(item)
         model = facts.model or lane
         told = remedy(code, keys=facts.keys, model=model, where=facts.url or facts.server)
-        stopped = LaneStoppedError(
+        return LaneStoppedError(
             model, code.value, count, safe(describe(error), _LONGEST_ERROR), told
         )
-        self.stopped[lane] = stopped
-        self._counts.stopped_lanes.append(StoppedLane(lane, model, code.value, str(stopped)))
-        logger.warning("%s", safe(stopped, _LONGEST_LINE))
+
+    def _stop(self, lane: str, refusal: LaneStoppedError) -> None:
+        if lane in self.stopped:
+            return
+        self.stopped[lane] = refusal
+        stopped = StoppedLane(lane, refusal.model, refusal.code, str(refusal))
+        self._counts.stopped_lanes.append(stopped)
+        logger.warning("%s", safe(refusal, _LONGEST_LINE))

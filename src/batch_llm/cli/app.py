@@ -111,6 +111,14 @@ class Flags:
     "at the end of the run, send slow rows a second time, and take the first answer"
     retries: str = "5"
     "further attempts of a row; refusals by a rate limit do not count"
+    fallback: Annotated[list[str], Parameter(name="--fallback")] = dataclasses.field(
+        default_factory=list
+    )
+    "models that are asked in turn where a row fails at its own: MODEL,MODEL (or repeat)"
+    fallback_on: str | None = None
+    "failures after which they are asked: bad_output,quota; default: the usual ones, docs/errors.md"
+    max_tokens_cap: str | None = None
+    "what a max_tokens that cut an answer off is raised to, once: 8k; default: twice; 0: not at all"
     max_cost: str | None = None
     "stop before the run costs more US dollars than this, failed attempts included"
     max_tokens_total: str | None = None
@@ -137,6 +145,7 @@ def _job(source: str, flags: Flags) -> Any:
     from batch_llm.cli.ledgers import default_ledger, flags_to_keep
     from batch_llm.core.prices import Prices
     from batch_llm.exceptions import ConfigError, InputError
+    from batch_llm.strategies.policies import fallback_codes
 
     if source != "-" and not Path(source).is_file():
         raise InputError(f"{source} is not a file that can be read")
@@ -146,6 +155,8 @@ def _job(source: str, flags: Flags) -> Any:
         raise ConfigError("--store and --no-store", "both", "given one at a time")
     output, failed = default_paths(source, flags.output)
     limit = flags.limit
+    fallback_on = None if flags.fallback_on is None else tuple(flags.fallback_on.split(","))
+    fallback_codes(fallback_on)
     return Job(
         input=source,
         model=flags.model or "sim:fast",
@@ -174,6 +185,11 @@ def _job(source: str, flags: Flags) -> Any:
         timeout=values.read_seconds("--timeout", flags.timeout),
         hedges=flags.hedge,
         retries=values.read_count("--retries", flags.retries),
+        fallbacks=tuple(name for given in flags.fallback for name in given.split(",")),
+        fallback_on=fallback_on,
+        max_tokens_cap=None
+        if flags.max_tokens_cap is None
+        else values.read_count("--max-tokens-cap", flags.max_tokens_cap),
         max_cost=None if flags.max_cost is None else values.read_usd("--max-cost", flags.max_cost),
         max_tokens_total=None
         if flags.max_tokens_total is None

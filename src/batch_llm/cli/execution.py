@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import shlex
 import signal
 import sys
@@ -30,7 +31,7 @@ from batch_llm.core.config import (
     ProcessorConfig,
     RetryConfig,
 )
-from batch_llm.exceptions import InputError, LimitPauseError
+from batch_llm.exceptions import InputError, LaneStoppedError, LimitPauseError
 from batch_llm.outputs import FailedWriter, Finished, ResultWriter
 from batch_llm.parallel import ParallelBatchProcessor
 from batch_llm.providers.registry import open_pool
@@ -39,7 +40,7 @@ from batch_llm.providers.transport import HttpTransport, raise_file_limit
 from batch_llm.stores.limit_memory import LimitMemory, limits_file
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Sequence
+    from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
 
     from batch_llm._engine.statistics import Statistics
     from batch_llm.base import LLMWorkItem, WorkItemResult
@@ -50,11 +51,8 @@ if TYPE_CHECKING:
 
     Item = LLMWorkItem[Any, Any, Row]
 
-FATAL_IN_A_ROW = 20
-_FATAL = {"auth", "quota", "not_found"}
-#: Fatal where nobody has ever answered: the address may be wrong.
-_NOBODY = "connection"
 _PAUSE = f"{LimitPauseError.__name__}: "
+_STOPPED = f"{LaneStoppedError.__name__}: "
 #: With ``--order input``: finished rows that wait for an earlier one.
 MAX_HELD = 10_000
 #: Flags that say what is left to do does not share with what was done.
@@ -146,6 +144,7 @@ def run_plan(
     """Send a plan's rows and write what comes back; return the code and the last numbers."""
     job = plan.job
     plan.check_unchanged()
+    logging.getLogger("batch_llm.stops").disabled = True  # told at the end, with what to do next
     with open_pool(job.model, base_urls=job.base_url, keys=job.keys) as pool:
         given = job.concurrency if isinstance(job.concurrency, int) else None
         possible = raise_file_limit(given or AUTO_MOST_KNOWN)
@@ -153,8 +152,14 @@ def run_plan(
             say(f"warning: only {possible} connections are possible here; taking as many")
         if job.forgets_limits and (path := limits_file()) is not None:
             LimitMemory(path).forget([one.account for one in pool if one.account])
-        check_price(job, pool[0])  # loaded here, where nothing waits: the display asks in mid-run
         with contextlib.ExitStack() as opened:
+            fallbacks = {
+                name: opened.enter_context(open_pool(name, **job.places_of(name)))
+                for name in job.fallbacks
+            }
+            # Loaded here, where nothing waits: the display asks in mid-run.
+            for one in (pool, *fallbacks.values()):
+                check_price(job, one[0])
             ledger = None if job.ledger is None else opened.enter_context(open_ledger(plan))
             survey = Survey(plan.rows)
             if ledger is not None and any(ledger.counts().values()):
@@ -167,7 +172,9 @@ def run_plan(
             writers.failed.remove_old()
             for problem in plan.problems:
                 writers.failed.write_problem(problem)
-            execution = _Execution(plan, pool, writers, possible, on_result, ledger, survey)
+            execution = _Execution(
+                plan, pool, fallbacks, writers, possible, on_result, ledger, survey
+            )
             return asyncio.run(execution.run()), execution.statistics()
 
 
@@ -212,6 +219,7 @@ class _Execution:
         self,
         plan: Plan,
         pool: Sequence[Endpoint],
+        fallbacks: Mapping[str, Sequence[Endpoint]],
         writers: _Writers,
         possible: int | None,
         on_result: Callable[[WorkItemResult[Any, Row]], None] | None,
@@ -224,7 +232,6 @@ class _Execution:
         self._signal: int | None = None
         self._stop_code: ExitCode | None = None
         self._stop_reason = ""
-        self._fatal_code, self._fatal_count = "", 0
         self._pause: str | None = None
         #: Lines of the rows that have their result, where a limit may stop the run before the end.
         self._done: set[int] = set()
@@ -238,7 +245,13 @@ class _Execution:
                 longest_pause=self._job.longest_pause,
                 timeout_per_item=self._job.timeout,
                 hedge="drain" if self._job.hedges else "off",
-                retry=RetryConfig(max_attempts=self._job.retries + 1, initial_wait=0.5),
+                retry=RetryConfig(
+                    max_attempts=self._job.retries + 1,
+                    initial_wait=0.5,
+                    max_tokens_cap=self._job.max_tokens_cap,
+                    fallback_on=self._job.fallback_on,
+                ),
+                fallbacks=self._job.fallbacks,
                 progress_interval=0,
                 max_cost_usd=self._job.max_cost,
                 max_total_tokens=self._job.max_tokens_total,
@@ -251,6 +264,7 @@ class _Execution:
                 self._transport,
                 keep_bodies=plan.source.format == "openai-batch",
                 asks_servers=self._job.asks_servers,
+                fallback=fallbacks.__getitem__,
             ),
             store=ledger,
         )
@@ -320,6 +334,9 @@ class _Execution:
             await asyncio.sleep(0)
 
     def _take(self, result: WorkItemResult[Any, Row]) -> None:
+        if (result.error or "").startswith(_STOPPED):
+            # The row's own lane, or its last fallback's: nobody is left to ask.
+            self._stop(ExitCode.PROVIDER_REFUSES, "")
         if result.error_code == "cancelled" or result.context is None:
             return
         usage = result.token_usage
@@ -346,22 +363,12 @@ class _Execution:
         self._watch(result)
 
     def _watch(self, result: WorkItemResult[Any, Row]) -> None:
-        """Stop when the provider refuses everything, or too much has failed."""
+        """Stop when too much has failed."""
         if result.success:
-            self._fatal_count = 0
             return
-        code = result.error_code or ""
         if (result.error or "").startswith(_PAUSE):
             # All that are left fail so, at once, and are in the file to be run again.
             self._pause = result.error
-        elif code in _FATAL or (code == _NOBODY and not self._processor.statistics().succeeded):
-            self._fatal_count = self._fatal_count + 1 if code == self._fatal_code else 1
-            self._fatal_code = code
-            if self._fatal_count >= FATAL_IN_A_ROW:
-                what = "nothing answers" if code == _NOBODY else "the provider refuses everything"
-                self._stop(ExitCode.PROVIDER_REFUSES, f"{what}: {result.error}")
-        else:
-            self._fatal_count = 0
         if self._job.fail_over is not None:
             bound, is_share = self._job.fail_over
             if not is_share and self._processor.statistics().failed > bound:
@@ -434,6 +441,7 @@ class _Execution:
             "hedged": now.hedged,
             "hedges_won": now.hedges_won,
             "hedge_tokens_lost": now.hedge_tokens_lost,
+            "stopped_lanes": msgspec.to_builtins(now.stopped_lanes),
             "limits": msgspec.to_builtins(now.limits),
             "seconds": round(now.elapsed_seconds, 3),
             "output": self._job.output,
@@ -442,6 +450,9 @@ class _Execution:
             tell(record)
         if self._stop_reason:
             say(f"error: {self._stop_reason}")
+        for stopped in now.stopped_lanes:
+            is_end = code is ExitCode.PROVIDER_REFUSES
+            say(f"{'error' if is_end else 'warning'}: {stopped.reason}")
         if now.stopped_by is not None:
             say(f"stopped by {_FLAGS[now.stopped_by]}: {now.stop_reason}")
         if self._pause is not None:
@@ -470,9 +481,12 @@ class _Execution:
         if self._writers.failed.rows:
             not_sent = f", {self._not_sent:,} of them not sent" if self._not_sent else ""
             say(f"  failed    {self._job.failed} ({self._writers.failed.rows:,} rows{not_sent})")
-            if self._writers.failed.rows > bad + (self._not_sent if self._ledger else 0):
+            goes_on = self._ledger is not None and code is ExitCode.PROVIDER_REFUSES
+            if self._writers.failed.rows > bad + (self._not_sent if self._ledger else 0) and (
+                not goes_on  # that tries those again, too
+            ):
                 say(f"  next      {self._next_command()}")
-        if left and self._ledger is not None:
+        if (left or code is ExitCode.PROVIDER_REFUSES) and self._ledger is not None:
             again = f"batch-llm resume {shlex.quote(name_of(self._ledger.path))}"
             say(f"  continue  {again}  (or the same command again)")
         if self._plan.source.has_changed():
@@ -520,6 +534,8 @@ class _Execution:
             return ExitCode.TERMINATED if self._signal == signal.SIGTERM else ExitCode.INTERRUPTED
         if self._stop_code is not None:
             return self._stop_code
+        if now.stopped_lanes and not now.succeeded:
+            return ExitCode.PROVIDER_REFUSES
         if now.stopped_by is not None:
             return ExitCode.STOPPED_BY_LIMIT
         return ExitCode.SOME_FAILED if now.failed or without_answer else ExitCode.OK

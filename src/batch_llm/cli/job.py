@@ -50,6 +50,9 @@ class Job:
     timeout: float = 120.0
     hedges: bool = False
     retries: int = 5
+    fallbacks: tuple[str, ...] = ()
+    fallback_on: tuple[str, ...] | None = None
+    max_tokens_cap: int | None = None
     prices: Prices = field(default_factory=Prices)
     max_cost: Decimal | None = None
     max_tokens_total: int | None = None
@@ -62,6 +65,15 @@ class Job:
     ledger: str | None = None
     #: What ``resume`` needs to make this job again.
     flags: dict[str, Any] = field(default_factory=dict)
+
+    def places_of(self, model: str) -> dict[str, Any]:
+        """Return the servers and keys of a model: those that were given, if its provider is that.
+
+        A fallback of another provider goes to that provider's own address, with its usual key.
+        """
+        if model.partition(":")[0] != self.model.partition(":")[0]:
+            return {}
+        return {"base_urls": self.base_url, "keys": self.keys}
 
 
 def default_paths(source: str, output: str | None) -> tuple[str, str]:

@@ -119,15 +119,19 @@ def _checked(job: Job) -> tuple[Plan, Sequence[Endpoint]]:
     if job.ledger is None or not Path(job.ledger).exists():
         check_outputs_are_free(job)
     plan = Plan(job)
-    provider, name = split_model(job.model)
-    endpoints: Sequence[Endpoint]
+    endpoints = _endpoints(job, job.model)
+    check_price(job, endpoints[0])
+    for fallback in job.fallbacks:
+        check_price(job, _endpoints(job, fallback)[0])
+    return plan, endpoints
+
+
+def _endpoints(job: Job, model: str) -> Sequence[Endpoint]:
+    provider, name = split_model(model)
     if provider == "sim":
         parse_profile(name)
-        endpoints = [resolve(job.model, base_url=_NEVER_CALLED)]
-    else:
-        endpoints = resolve_pool(job.model, base_urls=job.base_url, keys=job.keys)
-    check_price(job, endpoints[0])
-    return plan, endpoints
+        return [resolve(model, base_url=_NEVER_CALLED)]
+    return resolve_pool(model, **job.places_of(model))
 
 
 def _tell(plan: Plan, endpoints: Sequence[Endpoint], pilot: Pilot | None) -> ExitCode:
