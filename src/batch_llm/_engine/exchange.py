@@ -17,7 +17,7 @@ from batch_llm._engine.admission_gate import is_absent
 from batch_llm._engine.deadlines import CallCutError
 from batch_llm._engine.gate import Held
 from batch_llm.core.prices import STANDARD
-from batch_llm.core.usage import add_usage, no_usage, read_usage, usage_of_error
+from batch_llm.core.usage import add_usage, equal_parts, no_usage, read_usage, usage_of_error
 from batch_llm.exceptions import CallCancelledError, MalformedResponseError
 from batch_llm.observers.base import ProcessingEvent
 from batch_llm.providers.base import SPENT, Outcome, Try
@@ -258,11 +258,11 @@ class Exchanger:
         may_have_cost: bool,
     ) -> dict[str, int] | None:
         """Count what a call spent; of one that may have cost, at least that nobody knows it."""
-        usage = outcome.usage
+        usage, parts = outcome.usage, outcome.parts
         if attempt.memory:
             spent = attempt.memory.pop(SPENT, None)
             if usage is None:
-                usage = read_usage(spent)
+                usage, parts = read_usage(spent), equal_parts(spent)
         if usage:
             add_usage(progress.usage, usage)
             self._counts.input_tokens += usage.get("input_tokens", 0)
@@ -273,7 +273,11 @@ class Exchanger:
             if priced_as is None:
                 facts = self._caller.facts(item)
                 priced_as = self._priced_as[name] = facts.model, facts.server
-            self._counts.usage.note(*priced_as, tier_of(item), usage or None)
+            if parts is None:
+                self._counts.usage.note(*priced_as, tier_of(item), usage or None)
+            for model, part in parts or ():
+                own = (model, "") if model else priced_as
+                self._counts.usage.note(*own, tier_of(item), part)
         return usage
 
     def _log_failure(self, item: Item, attempt: Attempt) -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from batch_llm.core.usage import read_usage, usage_of
+from batch_llm.core.usage import equal_parts, no_usage, read_usage, tokens, usage_of
 from batch_llm.exceptions import ConfigError
 from batch_llm.providers.base import SPENT, Caller, LaneFacts, Outcome, Try, content_digest
+from batch_llm.providers.limit_headers import limits_of_error
+from batch_llm.providers.observed import Seen, can_observe, observe, seen, watch
 
 if TYPE_CHECKING:
     from batch_llm.base import DirectCall, LLMWorkItem
@@ -89,25 +92,76 @@ def _lane_of(agent: Any) -> str:
 async def _run_agent(agent: Any, prompt: str, attempt: Try, model: str | None) -> Outcome:
     """Run an agent; ``model`` is asked in place of its own."""
     if _is_pydantic_ai(agent):
-        from pydantic_ai.usage import RunUsage
-
-        # Filled in while the run goes on: after a failure it tells what was spent.
-        attempt.memory[SPENT] = spent = RunUsage()
-        if model is None:
-            result = await agent.run(prompt, usage=spent)
-        else:
-            result = await agent.run(prompt, usage=spent, model=model)
-    elif model is not None:
+        return await _run_pydantic_ai(agent, prompt, attempt, model)
+    if model is not None:
         expected = "another agent: only one of pydantic-ai can be asked of another model by name"
         raise ConfigError("fallbacks", model, expected)
-    else:
-        result = await agent.run(prompt)
+    result = await agent.run(prompt)
     usage = usage_of(result)
     try:
         output = result.output
     except Exception as error:  # noqa: BLE001 - the answer was paid for, whatever it holds
         return Outcome(usage=usage, error=error)
     return Outcome(output, usage, None, _model_name(result), _safety_ratings(result))
+
+
+async def _run_pydantic_ai(agent: Any, prompt: str, attempt: Try, model: str | None) -> Outcome:
+    from pydantic_ai.usage import RunUsage
+
+    # Filled in while the run goes on: after a failure it tells what was spent.
+    attempt.memory[SPENT] = spent = RunUsage()
+    found = Seen() if watch.is_on else None
+    token = None if found is None else seen.set(found)
+    try:
+        if model is None:
+            result = await agent.run(prompt, usage=spent)
+        else:
+            result = await agent.run(prompt, usage=spent, model=_inferred(model))
+    except Exception as error:
+        if spent.requests <= 1:
+            raise
+        usage, parts = read_usage(spent), equal_parts(spent)
+        return Outcome(usage=usage, error=error, parts=parts, limits=limits_of_error(error))
+    finally:
+        if token is not None:
+            seen.reset(token)
+    has_parts = spent.requests > 1 or hasattr(getattr(agent, "model", None), "models")
+    parts = _parts(result, agent) or equal_parts(spent) if has_parts else None
+    limits = None if found is None else found.limits()
+    return Outcome(
+        result.output,
+        usage_of(result),
+        None,
+        _model_name(result),
+        _safety_ratings(result),
+        limits=limits,
+        parts=parts,
+    )
+
+
+@lru_cache(maxsize=100)
+def _inferred(model: str) -> Any:
+    """Return a model by its name, once: each has an HTTP client of its own."""
+    from pydantic_ai.models import infer_model
+
+    found = infer_model(model)
+    return observe(found) if can_observe(found) else found
+
+
+def _parts(result: Any, agent: Any) -> tuple[tuple[str, dict[str, int]], ...] | None:
+    """Return what each request of a run took; those to a model within another under its own name.
+
+    A run's sum is priced otherwise than its requests: some models' long calls are dearer.
+    """
+    has_models = hasattr(getattr(agent, "model", None), "models")
+    parts: list[tuple[str, dict[str, int]]] = []
+    for message in result.new_messages():
+        if getattr(message, "kind", None) == "response":
+            name = f"{message.provider_name}:{message.model_name}" if has_models else ""
+            parts.append((name, read_usage(message.usage) or no_usage()))
+    total = sum(tokens(usage, "total_tokens") for _, usage in parts)
+    # Tools may have run agents of their own with the same usage object.
+    return tuple(parts) if total == tokens(usage_of(result) or {}, "total_tokens") else None
 
 
 def _is_pydantic_ai(agent: Any) -> bool:

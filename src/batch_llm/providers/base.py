@@ -54,6 +54,8 @@ class Outcome(msgspec.Struct, frozen=True):
         safety_ratings: Gemini's ratings, when it sent any.
         body: The provider's answer as it came, when the caller was asked to keep it.
         limits: What the answer's headers say of the provider's limits, by dimension.
+        parts: Where ``usage`` is the sum of several requests: the model and the usage of each; the
+            model is empty where it is that of the item's lane.
     """
 
     output: Any = None
@@ -63,6 +65,7 @@ class Outcome(msgspec.Struct, frozen=True):
     safety_ratings: dict[str, str] | None = None
     body: bytes | None = None
     limits: Mapping[str, LimitHeader] | None = None
+    parts: tuple[tuple[str, dict[str, int]], ...] | None = None
 
 
 class Capacity(msgspec.Struct, frozen=True):
