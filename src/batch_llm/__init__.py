@@ -1,58 +1,74 @@
 """Push many LLM requests through any provider: every item answered once.
 
 Start with ``ParallelBatchProcessor``; ``batch_llm.testing`` has agents without a model.
+
+Names are loaded when they are first used (PEP 562), so that ``import batch_llm`` costs nothing.
 """
 
 from __future__ import annotations
 
-from batch_llm._engine.statistics import Statistics
-from batch_llm.base import BatchProcessor, BatchResult, LLMWorkItem, PostProcessor, WorkItemResult
-from batch_llm.classifiers import GeminiErrorClassifier, HttpErrorClassifier
-from batch_llm.core.config import Limits, ProcessorConfig, RateLimitConfig, RetryConfig
-from batch_llm.core.prices import Bill, ModelUsage, Price, Prices
-from batch_llm.core.protocols import AgentLike, ResultLike, UsageLike
-from batch_llm.core.request import Image, Message, OtherPart, Request, Settings, Text
-from batch_llm.exceptions import (
-    AbandonedError,
-    AttemptTimeoutError,
-    BadOutputError,
-    BatchLLMError,
-    CallCancelledError,
-    ConfigError,
-    ContentFilteredError,
-    DuplicateItemError,
-    ItemError,
-    LedgerError,
-    LedgerInUseError,
-    MalformedResponseError,
-    MissingExtraError,
-    MissingKeyError,
-    ProviderError,
-    RateLimitedTooOftenError,
-    RefusedError,
-    SettingsChangedError,
-    SourceError,
-    StatusError,
-    StoreError,
-    TransportError,
-    TruncatedError,
-    UnknownModelError,
-    UnknownPriceError,
-)
-from batch_llm.middleware import BaseMiddleware, Middleware
-from batch_llm.observers import BaseObserver, MetricsObserver, ProcessingEvent, ProcessorObserver
-from batch_llm.parallel import ParallelBatchProcessor
-from batch_llm.stores import Ledger, MemoryLedger, SqliteLedger
-from batch_llm.strategies import (
-    DefaultErrorClassifier,
-    ErrorClassifier,
-    ErrorCode,
-    ErrorInfo,
-    ExponentialBackoffStrategy,
-    FixedDelayStrategy,
-    RateLimitStrategy,
-)
-from batch_llm.testing.mocks import MockAgent, MockResult, MockUsage
+#: What type checkers take for true; `typing` itself takes longer to load than all else here.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from batch_llm._engine.statistics import Statistics
+    from batch_llm.base import (
+        BatchProcessor,
+        BatchResult,
+        LLMWorkItem,
+        PostProcessor,
+        WorkItemResult,
+    )
+    from batch_llm.classifiers import GeminiErrorClassifier, HttpErrorClassifier
+    from batch_llm.core.config import Limits, ProcessorConfig, RateLimitConfig, RetryConfig
+    from batch_llm.core.prices import Bill, ModelUsage, Price, Prices
+    from batch_llm.core.protocols import AgentLike, ResultLike, UsageLike
+    from batch_llm.core.request import Image, Message, OtherPart, Request, Settings, Text
+    from batch_llm.exceptions import (
+        AbandonedError,
+        AttemptTimeoutError,
+        BadOutputError,
+        BatchLLMError,
+        CallCancelledError,
+        ConfigError,
+        ContentFilteredError,
+        DuplicateItemError,
+        ItemError,
+        LedgerError,
+        LedgerInUseError,
+        MalformedResponseError,
+        MissingExtraError,
+        MissingKeyError,
+        ProviderError,
+        RateLimitedTooOftenError,
+        RefusedError,
+        SettingsChangedError,
+        SourceError,
+        StatusError,
+        StoreError,
+        TransportError,
+        TruncatedError,
+        UnknownModelError,
+        UnknownPriceError,
+    )
+    from batch_llm.middleware import BaseMiddleware, Middleware
+    from batch_llm.observers import (
+        BaseObserver,
+        MetricsObserver,
+        ProcessingEvent,
+        ProcessorObserver,
+    )
+    from batch_llm.parallel import ParallelBatchProcessor
+    from batch_llm.stores import Ledger, MemoryLedger, SqliteLedger
+    from batch_llm.strategies import (
+        DefaultErrorClassifier,
+        ErrorClassifier,
+        ErrorCode,
+        ErrorInfo,
+        ExponentialBackoffStrategy,
+        FixedDelayStrategy,
+        RateLimitStrategy,
+    )
+    from batch_llm.testing.mocks import MockAgent, MockResult, MockUsage
 
 __all__ = [
     "AbandonedError",
@@ -126,3 +142,86 @@ __all__ = [
     "UsageLike",
     "WorkItemResult",
 ]
+
+#: Where each name is at home.
+_HOMES = {
+    "_engine.statistics": ("Statistics",),
+    "base": ("BatchProcessor", "BatchResult", "LLMWorkItem", "PostProcessor", "WorkItemResult"),
+    "classifiers": ("GeminiErrorClassifier", "HttpErrorClassifier"),
+    "core.config": ("Limits", "ProcessorConfig", "RateLimitConfig", "RetryConfig"),
+    "core.prices": ("Bill", "ModelUsage", "Price", "Prices"),
+    "core.protocols": ("AgentLike", "ResultLike", "UsageLike"),
+    "core.request": ("Image", "Message", "OtherPart", "Request", "Settings", "Text"),
+    "exceptions": (
+        "AbandonedError",
+        "AttemptTimeoutError",
+        "BadOutputError",
+        "BatchLLMError",
+        "CallCancelledError",
+        "ConfigError",
+        "ContentFilteredError",
+        "DuplicateItemError",
+        "ItemError",
+        "LedgerError",
+        "LedgerInUseError",
+        "MalformedResponseError",
+        "MissingExtraError",
+        "MissingKeyError",
+        "ProviderError",
+        "RateLimitedTooOftenError",
+        "RefusedError",
+        "SettingsChangedError",
+        "SourceError",
+        "StatusError",
+        "StoreError",
+        "TransportError",
+        "TruncatedError",
+        "UnknownModelError",
+        "UnknownPriceError",
+    ),
+    "middleware": ("BaseMiddleware", "Middleware"),
+    "observers": ("BaseObserver", "MetricsObserver", "ProcessingEvent", "ProcessorObserver"),
+    "parallel": ("ParallelBatchProcessor",),
+    "stores": ("Ledger", "MemoryLedger", "SqliteLedger"),
+    "strategies": (
+        "DefaultErrorClassifier",
+        "ErrorClassifier",
+        "ErrorCode",
+        "ErrorInfo",
+        "ExponentialBackoffStrategy",
+        "FixedDelayStrategy",
+        "RateLimitStrategy",
+    ),
+    "testing.mocks": ("MockAgent", "MockResult", "MockUsage"),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+#: Modules of ours that can be reached as attributes without an import of their own.
+_MODULES = {
+    "base",
+    "classifiers",
+    "core",
+    "exceptions",
+    "middleware",
+    "observers",
+    "parallel",
+    "stores",
+    "strategies",
+    "testing",
+}
+
+if not TYPE_CHECKING:  # else a type checker would take any name for one of ours
+
+    def __getattr__(name: str) -> object:
+        from importlib import import_module
+
+        if name in _MODULES:
+            return import_module(f"batch_llm.{name}")
+        home = _HOME_OF.get(name)
+        if home is None:
+            raise AttributeError(f"module 'batch_llm' has no attribute {name!r}")
+        found = globals()[name] = getattr(import_module(f"batch_llm.{home}"), name)
+        return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_MODULES})

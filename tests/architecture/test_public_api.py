@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import ast
 import importlib
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -38,15 +40,60 @@ PROMISED = {
 HEAVY = ["pydantic", "pydantic_ai", "openai", "rich", "uvicorn", "jinja2", "cyclopts"]
 
 
-def test_the_list_of_public_names_is_sorted_and_complete():
-    public = {
-        name
-        for name, value in vars(batch_llm).items()
-        if not name.startswith("_") and getattr(value, "__module__", "").startswith("batch_llm.")
+def told_to_type_checkers():
+    """The names of ours that `batch_llm/__init__.py` imports for type checkers alone."""
+    imports = [
+        node
+        for node in ast.walk(ast.parse(Path(batch_llm.__file__).read_text("utf-8")))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("batch_llm.")
+    ]
+    return {
+        alias.name: node.module.removeprefix("batch_llm.")
+        for node in imports
+        for alias in node.names
     }
 
+
+def test_the_list_of_public_names_is_sorted_and_complete():
     assert batch_llm.__all__ == sorted(set(batch_llm.__all__))
-    assert public <= set(batch_llm.__all__)
+    assert set(batch_llm.__all__) == set(told_to_type_checkers())
+
+
+def test_what_type_checkers_are_told_is_what_is_loaded():
+    assert told_to_type_checkers() == batch_llm._HOME_OF
+    for name in batch_llm.__all__:
+        found = getattr(batch_llm, name)
+        assert not isinstance(found, type) or found.__name__ == name
+        assert name in dir(batch_llm)
+
+
+def test_modules_are_reached_through_the_package_and_other_names_are_not():
+    code = """
+import batch_llm
+assert batch_llm.core.config.Limits is batch_llm.Limits
+assert batch_llm.strategies.errors.ErrorInfo is batch_llm.ErrorInfo
+namespace = {}
+exec("from batch_llm import *", namespace)
+assert set(batch_llm.__all__) <= set(namespace)
+try:
+    batch_llm.Nonsense
+except AttributeError as error:
+    print(error)
+"""
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert done.stdout.strip() == "module 'batch_llm' has no attribute 'Nonsense'"
+
+
+def test_importing_the_package_loads_none_of_its_modules():
+    code = "import sys, batch_llm; print([m for m in sys.modules if m.startswith('batch_llm.')])"
+
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+
+    assert loaded.stdout.strip() == "[]"
 
 
 @pytest.mark.parametrize(("module", "names"), PROMISED.items())

@@ -78,7 +78,7 @@ def test_nobody_is_lost_and_every_place_comes_back(most, is_limited, steps):
         assert len(let_in) == len(errors)
         assert [(gate.in_flight, gate.waiting) for gate in gates] == [(0, 0)] * 3
         assert lanes.in_flight == 0
-        assert not any(lane.next() for lane in lanes.by_name.values())
+        assert not any(lane.queue.next() for lane in lanes.by_name.values())
         lanes.close()
 
     with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:

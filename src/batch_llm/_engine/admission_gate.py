@@ -12,8 +12,8 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from batch_llm._engine.gate import Held
-from batch_llm._engine.lanes import Flow, Lane, Lanes, Place, Ticket
 from batch_llm._engine.statistics import LanePause, LearnedLimit
+from batch_llm._engine.turns import Flow
 from batch_llm.exceptions import TransportError
 from batch_llm.observers.base import ProcessingEvent
 from batch_llm.providers.limit_headers import named_limit
@@ -22,6 +22,8 @@ from batch_llm.strategies.errors import ErrorCode
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from batch_llm._engine.lanes import Lane, Lanes, Ticket
+    from batch_llm._engine.places import Place
     from batch_llm.base import LLMWorkItem
     from batch_llm.providers.base import Outcome
     from batch_llm.strategies.admission import Cost
@@ -36,6 +38,9 @@ LONGEST_OUTAGE_SECONDS = 1800.0
 _NEVER_CONNECTED = {"ConnectError", "ConnectTimeout", "ClientConnectorError"}
 #: Items that wait in the building, so that none is missed when one may go.
 LEAST_SLACK, SLACK_SHARE = 8, 0.25
+#: None of them leaves before there are so many times as many: else, with every call that starts or
+#: ends, a worker would come or go.
+SLACK_KEPT = 2
 #: Items that may wait for lanes that are shut while items of others are looked for: beyond them the
 #: source is read no further. Each takes some 5 kB and what it holds itself.
 MOST_HELD = 10_000
@@ -66,6 +71,7 @@ class AdmissionGate:
         self.lanes = lanes
         self._emit = emit
         self._loop = lanes.loop
+        self._time = lanes.loop.time
         self._on_room = on_room
         self._flow = Flow(weight, on_room, longest_pause_seconds)
         self._cooldown_timer: asyncio.TimerHandle | None = None
@@ -92,13 +98,13 @@ class AdmissionGate:
         if not self.is_cooling:
             return 0.0
         if not self.waiting:
-            return self._cooling_until - self._loop.time()
+            return self._cooling_until - self._time()
         return min((pause.seconds for pause in self.pauses()), default=0.0)
 
     @property
     def _is_closed(self) -> bool:
         """Whether refusals have closed one of the lanes."""
-        return self._loop.time() < self._cooling_until
+        return self._time() < self._cooling_until
 
     def _lanes_of_run(self) -> list[Lane]:
         return [self.lanes.by_name[name] for name in self._flow.waiting]
@@ -107,14 +113,14 @@ class AdmissionGate:
         return [self.lanes.by_name[name] for name, count in self._flow.waiting.items() if count]
 
     def _is_open(self, lane: Lane) -> bool:
-        now = self._loop.time()
+        now = self._time()
         return any(
             max(place.admission.closed_until, place.aside_until) <= now for place in lane.places
         )
 
     def pauses(self) -> list[LanePause]:
         """Return the lanes for which this run's calls wait, where that takes long."""
-        now, found = self._loop.time(), []
+        now, found = self._time(), []
         for lane in self._waited_for():
             pause, waiting = lane.pause(now), self._flow.waiting[lane.name]
             seconds = pause.seconds if pause is not None else 0.0
@@ -128,7 +134,7 @@ class AdmissionGate:
     @property
     def cooldown_seconds(self) -> float:
         """Seconds spent behind closed gates so far."""
-        latest = min(self._loop.time(), self._cooling_until) - self._cooling_since
+        latest = min(self._time(), self._cooling_until) - self._cooling_since
         return self._cooled_seconds + latest
 
     @property
@@ -146,14 +152,19 @@ class AdmissionGate:
         Args:
             present: Items in the building, those between two attempts not counted.
         """
-        slack = max(LEAST_SLACK, int(SLACK_SHARE * self.in_flight))
-        waiting = self.waiting
-        wanted = min(self.lanes.most, present - waiting + slack)
-        return wanted + min(self._held(), MOST_HELD) if waiting else wanted
+        lanes, waiting = self.lanes, self._flow.all_waiting
+        slack = int(SLACK_SHARE * self.in_flight)
+        slack = max(slack, LEAST_SLACK)
+        if not waiting:
+            wanted = present + slack
+            return min(lanes.most, wanted)
+        held = self._held()
+        kept = min(max(waiting - held, slack), SLACK_KEPT * slack)
+        return min(lanes.most, present - waiting + kept) + min(held, MOST_HELD)
 
     def _held(self) -> int:
         """Count the items that wait for lanes that are shut, while others may have room."""
-        now, by_name = self._loop.time(), self.lanes.by_name
+        now, by_name = self._time(), self.lanes.by_name
         waiting = self._flow.waiting
         if len(waiting) < 2:
             name = next(iter(waiting), "")
@@ -191,20 +202,22 @@ class AdmissionGate:
             LimitPauseError: The wait would be longer than is wanted.
         """
         lane = self.lanes.of(item)
-        self._flow.waiting.setdefault(lane.name, 0)
-        cost = lane.cost_of(item)
+        if lane.name not in self._flow.waiting:
+            self._flow.waiting[lane.name] = 0
+        cost = lane.sizes.cost_of(item)
         if (ticket := self._start_now(lane, cost)) is not None:
             self._on_room()
             return ticket
         future: asyncio.Future[Ticket] = self._loop.create_future()
-        lane.add(future, item, cost, self._flow, is_retry=is_retry)
+        queue = lane.queue
+        queue.add(future, cost, self._flow, priority=item.priority, is_retry=is_retry)
         self.lanes.pump(lane)
         self._on_room()  # it may be that it waits for a lane of its own
         try:
             ticket = await future
         except asyncio.CancelledError:
             if future.cancelled():
-                lane.give_up(self._flow)
+                queue.give_up(self._flow)
                 self.lanes.pump(lane)  # the one behind it may have to wait for less
             elif future.exception() is None:  # let in and cancelled in the same step
                 self.in_flight += 1
@@ -213,35 +226,43 @@ class AdmissionGate:
         self.in_flight += 1
         return ticket
 
-    def enter_now(self, item: Item, /) -> Ticket | None:
+    def enter_now(self, item: Item, /, *, apart_from: Ticket | None = None) -> Ticket | None:
         """Return a ticket if a call may start at once and none waits for that, else None."""
         lane = self.lanes.of(item)
-        return self._start_now(lane, lane.cost_of(item))
+        other = None if apart_from is None else apart_from.place
+        return self._start_now(lane, lane.sizes.cost_of(item), other)
 
     def is_overloaded(self, item: Item, /) -> bool:
         """Whether the item's lane deals with no calls, and no call is due to find out."""
         lane, now = self.lanes.of(item), self._loop.time()
-        return lane.overloaded_seconds(now) > 0 and lane.best_place(now, lane.cost_of(item))[1] > 0
+        if lane.overloaded_seconds(now) <= 0:
+            return False
+        return lane.best_place(now, lane.sizes.cost_of(item))[1] > 0
 
-    def _start_now(self, lane: Lane, cost: Cost) -> Ticket | None:
-        now = self._loop.time()
-        place, wait = lane.best_place(now, cost)
-        if wait > 0 or not self.lanes.may_start():
+    def _start_now(self, lane: Lane, cost: Cost, other: Place | None = None) -> Ticket | None:
+        lanes = self.lanes
+        if lanes.in_flight >= lanes.most or (lane.queue.lines and lane.queue.next() is not None):
             return None
-        if lane.is_waited_for and lane.next() is not None:
+        now = self._time()
+        place = lane.only
+        if place is not None and lane.asking is None:
+            wait = place.wait(now, cost)
+        else:
+            place, wait = lane.best_place(now, cost, other)
+        if wait > 0:
             return None
         self.in_flight += 1
-        return self.lanes.start(lane, place, cost, now)
+        return lanes.start(lane, place, cost, now)
 
     def leave(self, ticket: Ticket, /, *, was_sent: bool = True) -> None:
         """Give the room to the next one; a call whose end nobody told was given up."""
-        lane, place, grant = ticket
         self.in_flight -= 1
+        grant = ticket.grant
         if grant.is_open:
-            now = self._loop.time()
-            place.ended(now, grant, is_good=None)
-            place.admission.cancelled(now, grant, was_sent=was_sent)
-        self.lanes.leave(lane)
+            now = self._time()
+            ticket.place.ended(now, grant, is_good=None)
+            ticket.place.admission.cancelled(now, grant, was_sent=was_sent)
+        self.lanes.leave(ticket.lane)
 
     @staticmethod
     def place(ticket: Ticket, /) -> int:
@@ -250,24 +271,34 @@ class AdmissionGate:
 
     def succeeded(self, ticket: Ticket, item: Item, outcome: Outcome, /) -> None:
         """Tell that a call was answered."""
-        lane, place, grant = ticket
-        now = self._loop.time()
-        place.ended(now, grant, is_good=True)
-        used = lane.learn(item, outcome.usage)
+        place, grant = ticket.place, ticket.grant
+        now = self._time()
+        if place.is_in_doubt:
+            place.ended(now, grant, is_good=True)
+        used = ticket.lane.sizes.learn(item, outcome.usage)
         place.admission.accepted(now, grant, used, outcome.limits)
-        place.note_work(now, grant, outcome.usage or None)
+        if place.knee is not None:
+            place.note_work(now, grant, outcome.usage or None)
         if outcome.limits:
             self.lanes.note_known(place)
         self.consecutive = 0
 
-    def failed(self, ticket: Ticket, item: Item, outcome: Outcome, code: ErrorCode, /) -> Held:
+    def failed(
+        self,
+        ticket: Ticket,
+        item: Item,
+        outcome: Outcome,
+        code: ErrorCode,
+        suggested_seconds: float | None = None,
+        /,
+    ) -> Held:
         """Tell that a call failed, other than by a rate limit; learn whether it is held for it."""
-        lane, place, grant = ticket
-        now = self._loop.time()
+        lane, place, grant = ticket.lane, ticket.place, ticket.grant
+        now = self._time()
         if code is ErrorCode.OVERLOADED or code is ErrorCode.CONNECTION:
             is_away = code is ErrorCode.OVERLOADED or is_absent(outcome.error)
             if code is ErrorCode.OVERLOADED or lane.has_answered:
-                place.admission.failed(now, grant)
+                place.admission.failed(now, grant, retry_after=suggested_seconds)
             else:  # nobody was ever there: that is no outage, and each row uses up its attempts
                 place.admission.cancelled(now, grant, was_sent=False)
             place.ended(now, grant, is_good=None)
@@ -279,7 +310,7 @@ class AdmissionGate:
             lasts_long = lane.overloaded_seconds(now) > LONGEST_OUTAGE_SECONDS
             return Held.BY_LANE if is_held and not lasts_long else Held.NO
         # It took the call, whatever came of it.
-        place.admission.accepted(now, grant, lane.learn(item, outcome.usage), outcome.limits)
+        place.admission.accepted(now, grant, lane.sizes.learn(item, outcome.usage), outcome.limits)
         if code is ErrorCode.TIMEOUT:
             place.note_work(now, grant, {})
         elif outcome.usage:  # a bad answer is work as well
@@ -291,8 +322,8 @@ class AdmissionGate:
         self, ticket: Ticket, worker_id: int, suggested_seconds: float | None, outcome: Outcome, /
     ) -> float:
         """Tell that a call was refused by a rate limit. The lane holds its item with the others."""
-        _lane, place, grant = ticket
-        now = self._loop.time()
+        place, grant = ticket.place, ticket.grant
+        now = self._time()
         place.ended(now, grant, is_good=True)  # whom it knows it refuses
         refusal = place.admission.refused(
             now,
@@ -310,9 +341,12 @@ class AdmissionGate:
         return refusal.wait_seconds
 
     async def close(self) -> None:
-        """Stop the timer; the lanes go on for other runs."""
-        if self._cooldown_timer is not None:
-            self._cooldown_timer.cancel()
+        """Stop the timer, which ends what was told of a closed gate; the lanes go on."""
+        if self._cooldown_timer is None:
+            return
+        self._cooldown_timer.cancel()
+        self._cooldown_timer = None
+        self._emit_opened(min(self._time(), self._cooling_until))
 
     def _note_closed(self, now: float, place: Place, worker_id: int) -> None:
         """Tell the observers of a gate that is closed for long, and of its opening."""
@@ -335,7 +369,10 @@ class AdmissionGate:
         if self._is_closed:  # closed again meanwhile
             self._cooldown_timer = self._loop.call_at(self._cooling_until, self._note_opened)
             return
-        seconds = self._cooling_until - self._cooling_since
+        self._emit_opened(self._cooling_until)
+
+    def _emit_opened(self, at: float) -> None:
+        seconds = at - self._cooling_since
         self._emit(
             ProcessingEvent.COOLDOWN_ENDED,
             {"consecutive": self.consecutive, "duration": seconds},

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     Item = LLMWorkItem[Any, Any, Any]
 
-logger = logging.getLogger("batch_llm.retry")
+logger = logging.getLogger("batch_llm.exchange")
 
 #: The verdict when a classifier itself fails.
 _UNKNOWN = ErrorInfo(
@@ -153,7 +153,6 @@ class Exchanger:
         caller: Caller,
         gate: Gate,
         classifier: ErrorClassifier,
-        timeout_seconds: float,
         counts: Counts,
         events: EventDispatcher,
         log_level: int,
@@ -161,7 +160,6 @@ class Exchanger:
         self._caller = caller
         self._gate = gate
         self._classifier = classifier
-        self._timeout_seconds = timeout_seconds
         self._counts = counts
         self._events = events
         self._log_level = log_level
@@ -175,14 +173,14 @@ class Exchanger:
         """Make one call, within its time, and settle it.
 
         Raises:
-            asyncio.CancelledError: Passed on at once; the gate's place was given back.
+            asyncio.CancelledError: Passed on at once; the ticket was handed back.
         """
         self._counts.attempts += 1
         started_at = self._time()
         try:
             try:
                 outcome = await owner.deadline.bound(
-                    self._caller.call(item, attempt), self._timeout_seconds
+                    self._caller.call(item, attempt), attempt.timeout_seconds
                 )
             except asyncio.CancelledError:
                 if owner.is_cancelled:
@@ -213,7 +211,7 @@ class Exchanger:
         started_at: float,
         outcome: Outcome,
     ) -> Ended:
-        """Tell everyone what became of a call, before its place is left: nobody may slip in."""
+        """Tell everyone what became of a call, before its room is given to the next one."""
         seconds = self._time() - started_at
         error = outcome.error
         if error is None:
@@ -233,7 +231,7 @@ class Exchanger:
         if verdict.is_rate_limit:
             wait = self._refused(item, owner, ticket, verdict, outcome)
         else:
-            held = self._gate.failed(ticket, item, outcome, code)
+            held = self._gate.failed(ticket, item, outcome, code, verdict.suggested_wait)
         made = attempt.number, started_at, seconds, usage, code.value, describe(error)
         progress.history.append(Attempt(*made, change=attempt.change))
         self._log_failure(item, progress.history[-1])

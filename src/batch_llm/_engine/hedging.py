@@ -44,13 +44,30 @@ LOOK_AGAIN_SECONDS = 1.0
 class _Call:
     """A call under way, and its second copy when it has one."""
 
-    __slots__ = ("attempt", "context", "copy", "item", "owner", "progress", "size", "started_at")
+    __slots__ = (
+        "attempt",
+        "context",
+        "copy",
+        "item",
+        "owner",
+        "progress",
+        "size",
+        "started_at",
+        "ticket",
+    )
 
     def __init__(
-        self, item: Item, owner: Owner, attempt: Try, progress: Progress, started_at: float
+        self,
+        item: Item,
+        owner: Owner,
+        ticket: Any,
+        attempt: Try,
+        progress: Progress,
+        started_at: float,
     ) -> None:
         self.item = item
         self.owner = owner
+        self.ticket = ticket
         self.attempt = attempt
         self.progress = progress
         self.started_at = started_at
@@ -153,7 +170,7 @@ class Hedging:
             asyncio.CancelledError: Passed on when both copies have ended.
         """
         now = self._loop.time()
-        call = _Call(item, owner, attempt, progress, now)
+        call = _Call(item, owner, ticket, attempt, progress, now)
         self._under_way[call] = None
         self._look_soon(now)
         try:
@@ -256,7 +273,8 @@ class Hedging:
         wait = self._hedges.wait(now, cost, items=counts.started, tokens=counts.tokens)
         if wait > 0:
             return wait
-        ticket = self._gate.enter_now(call.item)
+        # Where the first copy is slow, a second one may be slow for the same reason.
+        ticket = self._gate.enter_now(call.item, apart_from=call.ticket)
         if ticket is None:
             return LOOK_AGAIN_SECONDS
         self._hedges.note_sent(cost)
@@ -268,6 +286,7 @@ class Hedging:
     async def _make_copy(self, call: _Call, copy: _Copy) -> None:
         if copy.is_unwanted:
             self._counts.hedged -= 1
+            self._hedges.take_back(copy.cost)
             self._gate.leave(copy.ticket, was_sent=False)
             return
         copy.open_deadline(call.owner.deadline)

@@ -38,7 +38,7 @@ class Worker:
         self.is_waiting = False
 
     def parking(self) -> AbstractContextManager[None]:
-        """Let another worker take this one's place for as long as the block lasts."""
+        """Let another worker stand in for this one for as long as the block lasts."""
         return self._pool.parking()
 
     @property
@@ -55,8 +55,8 @@ class Worker:
 class Pool:
     """Runs ``handle`` over a source's items, ``size`` at a time.
 
-    An item that waits (backoff) is *parked*: it keeps its coroutine, and another worker takes its
-    place. The number of parked items that are replaced is bounded, so that memory is too.
+    An item that waits (backoff) is *parked*: it keeps its coroutine, and another worker stands in
+    for it. The number of parked items that are replaced is bounded, so that memory is too.
 
     Args:
         size: Tells how many items are to be in work, parked ones not counted, when told how many
@@ -131,7 +131,7 @@ class Pool:
 
     @contextmanager
     def parking(self) -> Iterator[None]:
-        """Let another worker take this one's place for as long as the block lasts."""
+        """Let another worker stand in for this one for as long as the block lasts."""
         self.parked += 1
         if not self._is_draining:
             self._spawn_if_room()

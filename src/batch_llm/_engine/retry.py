@@ -38,7 +38,8 @@ if TYPE_CHECKING:
     from batch_llm.core.config import RetryConfig
     from batch_llm.core.protocols import AgentLike
 
-#: How long an item stays away from an overloaded provider at the most: it may be back any moment.
+#: How long an item stays away from an overloaded provider at the most, where that does not say: it
+#: may be back any moment.
 LONGEST_BUSY_SECONDS = 8.0
 
 
@@ -86,7 +87,7 @@ class Retrier:
         """Return the first good outcome, or the last bad one.
 
         Raises:
-            asyncio.CancelledError: Passed on at once; the gate's place was given back.
+            asyncio.CancelledError: Passed on at once; the gate's ticket was handed back.
         """
         number, refusals, overloads = 1, 0, 0
         asked, stops = item, self._stops
@@ -160,7 +161,9 @@ class Retrier:
                     if self._config.max_rate_limits and overloads > self._config.max_rate_limits:
                         return ended.outcome
                     if ended.held is Held.BY_LANE:
-                        wait = min(self._wait_after(overloads, code, verdict), LONGEST_BUSY_SECONDS)
+                        wait = self._wait_after(overloads, code, verdict)
+                        if verdict.suggested_wait is None:
+                            wait = min(wait, LONGEST_BUSY_SECONDS)
                 else:
                     before, model = course.asked, course.model
                     if not course.goes_on(number, code, verdict, previous):

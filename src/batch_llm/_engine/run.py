@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from batch_llm._engine.admission_gate import AdmissionGate
+from batch_llm._engine.cooldown_gate import CooldownGate
 from batch_llm._engine.events import EventDispatcher
 from batch_llm._engine.exchange import Exchanger
-from batch_llm._engine.gate import CooldownGate
 from batch_llm._engine.hedging import Hedging
 from batch_llm._engine.pipeline import Pipeline
 from batch_llm._engine.pool import Pool, current_pool
@@ -106,7 +106,6 @@ class Run:
             caller=setup.caller,
             gate=self._gate,
             classifier=setup.error_classifier,
-            timeout_seconds=config.timeout_per_item,
             counts=self._counts,
             events=self._events,
             log_level=logging.INFO if config.enable_detailed_logging else logging.DEBUG,

@@ -154,13 +154,13 @@ class QueueSource:
             self._items.append(item)
             self._wake_one()
             return
-        place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        entry = (place, item)
+        room: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        entry = (room, item)
         self._putters.append(entry)
         try:
-            await place
+            await room
         except asyncio.CancelledError:
-            if place.cancelled():
+            if room.cancelled():
                 self._putters.remove(entry)
             else:
                 self._waking -= 1
@@ -203,9 +203,9 @@ class QueueSource:
         # The item is moved here and not by its woken owner, so that the queue is never empty in
         # between, which would look like its end.
         while self._putters:
-            place, item = self._putters.popleft()
-            if not place.cancelled():
-                place.set_result(None)
+            room, item = self._putters.popleft()
+            if not room.cancelled():
+                room.set_result(None)
                 self._waking += 1
                 self._items.append(item)
                 return

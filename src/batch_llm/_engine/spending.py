@@ -185,14 +185,15 @@ class SpendingGate:
             self._release(charge)
             raise
 
-    def enter_now(self, item: Item, /) -> Admitted | None:
+    def enter_now(self, item: Item, /, *, apart_from: Admitted | None = None) -> Admitted | None:
         """Return a ticket if there is room at once, of both kinds, and nobody waits for it."""
         if self._queue or self._is_reached:
             return None
         charge = self._hold(self._account_of(item), self._size_of(item, is_retry=True))
         if charge is None:
             return None
-        ticket = self._gate.enter_now(item)
+        other = None if apart_from is None else apart_from.inner
+        ticket = self._gate.enter_now(item, apart_from=other)
         if ticket is None:
             self._release(charge)
             return None
@@ -207,7 +208,7 @@ class SpendingGate:
         return self._gate.place(ticket.inner)
 
     def leave(self, ticket: Admitted, /, *, was_sent: bool = True) -> None:
-        """Give the place to the next one; a call whose end nobody told is booked at its worst."""
+        """Give the room to the next one; a call whose end nobody told is booked at its worst."""
         self._gate.leave(ticket.inner, was_sent=was_sent)
         reservation = ticket.charge.reservation
         if not was_sent:
@@ -221,9 +222,17 @@ class SpendingGate:
         self._gate.succeeded(ticket.inner, item, outcome)
         self._settle(ticket.charge, outcome)
 
-    def failed(self, ticket: Admitted, item: Item, outcome: Outcome, code: ErrorCode, /) -> Held:
+    def failed(
+        self,
+        ticket: Admitted,
+        item: Item,
+        outcome: Outcome,
+        code: ErrorCode,
+        suggested_seconds: float | None = None,
+        /,
+    ) -> Held:
         """Tell that a call failed, other than by a rate limit; learn whether it is held for it."""
-        held = self._gate.failed(ticket.inner, item, outcome, code)
+        held = self._gate.failed(ticket.inner, item, outcome, code, suggested_seconds)
         error = outcome.error
         if outcome.usage or (error is not None and may_have_cost(error, code)):
             self._settle(ticket.charge, outcome)

@@ -2,28 +2,40 @@
 
 from __future__ import annotations
 
+# No more than this: each module that is loaded here is time in which Ctrl-C shows a traceback.
 import os
+import signal
 import sys
-import tempfile
-import traceback
-from pathlib import Path
+
+#: What type checkers take for true.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import FrameType
+
+_INTERRUPTED = "Interrupted."
 
 
 def main() -> int:
     """Run the command line; return its exit code."""
     try:
         return _main()
-    except KeyboardInterrupt:  # before a run listens to signals, the imports included
+    except KeyboardInterrupt:  # outside of a run, which listens to signals
+        print(_INTERRUPTED, file=sys.stderr)
         return 130
 
 
 def _main() -> int:
+    is_interrupted_by_default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if is_interrupted_by_default:
+        signal.signal(signal.SIGINT, _leave)
     from cyclopts.exceptions import CycloptsError
 
     from batch_llm.cli.app import app
     from batch_llm.cli.exit_codes import ExitCode
     from batch_llm.exceptions import BatchLLMError
 
+    if is_interrupted_by_default:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         _load_dotenv()
         _check_settings()
@@ -47,6 +59,15 @@ def _main() -> int:
     except Exception:  # noqa: BLE001 - the last line of defence: a bug is told as one, and its trace is kept
         _report_bug()
         return ExitCode.BUG
+
+
+def _leave(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+    """End the process at once: while modules load, nothing is open that could be lost.
+
+    A ``KeyboardInterrupt`` there comes out of other people's modules, as something else at times.
+    """
+    os.write(2, f"{_INTERRUPTED}\n".encode())
+    os._exit(130)
 
 
 def _explain(error: Exception) -> None:
@@ -91,6 +112,8 @@ def _explain(error: Exception) -> None:
 
 
 def _load_dotenv() -> None:
+    from pathlib import Path
+
     if Path(".env").is_file():
         from dotenv import load_dotenv
 
@@ -107,6 +130,7 @@ def _check_settings() -> None:
     import dataclasses
     import difflib
     import tomllib
+    from pathlib import Path
 
     from batch_llm.cli.app import Flags
     from batch_llm.exceptions import InputError
@@ -131,6 +155,9 @@ def _check_settings() -> None:
 
 
 def _report_bug() -> None:
+    import tempfile
+    import traceback
+
     with tempfile.NamedTemporaryFile(
         "w", prefix="batch-llm-bug-", suffix=".log", delete=False, encoding="utf-8"
     ) as file:

@@ -23,6 +23,7 @@ app = App(
     version=metadata.version("batch-llm"),
     result_action="return_value",
     default_parameter=Parameter(negative=()),
+    suppress_keyboard_interrupt=False,  # `main` says a word about it
 )
 #: Where the flags of ``run`` and ``check`` come from when the command line does not say.
 _SOURCES = [
@@ -262,7 +263,7 @@ def _log_attempts() -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(Plain())
     logging.basicConfig(handlers=[handler])
-    logging.getLogger("batch_llm.retry").setLevel(logging.DEBUG)
+    logging.getLogger("batch_llm.exchange").setLevel(logging.DEBUG)
 
 
 @app.command(config=_SOURCES, help_epilogue=_EPILOGUE)

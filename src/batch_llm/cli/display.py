@@ -6,8 +6,11 @@ import textwrap
 from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
+import msgspec
+
 from batch_llm.cli.costs import cost_fields, cost_pairs, cost_summary
 from batch_llm.core.text import safe
+from batch_llm.exceptions import AbandonedError
 
 if TYPE_CHECKING:
     from decimal import Decimal
@@ -22,11 +25,18 @@ _REASONS_AT = 34
 _LONG_SECONDS = 120.0
 
 
+#: The error of an item that a stop cut off.
+_CUT_OFF = AbandonedError.__name__
+#: What three digits write as one of the next higher ones.
+_ROUNDED_UP = 0.9995
+
+
 def short(number: float) -> str:
     """Write a count in four characters or so: ``987``, ``41.2k``, ``3.01M``."""
-    for factor, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= factor:
-            return f"{number / factor:.3g}{unit}"
+    for factor, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= _ROUNDED_UP * factor:
+            scaled = number / factor
+            return f"{scaled:.3g}{unit}" if scaled < _ROUNDED_UP * 1000 else f">999{unit}"
     return f"{number:.3g}"
 
 
@@ -154,6 +164,20 @@ def _failures(now: Statistics) -> dict[str, int]:
 
 def _failed(now: Statistics) -> int:
     return now.failed - now.failures_by_code.get("cancelled", 0)
+
+
+def without_cancelled(now: Statistics) -> Statistics:
+    """Return the numbers without the items that a stop cut off: those have not failed."""
+    cut_off = now.failures_by_code.get("cancelled", 0)
+    if not cut_off:
+        return now
+    return msgspec.structs.replace(
+        now,
+        processed=now.processed - cut_off,
+        failed=_failed(now),
+        failures_by_code=_failures(now),
+        error_counts={name: count for name, count in now.error_counts.items() if name != _CUT_OFF},
+    )
 
 
 def _waits_for(now: Statistics) -> list[str]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from batch_llm.cli.costs import cost_record
-from batch_llm.cli.display import RateWindow, live_lines, log_line
+from batch_llm.cli.display import RateWindow, live_lines, log_line, without_cancelled
 from batch_llm.core.text import safe
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ async def _show_live(
     window = RateWindow()
 
     def frame() -> Text:
-        now = read()
+        now = without_cancelled(read())
         rates = window.rates(now)
         lines = live_lines(
             now,
@@ -109,7 +109,7 @@ async def _show_lines(
     last_state, last_at = "running", 0.0
     while True:
         await asyncio.sleep(_LOOK_SECONDS)
-        now = read()
+        now = without_cancelled(read())
         rates = window.rates(now)
         wait = LINE_SECONDS if now.state == last_state else CHANGE_SECONDS
         if now.elapsed_seconds < last_at + wait:

@@ -14,15 +14,14 @@ from batch_llm.providers.base import LaneFacts, content_digest
 from batch_llm.providers.limit_headers import read_limits
 from batch_llm.providers.local_servers import ask_capacity
 from batch_llm.providers.registry import Endpoint
-from batch_llm.providers.transport import Looker, raise_file_limit
-from batch_llm.strategies.slots import with_margin
+from batch_llm.providers.transport import Looker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from batch_llm.base import LLMWorkItem
     from batch_llm.core.request import Request
-    from batch_llm.providers.base import Capacity, Outcome, Try
+    from batch_llm.providers.base import Outcome, Try
     from batch_llm.providers.transport import Response, Transport
     from batch_llm.strategies.budgets import LimitHeader
 
@@ -89,7 +88,7 @@ class RequestCaller:
             ask=()
             if self._looker is None
             else tuple(
-                partial(_ask, self._looker, endpoint) if endpoint.is_local else None
+                partial(ask_capacity, self._looker, endpoint) if endpoint.is_local else None
                 for endpoint in pool
             ),
         )
@@ -164,14 +163,6 @@ def content_of(item_id: str, request: Request) -> bytes:
     later = msgspec.json.encode(temperature) if isinstance(temperature, tuple) else b""
     body = openai.encode(request, model=request.model)
     return content_digest(item_id.encode("utf-8", "surrogatepass"), body, later)
-
-
-async def _ask(looker: Looker, endpoint: Endpoint) -> Capacity | None:
-    """Ask a server; let the process open as many connections as it works on."""
-    capacity = await ask_capacity(looker, endpoint)
-    if capacity is not None:
-        raise_file_limit(with_margin(capacity.slots))
-    return capacity
 
 
 def _pool(endpoints: Endpoint | Sequence[Endpoint]) -> tuple[Endpoint, ...]:

@@ -160,6 +160,13 @@ _CHOICES = {
     "retry_after": ("header", "ms", "none"),
     "headers": ("on", "off"),
 }
+#: Of the types that the options are declared with.
+_KINDS: dict[Any, type] = {
+    "str": str,
+    "int": int,
+    "float": float,
+    "tuple[float, float]": tuple,
+}
 #: What stands between the two numbers of an option, and how to write it.
 _PAIRS = {
     "down": ("-", "START-END in seconds, for example 5-20"),
@@ -180,12 +187,13 @@ def parse_profile(text: str) -> Profile:
         )
     base = PROFILES[name]
     options = {option.name: getattr(base, option.name) for option in dataclasses.fields(base)}
+    kinds = {option.name: _KINDS[option.type] for option in dataclasses.fields(base)}
     changes: dict[str, Any] = {}
     for option, value in parse_qsl(query, keep_blank_values=True):
         if option not in options:
             expected = f"one of {', '.join(options)}{_nearest(option, options)}"
             raise ConfigError("the simulator's option", option, expected)
-        changes[option] = _read(option, value, type(options[option]))
+        changes[option] = _read(option, value, kinds[option])
     return dataclasses.replace(base, **changes)
 
 

@@ -371,9 +371,9 @@ class Admission:
         """Close the grant of a call that the provider was too busy for."""
         self._leave(grant)
         self._take_back(now, grant, refund=True)
-        if retry_after is not None:
-            self.closed_until = max(self.closed_until, now + retry_after)
-        self._overload.note_failure(now, self.in_flight, is_probe=grant.is_probe)
+        self._overload.note_failure(
+            now, self.in_flight, is_probe=grant.is_probe, retry_after=retry_after
+        )
 
     def cancelled(self, now: float, grant: Grant, *, was_sent: bool) -> None:
         """Close the grant of a call that was given up; what was never sent costs nothing."""

@@ -274,6 +274,11 @@ class Hedges:
         self.sent += 1
         self.tokens += cost
 
+    def take_back(self, cost: float) -> None:
+        """Uncount a copy that was given up before it began."""
+        self.sent -= 1
+        self.tokens -= cost
+
     def note_cost(self, expected: float, used: float) -> None:
         """Put what a copy has used in the place of what was expected."""
         self.tokens += used - expected

@@ -23,8 +23,9 @@ SETTLING_SECONDS = 1.0
 SHRINK, GROWTH = 0.7, 1.25
 #: More at a time than this is no restriction.
 UNRESTRICTED = 100_000
-#: So many failures, with nothing let in since, open the breaker.
-FAILURES_TO_OPEN = 10
+#: So many failures, with nothing let in since, open the breaker; fewer where the provider asks for
+#: time. A single one may come from one server of many that has too much to do.
+FAILURES_TO_OPEN, FAILURES_TO_OPEN_TOLD = 10, 3
 #: Seconds to the first probe; to each further one this share of the outage so far, within bounds.
 FIRST_PROBE_SECONDS, PROBE_SHARE, LONGEST_PROBE_SECONDS = 0.5, 0.1, 15.0
 #: After an outage so many calls may be made at a time at first, and so much faster they grow until
@@ -43,6 +44,7 @@ class Overload:
         "_next_probe_at",
         "_noted_at",
         "_settled_until",
+        "_told_until",
         "accepted",
         "concurrency",
         "requests",
@@ -62,6 +64,8 @@ class Overload:
         self._next_probe_at = 0.0
         self._noted_at = now
         self._settled_until = 0.0
+        #: Until when the provider has asked for time, since it last dealt with a call.
+        self._told_until = 0.0
 
     def wait(self, now: float) -> float:
         """Return the seconds until the breaker lets a call in: infinity while a probe is out."""
@@ -81,6 +85,7 @@ class Overload:
         """Note that the provider dealt with a call, be it by a refusal."""
         self.accepted += 1
         self._failures = 0
+        self._told_until = 0.0
         if self.since is not None:
             if is_probe:  # calls from before may still be answered by one that takes no new ones
                 self.since = None
@@ -96,16 +101,30 @@ class Overload:
             if self.concurrency > UNRESTRICTED:
                 self.concurrency = math.inf
 
-    def note_failure(self, now: float, in_flight: int, *, is_probe: bool) -> None:
-        """Note that the provider was too busy for a call, or not there."""
+    def note_failure(
+        self, now: float, in_flight: int, *, is_probe: bool, retry_after: float | None = None
+    ) -> None:
+        """Note that the provider was too busy for a call, or not there.
+
+        Args:
+            now: The time.
+            in_flight: Calls under way.
+            is_probe: Whether it was one that was let in to see whether the outage is over.
+            retry_after: Seconds that the provider asked to wait. The next probe waits for them.
+        """
         self._failures += 1
         self._forget(now)
+        if retry_after is not None:
+            self._told_until = max(self._told_until, now + retry_after)
         if self.since is not None:
             if is_probe:
                 self._is_probing = False
                 self._set_probe(now)
+            elif retry_after is not None:
+                self._next_probe_at = max(self._next_probe_at, self._told_until)
             return
-        if self._failures >= FAILURES_TO_OPEN:
+        is_told = self._told_until > now
+        if self._failures >= (FAILURES_TO_OPEN_TOLD if is_told else FAILURES_TO_OPEN):
             self.since = now
             self._set_probe(now)
             return
@@ -124,7 +143,8 @@ class Overload:
     def _set_probe(self, now: float) -> None:
         assert self.since is not None  # noqa: S101 - only called while the breaker is open
         seconds = PROBE_SHARE * (now - self.since) * self._dice.uniform(0.8, 1.2)
-        self._next_probe_at = now + min(LONGEST_PROBE_SECONDS, max(FIRST_PROBE_SECONDS, seconds))
+        wait = min(LONGEST_PROBE_SECONDS, max(FIRST_PROBE_SECONDS, seconds))
+        self._next_probe_at = max(now + wait, self._told_until)
 
     def _forget(self, now: float) -> None:
         elapsed = now - self._noted_at

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 
 import pytest
 
@@ -224,6 +225,61 @@ async def test_long_waits_are_told_to_observers_as_cooldowns():
     assert len(recorder.data("cooldown_ended")) == 1
     assert built.statistics().cooldown_seconds == pytest.approx(30.0, abs=0.05)
     assert max(calls) >= 30.0
+
+
+async def test_a_cooldown_ends_for_observers_when_its_run_does():
+    recorder = Recorder()
+
+    async def call(attempt, timeout):
+        await asyncio.sleep(1.0)
+        raise RateLimited(30.0)
+
+    built = learning(observers=[recorder])
+    running = asyncio.create_task(built.process([item("a", call)]))
+    await asyncio.sleep(5)
+    built.stop(drain=False)
+    await running
+
+    ends = [name for name in recorder.names() if name.startswith(("cooldown", "batch_c"))]
+    assert ends == ["cooldown_started", "cooldown_ended", "batch_completed"]
+    assert recorder.data("cooldown_ended")[0]["duration"] == pytest.approx(4.0)
+
+
+async def test_a_retry_after_of_an_overload_is_waited_for():
+    calls = []
+
+    async def call(attempt, timeout):
+        calls.append(asyncio.get_running_loop().time())
+        await asyncio.sleep(0.1)
+        if 2 <= calls[-1] < 42:
+            raise StatusError(503, "come back later", headers={"retry-after": "40"})
+        return "ok", USAGE
+
+    built = learning(
+        Limits(requests_per_minute=600, burst_seconds=1.0),
+        error_classifier=DefaultErrorClassifier(),
+    )
+    result = await built.process([item(str(n), call) for n in range(200)])
+
+    during = [at for at in calls if 2 <= at < 42]
+    assert result.succeeded == 200
+    assert len(during) <= 6  # three that tell of it, and those sent meanwhile
+    assert max(during) < 3
+    assert asyncio.get_running_loop().time() < 2 + 40 + 18 + 8
+
+
+async def test_hardly_a_worker_comes_or_goes_while_limits_hold():
+    recorder, dice = Recorder(), random.Random(1)
+
+    async def call(attempt, timeout):
+        await asyncio.sleep(dice.expovariate(2))
+        return "ok", USAGE
+
+    built = learning(Limits(requests_per_minute=3000, burst_seconds=0.1), observers=[recorder])
+    result = await built.process([item(str(n), call) for n in range(3000)])
+
+    assert result.succeeded == 3000
+    assert len(recorder.data("worker_started")) < 300
 
 
 async def test_cancelled_waiters_give_their_places_back():

@@ -22,12 +22,24 @@ from batch_llm import (
     StatusError,
 )
 from batch_llm._engine import hedging
+from batch_llm._engine.admission_gate import AdmissionGate
 from batch_llm._engine.exchange import Ended
 from batch_llm._engine.gate import Held
 from batch_llm.providers.base import SPENT, LaneFacts, Outcome
 from batch_llm.strategies.errors import ErrorCode
 from batch_llm.strategies.knee import Knee
-from fakes import USAGE, Classifier, PermanentError, Ramp, RateLimited, Recorder, item, processor
+from fakes import (
+    USAGE,
+    Classifier,
+    Models,
+    PermanentError,
+    Ramp,
+    RateLimited,
+    Recorder,
+    asked,
+    item,
+    processor,
+)
 
 HANG = 1e5
 
@@ -275,6 +287,22 @@ async def test_requests_are_hedged_unless_they_say_otherwise(can_hedge, hedged):
     )
 
     assert built.statistics().hedged == hedged
+
+
+@pytest.mark.parametrize(("room_elsewhere", "goes_elsewhere"), [(3, True), (1, True), (0, False)])
+async def test_a_second_copy_goes_to_another_place_where_one_has_room(
+    room_elsewhere, goes_elsewhere
+):
+    built = Models(places=2).processor(limits=Limits(requests_per_minute=60, burst_seconds=12.0))
+    await built.process([asked("m", "a")])
+    gate = AdmissionGate(built._lanes, lambda *_: None, lambda: None)
+    first = gate.enter_now(asked("m", "slow"))
+    (other,) = [place for place in first.lane.places if place is not first.place]
+    other.admission.budgets["requests"].level = room_elsewhere + 0.5
+
+    second = gate.enter_now(asked("m", "slow"), apart_from=first)
+
+    assert (second.place is other) is goes_elsewhere
 
 
 class Agent:
@@ -659,6 +687,7 @@ async def test_a_copy_sent_in_the_step_in_which_the_answer_comes_costs_nothing()
     assert (result.succeeded, len(called)) == (31, 1)
     assert (budget.spent, built._lanes.in_flight) == (spent, 0)
     assert (built.statistics().attempts, built.statistics().hedged) == (31, 0)
+    assert (layer._hedges.sent, layer._hedges.tokens) == (0, 0.0)
 
 
 @pytest.mark.parametrize("after", [2.6, 8.0])

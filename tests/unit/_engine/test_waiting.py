@@ -8,7 +8,8 @@ import pytest
 
 from batch_llm import Limits
 from batch_llm._engine.admission_gate import AdmissionGate
-from batch_llm._engine.lanes import LONGEST_WAITING_EVERY, Lanes
+from batch_llm._engine.lanes import Lanes
+from batch_llm._engine.turns import LONGEST_WAITING_EVERY
 from fakes import Models, asked
 
 
@@ -134,7 +135,7 @@ async def test_a_cancelled_waiter_costs_its_run_none_of_its_share():
     order = await door.all()
     assert {name.split()[0] for name in order[1:3]} == {"one", "other"}
     assert {name.split()[0] for name in order[3:5]} == {"one", "other"}
-    assert (one.waiting, shared.by_name["m"].is_waited_for) == (0, False)
+    assert (one.waiting, shared.by_name["m"].queue.lines) == (0, {})
 
 
 async def test_what_was_cancelled_does_not_stay_in_the_queue():
@@ -147,7 +148,7 @@ async def test_what_was_cancelled_does_not_stay_in_the_queue():
         door.tasks[f"{n}"].cancel()
         await asyncio.sleep(0)
 
-    (line,) = one.lanes.by_name["m"]._lines.values()
+    (line,) = one.lanes.by_name["m"].queue.lines.values()
     assert len(line.by_rank) + len(line.by_arrival) < 200
     for task in door.tasks.values():
         task.cancel()

@@ -19,6 +19,7 @@ from batch_llm.cli.display import (
     log_line,
     short,
     summary_lines,
+    without_cancelled,
 )
 from batch_llm.core.prices import ModelUsage, Price, Prices
 from fakes import Models, PermanentError, Script, asked, item, processor
@@ -73,6 +74,20 @@ async def test_rows_that_a_stop_cut_off_are_not_shown_as_failed():
     assert "cancelled" not in lines[5] + line
 
 
+async def test_numbers_without_what_a_stop_cut_off_still_add_up():
+    now = await numbers()
+    stopped = msgspec.structs.replace(
+        now,
+        processed=now.processed + 2,
+        failed=now.failed + 2,
+        failures_by_code=now.failures_by_code | {"cancelled": 2},
+        error_counts=now.error_counts | {"AbandonedError": 2},
+    )
+
+    assert without_cancelled(stopped) == now
+    assert without_cancelled(now) == now
+
+
 async def test_the_summary_says_what_failed_and_why():
     text = "\n".join(summary_lines(await numbers(), not_done=1))
 
@@ -98,6 +113,8 @@ async def test_second_copies_are_told_when_there_were_any():
 
 def test_numbers_are_short():
     assert [short(n) for n in (7, 987, 41_200, 3_010_000)] == ["7", "987", "41.2k", "3.01M"]
+    assert [short(n) for n in (999.4, 999.6, 999_960)] == ["999", "1k", "1M"]
+    assert [short(n) for n in (2e12, 1e15, 1e300)] == ["2T", ">999T", ">999T"]
     assert [clock(s) for s in (5, 65, 3661)] == ["0:05", "1:05", "1:01:01"]
 
 

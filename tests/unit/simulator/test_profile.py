@@ -28,6 +28,11 @@ def test_numbers_may_be_short(text, number):
     assert parse_profile(f"fast?tpm={text}").tpm == number
 
 
+def test_a_limit_may_be_a_fraction():
+    assert parse_profile("fast?rpm=0.5&tpm=12.5").rpm == 0.5
+    assert parse_profile("fast?rpm=0.5&tpm=12.5").tpm == 12.5
+
+
 def test_a_name_alone_is_that_profile():
     assert {name: parse_profile(name) for name in PROFILES} == PROFILES
 

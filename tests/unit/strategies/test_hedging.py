@@ -207,6 +207,15 @@ def test_a_call_of_unknown_size_may_be_slow_because_it_is_long():
     assert hedges.cost(Size(most=60), 50.0, 2.5) == 60.0
 
 
+def test_a_copy_that_was_given_up_leaves_nothing_in_the_budget():
+    hedges = Hedges()
+    hedges.note_sent(50.0)
+
+    hedges.take_back(50.0)
+
+    assert (hedges.sent, hedges.tokens) == (0, 0.0)
+
+
 def test_what_a_copy_has_used_takes_the_place_of_what_was_expected():
     hedges = Hedges()
     hedges.note_sent(500.0)

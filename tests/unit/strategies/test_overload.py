@@ -314,12 +314,36 @@ def test_a_call_that_was_let_in_before_the_outage_is_no_probe():
     assert one.wait(1.1, Cost()) > 0
 
 
-def test_a_failure_that_asks_to_wait_closes_the_gate_for_so_long():
+def test_failures_in_a_row_that_ask_to_wait_are_waited_for_exactly():
     one = Admission(0.0, dice=random.Random(1))
 
-    one.failed(1.0, one.start(0.0, Cost()), retry_after=9.0)
+    for seconds in (9.0, 5.0, 7.0):
+        one.failed(1.0, one.start(0.0, Cost()), retry_after=seconds)
 
     assert one.wait(1.0, Cost()) == 9.0
+    assert one.wait(9.9, Cost()) == pytest.approx(0.1)
+    assert one.wait(10.0, Cost()) == 0.0
+
+
+def test_one_failure_that_asks_to_wait_holds_nobody_else_up():
+    one = Admission(0.0, dice=random.Random(1))
+
+    for now in range(10):
+        one.failed(now, one.start(now, Cost()), retry_after=60.0)
+        one.accepted(now, one.start(now, Cost()))
+
+    assert one.wait(10.0, Cost()) == 0.0
+
+
+@pytest.mark.parametrize("is_probe", [True, False])
+def test_in_an_outage_whoever_asks_to_wait_puts_the_next_probe_off(is_probe):
+    one = opened()
+    if is_probe:
+        one.start()
+
+    one.note_failure(1.0, 0, is_probe=is_probe, retry_after=100.0)
+
+    assert one.wait(1.0) == 100.0
 
 
 def test_what_failed_in_an_outage_does_not_count_after_it():

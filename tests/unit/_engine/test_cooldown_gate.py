@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 
-from batch_llm._engine.gate import CooldownGate
+from batch_llm._engine.cooldown_gate import CooldownGate
 from fakes import Ramp
 
 

@@ -1,0 +1,78 @@
+"""How large calls are: estimated before they are sent, and learned from their answers.
+
+No tokenizer is asked. Input is counted in characters and output by what came so far, both made to
+fit by the answers of the lane.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from batch_llm.strategies.admission import Cost
+
+if TYPE_CHECKING:
+    from batch_llm.base import LLMWorkItem
+    from batch_llm.providers.base import LaneFacts
+
+    Item = LLMWorkItem[Any, Any, Any]
+
+#: Characters to a token, until answers tell better; and an answer's tokens until the first.
+CHARACTERS_PER_TOKEN = 4.0
+FIRST_OUTPUT_TOKENS = 400.0
+#: How fast the estimates follow: the share of one answer.
+LEARNING_SHARE = 0.03
+
+
+class Sizes:
+    """What the calls of one lane take.
+
+    Args:
+        facts: What its provider counts.
+    """
+
+    __slots__ = ("_charges_asked", "_charges_cache_reads", "_input_per_character", "_output")
+
+    def __init__(self, facts: LaneFacts) -> None:
+        self._charges_asked = facts.charges_asked
+        self._charges_cache_reads = facts.charges_cache_reads
+        self._input_per_character = 1 / CHARACTERS_PER_TOKEN
+        self._output = FIRST_OUTPUT_TOKENS
+
+    def cost_of(self, item: Item) -> Cost:
+        """Estimate what a call of the item takes."""
+        told_sent, told_got = item.estimated_input_tokens, item.estimated_output_tokens
+        sent = _characters(item) * self._input_per_character if told_sent is None else told_sent
+        got = self._output if told_got is None else told_got
+        if item.request is not None and (asked := item.request.settings.max_tokens) is not None:
+            got = min(got, asked)
+            if self._charges_asked:
+                return Cost(1.0, max(asked, sent), sent, got)
+        elif self._charges_asked:
+            return Cost(1.0, sent, sent, got)
+        return Cost(1.0, sent + got, sent, got, got)
+
+    def learn(self, item: Item, usage: dict[str, int] | None) -> Cost | None:
+        """Take an answer's size into account; return what it cost, if that is known."""
+        if not usage:
+            return None
+        sent, got = usage.get("input_tokens", 0), usage.get("output_tokens", 0)
+        self._output += LEARNING_SHARE * (got - self._output)
+        if sent and (characters := _characters(item)):
+            seen = sent / characters
+            self._input_per_character += LEARNING_SHARE * (seen - self._input_per_character)
+        if self._charges_asked:
+            return None
+        if not self._charges_cache_reads:
+            sent = max(0, sent - usage.get("cache_read_tokens", 0))
+        return Cost(1.0, sent + got, sent, got)
+
+
+def _characters(item: Item) -> int:
+    if item.request is None:
+        return len(item.prompt)
+    characters = 0
+    for message in item.request.messages:
+        content = message.content
+        if isinstance(content, str):
+            characters += len(content)
+    return characters
