@@ -28,8 +28,8 @@ from batch_llm.base import LLMWorkItem
 from batch_llm.core.config import ProcessorConfig
 from batch_llm.core.request import Request
 from batch_llm.parallel import ParallelBatchProcessor
-from batch_llm.providers import openai
 from batch_llm.providers.base import Try
+from batch_llm.providers.openai import CHAT
 from batch_llm.providers.registry import resolve
 from batch_llm.providers.requests import RequestCaller
 from batch_llm.providers.transport import HttpTransport, raise_file_limit
@@ -61,7 +61,7 @@ REPLY = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %
     ANSWER,
 )
 HEADERS = {"content-type": "application/json", "authorization": "Bearer nothing"}
-BODY = openai.encode(Request.of("openai-chat:m", PROMPT))
+BODY = CHAT.encode(Request.of("openai-chat:m", PROMPT))
 
 
 class Server(asyncio.Protocol):

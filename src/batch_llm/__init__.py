@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         CallCancelledError,
         ConfigError,
         ContentFilteredError,
+        ContextLengthError,
         DuplicateItemError,
         ItemError,
         LedgerError,
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
         TruncatedError,
         UnknownModelError,
         UnknownPriceError,
+        UnsupportedRequestError,
     )
     from batch_llm.middleware import BaseMiddleware, Middleware
     from batch_llm.observers import (
@@ -84,6 +86,7 @@ __all__ = [
     "CallCancelledError",
     "ConfigError",
     "ContentFilteredError",
+    "ContextLengthError",
     "DefaultErrorClassifier",
     "DuplicateItemError",
     "ErrorClassifier",
@@ -139,6 +142,7 @@ __all__ = [
     "TruncatedError",
     "UnknownModelError",
     "UnknownPriceError",
+    "UnsupportedRequestError",
     "UsageLike",
     "WorkItemResult",
 ]
@@ -160,6 +164,7 @@ _HOMES = {
         "CallCancelledError",
         "ConfigError",
         "ContentFilteredError",
+        "ContextLengthError",
         "DuplicateItemError",
         "ItemError",
         "LedgerError",
@@ -178,6 +183,7 @@ _HOMES = {
         "TruncatedError",
         "UnknownModelError",
         "UnknownPriceError",
+        "UnsupportedRequestError",
     ),
     "middleware": ("BaseMiddleware", "Middleware"),
     "observers": ("BaseObserver", "MetricsObserver", "ProcessingEvent", "ProcessorObserver"),

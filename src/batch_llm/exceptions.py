@@ -20,6 +20,7 @@
         ├── LimitPauseError                       the limit opens again later than one will wait
         ├── LaneStoppedError                      the lane refuses everything; it was not sent
         ├── UnknownPriceError                     money is capped, and the call has no known price
+        ├── UnsupportedRequestError               the format has no place for a part of it
         ├── CallCancelledError                    the call cancelled itself
         ├── AbandonedError                        the run was stopped while the item was in flight
         └── ProviderError                         the provider answered, but not with a good answer
@@ -28,6 +29,7 @@
             ├── MalformedResponseError            an answer, but not in the provider's format
             ├── BadOutputError                    the model's text does not fit the output schema
             ├── TruncatedError                    the model hit its token limit in mid-answer
+            ├── ContextLengthError                the conversation filled the model's context
             ├── RefusedError                      the model declined to answer
             └── ContentFilteredError              the provider's filter withheld the answer
 
@@ -364,6 +366,26 @@ class UnknownPriceError(ItemError):
         )
 
 
+class UnsupportedRequestError(ItemError):
+    """A provider's wire format has no place for a part of the request. It was not sent.
+
+    Attributes:
+        wire_format: The format's name.
+        part: What has no place in it.
+    """
+
+    def __init__(self, wire_format: str, part: str) -> None:
+        super().__init__(wire_format, part)
+        self.wire_format = wire_format
+        self.part = part
+
+    def __str__(self) -> str:
+        return (
+            f"{self.wire_format} has no place for {self.part}; the request was not sent. "
+            "Leave it out, or use a model of another provider."
+        )
+
+
 class CallCancelledError(ItemError):
     """The call raised ``CancelledError`` although nobody had cancelled it from outside."""
 
@@ -482,6 +504,24 @@ class TruncatedError(ProviderError):
         return (
             f"The answer was cut off at the limit{limit} after {len(self.text)} characters. "
             "Raise max_tokens."
+        )
+
+
+class ContextLengthError(ProviderError):
+    """Prompt and answer together filled the model's context before the end of the answer.
+
+    Attributes:
+        text: The answer so far.
+    """
+
+    def __init__(self, text: str = "") -> None:
+        super().__init__(text)
+        self.text = text
+
+    def __str__(self) -> str:
+        return (
+            f"The model's context was full after {len(self.text)} characters of the answer. "
+            "Shorten the prompt, or use a model with a longer context."
         )
 
 

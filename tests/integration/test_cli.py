@@ -360,7 +360,7 @@ CHAT = '{"messages":[{"role":"user","content":"x"}]}\n'
         ({"a.txt": "hi"}, ["a.txt", "--base-url", "http://127.0.0.1:9/v1"], "--model must be"),
         ({"a.txt": "hi"}, ["a.txt", "-o", "a.parquet"], "written as .jsonl"),
         ({"a.txt": "hi"}, ["a.txt", "--prompt", " "], "not empty"),
-        ({"a.txt": "hi"}, ["a.txt", "-m", "openai/x"], "Did you mean openai-chat:x?"),
+        ({"a.txt": "hi"}, ["a.txt", "-m", "openai/x"], "Did you mean openai:x?"),
         ({"a.txt": "hi"}, ["a.txt", "-m", "sim:fast?foo=1"], "one of latency"),
         ({"a.txt": "hi"}, ["a.txt", "--schema", "no.json"], "no.json cannot be read: No such"),
         ({"a.txt": "hi", "s.json": "{"}, ["a.txt", "--schema", "s.json"], "s.json:1:2 is no JSON"),

@@ -26,6 +26,7 @@ EXAMPLES = [
     exceptions.LimitPauseError("openai-chat:gpt-6-luna", 18_000.0),
     exceptions.LaneStoppedError("openai-chat:x", "auth", 5, "StatusError: HTTP 401", "Check X."),
     exceptions.UnknownPriceError("vllm:mine"),
+    exceptions.UnsupportedRequestError("The Messages format", "a seed"),
     exceptions.CallCancelledError(),
     exceptions.AbandonedError(),
     exceptions.StatusError(500, "oops", "server_error"),
@@ -33,6 +34,7 @@ EXAMPLES = [
     exceptions.MalformedResponseError("not JSON", "<html>"),
     exceptions.BadOutputError("{", "not JSON"),
     exceptions.TruncatedError("half", 10),
+    exceptions.ContextLengthError("half"),
     exceptions.RefusedError("no"),
     exceptions.ContentFilteredError("hate"),
 ]

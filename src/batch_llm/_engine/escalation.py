@@ -109,7 +109,10 @@ class Escalation:
             is_retryable = verdict.is_retryable
             self._truncated = None
         failures = self._failures[code] = self._failures.get(code, 0) + 1
-        cap = _cap(self.asked.request) if code is ErrorCode.TRUNCATED else None
+        cap = None
+        if code is ErrorCode.TRUNCATED and self.asked.request is not None:
+            cap = _cap(self.asked.request)
+            is_retryable = is_retryable and (cap is not None or failures == 1)
         raised = None if cap is None else self._higher(cap)
         step = next_step(
             Situation(
@@ -224,10 +227,8 @@ def _model(item: Item) -> str:
     return item.asked_model or (item.request.model if item.request is not None else "")
 
 
-def _cap(request: Request | None) -> int | None:
+def _cap(request: Request) -> int | None:
     """Return the limit on the answer's length that a request asks for; None where it has none."""
-    if request is None:
-        return None
     settings = request.settings
     if settings.max_tokens is not None:
         return settings.max_tokens

@@ -314,7 +314,7 @@ def _batch_body(line: dict[str, Any]) -> dict[str, Any]:
 def _wire(job: Job) -> dict[str, Any]:
     """Return the settings and the shape of a job, as fields of a wire body."""
     body: dict[str, Any] = json.loads(
-        openai.encode(Request.of("x:-", "-", output=job.shape, settings=job.settings))
+        openai.CHAT.encode(Request.of("x:-", "-", output=job.shape, settings=job.settings))
     )
     del body["messages"], body["model"]
     return body

@@ -18,7 +18,7 @@ from batch_llm.cli.ledgers import check_outputs_are_free
 from batch_llm.cli.plan import Plan, characters_of
 from batch_llm.core.prices import usd
 from batch_llm.core.text import safe
-from batch_llm.providers.registry import resolve, resolve_pool, split_model
+from batch_llm.providers.registry import is_simulator, resolve, resolve_pool, split_model
 from batch_llm.simulator import parse_profile
 from batch_llm.stores.limit_memory import LimitMemory, limits_file
 
@@ -128,7 +128,7 @@ def _checked(job: Job) -> tuple[Plan, Sequence[Endpoint]]:
 
 def _endpoints(job: Job, model: str) -> Sequence[Endpoint]:
     provider, name = split_model(model)
-    if provider == "sim":
+    if is_simulator(provider):
         parse_profile(name)
         return [resolve(model, base_url=_NEVER_CALLED)]
     return resolve_pool(model, **job.places_of(model))

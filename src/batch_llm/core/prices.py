@@ -347,7 +347,7 @@ class Prices:
         if own is not None:
             return own.rate(tier)
         provider, _, name = model.partition(":")
-        if not name or provider == "sim":
+        if not name or provider == "sim" or provider.startswith("sim-"):
             return None
         return _from_library(provider, name, server, tier, context)
 

@@ -156,6 +156,51 @@ def _usage_of_kinds(
     return usage
 
 
+def usage_by_kind(
+    sent: int,
+    got: int,
+    *,
+    read: int | None = None,
+    written: int | None = None,
+    written_1h: int | None = None,
+    thought: int | None = None,
+) -> dict[str, int]:
+    """Return the usage of one call, of counts that are no less than 0.
+
+    Kinds are contained in their totals, whatever a server says: where its parts are more than their
+    total, the total is raised. Kinds of which nothing was told (None) are left out.
+
+    Args:
+        sent: All input, that from and to caches included.
+        got: All output, reasoning included.
+        read: Input that was read from a cache.
+        written: Input that was written to one.
+        written_1h: Of that, written for an hour.
+        thought: Output that was thought and not said.
+    """
+    if written_1h is not None:
+        written = max(written or 0, written_1h)
+    sent = max(sent, (read or 0) + (written or 0))
+    got = max(got, thought or 0)
+    usage = {"input_tokens": sent, "output_tokens": got, "total_tokens": sent + got}
+    if read is not None:
+        usage["cache_read_tokens"] = read
+    if written is not None:
+        usage["cache_write_tokens"] = written
+    if written_1h is not None:
+        usage["cache_write_1h_tokens"] = written_1h
+    if thought is not None:
+        usage["reasoning_tokens"] = thought
+    return usage
+
+
+def count_of(value: object) -> int | None:
+    """Return a told number of tokens; None for anything else."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return value if type(value) is int and value >= 0 else None
+
+
 def _getter(source: Any) -> Callable[[str], Any]:
     if isinstance(source, Mapping):
         return source.get

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from batch_llm.strategies.admission import CONCURRENCY, INPUT, OUTPUT, TOKENS
@@ -12,19 +13,40 @@ from batch_llm.strategies.http_errors import go_seconds, seconds_until
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_OPENAI = {
-    REQUESTS: "x-ratelimit-{}-requests",
-    TOKENS: "x-ratelimit-{}-tokens",
-}
-_ANTHROPIC = {
-    REQUESTS: "anthropic-ratelimit-requests-{}",
-    INPUT: "anthropic-ratelimit-input-tokens-{}",
-    OUTPUT: "anthropic-ratelimit-output-tokens-{}",
-}
-#: A limit whose reset is further away is not one per minute: Groq counts requests by the day.
+#: By dimension, the headers of its limit, of what remains, and of its reset.
+LimitNames = dict[str, tuple[str, str, str]]
+
+
+def _by_pattern(patterns: Mapping[str, str]) -> LimitNames:
+    return {
+        dimension: (pattern.format("limit"), pattern.format("remaining"), pattern.format("reset"))
+        for dimension, pattern in patterns.items()
+    }
+
+
+#: OpenAI's, and of what is compatible with it.
+OPENAI_LIMITS = _by_pattern({REQUESTS: "x-ratelimit-{}-requests", TOKENS: "x-ratelimit-{}-tokens"})
+#: Groq counts requests by the day, under the same name.
+GROQ_LIMITS = _by_pattern(
+    {REQUESTS_PER_DAY: "x-ratelimit-{}-requests", TOKENS: "x-ratelimit-{}-tokens"}
+)
+ANTHROPIC_LIMITS = _by_pattern(
+    {
+        REQUESTS: "anthropic-ratelimit-requests-{}",
+        INPUT: "anthropic-ratelimit-input-tokens-{}",
+        OUTPUT: "anthropic-ratelimit-output-tokens-{}",
+    }
+)
+#: Mistral tells no reset: its minutes are those of the clock.
+MISTRAL_LIMITS = _by_pattern(
+    {REQUESTS: "x-ratelimit-{}-req-minute", TOKENS: "x-ratelimit-{}-tokens-minute"}
+)
+_ALL_LIMITS = (OPENAI_LIMITS, ANTHROPIC_LIMITS, MISTRAL_LIMITS)
+#: A limit whose reset is further away is not one per minute.
 _LONGEST_RESET_SECONDS = 60.0
 #: Refusals are short; what is longer is no message.
 _MOST_WORDS = 2000
+_MOST_CAUSES = 8
 #: Words of refusals that name a limit which is none per minute.
 _NAMED = {
     CONCURRENCY: ("concurren", "in flight", "parallel request", "simultaneous"),
@@ -32,32 +54,47 @@ _NAMED = {
 }
 
 
-def read_limits(headers: Mapping[str, str]) -> dict[str, LimitHeader] | None:
+def read_limits(
+    headers: Mapping[str, str], names: LimitNames | None = None
+) -> dict[str, LimitHeader] | None:
     """Read the limits by dimension; None when there are none.
 
-    OpenAI and what is compatible with it: resets as Go durations (``6m0s``, ``12ms``). Anthropic:
-    resets as dates. What cannot be read is left out.
+    Resets are Go durations (``6m0s``, ``12ms``) or dates. What cannot be read is left out.
+
+    Args:
+        headers: Of an answer; found by names in lower case.
+        names: How they are called; None finds out.
     """
-    if "x-ratelimit-limit-requests" in headers or "x-ratelimit-limit-tokens" in headers:
-        names = _OPENAI
-    elif "anthropic-ratelimit-requests-limit" in headers:
-        names = _ANTHROPIC
-    else:
-        return None
+    if names is None:
+        names = next((one for one in _ALL_LIMITS if _has_any(headers, one)), None)
+        if names is None:
+            return None
     found = {}
-    for dimension, pattern in names.items():
-        limit = _number(headers.get(pattern.format("limit")))
-        remaining = _number(headers.get(pattern.format("remaining")))
-        reset = _reset(headers.get(pattern.format("reset")))
-        if limit is None or remaining is None or reset is None:
+    for dimension, (limit_name, remaining_name, reset_name) in names.items():
+        limit = _number(headers.get(limit_name))
+        remaining = _number(headers.get(remaining_name))
+        if limit is None or remaining is None:
+            continue
+        reset = _until_minute() if names is MISTRAL_LIMITS else _reset(headers.get(reset_name))
+        if reset is None:
             continue
         if limit < 1 or remaining < 0:  # less than one call ever is no limit but nonsense
             continue
-        if reset <= _LONGEST_RESET_SECONDS:
+        if reset <= _LONGEST_RESET_SECONDS or dimension == REQUESTS_PER_DAY:
             found[dimension] = LimitHeader(limit, remaining, reset)
         elif dimension == REQUESTS:
             found[REQUESTS_PER_DAY] = LimitHeader(limit, remaining, reset)
     return found or None
+
+
+def _has_any(headers: Mapping[str, str], names: LimitNames) -> bool:
+    return any(limit in headers for limit, _, _ in names.values())
+
+
+def _until_minute() -> float:
+    """Return the seconds until the clock's next full minute."""
+    now = datetime.now(UTC)
+    return 60.0 - now.second - now.microsecond / 1e6
 
 
 def limits_of_error(error: BaseException) -> dict[str, LimitHeader] | None:
@@ -66,9 +103,24 @@ def limits_of_error(error: BaseException) -> dict[str, LimitHeader] | None:
         headers = headers_of(error)
         if not headers:
             return None
-        return read_limits({str(name).lower(): str(value) for name, value in headers.items()})
+        names = GROQ_LIMITS if "groq" in _packages(error) else None
+        return read_limits(
+            {str(name).lower(): str(value) for name, value in headers.items()}, names
+        )
     except Exception:  # noqa: BLE001 - a stranger's exception may raise when it is looked at
         return None
+
+
+def _packages(error: BaseException) -> set[str]:
+    """Return the packages that an exception and its causes come from."""
+    found: set[str] = set()
+    current: BaseException | None = error
+    for _depth in range(_MOST_CAUSES):
+        if current is None:
+            break
+        found.add(type(current).__module__.partition(".")[0])
+        current = current.__cause__
+    return found
 
 
 def named_limit(words: str) -> str | None:

@@ -40,7 +40,6 @@ VLLM_SLOTS = 256
 FIRST_CALLS, OLLAMA_FIRST_CALLS = 16, 4
 
 _PROPS, _METRICS, _MODELS, _OLLAMA = "/props", "/metrics", "/v1/models", "/api/version"
-_CHAT = "/chat/completions"
 _VLLM_SLOTS = re.compile(rb'^vllm:[^\n]{0,4000}?[{,]max_num_seqs="([0-9]{1,6})"', re.MULTILINE)
 _VLLM = re.compile(rb"^vllm:", re.MULTILINE)
 #: Names of machines that no public provider has.
@@ -69,7 +68,7 @@ async def ask_capacity(looker: Looker, endpoint: Endpoint) -> Capacity | None:
     Returns:
         None where nothing of ours is to hold the calls back: the simulator of a hosted provider.
     """
-    urls = _urls(endpoint.url)
+    urls = _urls(endpoint.base_url)
     tasks = {
         asyncio.ensure_future(_look(looker, url, endpoint.headers)): path
         for path, url in urls.items()
@@ -118,10 +117,10 @@ def told_slots(answers: Mapping[str, bytes]) -> int | None:
     return slots if 1 <= slots <= MOST_SLOTS else None
 
 
-def _urls(chat_url: str) -> dict[str, str]:
+def _urls(base_url: str) -> dict[str, str]:
     """Return where to ask, by what is asked; a query, which may hold a key, is left out."""
-    parts = urlsplit(chat_url)
-    base = parts.path.removesuffix(_CHAT)
+    parts = urlsplit(base_url)
+    base = parts.path.rstrip("/")
     root = base.removesuffix("/v1")
     paths = {
         _PROPS: f"{root}/props",

@@ -1,42 +1,45 @@
-"""The OpenAI chat completions codec: request ↔ wire JSON. Pure functions, no network.
+"""The OpenAI chat completions codec, and what its relatives do otherwise.
 
-The wire format is OpenAI's (``POST /v1/chat/completions``), which most servers speak. Where calls
-go and how is for ``registry`` and ``transport``; what an error means, for ``strategies``.
+The wire format is OpenAI's (``POST /v1/chat/completions``), which most servers speak. Where they
+differ (what the length's field is called, whether a schema is taken) is data of the codec.
 """
 
 from __future__ import annotations
 
+import json
 import re
-from typing import TYPE_CHECKING, Any, Final
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import msgspec
 
 from batch_llm.core.request import Image, Message, OtherPart, Part, Request, Settings, Text
 from batch_llm.core.schema import OutputSchema, is_wire_name
+from batch_llm.core.usage import count_of, usage_by_kind
 from batch_llm.exceptions import (
     BadOutputError,
     ConfigError,
     ContentFilteredError,
-    MalformedResponseError,
+    ContextLengthError,
     RefusedError,
-    StatusError,
     TruncatedError,
 )
 from batch_llm.providers.base import Outcome
+from batch_llm.providers.codec import Codec, answered, complaint, wire_model
+from batch_llm.providers.failures import inner_status, malformed, status_error
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_EXCERPT_CHARACTERS = 200
-_MAX_KEPT_BODY_BYTES = 100_000
-#: What looks like a key, wherever a server repeats it.
-_KEY_LIKE = re.compile(
-    rb"(?<![A-Za-z0-9])(sk|rk|pk|gsk|xai)-[A-Za-z0-9_*-]{8,}|(?<=Bearer )[^\s\"]{8,}"
-)
-_HIDDEN = b"[key]"
-#: Shorter ones are placeholders for servers that want any key; they may be ordinary words.
-_MIN_SECRET_CHARACTERS = 8
 _NUMBERS: Final = {"temperature": (int, float), "top_p": (int, float), "seed": (int,)}
+#: OpenAI's models that think unless they are told not to, and those that think when they are told
+#: to: while they do, a call with a temperature is refused.
+#: https://developers.openai.com/api/docs/guides/reasoning
+_THINKS = re.compile(
+    r"o[134]|gpt-[6-9]|gpt-5\.[5-9]|gpt-5\.1-codex|gpt-5\.[123]-chat|gpt-5\.[24]-pro"
+    r"|gpt-5(?!\.|-chat)"
+)
+_MAY_THINK = re.compile(r"gpt-5\.")
 
 
 class _Details(msgspec.Struct):
@@ -51,6 +54,7 @@ class _Usage(msgspec.Struct):
     total_tokens: int | None = None
     prompt_tokens_details: _Details | None = None
     completion_tokens_details: _Details | None = None
+    prompt_cache_hit_tokens: int | None = None
 
 
 class _Answer(msgspec.Struct):
@@ -76,61 +80,154 @@ _decode = msgspec.json.Decoder(_Completion).decode
 _encode = msgspec.json.Encoder().encode
 
 
-def encode(
-    request: Request,
-    *,
-    attempt: int = 1,
-    model: str | None = None,
-    feedback: BadOutputError | None = None,
-    max_tokens_field: str = "max_completion_tokens",
-) -> bytes:
-    """Return the body of a call.
+@dataclass(frozen=True, slots=True)
+class ChatCodec(Codec):
+    """The chat completions format, in the dialect of one provider.
+
+    Attributes:
+        length_field: What the bound of an answer's length is called.
+        seed_field: What the seed is called.
+        has_developers: Whether it knows the role ``developer``; else it is sent as ``system``.
+        schemas: ``json_schema``: the schema is sent and enforced. ``json_object``: the server
+            knows no schemas; it is told to write JSON, and the model is told the schema.
+        thinks: Whether models whose names say so refuse sampling settings, as OpenAI's do.
+    """
+
+    length_field: str = "max_completion_tokens"
+    seed_field: str = "seed"
+    has_developers: bool = True
+    schemas: Literal["json_schema", "json_object"] = "json_schema"
+    thinks: bool = True
+
+    def path(self, model: str, /) -> str:  # noqa: ARG002
+        """Return the path of a model's calls: the same for all."""
+        return "/chat/completions"
+
+    def encode(
+        self,
+        request: Request,
+        /,
+        *,
+        attempt: int = 1,
+        model: str | None = None,
+        feedback: BadOutputError | None = None,
+    ) -> bytes:
+        """Return the body of a call, see ``Codec``."""
+        settings, name = request.settings, wire_model(request, model)
+        messages = [_wire_message(message) for message in request.messages]
+        if not self.has_developers:
+            for message in messages:
+                if message["role"] == "developer":
+                    message["role"] = "system"
+        if feedback is not None:
+            messages += [
+                {"role": "assistant", "content": feedback.text},
+                {"role": "user", "content": complaint(feedback)},
+            ]
+        body: dict[str, Any] = {"model": name, "messages": messages}
+        temperature, top_p = settings.temperature_for(attempt), settings.top_p
+        if (temperature is not None or top_p is not None) and self.thinks:
+            effort = settings.extra.get("reasoning_effort")
+            if refuses_sampling(name, effort):
+                temperature = top_p = None
+        if temperature is not None:
+            body["temperature"] = temperature
+        if settings.max_tokens is not None:
+            body[self.length_field] = settings.max_tokens
+        if top_p is not None:
+            body["top_p"] = top_p
+        if settings.seed is not None:
+            body[self.seed_field] = settings.seed
+        if settings.stop is not None:
+            body["stop"] = list(settings.stop)
+        if request.output is not None:
+            if self.schemas == "json_schema":
+                body["response_format"] = _wire_output(request.output)
+            else:
+                body["response_format"] = {"type": "json_object"}
+                messages.insert(0, {"role": "system", "content": told_schema(request.output)})
+        if settings.extra:
+            body.update(settings.extra)
+        return _encode(body)
+
+    def decode(
+        self,
+        status: int,
+        headers: Mapping[str, str],
+        body: bytes,
+        request: Request,
+        /,
+        *,
+        secret: str = "",
+    ) -> Outcome:
+        """Read an answer, see ``Codec``."""
+        if not 200 <= status < 300:
+            return Outcome(error=status_error(status, headers, body, secret))
+        try:
+            completion = _decode(body)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            salvaged = _salvaged(body)
+            if salvaged is None:
+                error: Exception = malformed("The answer is not a chat completion", body, secret)
+                return Outcome(error=error)
+            completion = salvaged
+        usage, model = _usage(completion.usage), completion.model
+        choice = completion.choices[0] if completion.choices else None
+        trouble = completion.error or (choice.error if choice is not None else None)
+        if trouble:  # some routers send their errors inside a 200
+            inner = status_error(inner_status(trouble), headers, body, secret, trouble)
+            return Outcome(usage=usage, error=inner, model=model)
+        if choice is None or choice.message is None:
+            error = malformed("The answer has no choices", body, secret)
+            return Outcome(usage=usage, error=error, model=model)
+        text, reason = choice.message.content, choice.finish_reason
+        if choice.message.refusal:
+            error = RefusedError(choice.message.refusal)
+        elif reason == "content_filter":
+            error = ContentFilteredError()
+        elif reason == "length":
+            error = TruncatedError(text or "", request.settings.max_tokens)
+        elif reason == "model_length":  # Mistral's
+            error = ContextLengthError(text or "")
+        elif reason == "error":
+            error = status_error(500, headers, body, secret, {"message": "the answer broke off"})
+        elif text is None and choice.message.tool_calls and request.output is None:
+            return Outcome(choice.message.tool_calls, usage, None, model)  # of the request's tools
+        elif text is None:
+            error = malformed("The answer is without content", body, secret)
+        else:
+            return answered(text, usage, model, request)
+        return Outcome(usage=usage, error=error, model=model)
+
+
+#: The format as its inventor speaks it.
+CHAT = ChatCodec()
+
+
+def refuses_sampling(model: str, effort: object) -> bool:
+    """Tell whether OpenAI refuses a temperature for a model.
 
     Args:
-        request: What to ask.
-        attempt: The attempt's number, from 1: it picks the temperature.
-        model: The model's name on the wire; default: ``request.model`` without its provider.
-        feedback: Why the answer before did not fit: the model is shown it and told.
-        max_tokens_field: What the server calls the limit; ``max_tokens`` on older ones.
+        model: Its name on the wire.
+        effort: The reasoning effort that was asked for; None leaves it to the model.
     """
-    settings = request.settings
-    body: dict[str, Any] = {
-        "model": model if model is not None else request.model.partition(":")[2],
-        "messages": [_wire_message(message) for message in request.messages],
-    }
-    if feedback is not None:
-        body["messages"] += [
-            {"role": "assistant", "content": feedback.text},
-            {
-                "role": "user",
-                "content": f"Your answer cannot be used: {feedback.problem}. "
-                "Answer again, with nothing but the corrected answer.",
-            },
-        ]
-    temperature = settings.temperature_for(attempt)
-    if temperature is not None:
-        body["temperature"] = temperature
-    if settings.max_tokens is not None:
-        body[max_tokens_field] = settings.max_tokens
-    if settings.top_p is not None:
-        body["top_p"] = settings.top_p
-    if settings.seed is not None:
-        body["seed"] = settings.seed
-    if settings.stop is not None:
-        body["stop"] = list(settings.stop)
-    if request.output is not None:
-        body["response_format"] = {
-            "type": "json_schema",
-            "json_schema": {
-                "name": request.output.name,
-                "schema": request.output.schema,
-            },
-        }
-        if request.output.is_strict is not None:
-            body["response_format"]["json_schema"]["strict"] = request.output.is_strict
-    if settings.extra:
-        body.update(settings.extra)
-    return _encode(body)
+    if effort == "none":
+        return False
+    thinks = _THINKS.match(model) is not None
+    return thinks or (effort is not None and _MAY_THINK.match(model) is not None)
+
+
+def told_schema(output: OutputSchema) -> str:
+    """Return what a model is told of a schema that its server does not know."""
+    schema = json.dumps(output.schema, ensure_ascii=False)
+    return f"Answer with one JSON object, and nothing else, that fits this JSON schema:\n{schema}"
+
+
+def _wire_output(output: OutputSchema) -> dict[str, Any]:
+    shape: dict[str, Any] = {"name": output.name, "schema": output.schema}
+    if output.is_strict is not None:
+        shape["strict"] = output.is_strict
+    return {"type": "json_schema", "json_schema": shape}
 
 
 def _wire_message(message: Message) -> dict[str, Any]:
@@ -249,61 +346,6 @@ def _read_part(part: Any) -> Part:
     return OtherPart(part)
 
 
-def decode(
-    status: int, headers: Mapping[str, str], body: bytes, request: Request, *, secret: str = ""
-) -> Outcome:
-    """Read an answer. What is wrong with it is in the outcome, together with what it cost.
-
-    The output is the text, or what the request's schema makes of it; the list of tool calls, as
-    on the wire, when the model answered with those.
-
-    Args:
-        status: The HTTP status.
-        headers: Looked at only when something is wrong.
-        body: As it came.
-        request: What was asked.
-        secret: The key that was sent: no error repeats it, whatever the server says.
-    """
-    if not 200 <= status < 300:
-        return Outcome(error=_status_error(status, headers, body, secret))
-    try:
-        completion = _decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        salvaged = _salvaged(body)
-        if salvaged is None:
-            error: Exception = _malformed("The answer is not a chat completion", body, secret)
-            return Outcome(error=error)
-        completion = salvaged
-    usage, model = _usage(completion.usage), completion.model
-    choice = completion.choices[0] if completion.choices else None
-    trouble = completion.error or (choice.error if choice is not None else None)
-    if trouble:  # some routers send their errors inside a 200
-        inner = _status_error(_inner_status(trouble), headers, body, secret, trouble)
-        return Outcome(usage=usage, error=inner, model=model)
-    if choice is None or choice.message is None:
-        error = _malformed("The answer has no choices", body, secret)
-        return Outcome(usage=usage, error=error, model=model)
-    text, reason = choice.message.content, choice.finish_reason
-    if choice.message.refusal:
-        error = RefusedError(choice.message.refusal)
-    elif reason == "content_filter":
-        error = ContentFilteredError()
-    elif reason == "length":
-        error = TruncatedError(text or "", request.settings.max_tokens)
-    elif text is None and choice.message.tool_calls and request.output is None:
-        return Outcome(choice.message.tool_calls, usage, None, model)  # tools came with the request
-    elif text is None:
-        error = _malformed("The answer is without content", body, secret)
-    elif request.output is None:
-        return Outcome(text, usage, None, model)
-    else:
-        try:
-            return Outcome(request.output.parse(text), usage, None, model)
-        except BadOutputError as bad:
-            error = bad
-    return Outcome(usage=usage, error=error, model=model)
-
-
 def _salvaged(body: bytes) -> _Completion | None:
     """Read an answer field by field, so that an odd one in a place of no matter spoils nothing."""
     try:
@@ -344,23 +386,19 @@ def _usage_of(raw: Any) -> _Usage | None:
     if not isinstance(raw, dict):
         return None
     return _Usage(
-        _count(raw.get("prompt_tokens")),
-        _count(raw.get("completion_tokens")),
-        None,
+        count_of(raw.get("prompt_tokens")),
+        count_of(raw.get("completion_tokens")),
+        count_of(raw.get("total_tokens")),
         _details_of(raw.get("prompt_tokens_details")),
         _details_of(raw.get("completion_tokens_details")),
+        count_of(raw.get("prompt_cache_hit_tokens")),
     )
 
 
 def _details_of(raw: Any) -> _Details | None:
     if not isinstance(raw, dict):
         return None
-    return _Details(*(_count(raw.get(name)) for name in _Details.__struct_fields__))
-
-
-def _count(value: Any) -> int | None:
-    is_whole = type(value) is int or (isinstance(value, float) and value.is_integer())
-    return int(value) if is_whole and value >= 0 else None
+    return _Details(*(count_of(raw.get(name)) for name in _Details.__struct_fields__))
 
 
 def _usage(usage: _Usage | None) -> dict[str, int] | None:
@@ -369,74 +407,20 @@ def _usage(usage: _Usage | None) -> dict[str, int] | None:
     sent, got = usage.prompt_tokens, usage.completion_tokens
     if sent is None and got is None:
         return None
-    sent, got = sent or 0, got or 0
-    found = {"input_tokens": sent, "output_tokens": got, "total_tokens": sent + got}
+    sent, got = max(0, sent or 0), max(0, got or 0)
+    read, written, thought = usage.prompt_cache_hit_tokens, None, None  # DeepSeek's name
     if (details := usage.prompt_tokens_details) is not None:
         if details.cached_tokens is not None:
-            found["cache_read_tokens"] = details.cached_tokens
-        if details.cache_write_tokens is not None:
-            found["cache_write_tokens"] = details.cache_write_tokens
-    if (
-        spent := usage.completion_tokens_details
-    ) is not None and spent.reasoning_tokens is not None:
-        found["reasoning_tokens"] = spent.reasoning_tokens
-    return found
-
-
-def _malformed(reason: str, body: bytes, secret: str) -> MalformedResponseError:
-    text = _without_keys(body, secret)[:_EXCERPT_CHARACTERS]
-    return MalformedResponseError(reason, text.decode("utf-8", "replace"))
-
-
-def _inner_status(trouble: Any) -> int:
-    """Return the status that an error inside a 200 would have had outside."""
-    fields = trouble if isinstance(trouble, dict) else {}
-    named = [fields.get(name) for name in ("code", "status", "type")]
-    for code in named:
-        number = (
-            int(code) if isinstance(code, str) and code.isdecimal() and len(code) == 3 else code
-        )
-        if type(number) is int and 400 <= number <= 599:
-            return number
-    if any(isinstance(code, str) and ("rate_limit" in code or "quota" in code) for code in named):
-        return 429
-    return 500
-
-
-def _status_error(
-    status: int, headers: Mapping[str, str], body: bytes, secret: str, trouble: Any = None
-) -> StatusError:
-    """Build the error of a body; ``trouble`` is its error object when that is not at the top."""
-    body = _without_keys(body[:_MAX_KEPT_BODY_BYTES], secret)
-    decoded: Any
-    try:
-        decoded = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        decoded = body.decode("utf-8", "replace")
-    message, code = "", None
-    inner = decoded
-    if isinstance(decoded, dict):
-        inner = decoded.get("error") or (trouble if trouble is not None else decoded)
-    if isinstance(inner, dict):
-        message = str(inner.get("message") or "")
-        code = inner.get("code") or inner.get("type")
-    elif inner is not None:
-        message = str(inner)[:_EXCERPT_CHARACTERS]
-    if 300 <= status < 400 and not message:
-        message = "the server redirects; the base URL is wrong"
-    return StatusError(
-        status, message, str(code) if code is not None else None, _plain(headers), decoded
+            read = details.cached_tokens
+        written = details.cache_write_tokens
+    if (spent := usage.completion_tokens_details) is not None:
+        thought = spent.reasoning_tokens
+    if thought and usage.total_tokens == sent + got + thought:  # xAI counts it beside the answer
+        got += thought
+    return usage_by_kind(
+        sent,
+        got,
+        read=None if read is None else max(0, read),
+        written=None if written is None else max(0, written),
+        thought=None if thought is None else max(0, thought),
     )
-
-
-def _without_keys(body: bytes, secret: str) -> bytes:
-    if len(secret) >= _MIN_SECRET_CHARACTERS:
-        body = body.replace(secret.encode(), _HIDDEN)
-    return _KEY_LIKE.sub(_HIDDEN, body)
-
-
-def _plain(headers: Mapping[str, str]) -> dict[str, str]:
-    """Copy headers to a dict of clean text: bytes that are none came as lone surrogates."""
-    return {
-        name.lower(): value.encode("utf-8", "replace").decode() for name, value in headers.items()
-    }

@@ -10,13 +10,23 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import TYPE_CHECKING
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, quote, unquote, urlsplit
 
 from batch_llm.exceptions import ConfigError, MissingKeyError, UnknownModelError
+from batch_llm.providers.anthropic import MESSAGES, VERSION
+from batch_llm.providers.gemini import GENERATE
+from batch_llm.providers.limit_headers import ANTHROPIC_LIMITS, GROQ_LIMITS, MISTRAL_LIMITS
 from batch_llm.providers.local_servers import is_local_host
+from batch_llm.providers.openai import CHAT, ChatCodec
+from batch_llm.providers.openai_responses import RESPONSES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+
+    from batch_llm.providers.codec import Codec
+    from batch_llm.providers.limit_headers import LimitNames
+
+AZURE, GOOGLE = "azure", "google"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,22 +35,48 @@ class Provider:
 
     Attributes:
         name: The prefix in model names; pydantic-ai's.
-        base_url: Where its API is.
+        base_url: Where its API is, version included; empty where each customer has an own address.
         key_variable: The environment variable with its key.
         url_variable: The environment variable that moves the API elsewhere.
-        max_tokens_field: What it calls the limit on an answer's length.
+        codec: Its wire format.
+        codec_elsewhere: That of servers which only are compatible with it; None: the same.
+        other_key_variables: Where its key is looked for next.
+        version: What follows an address that names no version, as in its SDK: ``/v1``. Empty: an
+            address is used as it is.
+        key_header: Carries the key; ``authorization`` as a bearer.
+        headers: Further headers of each call.
+        limit_names: How the headers with its limits are called; None: as they look.
         charges_asked: Whether its token limit counts the longest answer that was asked for, and not
             the one that came.
+        charges_cache_reads: Whether its token limit counts input that was read from a cache.
         is_local: Whether it is a server on the user's own machines: it needs no key.
+        may_be_local: Whether servers on the user's own machines speak its format, as a rule.
     """
 
     name: str
     base_url: str
     key_variable: str
     url_variable: str
-    max_tokens_field: str = "max_tokens"
+    codec: Codec
+    codec_elsewhere: Codec | None = None
+    other_key_variables: tuple[str, ...] = ()
+    version: str = ""
+    key_header: str = "authorization"
+    headers: Mapping[str, str] = field(default_factory=dict)
+    limit_names: LimitNames | None = None
     charges_asked: bool = False
+    charges_cache_reads: bool = True
     is_local: bool = False
+    may_be_local: bool = True
+
+    def find_key(self, environ: Mapping[str, str]) -> str:
+        """Return the key that the environment holds, or nothing."""
+        return environ.get(self.find_variable(environ), "").strip()
+
+    def find_variable(self, environ: Mapping[str, str]) -> str:
+        """Return the variable that holds the key, or the one in which it is looked for first."""
+        names = (self.key_variable, *self.other_key_variables)
+        return next((name for name in names if environ.get(name, "").strip()), self.key_variable)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +88,10 @@ class Endpoint:
         model: The model's name on the wire.
         url: Of the calls. Never shown: its query may hold a key.
         headers: Of the calls. Never shown: they hold the key.
-        max_tokens_field: See ``Provider``.
+        codec: Its wire format.
+        limit_names: See ``Provider``.
         charges_asked: See ``Provider``.
+        charges_cache_reads: See ``Provider``.
         secret: The key or password, so that it can be struck out of what servers say; empty
             without one.
         is_local: Whether its server is one of the user's own, and may be asked about itself.
@@ -64,9 +102,11 @@ class Endpoint:
     model: str
     url: str = field(repr=False)
     headers: Mapping[str, str] = field(repr=False)
-    max_tokens_field: str = "max_tokens"
+    codec: Codec = CHAT
     secret: str = field(default="", repr=False)
+    limit_names: LimitNames | None = None
     charges_asked: bool = False
+    charges_cache_reads: bool = True
     is_local: bool = False
     key_variable: str = ""
 
@@ -83,7 +123,7 @@ class Endpoint:
         The simulator's and this machine's own servers have a new address or new limits each time.
         """
         parts = urlsplit(self.url)
-        if self.provider == SIMULATOR or parts.hostname in _THIS_MACHINE:
+        if is_simulator(self.provider) or parts.hostname in _THIS_MACHINE:
             return None
         name = f"{self.provider}:{self.model} {parts.hostname}"
         if not self.secret:
@@ -92,38 +132,128 @@ class Endpoint:
         return f"{name} {digest}"
 
     @property
+    def base_url(self) -> str:
+        """The part of the URL that all models and endpoints of the server share; no query."""
+        parts = urlsplit(self.url)
+        path = parts.path.removesuffix(self.codec.path(self.model))
+        return parts._replace(path=path, query="", fragment="").geturl()
+
+    @property
     def server(self) -> str:
         """Host and path of the server, unless it is the provider's own: whose prices hold there."""
         provider = PROVIDERS.get(self.provider)
-        parts = urlsplit(self.url)
+        parts = urlsplit(self.base_url)
         own = urlsplit(provider.base_url).hostname if provider is not None else None
-        if self.provider == SIMULATOR or parts.hostname == own:
+        if is_simulator(self.provider) or parts.hostname == own or own is None:
             return ""
-        return parts.netloc + parts.path.removesuffix("/chat/completions")
+        return parts.netloc + parts.path
 
 
 _THIS_MACHINE = {"localhost", "127.0.0.1", "::1"}
+#: Of servers that are compatible with OpenAI's chat completions, and no more.
+_COMPATIBLE = ChatCodec("max_tokens", has_developers=False, thinks=False)
+#: The same with the field's new name.
+_COMPATIBLE_NEW = ChatCodec(has_developers=False, thinks=False)
+
+
+def _compatible(
+    name: str, base_url: str, codec: ChatCodec = _COMPATIBLE, *, is_local: bool = False
+) -> Provider:
+    """Make the row of a provider that speaks OpenAI's format; its variables are named after it."""
+    prefix = name.upper()
+    return Provider(
+        name, base_url, f"{prefix}_API_KEY", f"{prefix}_BASE_URL", codec, is_local=is_local
+    )
+
+
 PROVIDERS = {
     provider.name: provider
     for provider in [
+        Provider(
+            "openai",
+            "https://api.openai.com/v1",
+            "OPENAI_API_KEY",
+            "OPENAI_BASE_URL",
+            RESPONSES,
+            charges_asked=True,
+        ),
         Provider(
             "openai-chat",
             "https://api.openai.com/v1",
             "OPENAI_API_KEY",
             "OPENAI_BASE_URL",
-            "max_completion_tokens",
+            CHAT,
+            ChatCodec("max_tokens"),
             charges_asked=True,
         ),
         Provider(
-            "ollama",
-            "http://127.0.0.1:11434/v1",
-            "OLLAMA_API_KEY",
-            "OLLAMA_BASE_URL",
-            is_local=True,
+            "anthropic",
+            "https://api.anthropic.com/v1",
+            "ANTHROPIC_API_KEY",
+            "ANTHROPIC_BASE_URL",
+            MESSAGES,
+            other_key_variables=("ANTHROPIC_AUTH_TOKEN",),
+            version="/v1",
+            headers={"anthropic-version": VERSION},
+            limit_names=ANTHROPIC_LIMITS,
+            charges_cache_reads=False,
+            may_be_local=False,
         ),
         Provider(
-            "vllm", "http://127.0.0.1:8000/v1", "VLLM_API_KEY", "VLLM_BASE_URL", is_local=True
+            GOOGLE,
+            "https://generativelanguage.googleapis.com/v1",
+            "GOOGLE_API_KEY",
+            "GOOGLE_GEMINI_BASE_URL",
+            GENERATE,
+            other_key_variables=("GEMINI_API_KEY",),
+            version="/v1",
+            key_header="x-goog-api-key",
+            may_be_local=False,
         ),
+        Provider(
+            "mistral",
+            "https://api.mistral.ai/v1",
+            "MISTRAL_API_KEY",
+            "MISTRAL_BASE_URL",
+            ChatCodec("max_tokens", "random_seed", has_developers=False, thinks=False),
+            version="/v1",
+            limit_names=MISTRAL_LIMITS,
+            may_be_local=False,
+        ),
+        Provider(
+            "groq",
+            "https://api.groq.com/openai/v1",
+            "GROQ_API_KEY",
+            "GROQ_BASE_URL",
+            _COMPATIBLE_NEW,
+            version="/openai/v1",
+            limit_names=GROQ_LIMITS,
+            charges_cache_reads=False,
+            may_be_local=False,
+        ),
+        Provider(
+            AZURE,
+            "",
+            "AZURE_OPENAI_API_KEY",
+            "AZURE_OPENAI_ENDPOINT",
+            CHAT,
+            version="/openai/v1",
+            key_header="api-key",
+            charges_asked=True,
+            may_be_local=False,
+        ),
+        _compatible(
+            "deepseek",
+            "https://api.deepseek.com",
+            ChatCodec("max_tokens", has_developers=False, schemas="json_object", thinks=False),
+        ),
+        _compatible("openrouter", "https://openrouter.ai/api/v1"),
+        _compatible("together", "https://api.together.xyz/v1"),
+        _compatible("fireworks", "https://api.fireworks.ai/inference/v1"),
+        _compatible("xai", "https://api.x.ai/v1"),
+        _compatible("cerebras", "https://api.cerebras.ai/v1", _COMPATIBLE_NEW),
+        _compatible("ollama", "http://127.0.0.1:11434/v1", is_local=True),
+        _compatible("vllm", "http://127.0.0.1:8000/v1", is_local=True),
     ]
 }
 #: Where the hosted providers are: nobody asks there.
@@ -131,11 +261,24 @@ _PUBLIC_HOSTS = {
     urlsplit(provider.base_url).hostname for provider in PROVIDERS.values() if not provider.is_local
 }
 SIMULATOR = "sim"
+#: Simulators of other formats than chat completions, by prefix: whose row of the table they play.
+SIMULATED = {SIMULATOR: "openai-chat"} | {
+    f"{SIMULATOR}-{name}": name for name in ("openai", "anthropic", "google", "mistral", "groq")
+}
 #: Names of variables. Whatever else stands there may be a key itself, and is not repeated.
 _VARIABLE = re.compile("[A-Z_][A-Z0-9_]*")
 _NAMES_OF_KEYS = "names of variables such as OPENAI_API_KEY, in capitals; not the keys themselves"
 #: Prefixes that pydantic-ai knows and requests do not speak.
-_NOT_SPOKEN = {"openai", "anthropic", "google", "mistral", "groq", "azure", "bedrock", "xai"}
+_NOT_SPOKEN = {"bedrock", "google-cloud", "litellm", "cohere", "huggingface", "moonshotai"}
+#: The end of an address that names the version of an API.
+_VERSION = re.compile(r"/v\d+(?:alpha|beta)?\d*$")
+#: Ends of addresses that show that the whole URL of a call was given.
+_ENDS_OF_CALLS = ("/chat/completions", "/responses", "/messages", ":generateContent")
+
+
+def is_simulator(provider: str) -> bool:
+    """Tell whether calls with this prefix go to a simulator that is started for them."""
+    return provider in SIMULATED
 
 
 def split_model(model: str) -> tuple[str, str]:
@@ -149,14 +292,12 @@ def split_model(model: str) -> tuple[str, str]:
         if "/" in model:
             reason = "Names are written provider:model, with a colon."
             raise UnknownModelError(model, reason, _nearest(*model.split("/", 1)))
-        raise UnknownModelError(model, "It names no provider.", f"openai-chat:{model}")
-    if provider == SIMULATOR:
+        raise UnknownModelError(model, "It names no provider.", f"{_likely(model)}:{model}")
+    if is_simulator(provider):
         return provider, name or "fast"
-    if provider in _NOT_SPOKEN and provider not in PROVIDERS:
+    if provider in _NOT_SPOKEN:
         reason = f'Requests are not sent to "{provider}" by this version; agents can use it.'
-        raise UnknownModelError(
-            model, reason, f"openai-chat:{name}" if provider == "openai" else None
-        )
+        raise UnknownModelError(model, reason)
     if provider not in PROVIDERS:
         raise UnknownModelError(
             model, f'No provider is called "{provider}".', _nearest(provider, name)
@@ -168,12 +309,18 @@ def split_model(model: str) -> tuple[str, str]:
 
 def _nearest(provider: str, name: str) -> str | None:
     """Return a name that requests can be sent to, if one of them may have been meant."""
-    known = [*PROVIDERS, SIMULATOR, *sorted(_NOT_SPOKEN)]
+    known = [*PROVIDERS, *SIMULATED, *sorted(_NOT_SPOKEN)]
     near = difflib.get_close_matches(provider.lower(), known, 1, 0.6)
     if not near:
         return None
-    found = "openai-chat" if near[0] == "openai" else near[0]
-    return None if found in _NOT_SPOKEN else f"{found}:{name or 'MODEL'}"
+    return None if near[0] in _NOT_SPOKEN else f"{near[0]}:{name or 'MODEL'}"
+
+
+def _likely(model: str) -> str:
+    """Return the provider that a model's bare name points to."""
+    names = {"claude": "anthropic", "gemini": "google", "mistral": "mistral"}
+    found = (provider for start, provider in names.items() if model.startswith(start))
+    return next(found, "openai")
 
 
 def resolve(
@@ -187,9 +334,10 @@ def resolve(
 
     Args:
         model: ``provider:model``.
-        base_url: Of a compatible server, up to and including ``/v1``; a key is optional then, and
-            is sent to that server if there is one, as the provider's own SDK does. A name and
-            password in the URL are sent instead of the key.
+        base_url: Of a compatible server, as its SDK takes it: of OpenAI's kind up to and including
+            ``/v1``, of others with or without a version. A key is optional then, and is sent to
+            that server if there is one, as the provider's own SDK does. A name and password in the
+            URL are sent instead of the key.
         key_variable: The variable with the key, instead of the provider's usual one; it must be
             set.
         environ: Where keys and base URLs are looked up.
@@ -200,50 +348,92 @@ def resolve(
         ConfigError: The base URL or the key cannot be used.
     """
     provider_name, name = split_model(model)
-    headers = {"content-type": "application/json", "accept": "application/json"}
-    if provider_name == SIMULATOR:
+    if is_simulator(provider_name):
         if base_url is None:
             raise UnknownModelError(model, "Its simulator has not been started.")
-        headers["authorization"] = "Bearer simulator"  # never the user's key
-        url, _ = _chat_url(base_url)
-        return Endpoint(
-            SIMULATOR,
-            name,
-            url,
-            headers,
-            "max_completion_tokens",
-            charges_asked=True,
-            is_local=True,
-        )
+        return _simulated(provider_name, name, base_url)
     provider = PROVIDERS[provider_name]
-    variable = key_variable or provider.key_variable
+    variable = key_variable or provider.find_variable(environ)
     key = environ.get(variable, "").strip()
     elsewhere = base_url or environ.get(provider.url_variable, "").strip() or None
-    needs_key = elsewhere is None and not provider.is_local
-    if not key and (needs_key or key_variable is not None):
+    if elsewhere is None and not provider.base_url:
+        expected = "the address of your resource, such as https://NAME.openai.azure.com"
+        raise ConfigError(provider.url_variable, "", expected)
+    is_own = elsewhere is None or elsewhere.rstrip("/") == provider.base_url
+    needs_key = elsewhere is None or (base_url is None and not provider.base_url)
+    if not key and (key_variable is not None or (needs_key and not provider.is_local)):
         raise MissingKeyError(provider.name, variable)
-    if key:
-        if not (key.isascii() and key.isprintable()):
-            raise ConfigError(variable, "(hidden)", "one line of plain ASCII")
-        headers["authorization"] = f"Bearer {key}"
-    url, login = _chat_url(elsewhere or provider.base_url)
+    if key and not (key.isascii() and key.isprintable()):
+        raise ConfigError(variable, "(hidden)", "one line of plain ASCII")
+    codec = provider.codec if is_own else provider.codec_elsewhere or provider.codec
+    address, login = _checked(elsewhere or provider.base_url)
+    address = _versioned(address, provider, name, environ)
+    headers = _headers(provider, key)
     if login is not None:
+        headers.pop(provider.key_header, None)
         headers["authorization"] = f"Basic {b64encode(login.encode()).decode()}"
         key = login.partition(":")[2]
-    is_own = elsewhere is None or elsewhere.rstrip("/") == provider.base_url
-    field = provider.max_tokens_field if is_own else "max_tokens"
-    host = urlsplit(url).hostname
+    host = address.hostname
+    may_be_local = provider.may_be_local and (provider.is_local or is_local_host(host))
     return Endpoint(
         provider.name,
         name,
-        url,
+        address._replace(path=address.path + codec.path(name)).geturl(),
         headers,
-        field,
+        codec,
         key,
-        is_own and provider.charges_asked,
-        host not in _PUBLIC_HOSTS and (provider.is_local or is_local_host(host)),
+        provider.limit_names,
+        (is_own or not provider.base_url) and provider.charges_asked,
+        provider.charges_cache_reads,
+        may_be_local and host not in _PUBLIC_HOSTS,
         "" if login is not None or not key else variable,
     )
+
+
+def _simulated(prefix: str, name: str, base_url: str) -> Endpoint:
+    """Return the endpoint of a simulator, whose address ends in ``/v1``. No key is sent to it."""
+    provider = PROVIDERS[SIMULATED[prefix]]
+    address, _ = _checked(base_url)
+    if provider.version:
+        address = address._replace(path=_VERSION.sub("", address.path) + provider.version)
+    url = address._replace(path=address.path + provider.codec.path(name)).geturl()
+    return Endpoint(
+        prefix,
+        name,
+        url,
+        _headers(provider, "simulator"),
+        provider.codec,
+        "",
+        provider.limit_names,
+        provider.charges_asked,
+        provider.charges_cache_reads,
+        is_local=prefix == SIMULATOR,  # which may play a local server
+    )
+
+
+def _headers(provider: Provider, key: str) -> dict[str, str]:
+    headers = {"content-type": "application/json", "accept": "application/json"}
+    headers |= provider.headers
+    if key:
+        is_bearer = provider.key_header == "authorization"
+        headers[provider.key_header] = f"Bearer {key}" if is_bearer else key
+    return headers
+
+
+def _versioned(
+    address: SplitResult, provider: Provider, model: str, environ: Mapping[str, str]
+) -> SplitResult:
+    """Return an address with the version that its calls go to, where it names none."""
+    if not provider.version or _VERSION.search(address.path):
+        return address
+    version, query = provider.version, address.query
+    if provider.name == AZURE and (told := environ.get("OPENAI_API_VERSION", "").strip()):
+        # The older surface: each model has an address, and the version is a parameter.
+        version = f"/openai/deployments/{quote(model, safe='')}"
+        query = f"{query}&api-version={quote(told)}".lstrip("&")
+    elif provider.name == GOOGLE and (told := environ.get("GOOGLE_GENAI_API_VERSION", "").strip()):
+        version = f"/{quote(told)}"
+    return address._replace(path=address.path + version, query=query)
 
 
 @contextmanager
@@ -258,7 +448,7 @@ def open_endpoint(
         ConfigError: See ``resolve``; or the simulator's profile has an impossible option.
     """
     provider, name = split_model(model)
-    if provider != SIMULATOR or base_url is not None:
+    if not is_simulator(provider) or base_url is not None:
         yield resolve(model, base_url=base_url, environ=environ)
         return
     from batch_llm.simulator.server import SimulatorProcess
@@ -298,7 +488,7 @@ def resolve_pool(
         for url in urls or [None]
         for variable in variables or [None]
     )
-    places = {(one.url, one.headers.get("authorization")) for one in pool}
+    places = {(one.url, *sorted(one.headers.items())) for one in pool}
     if len(places) < len(pool):  # their limits would be counted twice
         setting = "keys" if len(variables) > 1 else "base_url"
         raise ConfigError(setting, "the same key or server twice", "all different")
@@ -315,7 +505,7 @@ def open_pool(
 ) -> Iterator[tuple[Endpoint, ...]]:
     """Do what ``resolve_pool`` does; for ``sim:`` names, run the simulator meanwhile."""
     provider, _ = split_model(model)
-    if provider != SIMULATOR or base_urls is not None:
+    if not is_simulator(provider) or base_urls is not None:
         yield resolve_pool(model, base_urls=base_urls, keys=keys, environ=environ)
         return
     if keys:
@@ -324,8 +514,8 @@ def open_pool(
         yield (endpoint,)
 
 
-def _chat_url(base_url: str) -> tuple[str, str | None]:
-    """Return the URL of the calls, and the ``name:password`` that stood in it."""
+def _checked(base_url: str) -> tuple[SplitResult, str | None]:
+    """Return an address without a slash at its end, and the ``name:password`` that stood in it."""
     shown = base_url.rpartition("@")[2]  # without a password
     try:
         parts = urlsplit(base_url)
@@ -335,8 +525,8 @@ def _chat_url(base_url: str) -> tuple[str, str | None]:
     if not is_good or not base_url.isprintable() or " " in base_url:
         raise ConfigError("base_url", shown, "a URL such as http://127.0.0.1:8000/v1")
     path = parts.path.rstrip("/")
-    if path.endswith("/chat/completions"):
-        raise ConfigError("base_url", shown, "the part before /chat/completions")
+    for end in _ENDS_OF_CALLS:
+        if path.endswith(end):
+            raise ConfigError("base_url", shown, f"the part before {end}")
     login, at, host = parts.netloc.rpartition("@")
-    url = parts._replace(netloc=host, path=f"{path}/chat/completions", fragment="").geturl()
-    return url, unquote(login) if at else None
+    return parts._replace(netloc=host, path=path, fragment=""), unquote(login) if at else None

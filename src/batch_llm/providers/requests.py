@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from batch_llm.exceptions import BadOutputError, BatchLLMError, ConfigError
-from batch_llm.providers import openai
 from batch_llm.providers.base import LaneFacts, content_digest
 from batch_llm.providers.limit_headers import read_limits
 from batch_llm.providers.local_servers import ask_capacity
+from batch_llm.providers.openai import ChatCodec
 from batch_llm.providers.registry import Endpoint
 from batch_llm.providers.transport import Looker
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from batch_llm.providers.transport import Response, Transport
     from batch_llm.strategies.budgets import LimitHeader
 
+#: Writes a request whole, whatever its model refuses.
+_WHOLE = ChatCodec(thinks=False)
 #: How often the limit headers of an endpoint's answers are looked at, in seconds.
 _LOOK_SECONDS = 0.05
 
@@ -80,6 +82,7 @@ class RequestCaller:
         return LaneFacts(
             places=len(pool),
             charges_asked=pool[0].charges_asked,
+            charges_cache_reads=pool[0].charges_cache_reads,
             model=f"{pool[0].provider}:{pool[0].model}",
             server=pool[0].server,
             keys=tuple(dict.fromkeys(one.key_variable for one in pool if one.key_variable)),
@@ -105,6 +108,7 @@ class RequestCaller:
             TransportError: There was no complete answer.
             UnknownModelError: The request's model cannot be resolved.
             MissingKeyError: There is no key for it.
+            UnsupportedRequestError: The provider's format has no place for a part of it.
         """
         request = item.request
         assert request is not None  # noqa: S101 - only such items are given to us
@@ -114,15 +118,14 @@ class RequestCaller:
         if place is None:
             place = self._turn = self._turn + 1
         endpoint = pool[place % len(pool)]
-        body = openai.encode(
+        body = endpoint.codec.encode(
             request,
             attempt=attempt.number,
             model=endpoint.model,
             feedback=previous if isinstance(previous, BadOutputError) else None,
-            max_tokens_field=endpoint.max_tokens_field,
         )
         response = await self._transport.post(endpoint.url, endpoint.headers, body)
-        outcome = openai.decode(
+        outcome = endpoint.codec.decode(
             response.status, response.headers, response.body, request, secret=endpoint.secret
         )
         limits = self._limits_of(endpoint, response)
@@ -138,7 +141,7 @@ class RequestCaller:
         # By identity: endpoints are kept for as long as this caller, and are slow to compare.
         if response.status == 429 or now >= self._next_look_at.get(id(endpoint), 0.0):
             self._next_look_at[id(endpoint)] = now + _LOOK_SECONDS
-            return read_limits(response.headers)
+            return read_limits(response.headers, endpoint.limit_names)
         return None
 
     def _pool_of(self, item: LLMWorkItem[Any, Any, Any]) -> tuple[Endpoint, ...]:
@@ -155,13 +158,14 @@ class RequestCaller:
 
 
 def content_of(item_id: str, request: Request) -> bytes:
-    """Return the digest of an id and of the wire body of its first attempt, model included.
+    """Return the digest of an id and of all that its request asks, model included.
 
-    It does not depend on where the calls go, nor on the item's place in the input.
+    A request is digested as chat completions write it, because they lose nothing of it. So the
+    digest does not depend on where the calls go, nor on the item's place in the input.
     """
     temperature = request.settings.temperature
     later = msgspec.json.encode(temperature) if isinstance(temperature, tuple) else b""
-    body = openai.encode(request, model=request.model)
+    body = _WHOLE.encode(request, model=request.model)
     return content_digest(item_id.encode("utf-8", "surrogatepass"), body, later)
 
 

@@ -11,17 +11,21 @@ from batch_llm.exceptions import (
     BadOutputError,
     ConfigError,
     ContentFilteredError,
+    ContextLengthError,
     MalformedResponseError,
     MissingKeyError,
     RefusedError,
     StatusError,
     TruncatedError,
     UnknownModelError,
+    UnsupportedRequestError,
 )
 from batch_llm.strategies.errors import ErrorCode, ErrorInfo
-from batch_llm.strategies.http_errors import judge_status, suggested_wait
+from batch_llm.strategies.http_errors import judge_status, named_status, suggested_wait
 
 _HTTP_PACKAGES = {"httpx", "httpx2", "httpcore", "httpcore2", "aiohttp", "requests", "urllib3"}
+#: Of the providers' own libraries.
+_SDK_PACKAGES = {"openai", "anthropic", "google", "mistralai", "groq", "pydantic_ai"}
 #: Errors that say that the code is wrong: the same call will fail the same way. ``KeyError``,
 #: ``IndexError``, ``ValueError`` and ``AssertionError`` are not among them: code that reads a
 #: model's answer raises them when the answer is odd, and the next answer may be better.
@@ -32,6 +36,7 @@ _BUGS = (
     ImportError,
     SyntaxError,
     NotImplementedError,
+    Warning,
     ConfigError,
 )
 #: Their texts quote data, in which "429" is a number like any other.
@@ -61,6 +66,8 @@ _OVERLOADED = _verdict(ErrorCode.OVERLOADED, retry=True)
 _AUTH = _verdict(ErrorCode.AUTH, retry=False)
 _NOT_FOUND = _verdict(ErrorCode.NOT_FOUND, retry=False)
 _BAD_REQUEST = _verdict(ErrorCode.BAD_REQUEST, retry=False)
+_CONTEXT_LENGTH = _verdict(ErrorCode.CONTEXT_LENGTH, retry=False)
+_QUOTA = _verdict(ErrorCode.QUOTA, retry=False)
 _INTERNAL = _verdict(ErrorCode.INTERNAL, retry=False)
 _OURS = {
     BadOutputError: _VALIDATION,
@@ -70,6 +77,8 @@ _OURS = {
     MalformedResponseError: _SERVER_ERROR,
     MissingKeyError: _AUTH,
     UnknownModelError: _NOT_FOUND,
+    ContextLengthError: _CONTEXT_LENGTH,
+    UnsupportedRequestError: _BAD_REQUEST,
 }
 #: Verdicts on classes of libraries, by name, for errors that carry no HTTP status. The most
 #: telling names first: an error's base classes are looked up too.
@@ -77,6 +86,7 @@ _BY_NAME = {
     "ContentFilterError": _CONTENT_FILTER,
     "ContentFilterFinishReasonError": _CONTENT_FILTER,
     "LengthFinishReasonError": _TRUNCATED,
+    "IncompleteToolCall": _TRUNCATED,
     "APITimeoutError": _TIMEOUT,
     "TimeoutException": _TIMEOUT,
     "ModelTimeoutError": _TIMEOUT,
@@ -84,20 +94,49 @@ _BY_NAME = {
     "RunTimedOut": _TIMEOUT,
     "APIConnectionError": _CONNECTION,
     "ModelConnectionError": _CONNECTION,
+    "NoResponseError": _CONNECTION,
+    "WebSocketConnectionClosedError": _CONNECTION,
+    "WebSocketQueueFullError": _OVERLOADED,
     "ModelRateLimitError": _verdict("rate_limit", retry=True),
-    "ModelQuotaExceededError": _verdict(ErrorCode.QUOTA, retry=False),
+    "ModelQuotaExceededError": _QUOTA,
     "ModelUnavailableError": _OVERLOADED,
+    "ConcurrencyLimitExceeded": _OVERLOADED,
     "ModelServerError": _SERVER_ERROR,
     "ModelAuthenticationError": _AUTH,
+    "CredentialsError": _AUTH,
     "ModelNotFoundError": _NOT_FOUND,
-    "ModelContextWindowExceededError": _verdict(ErrorCode.CONTEXT_LENGTH, retry=False),
+    "ModelContextWindowExceededError": _CONTEXT_LENGTH,
     "ModelRequestRejectedError": _BAD_REQUEST,
     "UsageLimitExceeded": _BAD_REQUEST,
-    "UserError": _INTERNAL,
+    "RunCancelled": _verdict(ErrorCode.CANCELLED, retry=False),
     "APIResponseValidationError": _SERVER_ERROR,
+    "ResponseValidationError": _SERVER_ERROR,
+    "UnknownApiResponseError": _SERVER_ERROR,
+    "SuspendedResponseExpired": _SERVER_ERROR,
+    "RetryableError": _SERVER_ERROR,
+    "UserError": _INTERNAL,
+    "UnsupportedFunctionError": _INTERNAL,
+    "FunctionInvocationError": _INTERNAL,
+    "InvalidWebhookSignatureError": _INTERNAL,
+    "APIWebhookValidationError": _INTERNAL,
+    "CallDeferred": _INTERNAL,
+    "ApprovalRequired": _INTERNAL,
+    "SkipModelRequest": _INTERNAL,
+    "SkipToolValidation": _INTERNAL,
+    "SkipToolExecution": _INTERNAL,
     "ValidationError": _VALIDATION,
     "UnexpectedModelBehavior": _VALIDATION,
+    "UnknownFunctionCallArgumentError": _VALIDATION,
+    "ModelRetry": _VALIDATION,
+    "RetryModelRequest": _VALIDATION,
+    "ToolFailed": _VALIDATION,
+    # Roots, for what a later version adds below them.
+    "ModelAPIError": _SERVER_ERROR,
+    "APIError": _SERVER_ERROR,
 }
+#: Roots of libraries that raise them as they are when there is no key.
+_MISSING_KEY = re.compile(r"api.?key|credentials?", re.IGNORECASE)
+_ROOTS = {"OpenAIError", "AnthropicError", "GroqError"}
 
 
 class DefaultErrorClassifier:
@@ -171,6 +210,13 @@ def _judge(error: BaseException) -> ErrorInfo | None:
         return _TIMEOUT
     if isinstance(error, ConnectionError):
         return _CONNECTION
+    if any(package in _SDK_PACKAGES for package, _ in names):  # an error in mid-stream, say
+        body = _told_body(error)
+        status = named_status(body)
+        if status is not None:
+            return judge_status(status, body, headers_of(error))
+    if names[0][1] in _ROOTS and _MISSING_KEY.search(str(error)):
+        return _AUTH
     named = next((_BY_NAME[name] for _, name in names if name in _BY_NAME), None)
     if named is not None:
         return _refined(error, named)
@@ -210,11 +256,16 @@ def _status_of(error: BaseException) -> int | None:
 
 
 def _body_of(error: BaseException) -> Any:
+    body = _told_body(error)
+    return body if body is not None else str(error)
+
+
+def _told_body(error: BaseException) -> Any:
     for name in ("body", "details"):
         value = getattr(error, name, None)
         if value is not None:
             return value
-    return str(error)
+    return None
 
 
 def headers_of(error: BaseException) -> Mapping[str, str]:

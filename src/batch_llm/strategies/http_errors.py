@@ -28,13 +28,60 @@ _QUOTA_CODES = {
     "contract_spend_limit_reached",
     "enforced_spend_limit_reached",
     "billing_error",
+    "linked_organization_spend_limit_reached",
+    "linked_organization_billing_unavailable",
+    "organization_on_hold",
 }
+#: Wordings of accounts without money, whatever the status.
+_QUOTA_WORDINGS = (
+    "credit balance is too low",  # Anthropic's, a 400
+    "access suspended until next month",  # Mistral's spending limit
+)
+#: What errors without a status of their own (in a stream, inside of a 200) would have had.
+_STATUS_BY_NAME = {
+    "rate_limit_exceeded": 429,
+    "rate_limit_error": 429,
+    "rate_limited": 429,
+    "too_many_requests": 429,
+    "RESOURCE_EXHAUSTED": 429,
+    "invalid_prompt": 400,
+    "invalid_request_error": 400,
+    "data_residency_mismatch": 400,
+    "bio_policy": 400,
+    "misalignment_policy_violation": 400,
+    "context_length_exceeded": 400,
+    "INVALID_ARGUMENT": 400,
+    "FAILED_PRECONDITION": 400,
+    "authentication_error": 401,
+    "invalid_api_key": 401,
+    "UNAUTHENTICATED": 401,
+    "billing_error": 402,
+    "permission_error": 403,
+    "PERMISSION_DENIED": 403,
+    "not_found_error": 404,
+    "model_not_found": 404,
+    "NOT_FOUND": 404,
+    "request_too_large": 413,
+    "server_error": 500,
+    "api_error": 500,
+    "INTERNAL": 500,
+    "service_unavailable": 503,
+    "server_is_overloaded": 503,
+    "overloaded": 503,
+    "UNAVAILABLE": 503,
+    "timeout_error": 504,
+    "vector_store_timeout": 504,
+    "DEADLINE_EXCEEDED": 504,
+    "overloaded_error": 529,
+} | dict.fromkeys(_QUOTA_CODES - {"billing_error"}, 429)
+_BAD_REQUEST_STARTS = ("invalid_", "image_", "unsupported_", "empty_")
 _CONTEXT_WORDINGS = (
     "context_length_exceeded",
     "maximum context length",
     "reduce the length of the messages",
     "prompt is too long",
     "input token count",
+    "model_context_window_exceeded",
 )
 _RETRYABLE = {
     ErrorCode.OVERLOADED,
@@ -80,18 +127,63 @@ def judge_status(
     )
 
 
+def named_status(error: Any) -> int | None:
+    """Return the status that an error's names stand for; None for names that nobody knows.
+
+    Args:
+        error: An error body or its inner object, as decoded JSON. Routers give the status itself
+            as the ``code``.
+    """
+    numbers, names = _named(error)
+    for number in numbers:
+        if 400 <= number <= 599:
+            return number
+    for name in names:
+        if name in _STATUS_BY_NAME:
+            return _STATUS_BY_NAME[name]
+    if any("rate_limit" in name or "quota" in name for name in names):
+        return 429
+    return 400 if any(name.startswith(_BAD_REQUEST_STARTS) for name in names) else None
+
+
+def _named(error: Any) -> tuple[list[int], list[str]]:
+    """Return the numbers and the words by which an error is called, innermost last."""
+    numbers: list[int] = []
+    names: list[str] = []
+    for _depth in range(3):
+        if not isinstance(error, Mapping):
+            break
+        for field in ("code", "status", "error_code", "type"):
+            value = error.get(field)
+            if type(value) is int:
+                numbers.append(value)
+            elif isinstance(value, str):
+                if value.isdecimal() and len(value) == 3:
+                    numbers.append(int(value))
+                else:
+                    names.append(value)
+        inner = error.get("error")
+        error = inner if inner is not None else error.get("details")
+    return numbers, names
+
+
 def _code_for(status: int, text: str, codes: set[str]) -> ErrorCode:
     lower = text.lower()
     if status == 429:
         is_daily = "perday" in lower  # Gemini: the short retryDelay beside it is misleading
-        return ErrorCode.QUOTA if is_daily or codes & _QUOTA_CODES else ErrorCode.RATE_LIMITED
-    if status == 402 or (status == 400 and "credit balance is too low" in lower):
+        is_spent = is_daily or codes & _QUOTA_CODES or any(one in lower for one in _QUOTA_WORDINGS)
+        return ErrorCode.QUOTA if is_spent else ErrorCode.RATE_LIMITED
+    if status == 402 or (status == 400 and codes & _QUOTA_CODES):
         return ErrorCode.QUOTA
-    if status == 400 and "api_key_invalid" in lower:
-        return ErrorCode.AUTH
+    if status in {400, 401, 403} and any(wording in lower for wording in _QUOTA_WORDINGS):
+        return ErrorCode.QUOTA
+    if status == 400 and ("api_key_invalid" in lower or "FAILED_PRECONDITION" in codes):
+        return ErrorCode.AUTH  # Google's: a bad key; a country or an account that may not call
     if status in {400, 413, 422} and any(wording in lower for wording in _CONTEXT_WORDINGS):
         return ErrorCode.CONTEXT_LENGTH
     if status == 400 and codes & {"content_filter", "ResponsibleAIPolicyViolation"}:
+        return ErrorCode.CONTENT_FILTER
+    if status == 403 and '"flagged_input"' in lower:  # OpenRouter's moderation
         return ErrorCode.CONTENT_FILTER
     if status in {401, 403}:
         return ErrorCode.AUTH
@@ -99,6 +191,8 @@ def _code_for(status: int, text: str, codes: set[str]) -> ErrorCode:
         return ErrorCode.NOT_FOUND
     if status in {408, 504}:
         return ErrorCode.TIMEOUT
+    if status == 503 and "RESOURCE_EXHAUSTED" in codes:  # Google's, now and then
+        return ErrorCode.RATE_LIMITED
     if status in {503, 529} or codes & {"server_is_overloaded", "overloaded", "overloaded_error"}:
         return ErrorCode.OVERLOADED
     if status == 501:

@@ -78,7 +78,7 @@ POLICIES: dict[ErrorCode, Policy] = {
         before_fallback=0,
         raises_cap=True,
         falls_back=Falls.USUALLY,
-        says="tried again, once, with a higher max_tokens",
+        says="tried again once, with a higher max_tokens where the request has one",
     ),
     ErrorCode.CONTENT_FILTER: Policy(falls_back=Falls.ON_REQUEST, says="final"),
     ErrorCode.CONTEXT_LENGTH: Policy(falls_back=Falls.USUALLY, says="final for this model"),

@@ -181,6 +181,12 @@ async def test_a_cap_is_raised_as_far_as_the_user_allows(cap, calls):
     assert [asked for _, asked in caller.calls] == calls
 
 
+async def test_an_answer_that_was_cut_off_without_a_cap_is_asked_for_once_more():
+    caller = Asked(small=[TruncatedError("so far")])
+
+    assert (await one(caller)).attempts == 2
+
+
 async def test_a_cap_among_the_other_settings_is_raised_too():
     caller = Asked(small=[CUT, "ok"])
 

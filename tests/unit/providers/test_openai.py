@@ -18,6 +18,7 @@ from batch_llm import (
 )
 from batch_llm.core.schema import OutputSchema
 from batch_llm.providers import openai
+from batch_llm.providers.openai import CHAT, ChatCodec
 
 PLAIN = Request.of("openai-chat:m", "hi", settings=Settings(max_tokens=9))
 USAGE = {"prompt_tokens": 10, "completion_tokens": 5}
@@ -29,32 +30,32 @@ def answer(message, reason="stop", usage=USAGE, **more):
 
 
 def decode(body, request=PLAIN, status=200, headers=None, secret=""):
-    return openai.decode(status, headers or {}, body, request, secret=secret)
+    return CHAT.decode(status, headers or {}, body, request, secret=secret)
 
 
 @pytest.mark.parametrize("field", ["max_completion_tokens", "max_tokens"])
 def test_the_limit_goes_out_by_the_name_that_the_server_knows(field):
-    body = json.loads(openai.encode(PLAIN, max_tokens_field=field))
+    body = json.loads(ChatCodec(field).encode(PLAIN))
 
     assert {name for name in body if "tokens" in name} == {field}
 
 
 def test_the_endpoints_name_of_the_model_goes_before_the_requests():
-    assert json.loads(openai.encode(PLAIN, model="other"))["model"] == "other"
-    assert json.loads(openai.encode(PLAIN))["model"] == "m"
+    assert json.loads(CHAT.encode(PLAIN, model="other"))["model"] == "other"
+    assert json.loads(CHAT.encode(PLAIN))["model"] == "m"
 
 
 def test_a_schema_goes_out_with_its_name_and_its_flag():
     request = Request.of("openai-chat:m", "hi", output=OutputSchema.choices("a", "b"))
 
-    shape = json.loads(openai.encode(request))["response_format"]
+    shape = json.loads(CHAT.encode(request))["response_format"]
 
     assert shape["type"] == "json_schema"
     assert (shape["json_schema"]["name"], shape["json_schema"]["strict"]) == ("choice", True)
 
 
 def test_feedback_is_the_answer_and_what_was_wrong_with_it():
-    sent = json.loads(openai.encode(PLAIN, feedback=BadOutputError("{oops", "a: missing")))
+    sent = json.loads(CHAT.encode(PLAIN, feedback=BadOutputError("{oops", "a: missing")))
 
     assert sent["messages"][:2] == [
         {"role": "user", "content": "hi"},
@@ -236,7 +237,20 @@ def test_an_error_inside_a_200_has_the_status_that_it_means(trouble, status, is_
         (b'{"error":{"message":"slow","type":"requests","code":null}}', "slow", "requests"),
         (b'{"error":"slow"}', "slow", None),
         (b'{"message":"slow","type":"t"}', "slow", "t"),
-        (b'{"detail":"slow"}', "", None),
+        (b'{"detail":"slow"}', "slow", None),
+        (
+            b'{"detail":[{"loc":["body","n"],"msg":"too many","type":"x"},{"msg":"b"},5]}',
+            "body.n: too many; b",
+            None,
+        ),
+        (b'{"detail":{"a":1}}', "", None),
+        (b'[{"error":{"code":429,"message":"slow","status":"R_E"}}]', "slow", "R_E"),
+        (b'{"error":{"type":"t","message":"slow","details":{"error_code":"c"}}}', "slow", "c"),
+        (
+            b'{"object":"error","message":"slow","type":"t","param":null,"code":"1300"}',
+            "slow",
+            "1300",
+        ),
         (b"<html>slow</html>", "<html>slow</html>", None),
         (b"", "", None),
         (b"null", "", None),

@@ -24,6 +24,7 @@ from batch_llm import (
 )
 from batch_llm.core.schema import OutputSchema
 from batch_llm.providers import openai
+from batch_llm.providers.openai import CHAT
 
 text = st.text(st.characters(codec="utf-8"), max_size=20)
 parts = st.one_of(
@@ -56,21 +57,21 @@ requests = st.builds(
 
 @given(requests)
 def test_what_is_encoded_can_be_read_back(request):
-    assert openai.read(json.loads(openai.encode(request)), "openai-chat") == request
+    assert openai.read(json.loads(CHAT.encode(request)), "openai-chat") == request
 
 
 @given(requests)
 def test_a_body_that_was_read_goes_out_as_it_came(request):
-    body = json.loads(openai.encode(request))
+    body = json.loads(CHAT.encode(request))
 
-    assert json.loads(openai.encode(openai.read(body, "openai-chat"))) == body
+    assert json.loads(CHAT.encode(openai.read(body, "openai-chat"))) == body
 
 
 def test_a_schema_survives_the_way_out_and_in():
     request = Request.of("openai-chat:m", "hi", output=OutputSchema.choices("ham", "spam"))
-    body = json.loads(openai.encode(request))
+    body = json.loads(CHAT.encode(request))
 
-    again = json.loads(openai.encode(openai.read(body, "openai-chat")))
+    again = json.loads(CHAT.encode(openai.read(body, "openai-chat")))
 
     assert again["response_format"]["json_schema"]["strict"] is True
     assert openai.read(body, "openai-chat").output is not None
@@ -79,7 +80,7 @@ def test_a_schema_survives_the_way_out_and_in():
 def test_each_attempt_has_its_temperature():
     request = Request.of("openai-chat:m", "hi", settings=Settings(temperature=(0.0, 0.5)))
 
-    sent = [json.loads(openai.encode(request, attempt=n))["temperature"] for n in (1, 2, 3)]
+    sent = [json.loads(CHAT.encode(request, attempt=n))["temperature"] for n in (1, 2, 3)]
 
     assert sent == [0.0, 0.5, 0.5]
 
@@ -87,7 +88,7 @@ def test_each_attempt_has_its_temperature():
 def test_a_bad_answer_is_fed_back():
     request = Request.of("openai-chat:m", "hi")
 
-    body = json.loads(openai.encode(request, feedback=BadOutputError("{oops", "not JSON")))
+    body = json.loads(CHAT.encode(request, feedback=BadOutputError("{oops", "not JSON")))
 
     assert body["messages"][1] == {"role": "assistant", "content": "{oops"}
     assert "not JSON" in body["messages"][2]["content"]
@@ -111,7 +112,7 @@ PLAIN = Request.of("openai-chat:m", "hi")
 
 
 def test_an_answer_is_read_with_its_usage():
-    outcome = openai.decode(200, {}, answer({"content": "Lima"}), PLAIN)
+    outcome = CHAT.decode(200, {}, answer({"content": "Lima"}), PLAIN)
 
     assert (outcome.output, outcome.error, outcome.model) == ("Lima", None, "m-1")
     assert outcome.usage == {
@@ -136,11 +137,11 @@ def test_an_answer_is_read_with_its_usage():
     ],
 )
 def test_what_is_no_good_answer_is_told_apart(body, kind):
-    assert isinstance(openai.decode(200, {}, body, PLAIN).error, kind)
+    assert isinstance(CHAT.decode(200, {}, body, PLAIN).error, kind)
 
 
 def test_tokens_of_a_bad_answer_are_kept():
-    outcome = openai.decode(200, {}, answer({"content": "half"}, "length"), PLAIN)
+    outcome = CHAT.decode(200, {}, answer({"content": "half"}, "length"), PLAIN)
 
     assert outcome.usage["total_tokens"] == 15
 
@@ -148,7 +149,7 @@ def test_tokens_of_a_bad_answer_are_kept():
 def test_an_error_status_is_read_with_its_code():
     body = b'{"error":{"message":"slow down","type":"requests","code":"rate_limit_exceeded"}}'
 
-    error = openai.decode(429, {"retry-after": "3"}, body, PLAIN).error
+    error = CHAT.decode(429, {"retry-after": "3"}, body, PLAIN).error
 
     assert (error.status, error.code, error.message) == (429, "rate_limit_exceeded", "slow down")
     assert error.headers == {"retry-after": "3"}
@@ -156,7 +157,7 @@ def test_an_error_status_is_read_with_its_code():
 
 @given(st.integers(100, 599), st.binary(max_size=200))
 def test_no_answer_breaks_the_codec(status, body):
-    outcome = openai.decode(status, {}, body, PLAIN)
+    outcome = CHAT.decode(status, {}, body, PLAIN)
 
     assert outcome.error is not None
 

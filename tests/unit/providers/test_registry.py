@@ -25,7 +25,7 @@ def test_a_model_goes_to_its_providers_api_with_its_key():
     assert (endpoint.provider, endpoint.model) == ("openai-chat", "gpt-5")
     assert endpoint.url == "https://api.openai.com/v1/chat/completions"
     assert endpoint.headers["authorization"] == f"Bearer {KEY}"
-    assert endpoint.max_tokens_field == "max_completion_tokens"
+    assert endpoint.codec.length_field == "max_completion_tokens"
 
 
 def test_the_name_of_a_model_may_hold_colons():
@@ -52,7 +52,7 @@ def test_a_compatible_server_needs_no_key():
 
     assert endpoint.url == "http://h:8000/v1/chat/completions"
     assert "authorization" not in endpoint.headers
-    assert endpoint.max_tokens_field == "max_tokens"
+    assert endpoint.codec.length_field == "max_tokens"
 
 
 def test_a_compatible_server_gets_the_key_that_there_is():
@@ -74,7 +74,7 @@ def test_the_environment_moves_the_api_and_an_argument_goes_before_it():
 def test_the_providers_own_url_given_by_hand_is_still_the_provider():
     own = resolve("openai-chat:m", base_url="https://api.openai.com/v1/", environ=WITH_KEY)
 
-    assert own.max_tokens_field == "max_completion_tokens"
+    assert own.codec.length_field == "max_completion_tokens"
 
 
 def test_a_query_in_the_base_url_stays_at_the_end():
@@ -116,18 +116,20 @@ def test_without_a_key_the_variable_is_named(environ):
 @pytest.mark.parametrize(
     ("model", "reason", "suggestion"),
     [
-        ("gpt-5", "names no provider", "openai-chat:gpt-5"),
+        ("gpt-5", "names no provider", "openai:gpt-5"),
+        ("claude-haiku-5-5", "names no provider", "anthropic:claude-haiku-5-5"),
+        ("gemini-2.5-pro", "names no provider", "google:gemini-2.5-pro"),
         ("openai-chat/gpt-5", "with a colon", "openai-chat:gpt-5"),
-        ("openai:gpt-5", "not sent to", "openai-chat:gpt-5"),
-        ("anthropic:claude", "agents can use it", None),
-        ("opnai:gpt-5", "No provider is called", "openai-chat:gpt-5"),
+        ("bedrock:claude", "agents can use it", None),
+        ("opnai:gpt-5", "No provider is called", "openai:gpt-5"),
         ("openai-chatt:gpt-5", "No provider is called", "openai-chat:gpt-5"),
         ("OpenAI-Chat:gpt-5", "No provider is called", "openai-chat:gpt-5"),
         ("simm:fast", "No provider is called", "sim:fast"),
-        ("antropic:claude", "No provider is called", None),
+        ("antropic:claude", "No provider is called", "anthropic:claude"),
+        ("bedrok:claude", "No provider is called", None),
         ("qqq:m", "No provider is called", None),
         ("openai-chat:", "missing after the colon", None),
-        ("", "names no provider", "openai-chat:"),
+        ("", "names no provider", "openai:"),
     ],
 )
 def test_a_name_that_cannot_be_resolved_says_why_and_what_was_meant(model, reason, suggestion):
@@ -138,7 +140,7 @@ def test_a_name_that_cannot_be_resolved_says_why_and_what_was_meant(model, reaso
 
 
 def test_every_suggestion_can_be_resolved():
-    for model in ("gpt-5", "openai-chat/m", "openai:m", "opnai:m"):
+    for model in ("gpt-5", "openai-chat/m", "opnai:m", "sim-antropic:m"):
         with pytest.raises(UnknownModelError) as caught:
             split_model(model)
         split_model(caught.value.suggestion)
@@ -205,7 +207,10 @@ def test_opening_another_model_starts_nothing(simulator):
 def test_every_row_of_the_table_can_be_resolved():
     for name, provider in PROVIDERS.items():
         assert name == provider.name
-        assert resolve(f"{name}:m", environ={provider.key_variable: KEY}).provider == name
+        environ = {provider.key_variable: KEY}
+        if not provider.base_url:
+            environ[provider.url_variable] = "https://me.example"
+        assert resolve(f"{name}:m", environ=environ).provider == name
 
 
 SECRET = "gsk_0123456789abcdef"

@@ -1,0 +1,338 @@
+"""The Gemini generateContent codec (``POST /v1/models/…:generateContent``).
+
+Shapes: the API reference and what the official SDK reads.
+"""
+
+from __future__ import annotations
+
+import mimetypes
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import quote, urlsplit
+
+import msgspec
+
+from batch_llm.core.request import Image, Text
+from batch_llm.core.usage import count_of, usage_by_kind
+from batch_llm.exceptions import ContentFilteredError, TruncatedError, UnsupportedRequestError
+from batch_llm.providers.base import Outcome
+from batch_llm.providers.codec import (
+    Codec,
+    answered,
+    asked_length,
+    complaint,
+    other_fields,
+    stops,
+)
+from batch_llm.providers.data_urls import split_data_url
+from batch_llm.providers.failures import inner_status, malformed, status_error
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from batch_llm.core.request import Message, Part, Request
+    from batch_llm.exceptions import BadOutputError
+
+_NAME = "The generateContent format"
+_ROLES = {"user": "user", "assistant": "model", "model": "model"}
+_SYSTEM_ROLES = ("system", "developer")
+#: Fields of the body; a setting of another name belongs into its ``generationConfig``.
+_TOP_FIELDS = {
+    *("contents", "systemInstruction", "system_instruction", "generationConfig"),
+    *("generation_config", "tools", "toolConfig", "tool_config", "safetySettings"),
+    *("safety_settings", "cachedContent", "cached_content", "labels", "serviceTier"),
+    *("service_tier", "store"),
+}
+#: Why an answer ended, when neither it nor its length did.
+_FAULTY: Final = {"MALFORMED_FUNCTION_CALL", "UNEXPECTED_TOOL_CALL", "MALFORMED_RESPONSE"}
+_GOOD: Final = {None, "STOP", "FINISH_REASON_UNSPECIFIED"}
+_CUT: Final = {"MAX_TOKENS", "CONTINUATION"}
+
+
+class _UsageMetadata(msgspec.Struct, rename="camel"):
+    prompt_token_count: int | None = None
+    candidates_token_count: int | None = None
+    thoughts_token_count: int | None = None
+    tool_use_prompt_token_count: int | None = None
+    cached_content_token_count: int | None = None
+
+
+class _Part(msgspec.Struct, rename="camel"):
+    text: str | None = None
+    thought: bool = False
+    function_call: Any = None
+
+
+class _Content(msgspec.Struct):
+    parts: list[_Part] | None = None
+
+
+class _Rating(msgspec.Struct):
+    category: str | None = None
+    probability: str | None = None
+
+
+class _Candidate(msgspec.Struct, rename="camel"):
+    content: _Content | None = None
+    finish_reason: str | None = None
+    finish_message: str | None = None
+    safety_ratings: list[_Rating] | None = None
+
+
+class _Feedback(msgspec.Struct, rename="camel"):
+    block_reason: str | None = None
+    safety_ratings: list[_Rating] | None = None
+
+
+class _Response(msgspec.Struct, rename="camel"):
+    candidates: list[_Candidate] | None = None
+    prompt_feedback: _Feedback | None = None
+    usage_metadata: _UsageMetadata | None = None
+    model_version: str | None = None
+    error: Any = None
+
+
+_decode = msgspec.json.Decoder(_Response).decode
+_encode = msgspec.json.Encoder().encode
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateCodec(Codec):
+    """The generateContent format. The model's name is in the path, not in the body."""
+
+    def path(self, model: str, /) -> str:
+        """Return the path of a model's calls."""
+        return f"/models/{quote(model, safe='')}:generateContent"
+
+    def encode(
+        self,
+        request: Request,
+        /,
+        *,
+        attempt: int = 1,
+        model: str | None = None,  # noqa: ARG002
+        feedback: BadOutputError | None = None,
+    ) -> bytes:
+        """Return the body of a call, see ``Codec``."""
+        settings = request.settings
+        system: list[Mapping[str, Any]] = []
+        contents: list[dict[str, Any]] = []
+        for message in request.messages:
+            if message.role in _SYSTEM_ROLES:
+                system += _parts(message)
+            else:
+                contents.append({"role": _role(message), "parts": _parts(message)})
+        if feedback is not None:
+            said = {"text": feedback.text or "(nothing)"}
+            contents += [
+                {"role": "model", "parts": [said]},
+                {"role": "user", "parts": [{"text": complaint(feedback)}]},
+            ]
+        body: dict[str, Any] = {"contents": contents}
+        if system:
+            body["systemInstruction"] = {"parts": system}
+        config: dict[str, Any] = {}
+        temperature = settings.temperature_for(attempt)
+        if settings.extra:
+            for name, value in other_fields(settings).items():
+                if name in {"generationConfig", "generation_config"} and isinstance(value, dict):
+                    config |= value
+                else:
+                    (body if name in _TOP_FIELDS else config)[name] = value
+        length, ends = asked_length(settings), stops(settings)
+        if temperature is not None:
+            config["temperature"] = temperature
+        if settings.top_p is not None:
+            config["topP"] = settings.top_p
+        if length is not None:
+            config["maxOutputTokens"] = length
+        if settings.seed is not None:
+            config["seed"] = settings.seed
+        if ends is not None:
+            config["stopSequences"] = ends
+        if request.output is not None:
+            config["responseMimeType"] = "application/json"
+            config["responseJsonSchema"] = request.output.schema
+        if config:
+            body["generationConfig"] = config
+        return _encode(body)
+
+    def decode(
+        self,
+        status: int,
+        headers: Mapping[str, str],
+        body: bytes,
+        request: Request,
+        /,
+        *,
+        secret: str = "",
+    ) -> Outcome:
+        """Read an answer, see ``Codec``."""
+        if not 200 <= status < 300:
+            return Outcome(error=status_error(status, headers, body, secret))
+        try:
+            response = _decode(body)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            salvaged = _salvaged(body)
+            if salvaged is None:
+                return Outcome(error=malformed("The answer is not of Gemini's kind", body, secret))
+            response = salvaged
+        usage, model = _usage(response.usage_metadata), response.model_version
+        if response.error:
+            trouble = response.error
+            inner = status_error(inner_status(trouble), headers, body, secret, trouble)
+            return Outcome(usage=usage, error=inner, model=model)
+        error: Exception
+        if not response.candidates:
+            asked = response.prompt_feedback or _Feedback()
+            ratings = _ratings(asked.safety_ratings)
+            if asked.block_reason is not None:
+                error = ContentFilteredError(f"the prompt was blocked ({asked.block_reason})")
+            else:
+                error = malformed("The answer has no candidates", body, secret)
+            return Outcome(None, usage, error, model, ratings)
+        candidate = response.candidates[0]
+        ratings, reason = _ratings(candidate.safety_ratings), candidate.finish_reason
+        parts = (candidate.content.parts if candidate.content else None) or []
+        texts = [part.text for part in parts if part.text is not None and not part.thought]
+        text = "".join(texts) if texts else None
+        if reason in _CUT:
+            error = TruncatedError(text or "", asked_length(request.settings))
+        elif reason in _FAULTY:
+            error = malformed(f"The answer ended with {reason}", body, secret)
+        elif reason not in _GOOD:
+            why = f"{reason}: {candidate.finish_message}" if candidate.finish_message else reason
+            error = ContentFilteredError(str(why))
+        elif text is None and request.output is None and any(part.function_call for part in parts):
+            calls = [part.function_call for part in parts if part.function_call]
+            return Outcome(calls, usage, None, model, ratings)
+        elif text is None:
+            error = malformed("The answer is without content", body, secret)
+        else:
+            return answered(text, usage, model, request, ratings)
+        return Outcome(None, usage, error, model, ratings)
+
+
+GENERATE = GenerateCodec()
+
+
+def _role(message: Message) -> str:
+    role = _ROLES.get(message.role)
+    if role is None:
+        raise UnsupportedRequestError(_NAME, f"a message of the role {message.role!r}")
+    if message.extra.get("tool_calls"):
+        raise UnsupportedRequestError(_NAME, "tool calls in the shape of chat completions")
+    return role
+
+
+def _parts(message: Message) -> list[Mapping[str, Any]]:
+    content = message.content
+    if isinstance(content, tuple):
+        return [_part(part) for part in content]
+    return [{"text": content or ""}]
+
+
+def _part(part: Part) -> Mapping[str, Any]:
+    if isinstance(part, Text):
+        return {"text": part.text}
+    if isinstance(part, Image):
+        held = split_data_url(part.url)
+        if held is not None:
+            return {"inlineData": {"mimeType": held.media_type, "data": held.base64}}
+        kind = mimetypes.guess_type(urlsplit(part.url).path)[0]
+        told = {"mimeType": kind} if kind else {}
+        return {"fileData": {"fileUri": part.url} | told}
+    return part.data
+
+
+def _ratings(ratings: list[_Rating] | None) -> dict[str, str] | None:
+    """Return the probability of each category of harm, as the provider words it."""
+    found = {
+        rating.category: rating.probability
+        for rating in ratings or ()
+        if rating.category is not None and rating.probability is not None
+    }
+    return found or None
+
+
+def _salvaged(body: bytes) -> _Response | None:
+    """Read an answer field by field, so that an odd one in a place of no matter spoils nothing."""
+    try:
+        raw = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    if isinstance(raw, list) and len(raw) == 1:
+        raw = raw[0]
+    if not isinstance(raw, dict) or raw.keys().isdisjoint(
+        {"candidates", "promptFeedback", "error"}
+    ):
+        return None
+    return _Response(
+        [_candidate_of(one) for one in _dicts(raw.get("candidates"))],
+        _feedback_of(raw.get("promptFeedback")),
+        _usage_of(raw.get("usageMetadata")),
+        _text_of(raw.get("modelVersion")),
+        raw.get("error"),
+    )
+
+
+def _candidate_of(raw: dict[str, Any]) -> _Candidate:
+    content = raw.get("content")
+    parts = None
+    if isinstance(content, dict):
+        parts = [
+            _Part(_text_of(one.get("text")), one.get("thought") is True, one.get("functionCall"))
+            for one in _dicts(content.get("parts"))
+        ]
+    return _Candidate(
+        _Content(parts),
+        _text_of(raw.get("finishReason")),
+        _text_of(raw.get("finishMessage")),
+        _ratings_of(raw.get("safetyRatings")),
+    )
+
+
+def _feedback_of(raw: Any) -> _Feedback | None:
+    if not isinstance(raw, dict):
+        return None
+    return _Feedback(_text_of(raw.get("blockReason")), _ratings_of(raw.get("safetyRatings")))
+
+
+def _ratings_of(raw: Any) -> list[_Rating]:
+    return [
+        _Rating(_text_of(one.get("category")), _text_of(one.get("probability")))
+        for one in _dicts(raw)
+    ]
+
+
+def _usage_of(raw: Any) -> _UsageMetadata | None:
+    if not isinstance(raw, dict):
+        return None
+    return _UsageMetadata(
+        *(count_of(raw.get(name)) for name in _UsageMetadata.__struct_encode_fields__)
+    )
+
+
+def _dicts(value: Any) -> list[dict[str, Any]]:
+    return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
+
+
+def _text_of(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _usage(usage: _UsageMetadata | None) -> dict[str, int] | None:
+    """Return the tokens by kind: the provider tells output without what was thought."""
+    if usage is None:
+        return None
+    if usage.prompt_token_count is None and usage.candidates_token_count is None:
+        return None
+    thought = usage.thoughts_token_count
+    thought = None if thought is None else max(0, thought)
+    read = usage.cached_content_token_count
+    return usage_by_kind(
+        max(0, usage.prompt_token_count or 0) + max(0, usage.tool_use_prompt_token_count or 0),
+        max(0, usage.candidates_token_count or 0) + (thought or 0),
+        read=None if read is None else max(0, read),
+        thought=thought,
+    )
