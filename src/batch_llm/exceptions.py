@@ -237,8 +237,9 @@ class SettingsChangedError(LedgerError):
 
     def __str__(self) -> str:
         width = max(map(len, self.differences), default=0)
+        of_before = max((len(before) for before, _ in self.differences.values()), default=0)
         lines = [
-            f"    {name:<{width}}   {before}  →  {after}"
+            f"    {name:<{width}}   {before:<{of_before}}  →  {after}"
             for name, (before, after) in self.differences.items()
         ]
         return "\n".join([f"{self.path} was made with other settings", "", *lines])

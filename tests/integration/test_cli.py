@@ -358,7 +358,7 @@ CHAT = '{"messages":[{"role":"user","content":"x"}]}\n'
         ({"a.txt": "hi"}, ["a.txt", "-s", "temprature=0"], "did you mean temperature"),
         ({"a.txt": "hi"}, ["a.txt", "-s", "n=3"], "one whole answer"),
         ({"a.txt": "hi"}, ["a.txt", "--base-url", "http://127.0.0.1:9/v1"], "--model must be"),
-        ({"a.txt": "hi"}, ["a.txt", "-o", "a.parquet"], "written as .jsonl"),
+        ({"a.txt": "hi"}, ["a.txt", "-o", "a.xlsx"], "written as .jsonl"),
         ({"a.txt": "hi"}, ["a.txt", "--prompt", " "], "not empty"),
         ({"a.txt": "hi"}, ["a.txt", "-m", "openai/x"], "Did you mean openai:x?"),
         ({"a.txt": "hi"}, ["a.txt", "-m", "sim:fast?foo=1"], "one of latency"),

@@ -153,25 +153,38 @@ def test_a_capped_run_ends_with_3_and_the_rest_can_be_run(cli, tmp_path):
         done = cli("run", "q.jsonl", *again, "--max-cost", "0.004")
         stats = simulator.stats()
         end = json.loads(done.stdout.splitlines()[-1])
-        rest = cli("run", "q.failed.jsonl", *again, "-o", "rest.jsonl", "--failed", "f.jsonl")
+        sent = rows(tmp_path / "q.results.jsonl")
+        rest = cli("resume", "--max-cost", "1", "-q", "--json")
 
     assert done.returncode == 3, done.stderr
     assert "stopped by --max-cost: $0.003" in done.stderr
     assert end["stopped_by"] == "max_cost_usd"
     assert Decimal(end["cost_usd"]) == billed(stats)
+    assert 0 < len(sent) == 120 - end["not_done"]
+    assert not (tmp_path / "q.failed.jsonl").exists()  # nothing has failed
+    assert rest.returncode == 0, rest.stderr
+    assert json.loads(rest.stdout.splitlines()[-1])["reused"] == len(sent)
+    found = rows(tmp_path / "q.results.jsonl")
+    assert sorted(row["id"] for row in found) == sorted(f"q{n}" for n in range(120))
+
+
+def test_without_a_ledger_rows_that_a_cap_left_are_kept_to_be_run(cli, tmp_path):
+    capped = ["--max-tokens-total", "500", "-s", "max_tokens=30", "--no-store"]
+
+    done = cli("run", "q.jsonl", *capped)
+
+    assert done.returncode == 3
+    assert "of them not sent)" in done.stderr
     sent, left = rows(tmp_path / "q.results.jsonl"), rows(tmp_path / "q.failed.jsonl")
-    assert end["not_done"] == len(left)
     assert {row["id"] for row in sent + left} == {f"q{n}" for n in range(120)}
     assert len(sent) + len(left) == 120
-    assert rest.returncode == 0, rest.stderr
-    assert len(rows(tmp_path / "rest.jsonl")) == len(left)
 
 
 def test_the_command_for_the_rest_is_printed(cli):
     done = cli("run", "q.jsonl", "--max-tokens-total", "500", "-s", "max_tokens=30")
 
     assert done.returncode == 3
-    assert "of them not sent)" in done.stderr
+    assert "  failed    q" not in done.stderr
     assert "continue  batch-llm resume q.results.jsonl" in done.stderr
     assert "next      batch-llm" not in done.stderr
     assert "cost      unknown: no price for sim:fast" in done.stderr
@@ -233,18 +246,21 @@ def test_a_pilot_sends_so_many_rows_and_its_interval_holds(cli, tmp_path):
         job = ["-m", "openai-chat:x", "--base-url", simulator.base_url, "--prices", "prices.toml"]
         done = cli("plan", "q.jsonl", *job, "--pilot", "20", "--json")
         stats = simulator.stats()
-        told = cli("plan", "q.jsonl", *job, "--pilot", "2", "--overwrite")
+        told = cli("plan", "q.jsonl", *job, "--pilot", "24")
         before = simulator.stats()
-        cli("run", "q.jsonl", *job, "-q")
+        run = cli("run", "q.jsonl", *job)
         after = simulator.stats()
 
     found = json.loads(done.stdout)
     assert (stats.calls, found["pilot"]["rows"]) == (20, 20)
     assert Decimal(found["pilot"]["cost_usd"]) == billed(stats)
-    assert "2 rows sent: 2 ok, 0 failed, cost $0.00" in told.stdout
-    assert "all results in q.pilot.jsonl" in told.stdout
-    assert len(rows(tmp_path / "q.pilot.jsonl")) == 2
+    known = 24 - (before.calls - stats.calls)
+    assert f"{24 - known} rows sent, {known} known from before: 24 ok, 0 failed" in told.stdout
+    assert "`run` uses them, and does not send these rows again" in told.stdout
+    assert not (tmp_path / "q.pilot.jsonl").exists()
+    assert f"{before.calls} reused, {120 - before.calls} to do" in run.stderr
+    assert after.calls == 120
+    assert len(rows(tmp_path / "q.results.jsonl")) == 120
     low, _, high = found["estimate"]["output_tokens"]
-    assert low * 0.97 <= after.output_tokens - before.output_tokens <= high * 1.03
-    sent = after.input_tokens - before.input_tokens
-    assert found["estimate"]["input_tokens"] == pytest.approx(sent, rel=0.05)
+    assert low * 0.97 <= after.output_tokens <= high * 1.03
+    assert found["estimate"]["input_tokens"] == pytest.approx(after.input_tokens, rel=0.05)

@@ -109,7 +109,8 @@ def test_changed_settings_are_refused_with_the_difference(tmp_path, run, simulat
 
     assert again.returncode == 2
     assert "model         openai-chat:x  →  openai-chat:y" in again.stderr
-    assert "temperature   0  →  0.7" in again.stderr
+    assert "temperature   0              →  0.7" in again.stderr
+    assert "--new" in again.stderr
     assert "batch-llm resume q.results.jsonl" in again.stderr
     assert (tmp_path / "q.results.jsonl").read_bytes() == before
     assert simulator.stats().calls == 3

@@ -121,7 +121,7 @@ class Pipeline:
         """Show what an earlier run has brought, as if it came now; nothing is called or booked."""
         kept.context = item.context
         if kept.success and item.request is not None:
-            kept.output = _as_asked(item.request, kept.output)
+            kept.output = as_asked(item.request, kept.output)
         self._counts.reused += 1
         progress = Progress()
         progress.error_type = (kept.error or "").partition(":")[0]
@@ -288,7 +288,7 @@ def _checked(value: T, kind: type[T]) -> T:
     return value
 
 
-def _as_asked(request: Request, output: Any) -> Any:
+def as_asked(request: Request, output: Any) -> Any:
     """Return a kept output in the type that the request's shape makes of an answer."""
     if request.output is None or not isinstance(output, dict | list):
         return output

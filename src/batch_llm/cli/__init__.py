@@ -84,7 +84,7 @@ def _explain(error: Exception) -> None:
     lines = str(error)
     if isinstance(error, SettingsChangedError):
         lines += (
-            "\n\n  -o OTHER                   starts a new run beside it\n"
+            "\n\n  --new                      starts a new run beside it, with files of its own\n"
             "  --overwrite                starts anew, in its place\n"
             f"  batch-llm resume {error.path}   continues with the old settings"
         )

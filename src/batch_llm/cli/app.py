@@ -23,7 +23,6 @@ app = App(
     version=metadata.version("batch-llm"),
     result_action="return_value",
     default_parameter=Parameter(negative=()),
-    suppress_keyboard_interrupt=False,  # `main` says a word about it
 )
 #: Where the flags of ``run`` and ``check`` come from when the command line does not say.
 _SOURCES = [
@@ -43,18 +42,76 @@ SIGTERM."""
 
 
 @dataclasses.dataclass(kw_only=True)
-class Flags:
-    """The flags of ``run`` and ``check``."""
+class Pace:
+    """Flags that may be others each time a run goes on: how fast, how far, and what is shown."""
+
+    base_url: str | None = None
+    "any OpenAI-compatible server, up to /v1; several that serve the model: URL,URL"
+    concurrency: Annotated[str | None, Parameter(name=["--concurrency", "-c"])] = None
+    "calls in flight at the most; default: as many as limits or a local server allow; or knee"
+    ignore_slots: bool = False
+    "do not ask a local server (vLLM, llama.cpp) how many calls it works on at once"
+    rpm: str | None = None
+    "requests per minute that are never passed; limits that are not given are learned"
+    tpm: str | None = None
+    "tokens per minute, input and output together"
+    itpm: str | None = None
+    "input tokens per minute"
+    otpm: str | None = None
+    "output tokens per minute"
+    rpd: str | None = None
+    "requests per day"
+    longest_pause: str | None = None
+    "rows whose limit opens again later than this fail: 10m; default: wait, be it for tomorrow"
+    keys: str | None = None
+    "variables with keys for the model, used side by side: OPENAI_API_KEY,SECOND_KEY"
+    forget_limits: bool = False
+    "forget what earlier runs have learned of the model's limits, and learn anew"
+    timeout: str | None = None
+    "for one call; default: 120s"
+    hedge: bool = False
+    "at the end of the run, send slow rows a second time, and take the first answer"
+    retries: str | None = None
+    "further attempts of a row; refusals by a rate limit do not count; default: 5"
+    fallback: Annotated[list[str] | None, Parameter(name="--fallback")] = None
+    "models that are asked in turn where a row fails at its own: MODEL,MODEL (or repeat)"
+    fallback_on: str | None = None
+    "failures after which they are asked: bad_output,quota; default: the usual ones, docs/errors.md"
+    max_tokens_cap: str | None = None
+    "what a max_tokens that cut an answer off is raised to, once: 8k; default: twice; 0: not at all"
+    max_cost: str | None = None
+    "stop before the run costs more US dollars than this, failed attempts included"
+    max_tokens_total: str | None = None
+    "the same in tokens, input and output together: 50M"
+    deadline: str | None = None
+    "send nothing any more after this: 6h, or 23:30, or 2026-11-30T08:00"
+    fail_over: str | None = None
+    "stop when more rows than this have failed: 50, or 1% of those that are finished"
+    prices: str | None = None
+    "TOML file with prices of your own, in USD per million tokens: docs/money.md"
+    progress: Literal["auto", "rich", "plain", "json", "none"] | None = None
+    "a display in terminals, else a line every 10 s; json: records on standard error"
+    json: bool = False
+    "print machine-readable records to standard output"
+    quiet: Annotated[bool, Parameter(name=["--quiet", "-q"])] = False
+    "say nothing but errors"
+    verbose: Annotated[bool, Parameter(name=["--verbose", "-v"])] = False
+    "log each failed attempt"
+
+
+@dataclasses.dataclass(kw_only=True)
+class Ask:
+    """Flags that say what is asked of which rows, and where the results go."""
 
     model: Annotated[str | None, Parameter(name=["--model", "-m"])] = None
     "provider:model, such as openai-chat:gpt-6-luna; default: sim:fast, the simulator"
-    base_url: str | None = None
-    "any OpenAI-compatible server, up to /v1; several that serve the model: URL,URL"
     prompt: str | None = None
     "template over columns: 'Classify {{ text }}'; @FILE reads it from a file"
     system: str | None = None
     "system message, a template too"
-    format: Literal["openai-batch", "chat", "prompt", "rows", "csv", "tsv", "txt"] | None = None
+    format: (
+        Literal["openai-batch", "chat", "prompt", "rows", "csv", "tsv", "parquet", "txt"] | None
+    ) = None
     "default: seen from the name and the first record"
     columns: str | None = None
     "names for a CSV or TSV without a header line: label,text"
@@ -75,75 +132,31 @@ class Flags:
     output: Annotated[str | None, Parameter(name=["--output", "-o"], allow_leading_hyphen=True)] = (
         None
     )
-    "default: INPUT.results.jsonl; .csv and .tsv write tables; - is standard output"
+    "default: INPUT.results.jsonl; .csv, .tsv and .parquet write tables; - is standard output"
     failed: str | None = None
     "the failed rows, ready to be run again; default: beside the results"
     order: Literal["done", "input"] = "done"
     "write rows as they are done, or in the input's order"
     overwrite: bool = False
     "begin anew: replace output files that exist, and the run's ledger"
+    new: bool = False
+    "begin another run beside those that there are, with files of its own"
+    name: str | None = None
+    "how the run is called, by `resume` and the like; default: after its output"
     store: str | None = None
-    "the run's ledger; default: .batch-llm/runs/OUTPUT.sqlite; the same command again continues it"
+    "the run's ledger; default: .batch-llm/runs/NAME.sqlite; the same command again continues it"
     no_store: bool = False
     "keep no ledger: a run that is cut off cannot be continued"
-    concurrency: Annotated[str, Parameter(name=["--concurrency", "-c"])] = "auto"
-    "calls in flight at the most; auto: as many as limits or a local server allow; knee: searched"
-    ignore_slots: bool = False
-    "do not ask a local server (vLLM, llama.cpp) how many calls it works on at once"
-    rpm: str | None = None
-    "requests per minute that are never passed; limits that are not given are learned"
-    tpm: str | None = None
-    "tokens per minute, input and output together"
-    itpm: str | None = None
-    "input tokens per minute"
-    otpm: str | None = None
-    "output tokens per minute"
-    rpd: str | None = None
-    "requests per day"
-    longest_pause: str | None = None
-    "rows whose limit opens again later than this fail: 10m; default: wait, be it for tomorrow"
-    keys: str | None = None
-    "variables with keys for the model, used side by side: OPENAI_API_KEY,SECOND_KEY"
-    forget_limits: bool = False
-    "forget what earlier runs have learned of the model's limits, and learn anew"
-    timeout: str = "120s"
-    "for one call"
-    hedge: bool = False
-    "at the end of the run, send slow rows a second time, and take the first answer"
-    retries: str = "5"
-    "further attempts of a row; refusals by a rate limit do not count"
-    fallback: Annotated[list[str], Parameter(name="--fallback")] = dataclasses.field(
-        default_factory=list
-    )
-    "models that are asked in turn where a row fails at its own: MODEL,MODEL (or repeat)"
-    fallback_on: str | None = None
-    "failures after which they are asked: bad_output,quota; default: the usual ones, docs/errors.md"
-    max_tokens_cap: str | None = None
-    "what a max_tokens that cut an answer off is raised to, once: 8k; default: twice; 0: not at all"
-    max_cost: str | None = None
-    "stop before the run costs more US dollars than this, failed attempts included"
-    max_tokens_total: str | None = None
-    "the same in tokens, input and output together: 50M"
-    deadline: str | None = None
-    "send nothing any more after this: 6h, or 23:30, or 2026-11-30T08:00"
-    fail_over: str | None = None
-    "stop when more rows than this have failed: 50, or 1% of those that are finished"
-    prices: str | None = None
-    "TOML file with prices of your own, in USD per million tokens: docs/money.md"
-    progress: Literal["auto", "rich", "plain", "json", "none"] = "auto"
-    "a display in terminals, else a line every 10 s; json: records on standard error"
-    json: bool = False
-    "print machine-readable records to standard output"
-    quiet: Annotated[bool, Parameter(name=["--quiet", "-q"])] = False
-    "say nothing but errors"
-    verbose: Annotated[bool, Parameter(name=["--verbose", "-v"])] = False
-    "log each failed attempt"
 
 
-def _job(source: str, flags: Flags) -> Any:
+@dataclasses.dataclass(kw_only=True)
+class Flags(Pace, Ask):
+    """The flags of ``run``, ``check`` and ``plan``; in the help, those of ``Ask`` come first."""
+
+
+def _command(source: str, flags: Flags) -> Any:
     from batch_llm.cli import values
-    from batch_llm.cli.job import Job, default_paths
-    from batch_llm.cli.ledgers import default_ledger, flags_to_keep
+    from batch_llm.cli.command import Command, flags_to_keep, ledger_for, paths_for
     from batch_llm.core.prices import Prices
     from batch_llm.exceptions import ConfigError, InputError
     from batch_llm.strategies.policies import fallback_codes
@@ -152,13 +165,12 @@ def _job(source: str, flags: Flags) -> Any:
         raise InputError(f"{source} is not a file that can be read")
     if flags.base_url is not None and flags.model is None:
         raise ConfigError("--model", None, "given with --base-url: openai-chat:NAME")
-    if flags.store is not None and flags.no_store:
-        raise ConfigError("--store and --no-store", "both", "given one at a time")
-    output, failed = default_paths(source, flags.output)
+    output, failed = paths_for(source, flags.output, flags.failed, is_new=flags.new)
+    ledger = ledger_for(flags, source, output)
     limit = flags.limit
     fallback_on = None if flags.fallback_on is None else tuple(flags.fallback_on.split(","))
     fallback_codes(fallback_on)
-    return Job(
+    return Command(
         input=source,
         model=flags.model or "sim:fast",
         base_url=flags.base_url,
@@ -172,10 +184,10 @@ def _job(source: str, flags: Flags) -> Any:
         shape=values.read_shape(flags.schema, flags.choices),
         bad_rows=flags.bad_rows,
         output=output,
-        failed=flags.failed or failed,
+        failed=failed,
         order=flags.order,
         overwrite=flags.overwrite,
-        concurrency=values.read_concurrency(flags.concurrency),
+        concurrency=values.read_concurrency(flags.concurrency or "auto"),
         asks_servers=not flags.ignore_slots,
         limits=_limits(flags),
         longest_pause=None
@@ -183,10 +195,10 @@ def _job(source: str, flags: Flags) -> Any:
         else values.read_seconds("--longest-pause", flags.longest_pause),
         keys=tuple(flags.keys.split(",")) if flags.keys else (),
         forgets_limits=flags.forget_limits,
-        timeout=values.read_seconds("--timeout", flags.timeout),
+        timeout=values.read_seconds("--timeout", flags.timeout or "120s"),
         hedges=flags.hedge,
-        retries=values.read_count("--retries", flags.retries),
-        fallbacks=tuple(name for given in flags.fallback for name in given.split(",")),
+        retries=values.read_count("--retries", flags.retries or "5"),
+        fallbacks=tuple(name for given in flags.fallback or () for name in given.split(",")),
         fallback_on=fallback_on,
         max_tokens_cap=None
         if flags.max_tokens_cap is None
@@ -202,15 +214,19 @@ def _job(source: str, flags: Flags) -> Any:
         if flags.fail_over
         else None,
         prices=Prices() if flags.prices is None else Prices.from_file(flags.prices),
-        progress=flags.progress,
+        progress=flags.progress or "auto",
         as_json=flags.json,
         quiet=flags.quiet,
-        ledger=None if flags.no_store else flags.store or default_ledger(source, output),
-        flags=flags_to_keep(flags, source),
+        ledger=ledger,
+        facts={
+            "output": output,
+            "failed": failed,
+            "flags": flags_to_keep(flags, source, output, failed),
+        },
     )
 
 
-def _limits(flags: Flags) -> Any:
+def _limits(flags: Pace) -> Any:
     from batch_llm.cli.values import read_limit
     from batch_llm.core.config import Limits
 
@@ -226,6 +242,7 @@ def _limits(flags: Flags) -> Any:
 
 Input = Annotated[str, Parameter(name="INPUT", allow_leading_hyphen=True)]
 FlagsOfRun = Annotated[Flags | None, Parameter(name="*")]
+FlagsOfPace = Annotated[Pace | None, Parameter(name="*")]
 
 
 @app.command(config=_SOURCES, help_epilogue=_EPILOGUE)
@@ -238,17 +255,17 @@ def run(input: Input, /, *, flags: FlagsOfRun = None) -> int:  # noqa: A002
 
 
 def _run(source: str, flags: Flags) -> int:
+    from batch_llm.cli.command import check_paths
     from batch_llm.cli.execution import run_job
-    from batch_llm.cli.job import check_paths
     from batch_llm.exceptions import InputError
 
     if flags.verbose:
         _log_attempts()
-    job = _job(source, flags)
-    if job.as_json and job.output == "-":
+    command = _command(source, flags)
+    if command.as_json and command.output == "-":
         raise InputError("--json and --output - both want standard output; choose one")
-    check_paths(source, [job.output, job.failed], job.ledger)
-    return run_job(job)
+    check_paths(source, [command.output, command.failed], command.ledger)
+    return run_job(command)
 
 
 def _log_attempts() -> None:
@@ -263,7 +280,7 @@ def _log_attempts() -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(Plain())
     logging.basicConfig(handlers=[handler])
-    logging.getLogger("batch_llm.exchange").setLevel(logging.DEBUG)
+    logging.getLogger("batch_llm.retry").setLevel(logging.DEBUG)
 
 
 @app.command(config=_SOURCES, help_epilogue=_EPILOGUE)
@@ -271,7 +288,7 @@ def check(input: Input, /, *, flags: FlagsOfRun = None) -> int:  # noqa: A002
     """Do everything that `run` does before it sends: rows, ids, prompt, model, key, files."""
     from batch_llm.cli.planning import run_check
 
-    return run_check(_job(input, flags or Flags()))
+    return run_check(_command(input, flags or Flags()))
 
 
 @app.command(config=_SOURCES, help_epilogue=_EPILOGUE)
@@ -280,30 +297,41 @@ def plan(input: Input, /, *, pilot: str | None = None, flags: FlagsOfRun = None)
 
     Args:
         input: The file.
-        pilot: Really send so many rows, spread over the file: their results are kept, and the
-            estimate goes by what they took.
+        pilot: Really send so many rows, spread over the file: their results are kept for the run,
+            and the estimate goes by what they took.
         flags: Those of `run`.
     """
     from batch_llm.cli import values
     from batch_llm.cli.planning import run_planning
 
     count = None if pilot is None else values.read_count("--pilot", pilot, at_least=1)
-    return run_planning(_job(input, flags or Flags()), count)
+    return run_planning(_command(input, flags or Flags()), count)
 
 
 Run = Annotated[str | None, Parameter(name="RUN")]
 
 
 @app.command
-def resume(run: Run = None, /) -> int:
-    """Continue an unfinished run: RUN as `ls` calls it, or the one used last."""
-    from batch_llm.cli.ledgers import find_ledger
+def resume(run: Run = None, /, *, flags: FlagsOfPace = None) -> int:
+    """Continue an unfinished run: RUN as `ls` calls it, or the one used last.
 
-    return _continue(find_ledger(run))
+    What it asks stays as it was. The flags here replace those that it was last run with.
+    """
+    from batch_llm.runs.ledgers import find_ledger
+
+    return _run(*_command_of(find_ledger(run), flags or Pace()))
 
 
 @app.command
-def retry(run: Run = None, /, *, only: str = "failed") -> int:
+def retry(
+    run: Run = None,
+    /,
+    *,
+    only: str = "failed",
+    set: Annotated[list[str] | None, Parameter(name=["--set", "-s"])] = None,  # noqa: A002
+    model: Annotated[str | None, Parameter(name=["--model", "-m"])] = None,
+    flags: FlagsOfPace = None,
+) -> int:
     """Run failed rows again, and whatever else is left to do.
 
     Parameters
@@ -312,44 +340,55 @@ def retry(run: Run = None, /, *, only: str = "failed") -> int:
         As `ls` calls it, or the one used last.
     only
         Failures of these kinds: timeout,truncated; failed: all of them
+    set
+        A setting for these rows alone, instead of the run's: max_tokens=2000 (repeat)
+    model
+        A model for these rows alone, instead of the run's
+    flags
+        Replace those that the run was last run with.
     """
-    from batch_llm.cli.ledgers import find_ledger, name_of
     from batch_llm.cli.progress import say
+    from batch_llm.cli.values import read_settings
     from batch_llm.exceptions import ConfigError
+    from batch_llm.providers.registry import split_model
+    from batch_llm.runs.ledgers import find_ledger, name_of, retry_failed
     from batch_llm.stores.sqlite import SqliteLedger
     from batch_llm.strategies.errors import ErrorCode
 
     path = find_ledger(run)
-    codes = None if only == "failed" else set(only.split(","))
-    if codes is not None and not codes <= set(ErrorCode):
+    codes = None if only == "failed" else {code.strip() for code in only.split(",")}
+    if codes is not None and not codes <= frozenset(ErrorCode):
         raise ConfigError("--only", only, f"failed, or some of {', '.join(ErrorCode)}")
+    if model is not None:
+        split_model(model)  # refused before anything is noted
+    source, given = _command_of(path, flags or Pace())
     with SqliteLedger(path) as ledger:
-        count = ledger.retry(codes)
-    say(f"{name_of(path)}: {count:,} failed rows are run again")
-    return _continue(path)
+        count = retry_failed(ledger, codes, settings=read_settings(set or []), model=model)
+    if not given.quiet:
+        say(f"{name_of(path)}: {count:,} failed rows are run again")
+    return _run(source, given)
 
 
-def _continue(path: Path) -> int:
-    """Give the command of a run again."""
-    return _run(*_command_of(path))
-
-
-def _command_of(path: Path) -> tuple[str, Flags]:
-    """Return the input and the flags that a run was last made with."""
-    from batch_llm.cli.ledgers import name_of
+def _command_of(path: Path, pace: Pace | None = None) -> tuple[str, Flags]:
+    """Return the input and the flags that a run was last made with, and those given now."""
     from batch_llm.exceptions import InputError
+    from batch_llm.runs.ledgers import name_of
     from batch_llm.stores.sqlite import SqliteLedger
 
     with SqliteLedger(path, read_only=True) as ledger:
         kept = dict(ledger.manifest().get("flags") or {})
+    given = {
+        name: value for name, value in vars(pace or Pace()).items() if value not in {None, False}
+    }
     source, has_hidden_url = kept.pop("input", None), kept.pop("has_hidden_url", False)
-    if source is None or source == "-" or has_hidden_url:
+    if source is None or source == "-" or (has_hidden_url and "base_url" not in given):
         what = (
             "the address of its server was not kept" if has_hidden_url else "its rows are not here"
         )
         raise InputError(f"{name_of(path)}: {what}; give the same command again to continue")
     known = {field.name for field in dataclasses.fields(Flags)}
-    return source, Flags(**{name: value for name, value in kept.items() if name in known})
+    kept = {name: value for name, value in kept.items() if name in known}
+    return source, Flags(**kept | given | {"store": str(path)})
 
 
 @app.command
@@ -395,7 +434,10 @@ def export(
     output: Annotated[str, Parameter(name=["--output", "-o"])],
     overwrite: bool = False,
 ) -> int:
-    """Write a run's finished and failed rows to a .jsonl, .csv or .tsv, as its ledger has them."""
+    """Write a run's finished and failed rows, as its ledger has them, by suffix.
+
+    .jsonl, .csv, .tsv or .parquet.
+    """
     from batch_llm.cli.inspection import export_run
 
     return export_run(run, output, overwrite=overwrite)
@@ -404,26 +446,26 @@ def export(
 @app.command
 def verify(run: Run = None, /) -> int:
     """Check a run: its ledger, its ids against the input, its output file. 0: all is well."""
-    from batch_llm.cli.inspection import verify_run
-    from batch_llm.cli.ledgers import find_ledger
     from batch_llm.cli.progress import say
+    from batch_llm.cli.verification import verify_run
     from batch_llm.exceptions import BatchLLMError
+    from batch_llm.runs.ledgers import find_ledger
 
     path = find_ledger(run)
     try:
-        job = _job(*_command_of(path))
+        command = _command(*_command_of(path))
     except BatchLLMError as error:
         say(f"its input and output are not compared: {error}")
-        job = None
-    return verify_run(path, job)
+        command = None
+    return verify_run(path, command)
 
 
 @app.command
 def demo(*, prompts: int = 1000, concurrency: str = "auto") -> int:
     """Run sample prompts through the simulator with its faults on. No key, no network."""
     from batch_llm.cli import values
+    from batch_llm.cli.command import Command
     from batch_llm.cli.execution import run_job
-    from batch_llm.cli.job import Job
     from batch_llm.cli.progress import say
     from batch_llm.exceptions import ConfigError
 
@@ -440,7 +482,7 @@ def demo(*, prompts: int = 1000, concurrency: str = "auto") -> int:
                 row = {"id": f"demo-{number}", "prompt": f"Fact {number} about {city}?"}
                 file.write(f"{_dumps(row)}\n")
         return run_job(
-            Job(
+            Command(
                 input=str(source),
                 model="sim:flaky",
                 output="demo.results.jsonl",
@@ -485,7 +527,7 @@ def models(*, json: bool = False) -> int:
             "name": f"{provider.name}:MODEL",
             "base_url": provider.base_url,
             "key_variable": None if provider.is_local else provider.key_variable,
-            "has_key": provider.is_local or bool(provider.find_key(os.environ)),
+            "has_key": provider.is_local or bool(os.environ.get(provider.key_variable)),
         }
         for provider in PROVIDERS.values()
     ]
@@ -517,13 +559,11 @@ def doctor() -> int:
         found = util.find_spec(package) is not None
         name = "pydantic-ai-slim" if package == "pydantic_ai" else package
         print(f"{package:<11} {metadata.version(name) if found else 'not installed'}")
-    keys = {
-        one.key_variable: bool(one.find_key(os.environ))
-        for one in PROVIDERS.values()
-        if not one.is_local
-    }
-    for variable, is_set in keys.items():
-        print(f"key         {variable} is {'set' if is_set else 'not set'}")
+    for provider in PROVIDERS.values():
+        if provider.is_local:
+            continue
+        state = "set" if os.environ.get(provider.key_variable) else "not set"
+        print(f"key         {provider.key_variable} is {state}")
     print(f"connections {'5000 or more' if possible is None else possible}")
     print(f"this folder {'writable' if is_writable else 'NOT writable'}")
     return ExitCode.OK if is_writable else ExitCode.SOME_FAILED

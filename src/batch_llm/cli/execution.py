@@ -11,48 +11,33 @@ import signal
 import sys
 from collections import deque
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from batch_llm.cli.command import check_outputs_are_free, fresh_paths
 from batch_llm.cli.costs import cost_record
 from batch_llm.cli.display import summary_lines
 from batch_llm.cli.exit_codes import ExitCode
-from batch_llm.cli.inspection import finished
-from batch_llm.cli.job import fresh_paths
-from batch_llm.cli.ledgers import name_of, open_ledger
-from batch_llm.cli.plan import Plan, Survey, chunks, look_up
 from batch_llm.cli.progress import say, show_progress, tell
-from batch_llm.core.config import (
-    AUTO_MOST,
-    AUTO_MOST_KNOWN,
-    DEFAULT_WORKERS,
-    Limits,
-    ProcessorConfig,
-    RetryConfig,
-)
-from batch_llm.exceptions import InputError, LaneStoppedError, LimitPauseError
-from batch_llm.outputs import FailedWriter, Finished, ResultWriter
-from batch_llm.parallel import ParallelBatchProcessor
-from batch_llm.providers.registry import open_pool
-from batch_llm.providers.requests import RequestCaller
-from batch_llm.providers.transport import HttpTransport, raise_file_limit
-from batch_llm.stores.limit_memory import LimitMemory, limits_file
+from batch_llm.outputs import FailedWriter, Finished, ResultWriter, finished
+from batch_llm.runs.ledgers import name_of, open_ledger, put_aside, variants_of
+from batch_llm.runs.plan import Plan, Survey
+from batch_llm.runs.session import Session, Stop, is_short_of_connections, open_pools
+from batch_llm.stores.sqlite import SqliteLedger
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from batch_llm._engine.statistics import Statistics
-    from batch_llm.base import LLMWorkItem, WorkItemResult
-    from batch_llm.cli.job import Job
+    from batch_llm.base import WorkItemResult
+    from batch_llm.cli.command import Command
     from batch_llm.inputs import Row
-    from batch_llm.providers.registry import Endpoint
-    from batch_llm.stores.sqlite import SqliteLedger
+    from batch_llm.runs.job import Job
+    from batch_llm.runs.recipe import Variant
 
-    Item = LLMWorkItem[Any, Any, Row]
+    Result = WorkItemResult[Any, Row]
 
-_PAUSE = f"{LimitPauseError.__name__}: "
-_STOPPED = f"{LaneStoppedError.__name__}: "
 #: With ``--order input``: finished rows that wait for an earlier one.
 MAX_HELD = 10_000
 #: Flags that say what is left to do does not share with what was done.
@@ -78,14 +63,13 @@ _FLAGS = {
 class _Writers:
     """The two output files, and the order in which rows reach them."""
 
-    def __init__(self, plan: Plan, *, overwrite: bool) -> None:
-        job = plan.job
+    def __init__(self, plan: Plan, command: Command, *, overwrite: bool) -> None:
         is_batch = plan.source.format == "openai-batch"
-        self.failed = FailedWriter(job.failed, columns=plan.columns, overwrite=overwrite)
+        self.failed = FailedWriter(command.failed, columns=plan.columns, overwrite=overwrite)
         self.results = ResultWriter(
-            job.output, is_batch=is_batch, columns=plan.columns, overwrite=overwrite
+            command.output, is_batch=is_batch, columns=plan.columns, overwrite=overwrite
         )
-        self._keeps_order = job.order == "input"
+        self._keeps_order = command.order == "input"
         self._due: deque[int] = deque()
         self._held: dict[int, Finished] = {}
         self.has_reader = True
@@ -133,49 +117,100 @@ class _Writers:
         self.failed.close()
 
 
-def run_job(job: Job) -> ExitCode:
+def run_job(command: Command) -> ExitCode:
     """Do it. Everything that can be checked is checked before the first call."""
-    return run_plan(Plan(job))[0]
+    return run_plan(Plan(command), command)[0]
 
 
 def run_plan(
-    plan: Plan, on_result: Callable[[WorkItemResult[Any, Row]], None] | None = None
+    plan: Plan, command: Command, *, pilot: Callable[[Result], None] | None = None
 ) -> tuple[ExitCode, Statistics]:
-    """Send a plan's rows and write what comes back; return the code and the last numbers."""
-    job = plan.job
+    """Send a plan's rows and write what comes back; return the code and the last numbers.
+
+    Args:
+        plan: The rows.
+        command: What to do with them.
+        pilot: For a plan of some rows only: gets each result, and with a ledger no files are
+            written, because the run itself will write them.
+    """
     plan.check_unchanged()
     logging.getLogger("batch_llm.stops").disabled = True  # told at the end, with what to do next
-    with open_pool(job.model, base_urls=job.base_url, keys=job.keys) as pool:
-        given = job.concurrency if isinstance(job.concurrency, int) else None
-        possible = raise_file_limit(given or AUTO_MOST_KNOWN)
-        if possible is not None and (given or possible < AUTO_MOST):
-            say(f"warning: only {possible} connections are possible here; taking as many")
-        if job.forgets_limits and (path := limits_file()) is not None:
-            LimitMemory(path).forget([one.account for one in pool if one.account])
-        with contextlib.ExitStack() as opened:
-            fallbacks = {
-                name: opened.enter_context(open_pool(name, **job.places_of(name)))
-                for name in job.fallbacks
-            }
-            # Loaded here, where nothing waits: the display asks in mid-run.
-            for one in (pool, *fallbacks.values()):
-                check_price(job, one[0])
-            ledger = None if job.ledger is None else opened.enter_context(open_ledger(plan))
-            survey = Survey(plan.rows)
-            if ledger is not None and any(ledger.counts().values()):
-                survey = plan.survey(ledger)
-                if not job.quiet and job.progress != "json":
-                    say(_continuing(ledger, survey))
+    with contextlib.ExitStack() as opened:
+        is_anew = command.ledger is None or (command.overwrite and pilot is None)
+        variants = [] if is_anew else _variants_before(str(command.ledger))
+        pools = opened.enter_context(open_pools(command, variants))
+        if is_short_of_connections(command, pools.possible):
+            say(f"warning: only {pools.possible} connections are possible here; taking as many")
+        ledger = None
+        if command.ledger is not None:
+            ledger = opened.enter_context(
+                open_run(command, plan, pools.servers, is_pilot=pilot is not None)
+            )
+        survey = Survey(plan.rows)
+        if ledger is not None and any(ledger.counts().values()):
+            survey = plan.survey(ledger, variants)
+            if not command.quiet and command.progress != "json":
+                say(_continuing(ledger, survey))
+        writers = None
+        if pilot is None or ledger is None:
             # What a ledger knows is written anew: it may be torn, or gone.
-            writers = _Writers(plan, overwrite=job.overwrite or ledger is not None)
+            writers = _Writers(plan, command, overwrite=command.overwrite or ledger is not None)
             opened.callback(writers.close)
             writers.failed.remove_old()
             for problem in plan.problems:
                 writers.failed.write_problem(problem)
-            execution = _Execution(
-                plan, pool, fallbacks, writers, possible, on_result, ledger, survey
+        session = Session(
+            command,
+            pools,
+            ledger,
+            variants=variants,
+            keep_bodies=plan.source.format == "openai-batch",
+            looks_up=survey.left < survey.rows or bool(variants),
+            on_row=writers.expect if writers is not None and command.order == "input" else None,
+        )
+        execution = _Execution(plan, command, session, writers, pilot, ledger, survey)
+        return asyncio.run(execution.run()), session.statistics()
+
+
+def _variants_before(ledger: str) -> list[Variant]:
+    """Return what rows of an earlier session were retried with."""
+    if not Path(ledger).exists():
+        return []
+    with SqliteLedger(ledger, read_only=True) as found:
+        return variants_of(found)
+
+
+def open_run(
+    command: Command, plan: Plan, servers: Sequence[str], *, is_pilot: bool = False
+) -> SqliteLedger:
+    """Open a command's ledger, and look whether its output may be written.
+
+    Raises:
+        OutputExistsError: A file with results is there that the ledger does not know.
+        LedgerError: See ``open_ledger``.
+    """
+    assert command.ledger is not None  # noqa: S101 - the caller has looked
+    path = Path(command.ledger)
+    if command.overwrite and path.exists() and not is_pilot:
+        put_aside(path)
+    if not path.exists() and not is_pilot:
+        check_outputs_are_free(command)
+
+    def check(before: Mapping[str, Any]) -> None:
+        if before.get("output") != command.output and not is_pilot:
+            check_outputs_are_free(command)
+        elsewhere = before.get("servers", servers)
+        if sorted(set(servers)) != elsewhere and not command.quiet:
+            say(
+                f"note: earlier rows were answered by {_places(elsewhere)}; "
+                f"these go to {_places(servers)}"
             )
-            return asyncio.run(execution.run()), execution.statistics()
+
+    return open_ledger(command, plan.source.format, servers, check)
+
+
+def _places(servers: Sequence[str]) -> str:
+    return ", ".join(sorted(set(servers))) or "the provider's own address"
 
 
 def _continuing(ledger: SqliteLedger, survey: Survey) -> str:
@@ -188,209 +223,80 @@ def _continuing(ledger: SqliteLedger, survey: Survey) -> str:
     return said
 
 
-def check_price(job: Job, endpoint: Endpoint) -> None:
-    """Refuse a cap on cost that cannot be kept, before anything is sent.
-
-    Raises:
-        InputError: The model's price is not known.
-    """
-    model = f"{endpoint.provider}:{endpoint.model}"
-    if job.prices.rate(model, endpoint.server) is None and job.max_cost is not None:
-        where = f" at {endpoint.server}" if endpoint.server else ""
-        raise InputError(
-            f"--max-cost cannot be kept: no price is known for {model}{where}; nothing was sent\n\n"
-            "  --prices FILE              gives its price, in USD per million tokens:\n"
-            f'                             ["{model.partition("?")[0]}"]\n'
-            "                             input = 0.25\n"
-            "                             output = 2.00\n"
-            "  --max-tokens-total 10M     caps tokens instead"
-        )
-
-
-def _concurrency(job: Job, possible: int | None) -> int | Literal["auto", "knee"]:
-    """Return what the processor is told; only ``possible`` connections can be opened."""
-    if isinstance(job.concurrency, int):
-        return possible or job.concurrency
-    return job.concurrency or "auto"
-
-
 class _Execution:
+    """Shows a session to people, writes its results, and listens to Ctrl-C."""
+
     def __init__(
         self,
         plan: Plan,
-        pool: Sequence[Endpoint],
-        fallbacks: Mapping[str, Sequence[Endpoint]],
-        writers: _Writers,
-        possible: int | None,
-        on_result: Callable[[WorkItemResult[Any, Row]], None] | None,
+        command: Command,
+        session: Session,
+        writers: _Writers | None,
+        pilot: Callable[[Result], None] | None,
         ledger: SqliteLedger | None,
         survey: Survey,
     ) -> None:
-        self._on_result = on_result
-        self._plan, self._job, self._writers = plan, plan.job, writers
-        self._ledger, self._survey = ledger, survey
+        self._pilot = pilot
+        self._plan, self._command, self._session = plan, command, session
+        self._writers, self._ledger, self._survey = writers, ledger, survey
         self._signal: int | None = None
-        self._stop_code: ExitCode | None = None
-        self._stop_reason = ""
-        self._pause: str | None = None
-        #: Lines of the rows that have their result, where a limit may stop the run before the end.
+        self._has_reader = True
+        #: Lines of the rows that have their result, where no ledger knows them and a limit may stop
+        #: the run before the end.
         self._done: set[int] = set()
+        self._keeps_done = ledger is None and _has_limit(command)
         self._not_sent = 0
-        self._transport = HttpTransport()
-        self._processor: ParallelBatchProcessor[Any, Any, Row] = ParallelBatchProcessor(
-            config=ProcessorConfig(
-                concurrency=_concurrency(self._job, possible),
-                max_workers=DEFAULT_WORKERS if possible is None else possible,
-                limits=self._job.limits or Limits(),
-                longest_pause=self._job.longest_pause,
-                timeout_per_item=self._job.timeout,
-                hedge="drain" if self._job.hedges else "off",
-                retry=RetryConfig(
-                    max_attempts=self._job.retries + 1,
-                    initial_wait=0.5,
-                    max_tokens_cap=self._job.max_tokens_cap,
-                    fallback_on=self._job.fallback_on,
-                ),
-                fallbacks=self._job.fallbacks,
-                progress_interval=0,
-                max_cost_usd=self._job.max_cost,
-                max_total_tokens=self._job.max_tokens_total,
-                deadline_seconds=self._job.deadline,
-                max_failed_share=self._failed_share,
-                prices=self._job.prices,
-            ),
-            requests=RequestCaller(
-                pool,
-                self._transport,
-                keep_bodies=plan.source.format == "openai-batch",
-                asks_servers=self._job.asks_servers,
-                fallback=fallbacks.__getitem__,
-            ),
-            store=ledger,
-        )
-
-    def statistics(self) -> Statistics:
-        """Return the run's numbers."""
-        return self._processor.statistics()
-
-    @property
-    def _failed_share(self) -> float | None:
-        if self._job.fail_over is None:
-            return None
-        bound, is_share = self._job.fail_over
-        return bound if is_share else None
-
-    @property
-    def _stopped_by_limit(self) -> bool:
-        return self._stop_code is ExitCode.STOPPED_BY_LIMIT or self._stopped_by is not None
-
-    @property
-    def _stopped_by(self) -> str | None:
-        return self._processor.statistics().stopped_by
 
     async def run(self) -> ExitCode:
+        command, session = self._command, self._session
         self._listen_to_signals()
         shown = asyncio.create_task(
             show_progress(
-                "none" if self._job.quiet else self._job.progress,
-                self._processor.statistics,
-                title=f"{self._job.model}  {self._plan.source.name} → {self._job.output}",
+                "none" if command.quiet else command.progress,
+                session.statistics,
+                title=f"{command.model}  {self._plan.source.name} → {command.output}",
                 total=self._survey.left,
-                prices=self._job.prices,
-                cap=self._job.max_cost,
+                prices=command.prices,
+                cap=command.max_cost,
             )
         )
-        if self._job.as_json:
-            tell({"event": "launch", "model": self._job.model, "rows": self._plan.rows})
-        items: Iterable[Item] | AsyncIterable[Item] = self._plan.items()
-        if self._job.order == "input" or self._survey.left < self._survey.rows:
-            items = self._unfinished()
+        if command.as_json:
+            tell({"event": "launch", "model": command.model, "rows": self._plan.rows})
         try:
-            async with contextlib.aclosing(self._processor.stream(items)) as results:
-                async for result in results:
-                    self._take(result)
+            await session.run(self._plan.items(), self._take)
         finally:
             shown.cancel()
             await asyncio.wait([shown])
-            await self._transport.aclose()
-            self._writers.write_held()
-        if self._stopped_by_limit:
+            if self._writers is not None:
+                self._writers.write_held()
+        if self._keeps_done and self._exit_code_of_stop() is ExitCode.STOPPED_BY_LIMIT:
             self._record_not_sent()
         return self._conclude()
 
-    async def _unfinished(self) -> AsyncIterator[Item]:
-        """Give the items that are to be sent; write the results of the others."""
-        for chunk in chunks(self._plan.items()):
-            kept = [None] * len(chunk) if self._ledger is None else look_up(self._ledger, chunk)
-            for item, record in zip(chunk, kept, strict=True):
-                row = item.context
-                assert row is not None  # noqa: S101 - each item comes with its row
-                await self._writers.expect(row)
-                if record is None:
-                    yield item
-                else:
-                    self._done.add(row.line)
-                    self._writers.write(finished(record, row))
-            await asyncio.sleep(0)
-
-    def _take(self, result: WorkItemResult[Any, Row]) -> None:
-        if (result.error or "").startswith(_STOPPED):
-            # The row's own lane, or its last fallback's: nobody is left to ask.
-            self._stop(ExitCode.PROVIDER_REFUSES, "")
+    def _take(self, result: Result) -> None:
         if result.error_code == "cancelled" or result.context is None:
             return
-        usage = result.token_usage
-        if self._on_result is not None:
-            self._on_result(result)
-        if self._has_limit:
+        if self._pilot is not None:
+            self._pilot(result)
+        if self._keeps_done:
             self._done.add(result.context.line)
-        self._writers.write(
-            Finished(
-                row=result.context,
-                output=result.output,
-                error=result.error,
-                error_code=result.error_code,
-                model=result.model,
-                input_tokens=usage["input_tokens"],
-                output_tokens=usage["output_tokens"],
-                attempts=result.attempts,
-                seconds=result.duration_seconds,
-                body=result.response_body,
-            )
-        )
-        if not self._writers.has_reader:
-            self._stop(ExitCode.OK, "")
-        self._watch(result)
-
-    def _watch(self, result: WorkItemResult[Any, Row]) -> None:
-        """Stop when too much has failed."""
-        if result.success:
+        if self._writers is None:
             return
-        if (result.error or "").startswith(_PAUSE):
-            # All that are left fail so, at once, and are in the file to be run again.
-            self._pause = result.error
-        if self._job.fail_over is not None:
-            bound, is_share = self._job.fail_over
-            if not is_share and self._processor.statistics().failed > bound:
-                self._stop(ExitCode.STOPPED_BY_LIMIT, "more rows failed than --fail-over allows")
-
-    @property
-    def _has_limit(self) -> bool:
-        job = self._job
-        limits = (job.max_cost, job.max_tokens_total, job.deadline, job.fail_over)
-        return any(limit is not None for limit in limits)
+        self._writers.write(finished(result, result.context))
+        if not self._writers.has_reader and self._has_reader:
+            self._has_reader = False
+            self._session.end()
 
     def _record_not_sent(self) -> None:
-        """Put the rows that have no result into the file of failed rows, ready to be run."""
+        """Put the rows that have no result into the file of failed rows, ready to be run.
+
+        With a ledger that is not needed: the same command again sends them.
+        """
+        assert self._writers is not None  # noqa: S101 - without a ledger there are files
         for row in self._plan.rows_as_given():
             if row.line not in self._done:
                 self._writers.failed.write(row, "not sent: the run was stopped by a limit")
                 self._not_sent += 1
-
-    def _stop(self, code: ExitCode, reason: str) -> None:
-        if self._stop_code is None:
-            self._stop_code, self._stop_reason = code, reason
-            self._processor.stop(retry=False)
 
     def _listen_to_signals(self) -> None:
         loop = asyncio.get_running_loop()
@@ -400,10 +306,10 @@ class _Execution:
 
     def _on_signal(self, number: int) -> None:
         if self._signal is not None:
-            self._processor.stop(drain=False)
+            self._session.end(drain=False)
             return
         self._signal = number
-        waiting = self._processor.statistics().in_flight
+        waiting = self._session.statistics().in_flight
         if waiting:
             noun = "request" if waiting == 1 else "requests"
             say(
@@ -412,16 +318,16 @@ class _Execution:
             )
         else:
             say("Stopping: nothing is in flight.")
-        self._processor.stop(retry=False)
+        self._session.end()
 
     def _conclude(self) -> ExitCode:
-        now = self._processor.statistics()
-        done, bad = self._writers.results.rows, len(self._plan.problems)
+        command, session = self._command, self._session
+        now, bad = session.statistics(), len(self._plan.problems)
         cancelled = now.failures_by_code.get("cancelled", 0)
         survey = self._survey
         left = survey.left - now.processed + cancelled
         code = self._exit_code(now, bad or left or survey.failed)
-        bill = self._job.prices.bill(now.usage)
+        bill = command.prices.bill(now.usage)
         record = {
             "event": "done",
             "exit_code": int(code),
@@ -444,29 +350,29 @@ class _Execution:
             "stopped_lanes": msgspec.to_builtins(now.stopped_lanes),
             "limits": msgspec.to_builtins(now.limits),
             "seconds": round(now.elapsed_seconds, 3),
-            "output": self._job.output,
+            "output": command.output,
         } | cost_record(bill)
-        if self._job.as_json:
+        if command.as_json:
             tell(record)
-        if self._stop_reason:
-            say(f"error: {self._stop_reason}")
+        if session.stop_text:
+            say(f"error: {session.stop_text}")
         for stopped in now.stopped_lanes:
-            is_end = code is ExitCode.PROVIDER_REFUSES
-            say(f"{'error' if is_end else 'warning'}: {stopped.reason}")
+            if stopped.reason != session.stop_text:  # a fallback took over
+                say(f"warning: {stopped.reason}")
         if now.stopped_by is not None:
             say(f"stopped by {_FLAGS[now.stopped_by]}: {now.stop_reason}")
-        if self._pause is not None:
-            say(f"error: {self._pause.removeprefix(_PAUSE)}")
-        if self._job.quiet:
+        if session.pause is not None:
+            say(f"error: {session.pause}")
+        if command.quiet:
             return code
-        if self._job.progress == "json":
+        if command.progress == "json":
             say(json.dumps({"schema": 1} | record))
             return code
         was_stopped = (
-            self._signal is not None or self._stop_code is not None or now.stopped_by is not None
+            self._signal is not None or not self._has_reader or session.stop_reason is not None
         )
         verb = "Stopped after" if was_stopped else "Done in"
-        say(f"{verb} {now.elapsed_seconds:.1f} s  {self._job.model}")
+        say(f"{verb} {now.elapsed_seconds:.1f} s  {command.model}")
         summary = summary_lines(
             now,
             not_done=left,
@@ -476,22 +382,26 @@ class _Execution:
             bill=bill,
         )
         say("\n" + "\n".join(summary) + "\n")
-        if self._job.output != "-":
-            say(f"  results   {self._job.output} ({done:,} rows)")
-        if self._writers.failed.rows:
-            not_sent = f", {self._not_sent:,} of them not sent" if self._not_sent else ""
-            say(f"  failed    {self._job.failed} ({self._writers.failed.rows:,} rows{not_sent})")
-            goes_on = self._ledger is not None and code is ExitCode.PROVIDER_REFUSES
-            if self._writers.failed.rows > bad + (self._not_sent if self._ledger else 0) and (
-                not goes_on  # that tries those again, too
-            ):
-                say(f"  next      {self._next_command()}")
+        self._tell_files(bad)
         if (left or code is ExitCode.PROVIDER_REFUSES) and self._ledger is not None:
             again = f"batch-llm resume {shlex.quote(name_of(self._ledger.path))}"
             say(f"  continue  {again}  (or the same command again)")
         if self._plan.source.has_changed():
-            say(f"\nwarning: {self._job.input} changed while it was read; check its rows")
+            say(f"\nwarning: {command.input} changed while it was read; check its rows")
         return code
+
+    def _tell_files(self, bad: int) -> None:
+        command, writers = self._command, self._writers
+        if writers is None:
+            return
+        if command.output != "-":
+            say(f"  results   {command.output} ({writers.results.rows:,} rows)")
+        if writers.failed.rows:
+            not_sent = f", {self._not_sent:,} of them not sent" if self._not_sent else ""
+            say(f"  failed    {command.failed} ({writers.failed.rows:,} rows{not_sent})")
+            is_refused = self._session.stop is Stop.PROVIDER_REFUSES
+            if writers.failed.rows > bad and not (self._ledger and is_refused):  # tried again then
+                say(f"  next      {self._next_command()}")
 
     def _next_command(self) -> str:
         """Return the command that runs the failed rows.
@@ -501,7 +411,7 @@ class _Execution:
         """
         if self._ledger is not None:
             return f"batch-llm retry {shlex.quote(name_of(self._ledger.path))}"
-        job, words = self._job, []
+        command, words = self._command, []
         arguments = iter(sys.argv[2:])
         is_replaced = False
         for word in arguments:
@@ -511,20 +421,20 @@ class _Execution:
                     next(arguments, None)
             elif word.startswith("-o"):  # -oFILE
                 continue
-            elif word == job.input and not is_replaced:
-                words.append(job.failed)
+            elif word == command.input and not is_replaced:
+                words.append(command.failed)
                 is_replaced = True
             else:
                 words.append(word)
-        output, failed = fresh_paths(job.failed)
+        output, failed = fresh_paths(command.failed)
         words += ["-o", output, "--failed", failed]
-        if job.format is not None:
+        if command.format is not None:
             words += ["--format", self._format_of_failed()]
         return shlex.join(["batch-llm", "run", *words])
 
     def _format_of_failed(self) -> str:
         shape = self._plan.source.format
-        suffix = Path(self._job.failed).suffix.lower().removeprefix(".")
+        suffix = Path(self._command.failed).suffix.lower().removeprefix(".")
         if suffix in {"csv", "tsv"}:
             return suffix
         return {"txt": "prompt", "csv": "rows", "tsv": "rows"}.get(shape, shape)
@@ -532,10 +442,20 @@ class _Execution:
     def _exit_code(self, now: Statistics, without_answer: int) -> ExitCode:
         if self._signal is not None:
             return ExitCode.TERMINATED if self._signal == signal.SIGTERM else ExitCode.INTERRUPTED
-        if self._stop_code is not None:
-            return self._stop_code
-        if now.stopped_lanes and not now.succeeded:
-            return ExitCode.PROVIDER_REFUSES
-        if now.stopped_by is not None:
-            return ExitCode.STOPPED_BY_LIMIT
+        stopped = self._exit_code_of_stop()
+        if stopped is not None:
+            return stopped
         return ExitCode.SOME_FAILED if now.failed or without_answer else ExitCode.OK
+
+    def _exit_code_of_stop(self) -> ExitCode | None:
+        """Return what the code is where the session ended itself early."""
+        if not self._has_reader:
+            return ExitCode.OK
+        if self._session.stop is Stop.PROVIDER_REFUSES:
+            return ExitCode.PROVIDER_REFUSES
+        return None if self._session.stop_reason is None else ExitCode.STOPPED_BY_LIMIT
+
+
+def _has_limit(job: Job) -> bool:
+    limits = (job.max_cost, job.max_tokens_total, job.deadline, job.fail_over)
+    return any(limit is not None for limit in limits)

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from batch_llm.cli import estimate
+from batch_llm.cli.command import check_outputs_are_free, check_paths
 from batch_llm.cli.display import clock, limit_name, short
 from batch_llm.cli.estimate import KnownLimit, Sample
-from batch_llm.cli.execution import check_price, run_plan
+from batch_llm.cli.execution import run_plan
 from batch_llm.cli.exit_codes import ExitCode
-from batch_llm.cli.job import check_paths
-from batch_llm.cli.ledgers import check_outputs_are_free
-from batch_llm.cli.plan import Plan, characters_of
-from batch_llm.core.prices import usd
+from batch_llm.core.prices import ModelUsage, usd
 from batch_llm.core.text import safe
 from batch_llm.providers.registry import is_simulator, resolve, resolve_pool, split_model
+from batch_llm.runs.plan import Plan, characters_of
+from batch_llm.runs.session import check_price
 from batch_llm.simulator import parse_profile
 from batch_llm.stores.limit_memory import LimitMemory, limits_file
 
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
     from batch_llm._engine.statistics import Statistics
     from batch_llm.base import WorkItemResult
+    from batch_llm.cli.command import Command
     from batch_llm.cli.estimate import Estimate
-    from batch_llm.cli.job import Job
     from batch_llm.inputs import Row
     from batch_llm.providers.registry import Endpoint
 
@@ -39,53 +39,64 @@ _NEVER_CALLED = "http://127.0.0.1:1/v1"
 
 
 class Pilot:
-    """Rows that were sent to learn what the others will take, and what came of them."""
+    """Rows that were sent to learn what the others will take, and what came of them.
 
-    def __init__(self, plan: Plan, count: int) -> None:
-        job = plan.job
-        output, failed = pilot_paths(job)
-        check_paths(job.input, [output, failed])
+    With a ledger the results are kept there, and the run does not send these rows again.
+    """
+
+    def __init__(self, plan: Plan, command: Command, count: int) -> None:
+        output, failed = pilot_paths(command)
+        check_paths(command.input, [output, failed])
         self.samples: list[Sample] = []
         self.shown: list[tuple[str, str]] = []
-        self.output = output
+        self.succeeded = self.reused = 0
+        self.used = ModelUsage(model="")
+        #: Where the results are.
+        self.output = output if command.ledger is None else f"the ledger {command.ledger}"
         own = dataclasses.replace(
-            job,
+            command,
             output=output,
             failed=failed,
-            ledger=None,
             as_json=False,
             quiet=True,
             progress="none",
+            # The run itself will note where its results go.
+            facts={"flags": command.facts["flags"]} if "flags" in command.facts else {},
         )
         self._plan = plan.pilot(count, own)
-        self.code, self.statistics = run_plan(self._plan, self._take)
+        self.code, self.statistics = run_plan(self._plan, own, pilot=self._take)
 
     def _take(self, result: WorkItemResult[Any, Row]) -> None:
         assert result.context is not None  # noqa: S101 - each item comes with its row
         usage = result.token_usage
         characters = characters_of(self._plan.request_for(result.context))
-        self.samples.append(Sample(characters, usage["input_tokens"], usage["output_tokens"]))
+        self.samples.append(
+            Sample(characters, usage.get("input_tokens", 0), usage.get("output_tokens", 0))
+        )
+        self.used.add(usage)
+        self.succeeded += result.success
+        self.reused += result.is_reused
         if len(self.shown) < MOST_SHOWN:
             answer = result.output if result.success else result.error
             text = answer if isinstance(answer, str) else msgspec.json.encode(answer).decode()
             self.shown.append((result.item_id, text))
 
-    def facts(self, job: Job) -> dict[str, Any]:
-        """Return what it brought, for programs."""
-        now = self.statistics
-        known = job.prices.bill(now.usage).known_usd
+    def facts(self, command: Command) -> dict[str, Any]:
+        """Return what it brought, for programs. The cost is that of the rows sent now."""
+        known = command.prices.bill(self.statistics.usage).known_usd
         return {
-            "rows": now.succeeded + now.failed,
-            "succeeded": now.succeeded,
-            "failed": now.failed,
-            "input_tokens": now.input_tokens,
-            "output_tokens": now.output_tokens,
+            "rows": len(self.samples),
+            "succeeded": self.succeeded,
+            "failed": len(self.samples) - self.succeeded,
+            "reused": self.reused,
+            "input_tokens": self.used.input_tokens,
+            "output_tokens": self.used.output_tokens,
             "cost_usd": None if known is None else f"{known:f}",
             "output": self.output,
         }
 
 
-def pilot_paths(job: Job) -> tuple[str, str]:
+def pilot_paths(job: Command) -> tuple[str, str]:
     """Return where a pilot's results and its failed rows go: beside those of the run."""
     stem = Path(job.output).name.removesuffix(".jsonl").removesuffix(".results")
     folder = Path(job.output).parent
@@ -98,23 +109,23 @@ def pilot_paths(job: Job) -> tuple[str, str]:
     )
 
 
-def run_check(job: Job) -> ExitCode:
+def run_check(job: Command) -> ExitCode:
     """Check everything that can be, send nothing, and say what the job will take."""
     plan, endpoints = _checked(job)
-    return _tell(plan, endpoints, None)
+    return _tell(plan, job, endpoints, None)
 
 
-def run_planning(job: Job, pilot: int | None) -> ExitCode:
+def run_planning(job: Command, pilot: int | None) -> ExitCode:
     """Do the same; with a pilot, send so many rows first, and go by what they took."""
     plan, endpoints = _checked(job)
     if pilot is None:
-        return _tell(plan, endpoints, None)
-    done = Pilot(plan, pilot)
-    _tell(plan, endpoints, done)
+        return _tell(plan, job, endpoints, None)
+    done = Pilot(plan, job, pilot)
+    _tell(plan, job, endpoints, done)
     return ExitCode.OK if done.code is ExitCode.SOME_FAILED else done.code
 
 
-def _checked(job: Job) -> tuple[Plan, Sequence[Endpoint]]:
+def _checked(job: Command) -> tuple[Plan, Sequence[Endpoint]]:
     check_paths(job.input, [job.output, job.failed])
     if job.ledger is None or not Path(job.ledger).exists():
         check_outputs_are_free(job)
@@ -126,7 +137,7 @@ def _checked(job: Job) -> tuple[Plan, Sequence[Endpoint]]:
     return plan, endpoints
 
 
-def _endpoints(job: Job, model: str) -> Sequence[Endpoint]:
+def _endpoints(job: Command, model: str) -> Sequence[Endpoint]:
     provider, name = split_model(model)
     if is_simulator(provider):
         parse_profile(name)
@@ -134,8 +145,8 @@ def _endpoints(job: Job, model: str) -> Sequence[Endpoint]:
     return resolve_pool(model, **job.places_of(model))
 
 
-def _tell(plan: Plan, endpoints: Sequence[Endpoint], pilot: Pilot | None) -> ExitCode:
-    job, endpoint = plan.job, endpoints[0]
+def _tell(plan: Plan, job: Command, endpoints: Sequence[Endpoint], pilot: Pilot | None) -> ExitCode:
+    endpoint = endpoints[0]
     found = estimate.make(
         rows=max(1, plan.rows),
         characters=plan.characters,
@@ -145,7 +156,7 @@ def _tell(plan: Plan, endpoints: Sequence[Endpoint], pilot: Pilot | None) -> Exi
         prices=job.prices,
         limits=known_limits(job, endpoints, pilot.statistics if pilot else None),
         samples=pilot.samples if pilot else (),
-        used=pilot.statistics.usage if pilot else (),
+        used=[pilot.used] if pilot else (),
     )
     if job.as_json:
         facts = {
@@ -172,7 +183,7 @@ def _tell(plan: Plan, endpoints: Sequence[Endpoint], pilot: Pilot | None) -> Exi
 
 
 def known_limits(
-    job: Job, endpoints: Sequence[Endpoint], now: Statistics | None
+    job: Command, endpoints: Sequence[Endpoint], now: Statistics | None
 ) -> list[KnownLimit]:
     """Return the limits that are told, or were seen in a pilot, or are remembered; the first wins.
 
@@ -225,17 +236,22 @@ def _summed(limits: Iterable[tuple[str, float, str]]) -> list[tuple[str, float, 
     return [(dimension, limit, source) for (dimension, source), limit in sums.items()]
 
 
-def pilot_lines(pilot: Pilot, job: Job) -> list[str]:
+def pilot_lines(pilot: Pilot, job: Command) -> list[str]:
     """Return what a pilot brought, with the first of its answers."""
-    now = pilot.statistics
-    bill = job.prices.bill(now.usage)
+    bill = job.prices.bill(pilot.statistics.usage)
     cost = "unknown" if bill.known_usd is None else usd(bill.known_usd)
-    sent = f"{now.succeeded + now.failed:,} rows sent"
-    took = f"{short(now.input_tokens)} tokens in, {short(now.output_tokens)} out"
+    rows, used = len(pilot.samples), pilot.used
+    sent = f"{rows - pilot.reused:,} rows sent"
+    if pilot.reused:
+        sent += f", {pilot.reused:,} known from before"
+    took = f"{short(used.input_tokens)} tokens in, {short(used.output_tokens)} out"
+    failed = rows - pilot.succeeded
     lines = [
-        f"  pilot     {sent}: {now.succeeded:,} ok, {now.failed:,} failed, cost {cost}",
+        f"  pilot     {sent}: {pilot.succeeded:,} ok, {failed:,} failed, cost {cost}",
         f"            {took}; all results in {safe(pilot.output)}",
     ]
+    if job.ledger is not None:
+        lines.append("            `run` uses them, and does not send these rows again")
     return lines + [f"            {safe(name, 20)}: {safe(text, 60)}" for name, text in pilot.shown]
 
 

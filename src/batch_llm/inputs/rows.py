@@ -1,4 +1,4 @@
-"""Rows of a file: JSON lines of several shapes, CSV, TSV, plain lines. Read as a stream.
+"""Rows of a file: JSON lines of several shapes, CSV, TSV, Parquet, plain lines. Read as a stream.
 
 A record that cannot be used is a ``Problem`` with its place, never an exception: the good rows
 around it are not lost.
@@ -8,21 +8,20 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from batch_llm.core.text import safe
 from batch_llm.exceptions import ConfigError, InputError
 from batch_llm.inputs.json_lines import parse
+from batch_llm.inputs.parquet import ParquetTable
 from batch_llm.inputs.records import Problem, Row
+from batch_llm.inputs.shapes import Identifier, id_column_of, is_left_over, shape_of
 from batch_llm.inputs.tables import Table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-FORMATS = ("openai-batch", "chat", "prompt", "rows", "csv", "tsv", "txt")
-_ID_COLUMNS = ("custom_id", "id")
+FORMATS = ("openai-batch", "chat", "prompt", "rows", "csv", "tsv", "parquet", "txt")
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -65,22 +64,23 @@ class Source:
         self.format = format or self._sniff(Path(path).suffix.lower())
         if columns and self.format not in {"csv", "tsv"}:
             raise ConfigError("--columns", ",".join(columns), "left out: only tables have columns")
-        self._table: Table | None = None
-        if self.format in {"csv", "tsv"}:
+        self._table: Table | ParquetTable | None = None
+        if self.format == "parquet":
+            self._table = ParquetTable(self._path, self.name)
+        elif self.format in {"csv", "tsv"}:
             has_header = has_header if has_header is not None else columns is None
             delimiter = "," if self.format == "csv" else "\t"
             names = list(columns) if columns else None
             self._table = Table(self._path, delimiter, names, has_header=has_header)
         self.columns = self._find_columns()
-        found = (name for name in _ID_COLUMNS if name in self.columns)
-        self._id_column = id_column or next(found, None)
+        self._id_column = id_column or id_column_of(self.columns)
 
     def __iter__(self) -> Iterator[Row | Problem]:
-        seen: dict[str, int] = {}
+        identifier = Identifier(self._id_column)
         for number, record in enumerate(self._records(), 1):
             if self._limit is not None and number > self._limit:
                 return
-            yield record if isinstance(record, Problem) else self._identify(record, number, seen)
+            yield record if isinstance(record, Problem) else identifier.identify(record, number)
 
     @property
     def id_column(self) -> str | None:
@@ -97,25 +97,6 @@ class Source:
         except OSError:  # gone meanwhile
             return None
         return found.st_size, found.st_mtime_ns
-
-    def _identify(self, row: Row, number: int, seen: dict[str, int]) -> Row | Problem:
-        column = self._id_column
-        if _is_left_over(row.data):
-            message = "an earlier run could not read this record; mend it, or leave it out"
-            return Problem(row.line, "invalid_row", message, data=row.data)
-        if column is None:
-            item_id = f"row-{number}"
-        else:
-            found = row.data.get(column)
-            if found is None or found == "" or isinstance(found, dict | list | bool):
-                message = f'"{safe(column, 40)}" must be a text that is not empty'
-                return Problem(row.line, "missing_id", message, data=row.data)
-            item_id = str(found)
-        first = seen.setdefault(item_id, row.line)
-        if first != row.line:
-            message = f'"{safe(item_id, 60)}" is already on line {first}'
-            return Problem(row.line, "duplicate_custom_id", message, data=row.data, item_id=item_id)
-        return replace(row, item_id=item_id, has_own_id=column is not None)
 
     def _records(self) -> Iterator[Row | Problem]:
         return self._table.rows() if self._table is not None else self._lines()
@@ -137,7 +118,7 @@ class Source:
             return Problem(number, "invalid_utf8", "not UTF-8", error.start + 1)
 
     def _sniff(self, suffix: str) -> str:
-        if suffix in {".csv", ".tsv", ".txt"}:
+        if suffix in {".csv", ".tsv", ".txt", ".parquet"}:
             return suffix[1:]
         if suffix == ".tab":
             return "tsv"
@@ -145,15 +126,7 @@ class Source:
         first = self._first_row(self._lines())
         if first is None:
             return "rows"
-        data = first.data
-        if "custom_id" in data and "body" in data:
-            return "openai-batch"
-        for mark, shape in ((("custom_id", "params"), "Anthropic"), (("key", "request"), "Gemini")):
-            if all(name in data for name in mark):
-                raise ConfigError("the input's shape", f"{shape} batch lines", "another for now")
-        if isinstance(data.get("messages"), list):
-            return "chat"
-        return "prompt" if "prompt" in data else "rows"
+        return shape_of(first.data)
 
     def _find_columns(self) -> list[str]:
         """Return the columns of the first good record."""
@@ -166,14 +139,7 @@ class Source:
     @staticmethod
     def _first_row(records: Iterable[Row | Problem]) -> Row | None:
         rows = (record for record in records if isinstance(record, Row))
-        return next((row for row in rows if not _is_left_over(row.data)), None)
-
-
-def _is_left_over(data: dict[str, Any]) -> bool:
-    """Tell whether our own file of failed rows holds a record here that never was a row."""
-    if not data.get("raw") or not data.get("error"):
-        return False
-    return not any(value for name, value in data.items() if name not in {"raw", "error"})
+        return next((row for row in rows if not is_left_over(row.data)), None)
 
 
 def _spooled() -> Any:

@@ -11,12 +11,16 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import msgspec
 
 from batch_llm.exceptions import InputError, OutputExistsError, OutputLostError
 from batch_llm.inputs.records import Problem, Row  # noqa: TC001 - a field's type
+from batch_llm.outputs.parquet import ParquetRows
+
+if TYPE_CHECKING:
+    from batch_llm.base import WorkItemResult
 
 #: Nested deeper than this, a value that needs cleaning is cut.
 _MAX_DEPTH = 50
@@ -52,6 +56,23 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True):
         return "ok" if self.error is None else "failed"
 
 
+def finished(result: WorkItemResult[Any, Any], row: Row) -> Finished:
+    """Return a row with its result."""
+    usage = result.token_usage
+    return Finished(
+        row=row,
+        output=result.output,
+        error=result.error,
+        error_code=result.error_code,
+        model=result.model,
+        input_tokens=usage.get("input_tokens", 0),
+        output_tokens=usage.get("output_tokens", 0),
+        attempts=result.attempts,
+        seconds=result.duration_seconds,
+        body=result.response_body,
+    )
+
+
 class ResultWriter:
     """Writes finished rows: the input's columns first, then ``FIELDS``.
 
@@ -62,14 +83,15 @@ class ResultWriter:
     all that may come are to be named.
 
     Args:
-        path: ``.csv`` and ``.tsv`` write tables, everything else JSON lines; ``-`` is standard
-            output.
+        path: ``.csv`` and ``.tsv`` write tables, ``.parquet`` a table that is there when the
+            writer is closed, everything else JSON lines; ``-`` is standard output.
         is_batch: Whether the rows are batch lines.
         columns: All columns that the rows may have; only a table needs to know.
         overwrite: Replace a file that is there.
 
     Raises:
         OutputExistsError: The file is there.
+        MissingExtraError: A Parquet file is wanted, and pyarrow is not installed.
         OSError: It cannot be made.
     """
 
@@ -82,9 +104,18 @@ class ResultWriter:
         overwrite: bool = False,
     ) -> None:
         self._is_batch = is_batch
-        self._lines = _LineFile(path, overwrite=overwrite)
+        self._parquet: ParquetRows | None = None
+        if Path(path).suffix.lower() == ".parquet":
+            if Path(path).exists() and not overwrite:
+                raise OutputExistsError(path)
+            self._parquet = ParquetRows(path, cell)
+            # What a run left there that was cut off is in its ledger too.
+            self._lines = _LineFile(self._parquet.rows_path, overwrite=True)
+        else:
+            self._lines = _LineFile(path, overwrite=overwrite)
         self._table = _Table.for_path(path)
         self._known = columns
+        self._columns: dict[str, None] = {}
         self._names: dict[str, str] = {}
         self.rows = 0
 
@@ -96,6 +127,9 @@ class ResultWriter:
             BrokenPipeError: The reader of standard output is gone.
         """
         record = _batch_line(finished) if self._is_batch else self._record(finished)
+        if self._parquet is not None:
+            self._parquet.note(record)
+            self._columns.update(dict.fromkeys(record))
         if self._table is None:
             self._lines.append(_json(record))
         else:
@@ -126,8 +160,18 @@ class ResultWriter:
         return name
 
     def close(self) -> None:
-        """Make all rows durable."""
+        """Make all rows durable. A second time it does nothing.
+
+        Raises:
+            OutputLostError: A Parquet file could not be made of them.
+        """
         self._lines.close()
+        if self._parquet is not None:
+            parquet, self._parquet = self._parquet, None
+            names = [self._name(name, {}) for name in self._known]
+            last = () if self._is_batch else FIELDS
+            columns = [name for name in dict.fromkeys([*self._columns, *names]) if name not in last]
+            parquet.finish([*columns, *last])
 
 
 class FailedWriter:
@@ -254,7 +298,7 @@ class _Table:
         return self._line(self.columns)
 
     def row(self, record: Mapping[str, Any]) -> bytes:
-        return self._line([_cell(record.get(name)) for name in self.columns])
+        return self._line([cell(record.get(name)) for name in self.columns])
 
     def _line(self, cells: Sequence[str]) -> bytes:
         # The csv module leaves a lone carriage return bare, which no reader takes for text.
@@ -270,7 +314,8 @@ class _Table:
         return buffer.getvalue().encode("utf-8", "replace")
 
 
-def _cell(value: Any) -> str:
+def cell(value: Any) -> str:
+    """Return a value as a table's cell holds it: text as it is, nothing for null, else JSON."""
     if isinstance(value, str):
         return value
     return "" if value is None else _json(value).decode().rstrip("\n")

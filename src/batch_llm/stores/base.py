@@ -222,11 +222,12 @@ class Ledger(Store, Protocol):
         """Return all attempts of an item, those of earlier runs first."""
         ...
 
-    def retry(self, codes: Collection[str] | None = None) -> int:
+    def retry(self, codes: Collection[str] | None = None, content: bytes | None = None) -> int:
         """Make failed items pending, so that they are tried again.
 
         Args:
             codes: Only those that failed so; None for all.
+            content: Stands for what they asked until they are started; None leaves it.
 
         Returns:
             Their number.

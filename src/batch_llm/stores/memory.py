@@ -228,7 +228,7 @@ class MemoryLedger:
         """Return all attempts of an item, those of earlier runs first."""
         return list(self._attempts.get(item_id, ()))
 
-    def retry(self, codes: Collection[str] | None = None) -> int:
+    def retry(self, codes: Collection[str] | None = None, content: bytes | None = None) -> int:
         """Make failed items pending, so that they are tried again."""
         failed = [
             record
@@ -236,5 +236,7 @@ class MemoryLedger:
             if codes is None or record.error_code in codes
         ]
         for record in failed:
+            if content is not None:
+                record = msgspec.structs.replace(record, content=content)  # noqa: PLW2901
             self._set_state(record, ItemState.PENDING)
         return len(failed)

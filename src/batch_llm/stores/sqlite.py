@@ -496,7 +496,7 @@ class SqliteLedger:
             )
         ]
 
-    def retry(self, codes: Collection[str] | None = None) -> int:
+    def retry(self, codes: Collection[str] | None = None, content: bytes | None = None) -> int:
         """Make failed items pending, so that they are tried again.
 
         Raises:
@@ -505,9 +505,9 @@ class SqliteLedger:
 
         def change(connection: sqlite3.Connection) -> int:
             if codes is None:
-                return connection.execute(self._sql["retry_all"]).rowcount
+                return connection.execute(self._sql["retry_all"], (content,)).rowcount
             wanted = json.dumps(sorted(codes))
-            return connection.execute(self._sql["retry_some"], (wanted,)).rowcount
+            return connection.execute(self._sql["retry_some"], (content, wanted)).rowcount
 
         return int(self._exclusively(change))
 

@@ -80,10 +80,10 @@ WHERE number = ? ORDER BY rowid;
 SELECT state, count(*) FROM items GROUP BY state;
 
 -- name: retry_all
-UPDATE items SET state = 'pending' WHERE state = 'failed';
+UPDATE items SET state = 'pending', content = coalesce(?, content) WHERE state = 'failed';
 
 -- name: retry_some
-UPDATE items SET state = 'pending'
+UPDATE items SET state = 'pending', content = coalesce(?, content)
 WHERE state = 'failed' AND error_code IN (SELECT value FROM json_each(?));
 
 -- name: manifest

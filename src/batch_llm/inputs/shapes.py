@@ -1,0 +1,75 @@
+"""What a record is: which shape it has, and what it is called."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from batch_llm.core.text import safe
+from batch_llm.exceptions import ConfigError
+from batch_llm.inputs.records import Problem, Row
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+_ID_COLUMNS = ("custom_id", "id")
+
+
+def shape_of(data: dict[str, Any]) -> str:
+    """Return the format of records like this first one.
+
+    Raises:
+        ConfigError: It is one that is not supported.
+    """
+    if "custom_id" in data and "body" in data:
+        return "openai-batch"
+    for mark, shape in ((("custom_id", "params"), "Anthropic"), (("key", "request"), "Gemini")):
+        if all(name in data for name in mark):
+            raise ConfigError("the input's shape", f"{shape} batch lines", "another for now")
+    if isinstance(data.get("messages"), list):
+        return "chat"
+    return "prompt" if "prompt" in data else "rows"
+
+
+def id_column_of(columns: Iterable[str]) -> str | None:
+    """Return the column that holds the ids, as far as nobody says; None numbers the rows."""
+    known = set(columns)
+    return next((name for name in _ID_COLUMNS if name in known), None)
+
+
+class Identifier:
+    """Gives each row its id, and finds those that cannot have one.
+
+    Args:
+        column: The column with the ids; None numbers the rows.
+    """
+
+    def __init__(self, column: str | None) -> None:
+        self._column = column
+        self._seen: dict[str, int] = {}
+
+    def identify(self, row: Row, number: int) -> Row | Problem:
+        """Return the row under its id, or what is wrong with it."""
+        column = self._column
+        if is_left_over(row.data):
+            message = "an earlier run could not read this record; mend it, or leave it out"
+            return Problem(row.line, "invalid_row", message, data=row.data)
+        if column is None:  # numbers differ anyway
+            return replace(row, item_id=f"row-{number}")
+        found = row.data.get(column)
+        if found is None or found == "" or isinstance(found, dict | list | bool):
+            message = f'"{safe(column, 40)}" must be a text that is not empty'
+            return Problem(row.line, "missing_id", message, data=row.data)
+        item_id = str(found)
+        first = self._seen.setdefault(item_id, row.line)
+        if first != row.line:
+            message = f'"{safe(item_id, 60)}" is already on line {first}'
+            return Problem(row.line, "duplicate_custom_id", message, data=row.data, item_id=item_id)
+        return replace(row, item_id=item_id, has_own_id=True)
+
+
+def is_left_over(data: dict[str, Any]) -> bool:
+    """Tell whether our own file of failed rows holds a record here that never was a row."""
+    if not data.get("raw") or not data.get("error"):
+        return False
+    return not any(value for name, value in data.items() if name not in {"raw", "error"})

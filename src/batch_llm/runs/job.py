@@ -1,0 +1,67 @@
+"""What to do: a run's input, what is asked about each row, how fast, and within which limits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from batch_llm.core.prices import Prices
+from batch_llm.core.request import Settings
+from batch_llm.providers.registry import is_simulator
+
+if TYPE_CHECKING:
+    from decimal import Decimal
+
+    from batch_llm.core.config import Limits
+    from batch_llm.core.schema import OutputSchema
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What to do. The flags of ``run`` or the arguments of ``runs.run``, understood."""
+
+    #: A file, ``-`` for standard input, or what the rows are called that are no file.
+    input: str
+    model: str
+    base_url: str | None = None
+    format: str | None = None
+    columns: tuple[str, ...] | None = None
+    id_column: str | None = None
+    limit: int | None = None
+    prompt: str | None = None
+    system: str | None = None
+    settings: Settings = field(default_factory=Settings)
+    shape: OutputSchema | None = None
+    bad_rows: str = "stop"
+    concurrency: int | Literal["knee"] | None = None
+    asks_servers: bool = True
+    limits: Limits | None = None
+    longest_pause: float | None = None
+    keys: tuple[str, ...] = ()
+    forgets_limits: bool = False
+    timeout: float = 120.0
+    hedges: bool = False
+    retries: int = 5
+    fallbacks: tuple[str, ...] = ()
+    fallback_on: tuple[str, ...] | None = None
+    max_tokens_cap: int | None = None
+    prices: Prices = field(default_factory=Prices)
+    max_cost: Decimal | None = None
+    max_tokens_total: int | None = None
+    deadline: float | None = None
+    #: Failed rows, or their share of the finished ones, and whether it is a share.
+    fail_over: tuple[float, bool] | None = None
+    #: The ledger's file; None keeps none.
+    ledger: str | None = None
+    #: What is noted of the job in the ledger, beside its settings.
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def places_of(self, model: str) -> dict[str, Any]:
+        """Return the servers and keys of a model: those that were given, if its provider is that.
+
+        A model of another provider goes to that provider's own address, with its usual key.
+        """
+        provider = model.partition(":")[0]
+        if provider != self.model.partition(":")[0] or is_simulator(provider):
+            return {}
+        return {"base_urls": self.base_url, "keys": self.keys}

@@ -1,0 +1,310 @@
+"""Where a job's ledger is, whether it is the ledger of this job, and what is noted in it."""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime
+from hashlib import blake2b
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from batch_llm.core.request import Settings
+from batch_llm.core.schema import OutputSchema
+from batch_llm.core.text import safe
+from batch_llm.exceptions import ConfigError, InputError, LedgerError, SettingsChangedError
+from batch_llm.runs.job import Job
+from batch_llm.runs.recipe import Variant, plain_settings, read_settings
+from batch_llm.stores.sqlite import SqliteLedger
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping, Sequence
+
+    from batch_llm.stores.base import Ledger
+
+FOLDER = Path(".batch-llm")
+RUNS = FOLDER / "runs"
+_SUFFIX = ".sqlite"
+_SHOWN_CHARACTERS = 40
+_LONGEST_NAME = 100
+
+
+def default_ledger(source: str, output: str) -> str:
+    """Return where the ledger of a run is: named after its output, in the folder where it runs."""
+    path = Path(output)
+    if output == "-" or (path.exists() and not path.is_file()):  # a device
+        output = f"{'stdin' if source == '-' else source}.stdout"
+    relative = os.path.relpath(output)
+    name = Path(relative).name
+    if name != relative:
+        name = f"{name}-{blake2b(relative.encode(errors='replace'), digest_size=3).hexdigest()}"
+    return str(RUNS / f"{name}{_SUFFIX}")
+
+
+def name_of(ledger: str | Path) -> str:
+    """Return how a run is called: its ledger's name, or the path where it lies elsewhere."""
+    path = Path(ledger)
+    return path.name.removesuffix(_SUFFIX) if path.parent == RUNS else str(path)
+
+
+def find_ledger(run: str | None) -> Path:
+    """Find the ledger of a run of this folder by name, by path, or the one used last.
+
+    Raises:
+        InputError: There is none.
+    """
+    if run is None:
+        found = all_ledgers()
+        if not found:
+            raise InputError(f"there is no run here: {RUNS} has no ledger")
+        return found[0]
+    for path in (RUNS / f"{run}{_SUFFIX}", Path(run)):
+        if path.is_file():
+            return path
+    raise InputError(
+        f"there is no run {run} here\n\n  batch-llm ls   lists the runs of this folder"
+    )
+
+
+def all_ledgers() -> list[Path]:
+    """Return the ledgers of this folder, the one used last first."""
+    return sorted(RUNS.glob(f"*{_SUFFIX}"), key=lambda path: -path.stat().st_mtime)
+
+
+def named_ledger(name: str) -> str:
+    """Return where the ledger of a run of this name is.
+
+    Raises:
+        ConfigError: The name cannot be that of a file.
+    """
+    is_good = name and len(name) <= _LONGEST_NAME and not name.startswith((".", "-"))
+    if not is_good or not name.isprintable() or any(char in name for char in "/\\:"):
+        raise ConfigError("name", name, "a word without slashes, such as nightly-labels")
+    return str(RUNS / f"{name}{_SUFFIX}")
+
+
+def open_ledger(
+    job: Job,
+    format: str,  # noqa: A002 - the shape of its input
+    servers: Sequence[str] = (),
+    check: Callable[[Mapping[str, Any]], None] | None = None,
+) -> SqliteLedger:
+    """Open a job's ledger, new or that of an earlier run of the same job, and note the job in it.
+
+    Args:
+        job: The job; it has a ledger.
+        format: The shape of its input.
+        servers: Where its calls go, other than to the provider's own address.
+        check: Called with what was noted before, empty for a new ledger; what it raises is let
+            through, and nothing has changed then.
+
+    Raises:
+        LedgerInUseError: Another process runs the job.
+        SettingsChangedError: It was made with other settings.
+        LedgerError: It cannot be opened.
+    """
+    assert job.ledger is not None  # noqa: S101 - the caller has looked
+    path = Path(job.ledger)
+    _make_folder(path)
+    ledger = SqliteLedger(path)
+    try:
+        before, now = ledger.manifest(), settings_of(job, format)
+        if before:
+            _check_unchanged(path, before.get("settings") or {}, now)
+        if check is not None:
+            check(before)
+        version = metadata.version("batch-llm")
+        facts = {
+            "settings": now,
+            "digests": {name: _digest(value) for name, value in now.items()},
+            "job": job_facts(job),
+            "servers": sorted(set(servers)),
+            "version": version,
+        }
+        ledger.note(facts | job.facts | ({} if before else {"made_by_version": version}))
+    except BaseException:
+        ledger.close()
+        raise
+    return ledger
+
+
+def _check_unchanged(path: Path, before: Mapping[str, str], now: Mapping[str, str]) -> None:
+    differences = _differences(before, now)
+    if differences:
+        raise SettingsChangedError(name_of(path), differences)
+
+
+def variants_of(ledger: Ledger) -> list[Variant]:
+    """Return the settings that rows of a run were retried with, in their order."""
+    return [Variant.from_facts(facts) for facts in ledger.manifest().get("retries") or ()]
+
+
+def retry_failed(
+    ledger: Ledger,
+    codes: Collection[str] | None = None,
+    *,
+    settings: Settings | None = None,
+    model: str | None = None,
+) -> int:
+    """Make failed rows pending, to be asked as they were last, or with other settings.
+
+    The run's own settings stay what they are; the ledger notes what the retried rows are asked
+    with.
+
+    Args:
+        ledger: The run's.
+        codes: Only those that failed so; None for all.
+        settings: Replace those of the run that are given here.
+        model: Replaces the run's.
+
+    Returns:
+        Their number.
+
+    Raises:
+        LedgerError: It could not be saved; nothing changed.
+    """
+    if model is None and (settings is None or settings == Settings()):
+        return ledger.retry(codes)
+    before = ledger.manifest().get("retries") or []
+    variant = Variant(len(before) + 1, settings or Settings(), model)
+    # Noted first: a mark without a variant would say nothing.
+    ledger.note({"retries": [*before, variant.facts()]})
+    count = ledger.retry(codes, variant.mark)
+    facts = variant.facts() | {
+        "only": sorted(codes or ()),
+        "rows": count,
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    ledger.note({"retries": [*before, facts]})
+    return count
+
+
+def settings_of(job: Job, format: str) -> dict[str, str]:  # noqa: A002 - the shape of its input
+    """Return everything that changes the answers, by name; with what is left out as "-".
+
+    Not the server: a model may move from one machine to another. That is told, not refused.
+    """
+    source = "-" if job.input == "-" else os.path.relpath(job.input)
+    found = {
+        "input": source,
+        "format": format,
+        "id column": job.id_column or "-",
+        "model": job.model,
+        "prompt": job.prompt or "-",
+        "system": job.system or "-",
+        "schema": "-" if job.shape is None else _digest(_shape(job)),
+    }
+    settings = job.settings
+    for name in ("temperature", "max_tokens", "top_p", "seed", "stop"):
+        value = getattr(settings, name)
+        if value is not None:
+            found[name] = repr(value)
+    return found | {name: repr(value) for name, value in settings.extra.items()}
+
+
+def _shape(job: Job) -> str:
+    shape = job.shape
+    return "" if shape is None else repr((shape.name, shape.is_strict, shape.schema))
+
+
+def _differences(before: Mapping[str, str], now: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+    names = [*now, *(name for name in before if name not in now)]
+    pairs = {name: (before.get(name, "-"), now.get(name, "-")) for name in names}
+    return {
+        safe(name, _SHOWN_CHARACTERS): _shown(*pair)
+        for name, pair in pairs.items()
+        if pair[0] != pair[1]
+    }
+
+
+def _shown(before: str, now: str) -> tuple[str, str]:
+    """Shorten two texts; where that makes them look the same, show their digests."""
+    short = (safe(before, _SHOWN_CHARACTERS), safe(now, _SHOWN_CHARACTERS))
+    return short if short[0] != short[1] else (_digest(before), _digest(now))
+
+
+def _digest(text: str) -> str:
+    return blake2b(text.encode(errors="replace"), digest_size=8).hexdigest()
+
+
+def keepable_url(url: str | None) -> str | None:
+    """Return a server's address, unless it may hold a password or a key."""
+    return None if url is None or any(mark in url for mark in "@?#") else url
+
+
+def job_facts(job: Job) -> dict[str, Any]:
+    """Return what is asked of which rows as plain data, for who goes on with the run."""
+    shape = job.shape
+    return {
+        "input": job.input,
+        "model": job.model,
+        "base_url": keepable_url(job.base_url),
+        "has_hidden_url": keepable_url(job.base_url) != job.base_url,
+        "format": job.format,
+        "columns": job.columns,
+        "id_column": job.id_column,
+        "limit": job.limit,
+        "prompt": job.prompt,
+        "system": job.system,
+        "settings": plain_settings(job.settings),
+        "bad_rows": job.bad_rows,
+        "shape": None
+        if shape is None
+        else {"name": shape.name, "schema": shape.schema, "is_strict": shape.is_strict},
+    }
+
+
+def job_of(ledger: Ledger, path: str) -> Job:
+    """Return the job that a ledger was made by, with paces and limits as nobody had set them.
+
+    Its answers are read as plain data: a ledger has no types.
+
+    Raises:
+        InputError: Its rows are not in a file, or the address of its server was not kept.
+    """
+    facts = dict(ledger.manifest().get("job") or {})
+    if not facts or facts["input"] == "-" or not Path(facts["input"]).is_file():
+        what = "its rows are not here"
+    elif facts.pop("has_hidden_url"):
+        what = "the address of its server was not kept"
+    else:
+        shape = facts.pop("shape")
+        columns = facts.pop("columns")
+        settings = read_settings(facts.pop("settings"))
+        return Job(
+            **facts,
+            columns=None if columns is None else tuple(columns),
+            settings=settings,
+            shape=None if shape is None else _read_shape(shape),
+            ledger=path,
+        )
+    raise InputError(f"{name_of(path)}: {what}; give the same command again to continue")
+
+
+def _read_shape(facts: Mapping[str, Any]) -> OutputSchema:
+    shape = OutputSchema.json_schema(facts["schema"], facts["name"], is_strict=facts["is_strict"])
+    choice = facts["schema"].get("properties", {}).get("choice", {})
+    names = choice.get("enum", ()) if isinstance(choice, dict) else ()
+    if len(set(names)) > 1 and all(isinstance(name, str) and name.strip() for name in names):
+        choices = OutputSchema.choices(*names)
+        return choices if choices == shape else shape
+    return shape
+
+
+def _make_folder(path: Path) -> None:
+    if path.parent != RUNS:
+        return
+    try:
+        RUNS.mkdir(parents=True, exist_ok=True)
+        ignore = FOLDER / ".gitignore"
+        if not ignore.exists():
+            ignore.write_text("*\n", "utf-8")
+    except OSError as error:
+        raise LedgerError(str(path), error.strerror or str(error)) from error
+
+
+def put_aside(path: Path) -> None:
+    """Keep the ledger that is replaced as ``.old``: it holds answers that were paid for."""
+    with SqliteLedger(path):  # nobody runs it, and its log of changes is taken in
+        pass
+    path.replace(f"{path}.old")

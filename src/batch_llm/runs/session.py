@@ -1,0 +1,328 @@
+"""One session of a run: what a ledger has is shown again, what is left is sent.
+
+Each row's result comes out once. Nothing here writes files, shows progress or listens to signals:
+that is the business of who started it, the command (``cli.execution``) or ``runs.api``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Literal
+
+from batch_llm._engine.pipeline import as_asked
+from batch_llm.core.config import (
+    AUTO_MOST,
+    AUTO_MOST_KNOWN,
+    DEFAULT_WORKERS,
+    Limits,
+    ProcessorConfig,
+    RetryConfig,
+)
+from batch_llm.exceptions import InputError, LaneStoppedError, LimitPauseError
+from batch_llm.parallel import ParallelBatchProcessor
+from batch_llm.providers.registry import open_pool
+from batch_llm.providers.requests import RequestCaller
+from batch_llm.providers.transport import HttpTransport, raise_file_limit
+from batch_llm.runs.plan import chunks, look_up
+from batch_llm.stores.limit_memory import LimitMemory, limits_file
+from batch_llm.stores.values import reused
+
+if TYPE_CHECKING:
+    from collections.abc import (
+        AsyncIterable,
+        AsyncIterator,
+        Awaitable,
+        Callable,
+        Iterable,
+        Iterator,
+        Sequence,
+    )
+
+    from batch_llm._engine.statistics import Statistics
+    from batch_llm.base import LLMWorkItem, WorkItemResult
+    from batch_llm.inputs import Row
+    from batch_llm.providers.registry import Endpoint
+    from batch_llm.runs.job import Job
+    from batch_llm.runs.recipe import Variant
+    from batch_llm.stores.base import Ledger, Record
+
+    Item = LLMWorkItem[Any, Any, Row]
+    Result = WorkItemResult[Any, Row]
+
+_PAUSE = f"{LimitPauseError.__name__}: "
+_STOPPED = f"{LaneStoppedError.__name__}: "
+
+
+class Stop(Enum):
+    """Why a session ended itself early."""
+
+    PROVIDER_REFUSES = "provider_refuses"
+    TOO_MANY_FAILED = "max_failed"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Pools:
+    """Where a job's calls go.
+
+    Attributes:
+        own: The endpoints of the run's model.
+        others: Those of models that rows were retried with.
+        fallbacks: Those of the models that are asked where a row's own fails, by name.
+        possible: Connections that can be opened, where these are fewer than wanted; else None.
+    """
+
+    own: Sequence[Endpoint]
+    others: dict[str, Sequence[Endpoint]]
+    fallbacks: dict[str, Sequence[Endpoint]]
+    possible: int | None
+
+    @property
+    def servers(self) -> list[str]:
+        """Where the run's own calls go, other than to the provider's own address."""
+        return [endpoint.server for endpoint in self.own if endpoint.server]
+
+    def caller(self, transport: HttpTransport, job: Job, *, keep_bodies: bool) -> RequestCaller:
+        """Return who makes the calls."""
+        places, own = self.fallbacks | self.others, self.own
+        where = (lambda model: places.get(model, own)) if self.others else own
+        return RequestCaller(
+            where,
+            transport,
+            keep_bodies=keep_bodies,
+            asks_servers=job.asks_servers,
+            fallback=self.fallbacks.__getitem__,
+        )
+
+
+@contextlib.contextmanager
+def open_pools(job: Job, variants: Sequence[Variant] = ()) -> Iterator[Pools]:
+    """Find out where a job's calls go; run the simulator meanwhile where it is asked for.
+
+    Servers and keys that are given for the run are those of its provider: a model of another one,
+    with which rows are retried, goes to that one's own address.
+
+    Raises:
+        UnknownModelError: A model cannot be resolved.
+        MissingKeyError: There is no key.
+        ConfigError: An address or a key cannot be used.
+        InputError: A cap on cost cannot be kept.
+    """
+    with contextlib.ExitStack() as opened:
+        own = opened.enter_context(open_pool(job.model, base_urls=job.base_url, keys=job.keys))
+        others: dict[str, Sequence[Endpoint]] = {}
+        for model in dict.fromkeys(variant.model for variant in variants):
+            if model is not None and model != job.model:
+                others[model] = opened.enter_context(open_pool(model, **job.places_of(model)))
+        fallbacks: dict[str, Sequence[Endpoint]] = {
+            model: opened.enter_context(open_pool(model, **job.places_of(model)))
+            for model in job.fallbacks
+        }
+        pools = [own, *others.values(), *fallbacks.values()]
+        given = job.concurrency if isinstance(job.concurrency, int) else None
+        possible = raise_file_limit(given or AUTO_MOST_KNOWN)
+        if job.forgets_limits and (path := limits_file()) is not None:
+            accounts = [one.account for pool in pools for one in pool if one.account]
+            LimitMemory(path).forget(accounts)
+        for one in pools:
+            check_price(job, one[0])  # loaded here, where nothing waits: a display asks in mid-run
+        yield Pools(own, others, fallbacks, possible)
+
+
+def is_short_of_connections(job: Job, possible: int | None) -> bool:
+    """Tell whether fewer connections can be opened than the job wants."""
+    is_told = isinstance(job.concurrency, int)
+    return possible is not None and (is_told or possible < AUTO_MOST)
+
+
+def check_price(job: Job, endpoint: Endpoint) -> None:
+    """Refuse a cap on cost that cannot be kept, before anything is sent.
+
+    Raises:
+        InputError: The model's price is not known.
+    """
+    model = f"{endpoint.provider}:{endpoint.model}"
+    if job.prices.rate(model, endpoint.server) is None and job.max_cost is not None:
+        where = f" at {endpoint.server}" if endpoint.server else ""
+        raise InputError(
+            f"--max-cost cannot be kept: no price is known for {model}{where}; nothing was sent\n\n"
+            "  --prices FILE              gives its price, in USD per million tokens:\n"
+            f'                             ["{model.partition("?")[0]}"]\n'
+            "                             input = 0.25\n"
+            "                             output = 2.00\n"
+            "  --max-tokens-total 10M     caps tokens instead"
+        )
+
+
+class Session:
+    """Sends what is left of a job, once.
+
+    Args:
+        job: The job.
+        pools: Where its calls go.
+        ledger: Keeps the results; None keeps none.
+        variants: What rows were retried with.
+        keep_bodies: Whether results carry the provider's answer as it came.
+        looks_up: Whether the ledger is asked for many rows at a time, before they reach the engine:
+            right where it may know some.
+        on_row: Called with each row when it is taken; what it returns is waited for.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        pools: Pools,
+        ledger: Ledger | None = None,
+        *,
+        variants: Sequence[Variant] = (),
+        keep_bodies: bool = False,
+        looks_up: bool = False,
+        on_row: Callable[[Row], Awaitable[None]] | None = None,
+    ) -> None:
+        self._job, self._ledger, self._variants = job, ledger, variants
+        self._looks_up = ledger is not None and looks_up
+        self._on_row = on_row
+        #: Why it ended itself early, and how that came.
+        self.stop: Stop | None = None
+        self.stop_text = ""
+        #: What rows fail with that would wait too long for a limit.
+        self.pause: str | None = None
+        self._transport = HttpTransport()
+        possible = pools.possible
+        self.processor: ParallelBatchProcessor[Any, Any, Row] = ParallelBatchProcessor(
+            config=ProcessorConfig(
+                concurrency=_concurrency(job, possible),
+                max_workers=DEFAULT_WORKERS if possible is None else possible,
+                limits=job.limits or Limits(),
+                longest_pause=job.longest_pause,
+                timeout_per_item=job.timeout,
+                hedge="drain" if job.hedges else "off",
+                retry=RetryConfig(
+                    max_attempts=job.retries + 1,
+                    initial_wait=0.5,
+                    max_tokens_cap=job.max_tokens_cap,
+                    fallback_on=job.fallback_on,
+                ),
+                fallbacks=job.fallbacks,
+                progress_interval=0,
+                max_cost_usd=job.max_cost,
+                max_total_tokens=job.max_tokens_total,
+                deadline_seconds=job.deadline,
+                max_failed_share=_failed_share(job),
+                prices=job.prices,
+            ),
+            requests=pools.caller(self._transport, job, keep_bodies=keep_bodies),
+            store=ledger,
+        )
+
+    def statistics(self) -> Statistics:
+        """Return the session's numbers."""
+        return self.processor.statistics()
+
+    @property
+    def stop_reason(self) -> str | None:
+        """Why it ended early of itself, as a sentence; None when it did not."""
+        return self.stop_text or self.statistics().stop_reason
+
+    async def run(
+        self,
+        items: Iterable[Item] | AsyncIterable[Item],
+        take: Callable[[Result], Awaitable[None] | None],
+    ) -> None:
+        """Send the items that have no result yet, and hand over each result, kept ones among them.
+
+        Results of rows that were cut off (code ``cancelled``) are handed over too.
+
+        Args:
+            items: The rows of the job.
+            take: Gets each result; what it returns is waited for, so that it may be slow.
+        """
+        if self._looks_up or self._on_row is not None:
+            items = self._unfinished(items, take)
+        try:
+            async with contextlib.aclosing(self.processor.stream(items)) as results:
+                async for result in results:
+                    waiting = take(result)
+                    self._watch(result)
+                    if waiting is not None:
+                        await waiting
+        finally:
+            await self._transport.aclose()
+        now = self.statistics()
+        if now.stopped_lanes and now.succeeded == now.reused:
+            self._end(Stop.PROVIDER_REFUSES, now.stopped_lanes[-1].reason)
+
+    async def _unfinished(
+        self,
+        items: Iterable[Item] | AsyncIterable[Item],
+        take: Callable[[Result], Awaitable[None] | None],
+    ) -> AsyncIterator[Item]:
+        """Give the items that are to be sent; hand over the results of the others."""
+        assert not hasattr(items, "__aiter__")  # noqa: S101 - those go straight to the engine
+        for chunk in chunks(items):
+            kept = self._look_up(chunk)
+            for item, record in kept:
+                row = item.context
+                assert row is not None  # noqa: S101 - each item comes with its row
+                if self._on_row is not None:
+                    await self._on_row(row)
+                if record is None:
+                    yield item
+                elif (waiting := take(_kept(record, item))) is not None:
+                    await waiting
+            await asyncio.sleep(0)
+
+    def _look_up(self, chunk: list[Item]) -> Iterable[tuple[Item, Record | None]]:
+        if not self._looks_up or self._ledger is None:
+            return ((item, None) for item in chunk)
+        found = look_up(self._ledger, chunk, self._variants)
+        return ((one.item, one.record) for one in found)
+
+    def _watch(self, result: Result) -> None:
+        """Stop when the provider refuses everything, or too much has failed."""
+        error = result.error or ""
+        if error.startswith(_STOPPED):
+            # The row's own lane, or that of its last fallback: nobody is left to ask.
+            self._end(Stop.PROVIDER_REFUSES, error.removeprefix(_STOPPED))
+        if result.success or result.error_code == "cancelled" or result.is_reused:
+            return
+        if error.startswith(_PAUSE):
+            # All that are left fail so, at once, and are in the file to be run again.
+            self.pause = error.removeprefix(_PAUSE)
+        if self._job.fail_over is not None:
+            bound, is_share = self._job.fail_over
+            if not is_share and self.processor.statistics().failed > bound:
+                self._end(Stop.TOO_MANY_FAILED, "more rows failed than --fail-over allows")
+
+    def _end(self, stop: Stop, text: str) -> None:
+        if self.stop is None:
+            self.stop, self.stop_text = stop, text
+            self.end()
+
+    def end(self, *, drain: bool = True) -> None:
+        """Send nothing any more; wait for the calls in flight, or abandon them too."""
+        self.processor.stop(drain=drain, retry=False)
+
+
+def _kept(record: Record, item: Item) -> Result:
+    result = reused(record)
+    result.context = item.context
+    if result.success and item.request is not None:
+        result.output = as_asked(item.request, result.output)
+    return result
+
+
+def _failed_share(job: Job) -> float | None:
+    if job.fail_over is None:
+        return None
+    bound, is_share = job.fail_over
+    return bound if is_share else None
+
+
+def _concurrency(job: Job, possible: int | None) -> int | Literal["auto", "knee"]:
+    """Return what the processor is told; only ``possible`` connections can be opened."""
+    if isinstance(job.concurrency, int):
+        return possible or job.concurrency
+    return job.concurrency or "auto"
