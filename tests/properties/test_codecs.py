@@ -185,8 +185,7 @@ def test_a_request_is_written_the_same_each_time_or_refused(codec, turns, chosen
 
     try:
         body = codec.encode(request, feedback=feedback)
-    except UnsupportedRequestError as error:
-        assert "has no place for" in str(error)
+    except UnsupportedRequestError:
         return
 
     assert isinstance(json.loads(body), dict)

@@ -496,16 +496,31 @@ def demo(*, prompts: int = 1000, concurrency: str = "auto") -> int:
 
 @app.command
 def sim(profile: str = "fast", *, port: int = 0) -> int:
-    """Serve the provider simulator on this machine until Ctrl-C. PROFILE: fast?rpm=500&p429=0.05"""  # noqa: D415
+    """Serve the provider simulator on this machine until Ctrl-C.
+
+    One port speaks the formats of OpenAI (chat completions and responses), Anthropic, Gemini,
+    Mistral and Groq, with their errors and limits. It answers any key. The base URLs for the SDKs
+    are printed; docs/simulator.md has all options, and what can be asked for in a prompt.
+
+    PROFILE is the name of a profile (fast, slow, flaky) and options:
+    fast?rpm=500&itpm=100k&p429=0.05
+    """
+    from batch_llm.simulator.addresses import ADDRESSES, sdk_url
     from batch_llm.simulator.server import serve
 
     def announce(url: str) -> None:
         print(url, flush=True)
-        print(
-            f"\nTry it:  export OPENAI_BASE_URL={url} OPENAI_API_KEY=anything\nStop it: Ctrl-C",
-            file=sys.stderr,
-            flush=True,
-        )
+        lines = ["", "Base URLs for the SDKs (any key will do):"]
+        for provider, address in ADDRESSES.items():
+            variable = address.variables[0] or "server_url="
+            lines.append(f"  {provider:<10} {variable:<23} {sdk_url(url, provider)}")
+        lines += [
+            "",
+            f"Try it:  export OPENAI_BASE_URL={url} OPENAI_API_KEY=anything",
+            f"         curl {url.removesuffix('/v1')}/sim/stats",
+            "Stop it: Ctrl-C",
+        ]
+        print("\n".join(lines), file=sys.stderr, flush=True)
 
     try:
         serve(profile, port=port, on_started=announce)

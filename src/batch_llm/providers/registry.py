@@ -265,6 +265,8 @@ SIMULATOR = "sim"
 SIMULATED = {SIMULATOR: "openai-chat"} | {
     f"{SIMULATOR}-{name}": name for name in ("openai", "anthropic", "google", "mistral", "groq")
 }
+#: Below which path the simulator plays a provider whose paths are another's too.
+_SIMULATED_BELOW = {"sim-mistral": "/mistral"}
 #: Names of variables. Whatever else stands there may be a key itself, and is not repeated.
 _VARIABLE = re.compile("[A-Z_][A-Z0-9_]*")
 _NAMES_OF_KEYS = "names of variables such as OPENAI_API_KEY, in capitals; not the keys themselves"
@@ -395,7 +397,8 @@ def _simulated(prefix: str, name: str, base_url: str) -> Endpoint:
     provider = PROVIDERS[SIMULATED[prefix]]
     address, _ = _checked(base_url)
     if provider.version:
-        address = address._replace(path=_VERSION.sub("", address.path) + provider.version)
+        root = _VERSION.sub("", address.path) + _SIMULATED_BELOW.get(prefix, "")
+        address = address._replace(path=root + provider.version)
     url = address._replace(path=address.path + provider.codec.path(name)).geturl()
     return Endpoint(
         prefix,

@@ -1,6 +1,6 @@
 """What a provider knows about its customer: limits, quota, faults to come, and the bill.
 
-Pure: the time is an argument, nothing is sent.
+Pure: the time is an argument, nothing is sent. Whose words are used is said by the wire format.
 """
 
 from __future__ import annotations
@@ -12,24 +12,24 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from batch_llm.simulator.answers import fault_of
 from batch_llm.simulator.faults import Faults
-from batch_llm.simulator.limits import MINUTE, FixedWindow, Limit, make_limit
+from batch_llm.simulator.limits import MINUTE, Bucket, FixedWindow, Limit, make_limit
 from batch_llm.simulator.local_server import USUAL_SLOTS, Line, Page, page
-from batch_llm.simulator.openai_chat import (
-    Call,
-    Completion,
+from batch_llm.simulator.profile import FAULTS
+from batch_llm.simulator.rules import RULES, owed, reserved
+from batch_llm.simulator.wire import (
+    CLAIMED_LIMIT,
+    CLAIMED_WAIT_SECONDS,
+    Excess,
+    Flaw,
     Refusal,
-    check_key,
-    fault,
-    go_duration,
-    out_of_quota,
-    rate_limited,
-    too_many_at_once,
-    unavailable,
+    Shares,
 )
 
 if TYPE_CHECKING:
     from batch_llm.simulator.profile import Profile
+    from batch_llm.simulator.wire import Call, Completion, Headers, WireFormat
 
 
 class Stats(msgspec.Struct, frozen=True):
@@ -40,18 +40,24 @@ class Stats(msgspec.Struct, frozen=True):
     billed, as a provider would; one that hangs up on a held-back answer (``ptimeout``) is not.
 
     Attributes:
-        calls: Chat calls received.
+        calls: Calls received, of all providers.
         successes: Calls with a good answer.
         answers: Calls answered with a completion, spoilt ones included: the ones that are billed.
         refused: Calls refused by a limit of the profile.
         invalid: Calls refused for their key, model or body.
         faults: Faults by the name of their option.
-        input_tokens: Billed, of all answers.
-        output_tokens: The same.
+        input_tokens: Billed, of all answers; those read from or written to a cache included.
+        output_tokens: The same; thought included.
+        cached_tokens: The part of the input that was read from a cache.
+        written_tokens: The part of the input that was written to one.
+        reasoning_tokens: The part of the output that was thought.
         peak_in_flight: Calls at the same time at the most.
         peak_in_work: The same without those that waited for a slot.
         given_up: Calls whose client hung up while they waited for a slot.
         looks: Requests for what the server tells of itself, by path.
+        providers: Calls received, by whose format they came in.
+        sdk_retries: Calls that an SDK had repeated by itself, where it says so: those of OpenAI,
+            Anthropic and Groq do.
     """
 
     calls: int
@@ -62,14 +68,21 @@ class Stats(msgspec.Struct, frozen=True):
     faults: dict[str, int]
     input_tokens: int
     output_tokens: int
+    cached_tokens: int
+    written_tokens: int
+    reasoning_tokens: int
     peak_in_flight: int
     peak_in_work: int
     given_up: int
     looks: dict[str, int]
+    providers: dict[str, int]
+    sdk_retries: int
 
 
 @dataclass(slots=True)
-class _Counts:
+class Counts:
+    """What all accounts of a simulator count together; see ``Stats``."""
+
     calls: int = 0
     successes: int = 0
     answers: int = 0
@@ -78,64 +91,146 @@ class _Counts:
     faults: Counter[str] = field(default_factory=Counter)
     input_tokens: int = 0
     output_tokens: int = 0
+    cached_tokens: int = 0
+    written_tokens: int = 0
+    reasoning_tokens: int = 0
     peak_in_flight: int = 0
     given_up: int = 0
     looks: Counter[str] = field(default_factory=Counter)
+    providers: Counter[str] = field(default_factory=Counter)
+    sdk_retries: int = 0
+
+
+@dataclass(slots=True)
+class Visit:
+    """A call that was let in.
+
+    Attributes:
+        call: What it asks.
+        reserved: What it has taken from tokens per minute.
+        at: When.
+        headers: What the limits are after it.
+    """
+
+    call: Call
+    reserved: int
+    at: float
+    headers: dict[str, str]
 
 
 class Account:
-    """Everything that a reset forgets.
+    """What one provider knows, and a reset forgets.
 
     Args:
         profile: How the provider behaves.
         now: The time in seconds from which ``down``, days and fixed windows count.
+        provider: Which one it is.
+        counts: Where to count; shared by the accounts of a simulator.
+        line: The calls that were let in; shared too.
     """
 
-    def __init__(self, profile: Profile, now: float) -> None:
+    def __init__(
+        self,
+        profile: Profile,
+        now: float,
+        provider: str = "openai",
+        counts: Counts | None = None,
+        line: Line | None = None,
+    ) -> None:
         self._profile = profile
         self._started = now
-        self._counts = _Counts()
+        self._provider = provider
+        self._counts = counts or Counts()
         self._granted = 0
         self._in_work = 0
         #: The calls that were let in: in work, or in the queue of a server that has one.
-        self.line = Line(_slots_that_queue(profile), profile.tps)
+        self.line = line or make_line(profile)
         self._latest = now
         #: None before the first call: it starts the time that is left.
         self._changes_at: float | None = None
         self._faults = Faults(profile)
-        self._day: FixedWindow | None = None
-        if profile.rpd:
-            self._day = FixedWindow(profile.rpd * MINUTE / profile.day, now, profile.day)
+        self._shares = Shares(profile.cached, profile.cache_writes, profile.reasoning)
+        self._rules = rules = RULES[provider]
+        self._charge = rules.charge if profile.charge == "own" else profile.charge
+        self._counts_rejects = _own(profile.rejects, rules.rejects) == "count"
+        self._retry_after = _own(profile.retry_after, rules.retry_after)
+        window = _own(profile.window, rules.window)
         self._limits: list[tuple[str, Limit]] = []
-        for kind, per_minute in (("requests", profile.rpm), ("tokens", profile.tpm)):
-            limit = make_limit(per_minute, profile.window, profile.burst, now)
+        for kind, per_minute in (
+            ("requests", profile.rpm),
+            ("tokens", profile.tpm),
+            ("input_tokens", profile.itpm),
+            ("output_tokens", profile.otpm),
+        ):
+            limit = make_limit(per_minute, window, profile.burst, now)
             if limit is not None:
                 self._limits.append((kind, limit))
+        self._day = _day(profile, rules.day, now)
+        self._told = self._limits
+        if self._day is not None:
+            self._told = [("requests_a_day", self._day), *self._limits]
+        #: Whether anything is left to be counted when the answer is there.
+        self._settles = bool(profile.otpm) or (
+            bool(profile.tpm) and self._charge in {"settled", "sum", "used"}
+        )
 
-    def arrive(self, in_flight: int) -> None:
+    def arrive(self, in_flight: int, headers: Headers) -> None:
         """Count a call; ``in_flight`` of them are here now."""
-        self._counts.calls += 1
-        self._counts.peak_in_flight = max(self._counts.peak_in_flight, in_flight)
+        counts = self._counts
+        for name, value in headers:
+            if name == b"x-stainless-retry-count" and value != b"0":
+                counts.sdk_retries += 1
+        counts.calls += 1
+        counts.providers[self._provider] += 1
+        counts.peak_in_flight = max(counts.peak_in_flight, in_flight)
 
-    def read(self, authorization: bytes, body: bytes) -> Call:
+    def read(
+        self,
+        wire: WireFormat,
+        headers: Headers,
+        body: bytes,
+        *,
+        query: bytes = b"",
+        model: str = "",
+    ) -> Call:
         """Check a call's key and body.
+
+        Args:
+            wire: How it is written.
+            headers: Of the request.
+            body: Of the request.
+            query: Of the request.
+            model: The name in its path, where it has one there.
 
         Raises:
             Refusal: One of them is wrong.
         """
+        profile = self._profile
         try:
-            if self._profile.is_hosted:
-                check_key(authorization)
-            return Call(body)
+            if profile.is_hosted:
+                wire.check_key(headers, query)
+            if profile.largest and len(body) > profile.largest:
+                raise wire.trouble("too_large", most=profile.largest)
+            call = wire.read(body, model)
+            if profile.context and call.input_tokens > profile.context:
+                raise wire.trouble(
+                    "context", model=call.model, tokens=call.input_tokens, most=profile.context
+                )
         except Refusal:
             self._counts.invalid += 1
             raise
+        if profile.cached:
+            call.cached_tokens = int(call.input_tokens * profile.cached)
+        return call
 
-    def admit(self, call: Call, now: float) -> dict[str, str]:
+    def admit(self, wire: WireFormat, call: Call, now: float, now_unix: float = 0.0) -> Visit:
         """Let a call pass all limits or none. One that was let in is to be released.
 
-        Returns:
-            The headers that tell of the limits.
+        Args:
+            wire: How it is written.
+            call: What ``read`` returned.
+            now: On the account's clock.
+            now_unix: The same moment in seconds since 1970, for dates on the wire.
 
         Raises:
             Refusal: The provider is down, the account is out of credit, or a limit is reached.
@@ -144,15 +239,45 @@ class Account:
         start, end = self._profile.down
         if start <= now - self._started < end:
             self._counts.faults["down"] += 1
-            raise unavailable()
+            raise self._advised(wire.trouble("p503"))
         if self._profile.quota_after and self._granted >= self._profile.quota_after:
             self._counts.faults["quota_after"] += 1
-            raise out_of_quota()
-        return self._pass_limits(call, now)
+            raise self._advised(wire.out_of_quota(self._profile.quota, call.model))
+        return self._pass_limits(wire, call, now, now_unix)
 
     def release(self) -> None:
         """Note that a call which was let in is no longer in work."""
         self._in_work -= 1
+
+    def settle(
+        self, wire: WireFormat, visit: Visit, done: Completion | None, now: float, now_unix: float
+    ) -> None:
+        """Count what is known only when the answer is there, and bring the headers up to date.
+
+        Args:
+            wire: How it is written.
+            visit: The call.
+            done: Its answer; None where it failed.
+            now: On the account's clock.
+            now_unix: The same moment in seconds since 1970.
+        """
+        if not self._settles:
+            return
+        input_tokens = 0 if done is None else done.input_tokens
+        output_tokens = 0 if done is None else done.output_tokens
+        for kind, limit in self._limits:
+            amount = 0
+            if kind == "tokens":
+                amount = owed(self._charge, visit.reserved, input_tokens, output_tokens)
+            elif kind == "output_tokens":
+                amount = output_tokens
+            if amount > 0:
+                limit.take(amount, now)
+            elif amount < 0:
+                limit.give(-amount, visit.at, now)
+            else:
+                limit.refresh(now)
+        visit.headers = self._limit_headers(wire, now_unix)
 
     def _notice(self, now: float) -> None:
         """Note a call's time, and change the limits when theirs has come."""
@@ -165,93 +290,157 @@ class Account:
                 limit.change(limit.limit * factor, self._changes_at)
             self._changes_at = math.inf
 
-    def _pass_limits(self, call: Call, now: float) -> dict[str, str]:
-        amounts = {"requests": 1, "tokens": call.reserved_tokens}
-        refusal = self._refusal(call, amounts, now)
+    def _pass_limits(self, wire: WireFormat, call: Call, now: float, now_unix: float) -> Visit:
+        tokens = reserved(self._charge, call)
+        amounts = {
+            "requests": 1,
+            "tokens": tokens,
+            "input_tokens": call.input_tokens - call.cached_tokens,
+            "output_tokens": 1,
+        }
+        refusal = self._refusal(wire, call, amounts, now, now_unix)
+        amounts["output_tokens"] = 0  # one must be left; they are counted when they are there
         if refusal is None:
             for kind, limit in self._limits:
                 limit.take(amounts[kind], now)
+            if self._day is not None and not self._rules.counts_answers:
+                self._day.take(1, now)
             self._in_work += 1
-            return self._limit_headers()
+            return Visit(call, tokens, now, self._limit_headers(wire, now_unix))
         self._counts.refused += 1
-        if self._profile.rejects == "count":
+        if self._counts_rejects:
             for kind, limit in self._limits:
                 limit.charge(amounts[kind], now)
-        refusal.headers |= self._limit_headers()
+        refusal.headers |= self._limit_headers(wire, now_unix)
         raise refusal
 
-    def _refusal(self, call: Call, amounts: dict[str, int], now: float) -> Refusal | None:
+    def _refusal(
+        self, wire: WireFormat, call: Call, amounts: dict[str, int], now: float, now_unix: float
+    ) -> Refusal | None:
         """Return what the limit says that takes longest, or None when all let the call pass."""
         profile = self._profile
         # All of them, whatever is refused first: it brings each up to this moment.
         waits = [(limit.wait_for(amounts[kind], now), kind, limit) for kind, limit in self._limits]
-        if self._day is not None and (wait := self._day.wait_for(1, now)) > 0:
-            limit = profile.rpd
-            how = profile.retry_after
-            return rate_limited("requests_a_day", call, wait, how, limit=limit, used=limit)
+        kind, tightest, wait = "", None, 0.0
+        if self._day is not None and (day_wait := self._day.wait_for(1, now)) > 0:
+            excess = self._excess("requests_a_day", call, 1, day_wait, now_unix)
+            return wire.limited(excess)
         if profile.is_hosted and profile.slots and self._in_work >= profile.slots:
-            return too_many_at_once(profile.slots)
-        wait, kind, tightest = max(waits, key=lambda one: one[0], default=(0.0, "", None))
+            return wire.trouble("busy", most=profile.slots)
+        if waits:
+            wait, kind, tightest = max(waits, key=_first)
         if tightest is None or wait <= 0:
             return None
-        used = tightest.limit - tightest.remaining()
-        how = profile.retry_after
-        return rate_limited(kind, call, wait, how, limit=tightest.limit, used=used)
+        excess = self._excess(kind, call, amounts[kind], wait, now_unix, tightest)
+        if self._rules.refuses_large and kind == "tokens" and amounts[kind] > tightest.most:
+            return wire.too_large_for(excess)
+        return wire.limited(excess)
 
-    def _limit_headers(self) -> dict[str, str]:
-        headers: dict[str, str] = {}
-        if self._profile.headers == "off":
-            return headers
-        for kind, limit in self._limits:
-            headers[f"x-ratelimit-limit-{kind}"] = f"{limit.limit:.0f}"
-            headers[f"x-ratelimit-remaining-{kind}"] = str(limit.remaining())
-            headers[f"x-ratelimit-reset-{kind}"] = go_duration(limit.reset_seconds())
-        return headers
+    def _excess(
+        self,
+        kind: str,
+        call: Call,
+        asked: int,
+        seconds: float,
+        now_unix: float,
+        limit: Limit | None = None,
+    ) -> Excess:
+        size = float(self._profile.rpd) if limit is None else limit.limit
+        used = size if limit is None else limit.limit - limit.remaining()
+        how = self._retry_after
+        return Excess(kind, call.model, size, used, asked, seconds, how, now_unix)
 
-    def answer(self, call: Call, now_unix: float) -> tuple[Completion, str | None]:
+    def _limit_headers(self, wire: WireFormat, now_unix: float) -> dict[str, str]:
+        if not self._told or self._profile.headers == "off":
+            return {}
+        return wire.limit_headers(self._told, now_unix)
+
+    def answer(
+        self, wire: WireFormat, call: Call, now_unix: float
+    ) -> tuple[Completion, str | None]:
         """Return the answer, and the name of the fault that spoils it or its delivery.
 
         Args:
-            call: A call that was admitted.
+            wire: How the call was written.
+            call: One that was admitted.
             now_unix: Seconds since 1970.
 
         Raises:
             Refusal: The fault is an error answer, or nothing conforms to the schema.
         """
         name = self._faults.next_for(call.conversation)
-        if name == "pschema" and call.schema is None:
-            name = None
-        refusal = None if name is None else fault(name, call, self._profile.retry_after)
-        if refusal is not None:
-            self._count(name)
-            raise refusal
+        word = self._profile.quota
+        if (asked := fault_of(call.prompt)) is not None and asked[0] in FAULTS:
+            name, word = asked[0], asked[1] or word
+        if name is not None:
+            name = self._possible(wire, name, call)
+            refusal = None if name is None else self._fault(wire, name, word, call, now_unix)
+            if refusal is not None:
+                self._count(name)
+                raise self._advised(refusal)
         try:
-            completion = Completion(call, name, now_unix)
-        except Refusal:
+            completion = wire.complete(call, name, now_unix, self._shares)
+        except Flaw as flaw:
             self._counts.invalid += 1
-            raise
+            raise wire.flawed(flaw) from None
         self._count(name)
         return completion, name
+
+    @staticmethod
+    def _possible(wire: WireFormat, name: str, call: Call) -> str | None:
+        if name == "pschema" and call.schema is None:
+            return None
+        if name == "pmidway" and not wire.knows_midway(call):
+            return None
+        return name
+
+    def _fault(
+        self, wire: WireFormat, name: str, word: str, call: Call, now_unix: float
+    ) -> Refusal | None:
+        """Return the error answer of a fault, or None where the fault is not an error answer."""
+        if name == "p429":
+            claimed = float(CLAIMED_LIMIT)
+            how = self._retry_after
+            return wire.limited(
+                Excess(
+                    "requests", call.model, claimed, claimed, 1, CLAIMED_WAIT_SECONDS, how, now_unix
+                )
+            )
+        if name == "pquota":
+            return wire.out_of_quota(word, call.model)
+        if name == "p502" or name in wire.troubles:
+            return wire.trouble(name, model=call.model)
+        return wire.blocked(name)
+
+    def _advised(self, refusal: Refusal) -> Refusal:
+        if self._profile.should_retry != "none":
+            refusal.headers["x-should-retry"] = self._profile.should_retry
+        return refusal
 
     def _count(self, fault_name: str | None) -> None:
         if fault_name is None:
             # Counted here, not when answered: calls in flight must not exceed the quota.
             self._granted += 1
-            if self._day is not None:
+            if self._day is not None and self._rules.counts_answers:
                 self._day.take(1, self._latest)
         else:
             self._counts.faults[fault_name] += 1
 
-    def bill(self, completion: Completion, fault_name: str | None) -> None:
-        """Count an answer that is about to be sent."""
+    def bill(self, completion: Completion, fault_name: str | None, call: Call) -> None:
+        """Count an answer that is about to be sent, unless an error is all that it holds."""
+        if fault_name == "pmidway" and not call.streams:
+            return
         counts = self._counts
         counts.answers += 1
         counts.successes += fault_name is None
         counts.input_tokens += completion.input_tokens
         counts.output_tokens += completion.output_tokens
+        counts.cached_tokens += completion.cached_tokens
+        counts.written_tokens += completion.written_tokens
+        counts.reasoning_tokens += completion.reasoning_tokens
 
     def stats(self) -> Stats:
-        """Return what was done so far; from any thread."""
+        """Return what was done so far by all accounts that count together; from any thread."""
         counts = self._counts
         return Stats(
             calls=counts.calls,
@@ -262,10 +451,15 @@ class Account:
             faults=dict(counts.faults),
             input_tokens=counts.input_tokens,
             output_tokens=counts.output_tokens,
+            cached_tokens=counts.cached_tokens,
+            written_tokens=counts.written_tokens,
+            reasoning_tokens=counts.reasoning_tokens,
             peak_in_flight=counts.peak_in_flight,
             peak_in_work=self.line.peak_in_work,
             given_up=counts.given_up,
             looks=dict(counts.looks),
+            providers=dict(counts.providers),
+            sdk_retries=counts.sdk_retries,
         )
 
     def look(self, path: str) -> Page | None:
@@ -280,7 +474,25 @@ class Account:
         self._counts.given_up += 1
 
 
-def _slots_that_queue(profile: Profile) -> float:
+def _first(one: tuple[float, str, Limit]) -> float:
+    return one[0]
+
+
+def _own(told: str, own: str) -> str:
+    return own if told == "own" else told
+
+
+def _day(profile: Profile, kind: str, now: float) -> FixedWindow | Bucket | None:
+    if not profile.rpd:
+        return None
+    per_minute = profile.rpd * MINUTE / profile.day
+    if kind == "bucket":
+        return Bucket(per_minute, profile.day, now)
+    return FixedWindow(per_minute, now, profile.day)
+
+
+def make_line(profile: Profile) -> Line:
+    """Return the line of a simulator's calls."""
     if profile.is_hosted:
-        return math.inf
-    return profile.slots or USUAL_SLOTS[profile.server]
+        return Line(math.inf, profile.tps)
+    return Line(profile.slots or USUAL_SLOTS[profile.server], profile.tps)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import re
 
 ECHO = "<<echo>>"
+#: A fault that a prompt asks for: ``<<p503>>``, ``<<pquota:billing_hard_limit_reached>>``.
+_FAULT = re.compile(r"<<(p[a-z0-9]+)(?::([a-z_]+))?>>")
 
 _OPENINGS = (
     "The figures point to",
@@ -59,6 +62,14 @@ def echo_of(prompt: str) -> str | None:
     """Return what follows the first ``<<echo>>`` of a prompt, or None without one."""
     _, mark, rest = prompt.partition(ECHO)
     return rest if mark else None
+
+
+def fault_of(prompt: str) -> tuple[str, str | None] | None:
+    """Return the fault that a prompt asks for, and the word behind it; None without one."""
+    if "<<p" not in prompt:
+        return None
+    found = _FAULT.search(prompt)
+    return (found[1], found[2]) if found else None
 
 
 def plain_answer(prompt: str, index: int = 0) -> str:

@@ -3,48 +3,43 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import random
 import time
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from batch_llm.simulator.account import Account, Stats
-from batch_llm.simulator.openai_chat import Call, Completion, Refusal, check_key, check_model
+from batch_llm.simulator.account import Account, Counts, Stats, make_line
+from batch_llm.simulator.routes import CALLS, Route, find
+from batch_llm.simulator.rules import RULES
+from batch_llm.simulator.wire import Refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable
+    from collections.abc import Awaitable, Callable
 
+    from batch_llm.simulator.account import Visit
     from batch_llm.simulator.local_server import Line
     from batch_llm.simulator.profile import Profile
+    from batch_llm.simulator.wire import Call, Completion, Headers, WireFormat
 
     Receive = Callable[[], Awaitable[dict[str, Any]]]
     Send = Callable[[dict[str, Any]], Awaitable[None]]
-    Headers = list[tuple[bytes, bytes]]
 
 #: The key in an ASGI scope's ``extensions`` of a function that resets the connection.
 RESET = "batch_llm.reset"
 
-_CHAT = frozenset({"/v1/chat/completions", "/chat/completions"})
-_MODELS = frozenset({"/v1/models", "/models"})
-_MODEL = ("/v1/models/", "/models/")
-_LISTED = ("fast", "flaky", "slow")
 _TYPE_JSON = (b"content-type", b"application/json")
-_TYPE_EVENTS = (b"content-type", b"text/event-stream; charset=utf-8")
-_CONSTANT = [(b"openai-organization", b"org-simulator"), (b"openai-version", b"2020-10-01")]
 #: How long the client gets to read the first half of an answer before the connection is reset:
 #: a reset throws away what has arrived but was not yet read, the status line included.
 _READING_SECONDS = 0.02
-_numbers = itertools.count(1)
 _encode = msgspec.json.Encoder().encode
 
 
 class SimulatorApp:
-    """A provider in one object.
+    """All providers in one object.
 
     Args:
-        profile: How it behaves.
+        profile: How they behave.
         clock: Returns seconds that only grow.
     """
 
@@ -64,76 +59,97 @@ class SimulatorApp:
         May be called from any thread: one assignment makes the change.
         """
         self._latency = random.Random(self._profile.seed)  # noqa: S311 - repeatable on purpose
-        self._account = Account(self._profile, self._clock())
+        now, counts, line = self._clock(), Counts(), make_line(self._profile)
+        self._accounts = {
+            provider: Account(self._profile, now, provider, counts, line) for provider in RULES
+        }
 
     def stats(self) -> Stats:
         """Return what was done so far; from any thread."""
-        return self._account.stats()
+        return self._accounts["openai"].stats()
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         """Answer one HTTP request."""
         if scope["type"] != "http":
             return
-        if scope["path"] in _CHAT and scope["method"] == "POST":
-            await self._counted_chat(scope, receive, send)
-            return
-        if scope["method"] == "GET" and (page := self._account.look(scope["path"])) is not None:
-            await _start(send, page.status, [(b"content-type", page.kind), _length(page.body)])
-            await send({"type": "http.response.body", "body": page.body})
-            return
-        try:
-            await _send_json(send, 200, self._other(scope))
-        except Refusal as refusal:
-            await _send_json(send, refusal.status, refusal.body)
-
-    def _other(self, scope: dict[str, Any]) -> bytes:
         path, method = scope["path"], scope["method"]
-        if (path, method) == ("/sim/stats", "GET"):
-            return _encode(self.stats())
-        if (path, method) == ("/sim/reset", "POST"):
-            self.reset()
-            return b"{}"
-        if method == "GET" and path in _MODELS:
-            check_key(_authorization(scope))
-            return _encode({"object": "list", "data": [_model(name) for name in _LISTED]})
-        if method == "GET" and path.startswith(_MODEL):
-            check_key(_authorization(scope))
-            name = path.partition("/models/")[2]
-            check_model(name)
-            return _encode(_model(name))
-        if path in _CHAT or path in _MODELS:
-            message = f"Not allowed to {method} on {path} (HINT: Perhaps you meant another method)"
-            raise Refusal(405, message, "invalid_request_error", "method_not_supported")
-        message = f"Invalid URL ({method} {path})"
-        raise Refusal(404, message, "invalid_request_error")
-
-    async def _counted_chat(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
-        account = self._account  # the same one to the end, whatever is reset meanwhile
-        self._in_flight += 1
-        account.arrive(self._in_flight)
+        route = CALLS.get(path)
+        if route is None or method != "POST":
+            if await self._tells(method, path, send):
+                return
+            route = find(method, path, scope["headers"], scope["query_string"])
+        if route.kind == "call":
+            await self._counted_call(route, scope, receive, send)
+            return
         try:
-            await self._chat(account, scope, receive, send)
+            body = await self._page(route, scope, receive)
+            await _send(send, 200, body, [_TYPE_JSON, *route.wire.own_headers(b"", 0.0)])
+        except Refusal as refusal:
+            await self._refuse(route.wire, refusal, {}, send, self._clock())
+
+    async def _tells(self, method: str, path: str, send: Send) -> bool:
+        """Answer what is asked of the simulator, or of a local server, itself."""
+        if path == "/sim/stats" and method == "GET":
+            await _send(send, 200, _encode(self.stats()), [_TYPE_JSON])
+        elif path == "/sim/reset" and method == "POST":
+            self.reset()
+            await _send(send, 200, b"{}", [_TYPE_JSON])
+        elif method == "GET" and (page := self._accounts["openai"].look(path)) is not None:
+            await _send(send, page.status, page.body, [(b"content-type", page.kind)])
+        else:
+            return False
+        return True
+
+    async def _page(self, route: Route, scope: dict[str, Any], receive: Receive) -> bytes:
+        """Return what is at an address that is no call."""
+        wire, headers = route.wire, scope["headers"]
+        if route.kind in {"lost", "method"}:
+            name = "no_path" if route.kind == "lost" else "wrong_method"
+            raise wire.trouble(name, method=scope["method"], path=scope["path"])
+        wire.check_key(headers, scope["query_string"])
+        if route.kind == "models":
+            return wire.models()
+        if route.kind == "model":
+            return wire.model(route.model)
+        return wire.counted(wire.read_to_count(await _read_body(receive), route.model))
+
+    async def _counted_call(
+        self, route: Route, scope: dict[str, Any], receive: Receive, send: Send
+    ) -> None:
+        # The same account to the end, whatever is reset meanwhile.
+        account = self._accounts[route.wire.provider]
+        self._in_flight += 1
+        account.arrive(self._in_flight, scope["headers"])
+        try:
+            await self._call(account, route, scope, receive, send)
         finally:
             self._in_flight -= 1
 
-    async def _chat(
-        self, account: Account, scope: dict[str, Any], receive: Receive, send: Send
+    async def _call(
+        self,
+        account: Account,
+        route: Route,
+        scope: dict[str, Any],
+        receive: Receive,
+        send: Send,
     ) -> None:
+        wire = route.wire
         started = self._clock()
         body = await _read_body(receive)
-        headers: dict[str, str] = {}
         try:
-            call = account.read(_authorization(scope), body)
-            headers = account.admit(call, self._clock())
+            call = account.read(
+                wire, scope["headers"], body, query=scope["query_string"], model=route.model
+            )
+            visit = account.admit(wire, call, self._clock(), _now())
         except Refusal as refusal:
-            await self._refuse(refusal, headers, started, send)
+            await self._refuse(wire, refusal, {}, send, started)
             return
         try:
             if not await _gets_slot(account.line, receive):
                 account.give_up()
                 return
             try:
-                await self._work(account, call, headers, started, scope, receive, send)
+                await self._work(account, wire, visit, started, scope, receive, send)
             finally:
                 account.line.leave()
         finally:
@@ -142,32 +158,46 @@ class SimulatorApp:
     async def _work(
         self,
         account: Account,
-        call: Call,
-        headers: dict[str, str],
+        wire: WireFormat,
+        visit: Visit,
         started: float,
         scope: dict[str, Any],
         receive: Receive,
         send: Send,
     ) -> None:
         """Answer a call that was let in."""
+        call = visit.call
         try:
-            completion, name = account.answer(call, time.time())  # noqa: TID251 - a date, for the wire
+            completion, name = account.answer(wire, call, _now())
         except Refusal as refusal:
-            await self._refuse(refusal, headers, started, send)
+            account.settle(wire, visit, None, self._clock(), _now())
+            await self._refuse(wire, refusal, visit.headers, send, started)
             return
         if not await self._wait(account.line, name, completion, call, receive):
+            account.settle(wire, visit, None, self._clock(), _now())
             return
-        account.bill(completion, name)
-        lines = _lines(headers)
-        lines.append(self._processing(started))
-        await self._deliver(scope, send, call, completion, name, lines)
+        account.bill(completion, name, call)
+        if not call.streams:
+            account.settle(wire, visit, completion, self._clock(), _now())
+        lines = _lines(visit.headers)
+        lines += wire.own_headers(completion.request_id, self._clock() - started)
+        try:
+            await self._deliver(scope, send, wire, call, completion, name, lines)
+        finally:
+            if call.streams:
+                account.settle(wire, visit, completion, self._clock(), _now())
 
     async def _refuse(
-        self, refusal: Refusal, headers: dict[str, str], started: float, send: Send
+        self,
+        wire: WireFormat,
+        refusal: Refusal,
+        headers: dict[str, str],
+        send: Send,
+        started: float,
     ) -> None:
         lines = _lines(headers | refusal.headers)
-        lines.append(self._processing(started))
-        await _send_json(send, refusal.status, refusal.body, lines)
+        lines += wire.own_headers(refusal.request_id, self._clock() - started)
+        await _send(send, refusal.status, refusal.body, [(b"content-type", refusal.kind), *lines])
 
     async def _wait(
         self, line: Line, name: str | None, completion: Completion, call: Call, receive: Receive
@@ -186,32 +216,41 @@ class SimulatorApp:
         self,
         scope: dict[str, Any],
         send: Send,
+        wire: WireFormat,
         call: Call,
         completion: Completion,
         name: str | None,
         headers: Headers,
     ) -> None:
         if call.streams:
-            await self._stream(send, completion, name, headers)
-        elif name == "preset":
-            await _send_half(send, completion.body(), headers)
+            await self._stream(send, wire, completion, name, headers)
         else:
             body = completion.body()
-            sent = body[: len(body) // 2] if name == "pgarbage" else body
-            await _send_json(send, 200, sent, headers)
+            if name == "preset":
+                await _send_half(send, body, headers)
+            else:
+                sent = body[: len(body) // 2] if name == "pgarbage" else body
+                await _send(send, 200, sent, [_TYPE_JSON, *headers])
         if name == "preset":
             await asyncio.sleep(_READING_SECONDS)
             scope["extensions"][RESET]()
 
     async def _stream(
-        self, send: Send, completion: Completion, name: str | None, headers: Headers
+        self,
+        send: Send,
+        wire: WireFormat,
+        completion: Completion,
+        name: str | None,
+        headers: Headers,
     ) -> None:
         events = list(completion.events())
         if name == "pgarbage":
             events[1] = events[1][: len(events[1]) // 2] + b"\n\n"
         elif name == "preset":
             del events[len(events) // 2 :]
-        await _start(send, 200, [_TYPE_EVENTS, *headers])
+        elif name == "pmidway":
+            events[len(events) // 2 :] = [wire.midway(completion.request_id)]
+        await _start(send, 200, [(b"content-type", wire.stream_type), *headers])
         for event in events:
             await send({"type": "http.response.body", "body": event, "more_body": True})
             await asyncio.sleep(self._profile.per_token)  # at 0 too: a client may hang up
@@ -224,8 +263,9 @@ class SimulatorApp:
             return profile.latency
         return profile.latency * self._latency.lognormvariate(0.0, profile.tail)
 
-    def _processing(self, started: float) -> tuple[bytes, bytes]:
-        return (b"openai-processing-ms", b"%d" % round((self._clock() - started) * 1000))
+
+def _now() -> float:
+    return time.time()  # noqa: TID251 - a date, for the wire
 
 
 def _lines(headers: dict[str, str]) -> Headers:
@@ -234,13 +274,6 @@ def _lines(headers: dict[str, str]) -> Headers:
 
 def _length(body: bytes) -> tuple[bytes, bytes]:
     return (b"content-length", b"%d" % len(body))
-
-
-def _authorization(scope: dict[str, Any]) -> bytes:
-    for name, value in scope["headers"]:
-        if name == b"authorization":
-            return bytes(value)
-    return b""
 
 
 async def _read_body(receive: Receive) -> bytes:
@@ -283,21 +316,15 @@ async def _gets_slot(line: Line, receive: Receive) -> bool:
 
 
 async def _start(send: Send, status: int, headers: Headers) -> None:
-    number = (b"x-request-id", b"req_%032x" % next(_numbers))
-    lines = [*headers, number, *_CONSTANT]
-    await send({"type": "http.response.start", "status": status, "headers": lines})
+    await send({"type": "http.response.start", "status": status, "headers": headers})
 
 
-async def _send_json(send: Send, status: int, body: bytes, headers: Iterable[Any] = ()) -> None:
-    await _start(send, status, [_TYPE_JSON, _length(body), *headers])
+async def _send(send: Send, status: int, body: bytes, headers: Headers) -> None:
+    await _start(send, status, [*headers, _length(body)])
     await send({"type": "http.response.body", "body": body})
 
 
 async def _send_half(send: Send, body: bytes, headers: Headers) -> None:
-    await _start(send, 200, [_TYPE_JSON, _length(body), *headers])
+    await _start(send, 200, [_TYPE_JSON, *headers, _length(body)])
     half = body[: len(body) // 2]
     await send({"type": "http.response.body", "body": half, "more_body": True})
-
-
-def _model(name: str) -> dict[str, Any]:
-    return {"id": name, "object": "model", "created": 1_700_000_000, "owned_by": "simulator"}

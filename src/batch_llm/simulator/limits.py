@@ -51,6 +51,20 @@ class Bucket:
         self._refill(now)
         self._level -= min(amount, max(0.0, self._level))
 
+    def give(self, amount: float, since: float, now: float) -> None:  # noqa: ARG002
+        """Give back what a call took and did not need."""
+        self._refill(now)
+        self._level = min(self._size, self._level + amount)
+
+    def refresh(self, now: float) -> None:
+        """Bring what is told up to this moment."""
+        self._refill(now)
+
+    @property
+    def most(self) -> float:
+        """What may pass at once at the most."""
+        return self._size
+
     def remaining(self) -> int:
         """Return what may pass now."""
         return max(0, int(self._level))
@@ -104,6 +118,21 @@ class FixedWindow:
     def charge(self, amount: float, now: float) -> None:
         """Take ``amount`` for a call that was refused; the window's end forgives it."""
         self.take(amount, now)
+
+    def give(self, amount: float, since: float, now: float) -> None:
+        """Give back what a call took and did not need, unless its window is over."""
+        self._turn(now)
+        if since >= self._ends - self._seconds - _INSTANT:
+            self._used = max(0.0, self._used - amount)
+
+    def refresh(self, now: float) -> None:
+        """Bring what is told up to this moment."""
+        self._turn(now)
+
+    @property
+    def most(self) -> float:
+        """What may pass at once at the most."""
+        return self._size
 
     def remaining(self) -> int:
         """Return what may pass in this window."""
@@ -164,6 +193,24 @@ class SlidingWindow:
     def charge(self, amount: float, now: float) -> None:
         """Take ``amount`` for a call that was refused; it is forgotten like any other."""
         self.take(amount, now)
+
+    def give(self, amount: float, since: float, now: float) -> None:
+        """Give back what a call took and did not need, unless that is forgotten already."""
+        self._forget(now)
+        place = bisect_left(self._times, since)
+        if place < len(self._times):
+            before = self._totals[place - 1] if place else self._forgotten
+            given = min(amount, self._totals[place] - before)
+            self._totals[place:] = [total - given for total in self._totals[place:]]
+
+    def refresh(self, now: float) -> None:
+        """Bring what is told up to this moment."""
+        self._forget(now)
+
+    @property
+    def most(self) -> float:
+        """What may pass at once at the most."""
+        return self._size
 
     def remaining(self) -> int:
         """Return what may pass now."""

@@ -1,254 +1,307 @@
 """OpenAI chat completions, as the service answers them. Values in, values out; no network.
 
-Bodies, headers and wordings follow the API reference and what the official SDK reads.
+Bodies, headers and wordings follow the API reference and what the official SDK reads. What its
+other endpoints and its imitators share with it is here too.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from email.utils import formatdate
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import msgspec
-
-from batch_llm.simulator.answers import count_tokens, echo_of, plain_answer
-from batch_llm.simulator.instances import SchemaError, conforming, violating
+from batch_llm.simulator.answers import count_tokens
+from batch_llm.simulator.wire import (
+    JSON_OBJECT,
+    LISTED_MODELS,
+    MODELS_CREATED,
+    NO_SHARES,
+    Call,
+    Choice,
+    Completion,
+    Excess,
+    Flaw,
+    Refusal,
+    Shares,
+    Tool,
+    Trouble,
+    WireFormat,
+    bearer,
+    data_event,
+    encode,
+    fields_of,
+    flag,
+    number,
+    pick_tool,
+    whole_number,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from batch_llm.simulator.limits import Limit
+    from batch_llm.simulator.wire import Headers
 
 FINGERPRINT = "fp_simulator"
 MAX_CHOICES = 128
-_JSON_OBJECT = {
-    "type": "object",
-    "properties": {"answer": {"type": "string"}},
-    "required": ["answer"],
-}
+#: What an image counts at low detail.
+IMAGE_TOKENS = 85
 _ROLES = ("system", "assistant", "user", "function", "tool", "developer")
 _TIER = "default"
 _KEY_PAGE = "https://platform.openai.com/account/api-keys"
-_REFUSAL = "I'm sorry, I cannot assist with that request."
 #: Pieces of about four characters, as tokens are.
-_PIECES = re.compile(r"[\s\S]{1,4}")
-#: What a 429 out of the blue claims to be the limit, where the profile has none.
-_CLAIMED_LIMIT = 500
-_CLAIMED_WAIT_SECONDS = 0.3
+PIECES = re.compile(r"[\s\S]{1,4}")
 #: Of each kind of limit: the error's ``type``, and how the message calls it.
 _PER = {
     "requests": ("requests", "requests per min (RPM)"),
     "tokens": ("tokens", "tokens per min (TPM)"),
+    "input_tokens": ("input_tokens", "input tokens per min (ITPM)"),
+    "output_tokens": ("output_tokens", "output tokens per min (OTPM)"),
     "requests_a_day": ("requests", "requests per day (RPD)"),
 }
+_CONSTANT = [(b"openai-organization", b"org-simulator"), (b"openai-version", b"2020-10-01")]
+_QUOTA_MESSAGE = (
+    "You exceeded your current quota, please check your plan and billing details. For more "
+    "information on this error, read the docs: "
+    "https://platform.openai.com/docs/guides/error-codes/api-errors."
+)
+_QUOTAS = {
+    "insufficient_quota": _QUOTA_MESSAGE,
+    "billing_hard_limit_reached": "Billing hard limit has been reached",
+    "credit_balance_exhausted": "Your credit balance is exhausted. Add credits to go on.",
+    "organization_spend_limit_exceeded": "Your organization has reached its spend limit.",
+    "project_spend_limit_exceeded": "This project has reached its spend limit.",
+    "organization_usage_limit_exceeded": "Your organization has reached its usage limit.",
+}
+_INVALID = "invalid_request_error"
+_TROUBLES = {
+    "no_key": Trouble(
+        401,
+        _INVALID,
+        None,
+        "You didn't provide an API key. You need to provide your API key in an Authorization "
+        "header using Bearer auth (i.e. Authorization: Bearer YOUR_KEY). You can obtain an "
+        f"API key from {_KEY_PAGE}.",
+    ),
+    "bad_key": Trouble(
+        401,
+        _INVALID,
+        "invalid_api_key",
+        f"Incorrect API key provided: invalid. You can find your API key at {_KEY_PAGE}.",
+    ),
+    "forbidden": Trouble(
+        403,
+        _INVALID,
+        "unsupported_country_region_territory",
+        "Country, region, or territory not supported",
+    ),
+    "missing_model": Trouble(
+        404,
+        _INVALID,
+        "model_not_found",
+        "The model `{model}` does not exist or you do not have access to it.",
+    ),
+    "wrong_method": Trouble(
+        405,
+        _INVALID,
+        "method_not_supported",
+        "Not allowed to {method} on {path} (HINT: Perhaps you meant another method)",
+    ),
+    "no_path": Trouble(404, _INVALID, None, "Invalid URL ({method} {path})"),
+    "context": Trouble(
+        400,
+        _INVALID,
+        "context_length_exceeded",
+        "This model's maximum context length is {most} tokens. However, your messages resulted "
+        "in {tokens} tokens. Please reduce the length of the messages.",
+    ),
+    "too_large": Trouble(413, _INVALID, None, "Request body is larger than {most} bytes."),
+    "p408": Trouble(408, "timeout", None, "Request timed out."),
+    "p500": Trouble(
+        500,
+        "server_error",
+        None,
+        "The server had an error while processing your request. Sorry about that!",
+    ),
+    "p503": Trouble(
+        503,
+        "service_unavailable",
+        "server_is_overloaded",
+        "The engine is currently overloaded, please try again later.",
+    ),
+    "p504": Trouble(504, "server_error", None, "The request timed out at the gateway."),
+    "p529": Trouble(529, "overloaded", "overloaded", "Overloaded"),
+    # In the words of Moonshot; OpenAI has no such limit.
+    "busy": Trouble(
+        429,
+        "rate_limit_reached_error",
+        None,
+        "Your account org-simulator request reached max organization concurrency: {most}, "
+        "please try again later",
+    ),
+}
 
-_ids = itertools.count(1)
-_encode = msgspec.json.Encoder().encode
-_decode = msgspec.json.Decoder().decode
 
-
-class Refusal(Exception):  # noqa: N818 - an answer, not an error of ours
-    """An answer with an error status.
-
-    Args:
-        status: The HTTP status.
-        message: For people.
-        kind: ``error.type``.
-        code: ``error.code``.
-        param: ``error.param``.
-        headers: Further headers.
-    """
-
-    def __init__(
-        self,
-        status: int,
-        message: str,
-        kind: str | None,
-        code: str | None = None,
-        param: str | None = None,
-        headers: dict[str, str] | None = None,
-    ) -> None:
-        super().__init__(message)
-        self.status = status
-        self.headers = headers or {}
-        error = {"message": message, "type": kind, "param": param, "code": code}
-        self.body = _encode({"error": error})
-
-
-class Call:
+class ChatCall(Call):
     """A chat call, checked and understood.
 
     Attributes:
-        model: The model's name.
-        conversation: What identifies it over all its attempts: model, system, first question.
-        prompt: The last user message, as text.
-        input_tokens: Of all messages.
-        max_tokens: Asked for, or None.
-        choices: How many answers are wanted.
-        schema: What they must conform to, or None for plain text.
-        streams: Whether the answer is wanted in pieces.
         streams_usage: Whether the pieces end with the usage.
 
     Raises:
-        Refusal: The body is wrong, with the status and the wording of the service.
+        Flaw: The body is wrong.
     """
 
-    __slots__ = (
-        "choices",
-        "conversation",
-        "input_tokens",
-        "max_tokens",
-        "model",
-        "prompt",
-        "schema",
-        "streams",
-        "streams_usage",
-    )
+    __slots__ = ("streams_usage",)
 
     def __init__(self, body: bytes) -> None:
-        fields = _fields(body)
-        self.model = _model_name(fields)
-        self._read_messages(_messages(fields))
+        fields = fields_of(body)
+        self.model = model_name(fields)
+        called = self._read_messages(_messages(fields))
         self.max_tokens = _max_tokens(fields)
-        self.choices = _whole_number(fields, "n", MAX_CHOICES) or 1
+        self.choices = whole_number(fields, "n", most=MAX_CHOICES) or 1
         self.streams, self.streams_usage = _streaming(fields)
         self.schema = _schema(fields)
+        self.cached_tokens = 0
+        self.tool = None
+        if "tools" in fields:
+            self._read_tools(fields, called)
 
-    def _read_messages(self, messages: list[Any]) -> None:
+    def _read_messages(self, messages: list[Any]) -> list[str]:
         tokens = 3
         system = first = last = None
-        for number, message in enumerate(messages):
-            role, text = _message(number, message)
-            tokens += count_tokens(text)
+        called: list[str] = []
+        for number_, message in enumerate(messages):
+            role, text, images = _message(number_, message)
+            tokens += count_tokens(text) + images * IMAGE_TOKENS
             if role == "user":
                 first, last = text if first is None else first, text
             elif role in {"system", "developer"} and system is None:
                 system = text
+            elif "tool_calls" in message:
+                called += _names_called(message["tool_calls"])
         self.conversation = f"{self.model}\x00{system or ''}\x00{first or ''}"
-        self.prompt: str = last or ""
+        self.prompt = last or ""
         self.input_tokens = tokens
+        return called
 
-    @property
-    def reserved_tokens(self) -> int:
-        """What the call counts against the token limit before it is answered."""
-        return max(self.input_tokens, self.max_tokens or 0)
+    def _read_tools(self, fields: dict[str, Any], called: Sequence[str]) -> None:
+        tools = [_tool(number_, tool) for number_, tool in enumerate(_tools(fields))]
+        choice = fields.get("tool_choice") or "auto"
+        if isinstance(choice, dict):
+            function = choice.get("function")
+            name = function.get("name") if isinstance(function, dict) else None
+            tools = [tool for tool in tools if tool.name == name]
+            if not tools:
+                message = f"Tool choice '{name}' not found in 'tools' parameter."
+                raise Flaw("other", "tool_choice", message=message)
+        is_due = choice in {"required", "any"} if isinstance(choice, str) else True
+        if choice == "none":
+            return
+        picked = pick_tool(tools, called, self.prompt, is_due=is_due)
+        if picked is not None:
+            self.tool, self.schema = picked
 
 
-def _fields(body: bytes) -> dict[str, Any]:
-    try:
-        fields = _decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        message = (
-            "We could not parse the JSON body of your request. (HINT: This likely means you "
-            "aren't using your HTTP library correctly. The OpenAI API expects a JSON payload.)"
-        )
-        raise _invalid(message, None) from None
-    if not isinstance(fields, dict):
-        raise _wrong_type("body", "an object", fields)
-    return fields
-
-
-def _model_name(fields: dict[str, Any]) -> str:
+def model_name(fields: dict[str, Any]) -> str:
+    """Return the model's name in a body."""
     model = fields.get("model")
     if model is None or model == "":
-        raise _invalid("you must provide a model parameter", None)
+        raise Flaw("other", message="you must provide a model parameter")
     if not isinstance(model, str):
-        raise _wrong_type("model", "a string", model)
-    check_model(model)
+        raise Flaw("type", "model", "a string", model)
     return model
-
-
-def check_model(model: str) -> None:
-    """Refuse models whose name starts with ``missing``; every other one is there."""
-    if model.startswith("missing"):
-        message = f"The model `{model}` does not exist or you do not have access to it."
-        raise Refusal(404, message, "invalid_request_error", "model_not_found")
 
 
 def _messages(fields: dict[str, Any]) -> list[Any]:
     messages = fields.get("messages")
     if messages is None:
-        raise _missing("messages")
+        raise Flaw("missing", "messages")
     if not isinstance(messages, list):
-        raise _wrong_type("messages", "an array of objects", messages)
+        raise Flaw("type", "messages", "an array of objects", messages)
     if not messages:
-        message = (
-            "Invalid 'messages': empty array. Expected an array with minimum length 1, "
-            "but got an empty array instead."
-        )
-        raise _invalid(message, "messages", "empty_array")
+        raise Flaw("empty", "messages")
     return messages
 
 
-def _message(number: int, message: Any) -> tuple[str, str]:
-    where = f"messages[{number}]"
+def _message(number_: int, message: Any) -> tuple[str, str, int]:
     if not isinstance(message, dict):
-        raise _wrong_type(where, "an object", message)
+        raise Flaw("type", f"messages[{number_}]", "an object", message)
     role = message.get("role")
     if role is None:
-        raise _missing(f"{where}.role")
+        raise Flaw("missing", f"messages[{number_}].role")
     if role not in _ROLES:
-        listed = ", ".join(f"'{name}'" for name in _ROLES[:-1])
-        text = f"Invalid value: '{role}'. Supported values are: {listed}, and '{_ROLES[-1]}'."
-        raise _invalid(text, f"{where}.role", "invalid_value")
-    return role, _text_of(message.get("content"), role, where)
-
-
-def _text_of(content: Any, role: str, where: str) -> str:
+        raise Flaw("value", f"messages[{number_}].role", listed(_ROLES), role)
+    content = message.get("content")
     if isinstance(content, str):
-        return content
+        return role, content, 0
+    where = f"messages[{number_}].content"
     if isinstance(content, list):
-        return "\n".join(_part_text(part, f"{where}.content") for part in content)
+        return role, "\n".join(part_text(part, where) for part in content), images_in(content)
     if content is None and role in {"assistant", "function"}:
-        return ""
-    raise _wrong_type(f"{where}.content", "a string or an array of objects", content)
+        return role, "", 0
+    raise Flaw("type", where, "a string or an array of objects", content)
 
 
-def _part_text(part: Any, where: str) -> str:
+def part_text(part: Any, where: str) -> str:
+    """Return the text of a part of a message."""
     if not isinstance(part, dict):
-        raise _wrong_type(where, "an array of objects", part)
+        raise Flaw("type", where, "an array of objects", part)
     text = part.get("text", "")
     return text if isinstance(text, str) else ""
 
 
+def images_in(parts: list[Any]) -> int:
+    """Return how many parts of a message are images."""
+    return sum("image" in str(part.get("type", "")) for part in parts)
+
+
+def _names_called(calls: Any) -> list[str]:
+    if not isinstance(calls, list):
+        return []
+    functions = [call.get("function") for call in calls if isinstance(call, dict)]
+    names = [function.get("name") for function in functions if isinstance(function, dict)]
+    return [name for name in names if isinstance(name, str)]
+
+
+def _tools(fields: dict[str, Any]) -> list[Any]:
+    tools = fields["tools"]
+    if tools is None:
+        return []
+    if not isinstance(tools, list):
+        raise Flaw("type", "tools", "an array of objects", tools)
+    return tools
+
+
+def _tool(number_: int, tool: Any) -> Tool:
+    where = f"tools[{number_}]"
+    if not isinstance(tool, dict):
+        raise Flaw("type", where, "an object", tool)
+    function = tool.get("function")
+    if not isinstance(function, dict):
+        raise Flaw("missing", f"{where}.function")
+    name = function.get("name")
+    if not isinstance(name, str):
+        raise Flaw("missing", f"{where}.function.name")
+    return Tool(name, function.get("parameters") or {"type": "object", "properties": {}})
+
+
 def _max_tokens(fields: dict[str, Any]) -> int | None:
-    newer = _whole_number(fields, "max_completion_tokens")
-    older = _whole_number(fields, "max_tokens")
+    newer = whole_number(fields, "max_completion_tokens")
+    older = whole_number(fields, "max_tokens")
     return older if newer is None else newer
 
 
-def _whole_number(fields: dict[str, Any], name: str, most: int | None = None) -> int | None:
-    value = fields.get(name)
-    if value is None:
-        return None
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise _wrong_type(name, "an integer", value)
-    if value < 1:
-        message = (
-            f"Invalid '{name}': integer below minimum value. "
-            f"Expected a value >= 1, but got {value} instead."
-        )
-        raise _invalid(message, name, "integer_below_min_value")
-    if most is not None and value > most:
-        message = (
-            f"Invalid '{name}': integer above maximum value. "
-            f"Expected a value <= {most}, but got {value} instead."
-        )
-        raise _invalid(message, name, "integer_above_max_value")
-    return value
-
-
 def _streaming(fields: dict[str, Any]) -> tuple[bool, bool]:
-    streams, options = fields.get("stream"), fields.get("stream_options")
-    if streams is not None and not isinstance(streams, bool):
-        raise _wrong_type("stream", "a boolean", streams)
+    streams, options = flag(fields, "stream"), fields.get("stream_options")
     if options is None:
-        return bool(streams), False
+        return streams, False
     if not isinstance(options, dict):
-        raise _wrong_type("stream_options", "an object", options)
+        raise Flaw("type", "stream_options", "an object", options)
     if not streams:
         message = "The 'stream_options' parameter is only allowed when 'stream' is enabled."
-        raise _invalid(message, "stream_options")
+        raise Flaw("other", "stream_options", message=message)
     return True, options.get("include_usage") is True
 
 
@@ -257,129 +310,196 @@ def _schema(fields: dict[str, Any]) -> Any:
     if shape is None:
         return None
     if not isinstance(shape, dict):
-        raise _wrong_type("response_format", "an object", shape)
+        raise Flaw("type", "response_format", "an object", shape)
     kind = shape.get("type")
     if kind == "text":
         return None
     if kind == "json_object":
-        return _JSON_OBJECT
+        return JSON_OBJECT
     if kind != "json_schema":
-        supported = "'json_object', 'json_schema', and 'text'"
-        message = f"Invalid value: '{kind}'. Supported values are: {supported}."
-        raise _invalid(message, "response_format.type", "invalid_value")
-    return _named_schema(shape.get("json_schema"))
-
-
-def _named_schema(inner: Any) -> Any:
+        known = ("json_object", "json_schema", "text")
+        raise Flaw("value", "response_format.type", listed(known), kind)
+    inner = shape.get("json_schema")
     if not isinstance(inner, dict):
-        raise _missing("response_format.json_schema")
+        raise Flaw("missing", "response_format.json_schema")
     if not isinstance(inner.get("name"), str):
-        raise _missing("response_format.json_schema.name")
+        raise Flaw("missing", "response_format.json_schema.name")
     return inner.get("schema", {})
 
 
-def _invalid(message: str, param: str | None, code: str | None = None) -> Refusal:
-    return Refusal(400, message, "invalid_request_error", code, param)
+def listed(words: Sequence[str]) -> str:
+    """Write words as OpenAI lists them."""
+    quoted = [f"'{word}'" for word in words]
+    return f"{', '.join(quoted[:-1])}, and {quoted[-1]}"
 
 
-def _missing(param: str) -> Refusal:
-    message = f"Missing required parameter: '{param}'."
-    return _invalid(message, param, "missing_required_parameter")
+_TYPE_NAMES = {
+    str: "a string",
+    bool: "a boolean",
+    int: "an integer",
+    float: "a decimal",
+    dict: "an object",
+    list: "an array",
+    type(None): "null",
+}
+_NOT_JSON = (
+    "We could not parse the JSON body of your request. (HINT: This likely means you "
+    "aren't using your HTTP library correctly. The OpenAI API expects a JSON payload.)"
+)
 
 
-def _wrong_type(param: str, expected: str, value: Any) -> Refusal:
-    names = {str: "a string", bool: "a boolean", int: "an integer", float: "a decimal"}
-    names |= {dict: "an object", list: "an array", type(None): "null"}
-    got = names[type(value)]
-    message = f"Invalid type for '{param}': expected {expected}, but got {got} instead."
-    return _invalid(message, param, "invalid_type")
-
-
-def check_key(authorization: bytes) -> None:
-    """Refuse a call without a bearer key, and the key ``invalid``; every other one is good."""
-    scheme, _, key = authorization.partition(b" ")
-    if scheme.lower() != b"bearer" or not key.strip():
-        message = (
-            "You didn't provide an API key. You need to provide your API key in an Authorization "
-            "header using Bearer auth (i.e. Authorization: Bearer YOUR_KEY). You can obtain an "
-            f"API key from {_KEY_PAGE}."
+def said(flaw: Flaw) -> tuple[str, str | None, str | None]:
+    """Say what is wrong with a body: message, param and code."""
+    where, value = flaw.where, flaw.value
+    if flaw.kind == "json":
+        return _NOT_JSON, None, None
+    if flaw.kind == "missing":
+        return f"Missing required parameter: '{where}'.", where, "missing_required_parameter"
+    if flaw.kind == "type":
+        got = _TYPE_NAMES[type(value)]
+        text = f"Invalid type for '{where}': expected {flaw.expected}, but got {got} instead."
+        return text, where, "invalid_type"
+    if flaw.kind == "value":
+        text = f"Invalid value: '{value}'. Supported values are: {flaw.expected}."
+        return text, where, "invalid_value"
+    if flaw.kind == "empty":
+        text = (
+            f"Invalid '{where}': empty array. Expected an array with minimum length 1, "
+            "but got an empty array instead."
         )
-        raise Refusal(401, message, "invalid_request_error")
-    if key.strip() == b"invalid":
-        message = f"Incorrect API key provided: invalid. You can find your API key at {_KEY_PAGE}."
-        raise Refusal(401, message, "invalid_request_error", "invalid_api_key")
+        return text, where, "empty_array"
+    if flaw.kind in {"below", "above"}:
+        end, sign = ("minimum", ">=") if flaw.kind == "below" else ("maximum", "<=")
+        text = (
+            f"Invalid '{where}': integer {flaw.kind} {end} value. "
+            f"Expected a value {sign} {flaw.expected}, but got {value} instead."
+        )
+        return text, where, f"integer_{flaw.kind}_{end[:3]}_value"
+    if flaw.kind == "schema":
+        where = where or "response_format"
+        return f"Invalid schema for {where}: {flaw.message}", where, None
+    return flaw.message, where or None, None
 
 
-def fault(name: str, call: Call, retry_after: str) -> Refusal | None:
-    """Return the error answer of a fault, or None where the fault is not an error answer."""
-    if name == "p429":
-        claimed = _CLAIMED_LIMIT
-        wait = _CLAIMED_WAIT_SECONDS
-        return rate_limited("requests", call, wait, retry_after, limit=claimed, used=claimed)
-    if name == "pquota":
-        return out_of_quota()
-    if name == "p500":
-        message = "The server had an error while processing your request. Sorry about that!"
-        return Refusal(500, message, "server_error")
-    if name == "p503":
-        return unavailable()
-    if name == "p529":
-        return Refusal(529, "Overloaded", "overloaded", "overloaded")
-    return None
+class OpenAiFormat(WireFormat):
+    """What the endpoints of OpenAI and of its imitators have in common."""
+
+    provider = "openai"
+    troubles = _TROUBLES
+    owner: ClassVar[str] = "simulator"
+    organization: ClassVar[str] = "org-simulator"
+
+    def check_key(self, headers: Iterable[tuple[bytes, bytes]], query: bytes) -> None:  # noqa: ARG002
+        """See ``WireFormat``."""
+        self.check_secret(bearer(headers))
+
+    def flawed(self, flaw: Flaw) -> Refusal:
+        """See ``WireFormat``."""
+        message, param, code = said(flaw)
+        return self.error(400, message, _INVALID, code, param)
+
+    def error(
+        self,
+        status: int,
+        message: str,
+        kind: str | None,
+        code: str | None,
+        param: str | None = None,
+    ) -> Refusal:
+        """See ``WireFormat``."""
+        error = {"message": message, "type": kind, "param": param, "code": code}
+        return Refusal(status, message, encode({"error": error}))
+
+    def limited(self, excess: Excess) -> Refusal:
+        """See ``WireFormat``."""
+        about, per = _PER[excess.kind]
+        message = (
+            f"Rate limit reached for {excess.model} in organization {self.organization} on {per}: "
+            f"Limit {excess.limit:.0f}, Used {excess.used:.0f}, Requested {excess.asked}. "
+            f"Please try again in {go_duration(excess.seconds)}. "
+            "Visit https://platform.openai.com/account/rate-limits to learn more."
+        )
+        refusal = self.error(429, message, about, "rate_limit_exceeded")
+        refusal.headers = wait_headers(excess)
+        return refusal
+
+    def out_of_quota(self, word: str, model: str) -> Refusal:  # noqa: ARG002
+        """See ``WireFormat``."""
+        code = word if word in _QUOTAS else "insufficient_quota"
+        return self.error(429, _QUOTAS[code], code, code)
+
+    def limit_headers(self, limits: Iterable[tuple[str, Limit]], now: float) -> dict[str, str]:  # noqa: ARG002
+        """See ``WireFormat``."""
+        headers: dict[str, str] = {}
+        for kind, limit in limits:
+            if kind != "requests_a_day":
+                add_limit(headers, kind.replace("_", "-"), limit)
+        return headers
+
+    def own_headers(self, request_id: bytes, seconds: float) -> Headers:
+        """See ``WireFormat``."""
+        return [
+            (b"x-request-id", request_id or b"req_%032x" % number()),
+            *_CONSTANT,
+            (b"openai-processing-ms", b"%d" % round(seconds * 1000)),
+        ]
+
+    def models(self) -> bytes:
+        """See ``WireFormat``."""
+        return encode({"object": "list", "data": [self._model(name) for name in LISTED_MODELS]})
+
+    def model(self, name: str) -> bytes:
+        """See ``WireFormat``."""
+        return encode(self._model(self.checked_model(name)))
+
+    def _model(self, name: str) -> dict[str, Any]:
+        model = {"id": name, "object": "model", "created": MODELS_CREATED}
+        return model | {"owned_by": self.owner}
+
+    def knows_midway(self, call: Call) -> bool:  # noqa: ARG002 - in a body too
+        """See ``WireFormat``."""
+        return True
+
+    def midway(self, request_id: bytes) -> bytes:  # noqa: ARG002 - it does not stand there
+        """See ``WireFormat``."""
+        return b"data: %b\n\n" % self.trouble("p500").body
 
 
-def unavailable() -> Refusal:
-    """Return the 503 of an overloaded service."""
-    message = "The engine is currently overloaded, please try again later."
-    return Refusal(503, message, "service_unavailable", "server_is_overloaded")
+class ChatFormat(OpenAiFormat):
+    """OpenAI's chat completions."""
+
+    def read(self, body: bytes, model: str) -> ChatCall:  # noqa: ARG002 - it stands in the body
+        """See ``WireFormat``."""
+        try:
+            call = ChatCall(body)
+        except Flaw as flaw:
+            raise self.flawed(flaw) from None
+        self.checked_model(call.model)
+        return call
+
+    def complete(
+        self, call: ChatCall, fault_name: str | None, now: float, shares: Shares = NO_SHARES
+    ) -> ChatCompletion:
+        """See ``WireFormat``."""
+        return ChatCompletion(call, fault_name, now, shares)
 
 
-def out_of_quota() -> Refusal:
-    """Return the 429 that no waiting heals."""
-    message = (
-        "You exceeded your current quota, please check your plan and billing details. For more "
-        "information on this error, read the docs: "
-        "https://platform.openai.com/docs/guides/error-codes/api-errors."
-    )
-    return Refusal(429, message, "insufficient_quota", "insufficient_quota")
+def wait_headers(excess: Excess) -> dict[str, str]:
+    """Return the header that says when to come back, as the profile wants it."""
+    if excess.retry_after == "none":
+        return {}
+    if excess.retry_after == "ms":
+        return {"retry-after-ms": str(max(1, math.ceil(excess.seconds * 1000)))}
+    if excess.retry_after == "date":
+        return {"retry-after": formatdate(math.ceil(excess.now + excess.seconds), usegmt=True)}
+    return {"retry-after": str(max(1, math.ceil(excess.seconds)))}
 
 
-def rate_limited(
-    kind: str, call: Call, seconds: float, retry_after: str, *, limit: float, used: float
-) -> Refusal:
-    """Return the 429 of a limit, with its wait in the header that the profile says.
-
-    Args:
-        kind: ``requests`` or ``tokens`` per minute, or ``requests_a_day``.
-        call: What was asked.
-        seconds: Until it may pass.
-        retry_after: ``header``, ``ms`` or ``none``.
-        limit: What may pass.
-        used: What has passed.
-    """
-    headers = {}
-    if retry_after == "header":
-        headers["retry-after"] = str(max(1, math.ceil(seconds)))
-    elif retry_after == "ms":
-        headers["retry-after-ms"] = str(max(1, math.ceil(seconds * 1000)))
-    about, per = _PER[kind]
-    asked = call.reserved_tokens if kind == "tokens" else 1
-    message = (
-        f"Rate limit reached for {call.model} in organization org-simulator on {per}: "
-        f"Limit {limit:.0f}, Used {used:.0f}, Requested {asked}. "
-        f"Please try again in {go_duration(seconds)}. "
-        "Visit https://platform.openai.com/account/rate-limits to learn more."
-    )
-    return Refusal(429, message, about, "rate_limit_exceeded", headers=headers)
-
-
-def too_many_at_once(most: int) -> Refusal:
-    """Return the 429 of a limit on calls in work, in the words of Moonshot; OpenAI has none."""
-    message = (
-        f"Your account org-simulator request reached max organization concurrency: {most}, "
-        "please try again later"
-    )
-    return Refusal(429, message, "rate_limit_reached_error")
+def add_limit(headers: dict[str, str], name: str, limit: Limit) -> None:
+    """Tell of one limit."""
+    headers[f"x-ratelimit-limit-{name}"] = f"{limit.limit:.0f}"
+    headers[f"x-ratelimit-remaining-{name}"] = str(limit.remaining())
+    headers[f"x-ratelimit-reset-{name}"] = go_duration(limit.reset_seconds())
 
 
 def go_duration(seconds: float) -> str:
@@ -394,70 +514,35 @@ def go_duration(seconds: float) -> str:
     return f"{text}{rest / 1000:g}s"
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """One answer.
+class ChatCompletion(Completion):
+    """An answer to a chat call."""
 
-    Attributes:
-        text: What the model wrote; None when it refused.
-        refusal: Its words when it refused.
-        reason: ``finish_reason``.
-        tokens: Billed.
-    """
+    __slots__ = ()
+    _call: ChatCall
 
-    text: str | None
-    refusal: str | None
-    reason: str
-    tokens: int
-
-
-class Completion:
-    """A good answer, or a spoilt one.
-
-    Args:
-        call: What was asked.
-        fault_name: How the answer is spoilt, or None.
-        now: Seconds since 1970, for ``created``.
-
-    Attributes:
-        input_tokens: Billed.
-        output_tokens: Billed.
-
-    Raises:
-        Refusal: The schema is broken, or nothing was found that conforms to it.
-    """
-
-    __slots__ = ("_call", "_choices", "_created", "_id", "input_tokens", "output_tokens")
-
-    def __init__(self, call: Call, fault_name: str | None, now: float) -> None:
-        self._call = call
-        self._choices = [_choice(call, fault_name, index) for index in range(call.choices)]
-        self._id = f"chatcmpl-{next(_ids):029x}"
-        self._created = int(now)
-        self.input_tokens = call.input_tokens
-        self.output_tokens = sum(choice.tokens for choice in self._choices)
+    @property
+    def _id(self) -> str:
+        return f"chatcmpl-{self._number:029x}"
 
     def body(self) -> bytes:
-        """Return the wire JSON of the whole answer."""
+        """See ``Completion``."""
+        if self._fault_name == "pmidway":
+            error = {"code": 502, "message": "Provider returned error", "metadata": {}}
+            return encode({"error": error, "user_id": "user_simulator"})  # as OpenRouter does
         choices: list[dict[str, Any]] = [
             {
                 "index": index,
-                "message": {
-                    "role": "assistant",
-                    "content": choice.text,
-                    "refusal": choice.refusal,
-                    "annotations": [],
-                },
+                "message": self._message(index, choice),
                 "logprobs": None,
                 "finish_reason": choice.reason,
             }
             for index, choice in enumerate(self._choices)
         ]
-        return _encode(
+        return encode(
             {
                 "id": self._id,
                 "object": "chat.completion",
-                "created": self._created,
+                "created": int(self._now),
                 "model": self._call.model,
                 "choices": choices,
                 "usage": self._usage(),
@@ -466,44 +551,86 @@ class Completion:
             }
         )
 
+    def _message(self, index: int, choice: Choice) -> dict[str, Any]:
+        if self._call.tool is not None and choice.text:
+            return {
+                "role": "assistant",
+                "content": None,
+                "tool_calls": [self._tool_call(index, choice.text)],
+                "refusal": None,
+                "annotations": [],
+            }
+        return {
+            "role": "assistant",
+            "content": choice.text,
+            "refusal": choice.refusal,
+            "annotations": [],
+        }
+
+    def _tool_call(self, index: int, arguments: str) -> dict[str, Any]:
+        function = {"name": self._call.tool, "arguments": arguments}
+        return {
+            "id": f"call_{self._number:022x}{index:02x}",
+            "type": "function",
+            "function": function,
+        }
+
     def events(self) -> Iterator[bytes]:
         """Return the same answer as server-sent events: deltas, usage if asked for, ``[DONE]``."""
         for index, choice in enumerate(self._choices):
-            yield self._delta(index, {"role": "assistant", "content": "", "refusal": None})
-            field = "content" if choice.refusal is None else "refusal"
-            for piece in _PIECES.findall(choice.refusal or choice.text or ""):
-                yield self._delta(index, {field: piece})
+            if self._call.tool is not None and choice.text:
+                yield from self._tool_deltas(index, choice.text)
+            else:
+                yield self._delta(index, {"role": "assistant", "content": "", "refusal": None})
+                field = "content" if choice.refusal is None else "refusal"
+                for piece in self._pieces(choice):
+                    yield self._delta(index, {field: piece})
             yield self._delta(index, {}, choice.reason)
         if self._call.streams_usage:
             yield self._event([], self._usage())
         yield b"data: [DONE]\n\n"
 
+    def _tool_deltas(self, index: int, arguments: str) -> Iterator[bytes]:
+        opening = {"index": 0, **self._tool_call(index, "")}
+        delta = {"role": "assistant", "content": None, "tool_calls": [opening], "refusal": None}
+        yield self._delta(index, delta)
+        for piece in PIECES.findall(arguments):
+            call = {"index": 0, "function": {"arguments": piece}}
+            yield self._delta(index, {"tool_calls": [call]})
+
     def _delta(self, index: int, delta: dict[str, Any], reason: str | None = None) -> bytes:
         choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": reason}
         return self._event([choice])
 
+    @staticmethod
+    def _pieces(choice: Choice) -> list[str]:
+        return PIECES.findall(choice.refusal or choice.text or "")
+
     def _event(self, choices: list[Any], usage: dict[str, Any] | None = None) -> bytes:
-        chunk: dict[str, Any] = {
+        chunk = self._chunk(choices)
+        if self._call.streams_usage:
+            chunk["usage"] = usage
+        return data_event(chunk)
+
+    def _chunk(self, choices: list[Any]) -> dict[str, Any]:
+        return {
             "id": self._id,
             "object": "chat.completion.chunk",
-            "created": self._created,
+            "created": int(self._now),
             "model": self._call.model,
             "service_tier": _TIER,
             "system_fingerprint": FINGERPRINT,
             "choices": choices,
         }
-        if self._call.streams_usage:
-            chunk["usage"] = usage
-        return b"data: %b\n\n" % _encode(chunk)
 
     def _usage(self) -> dict[str, Any]:
         return {
             "prompt_tokens": self.input_tokens,
             "completion_tokens": self.output_tokens,
             "total_tokens": self.input_tokens + self.output_tokens,
-            "prompt_tokens_details": {"cached_tokens": 0, "audio_tokens": 0},
+            "prompt_tokens_details": {"cached_tokens": self.cached_tokens, "audio_tokens": 0},
             "completion_tokens_details": {
-                "reasoning_tokens": 0,
+                "reasoning_tokens": self.reasoning_tokens,
                 "audio_tokens": 0,
                 "accepted_prediction_tokens": 0,
                 "rejected_prediction_tokens": 0,
@@ -511,40 +638,4 @@ class Completion:
         }
 
 
-def _choice(call: Call, fault_name: str | None, index: int) -> Choice:
-    if fault_name == "prefuse":
-        return Choice(None, _REFUSAL, "stop", count_tokens(_REFUSAL))
-    if fault_name == "pfilter":
-        return Choice("", None, "content_filter", 0)
-    text = _answer(call, fault_name, index)
-    if fault_name == "ptruncate":
-        text = text[: len(text) // 2]
-    tokens = count_tokens(text)
-    if call.max_tokens is not None and tokens > call.max_tokens:
-        # Four characters to the token, so the cut text counts exactly what was allowed.
-        text, tokens = text[: call.max_tokens * 4], call.max_tokens
-        return Choice(text, None, "length", tokens)
-    return Choice(text, None, "length" if fault_name == "ptruncate" else "stop", tokens)
-
-
-def _answer(call: Call, fault_name: str | None, index: int) -> str:
-    echo = echo_of(call.prompt)
-    if call.schema is None:
-        return plain_answer(call.prompt, index) if echo is None else echo
-    seed = f"{call.conversation}\x00{call.prompt}\x00{index}"
-    if fault_name == "pschema":
-        return _wrong_answer(call.schema, seed)
-    if echo is not None:
-        return echo
-    try:
-        return _encode(conforming(call.schema, seed)).decode()
-    except SchemaError as error:
-        message = f"Invalid schema for response_format: {error}"
-        raise _invalid(message, "response_format") from None
-
-
-def _wrong_answer(schema: Any, seed: str) -> str:
-    try:
-        return _encode(violating(schema, seed)).decode()
-    except SchemaError:
-        return "Sure! Here is what you asked for:"  # not even JSON, whatever the schema allows
+OPENAI_CHAT = ChatFormat()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
 from batch_llm.exceptions import ConfigError
+from batch_llm.simulator.rules import CHARGES, QUOTAS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -25,15 +26,22 @@ class Profile:
         per_token: Further time for each token of the answer; 0 = none.
         tail: Spread of the log-normal latency; 0 is constant, 1 has a heavy tail.
         rpm: Requests per minute; 0 = unlimited.
-        tpm: Tokens per minute, reserved as ``max_tokens`` or the prompt's estimate, whichever is
-            larger; 0 = unlimited.
+        tpm: Tokens per minute; 0 = unlimited. What counts is said by ``charge``.
+        itpm: Input tokens per minute, without those read from a cache; 0 = unlimited.
+        otpm: Output tokens per minute, counted when they are there; 0 = unlimited.
+        charge: What a call counts against tpm. ``asked``: ``max_tokens`` or the prompt, whichever
+            is larger. ``settled``: the same, and what was not used is given back with the answer.
+            ``sum``: the same for both together. ``input``: the prompt. ``used``: the prompt, and
+            the answer when it is there. ``own``: as the provider does whose format is spoken.
         window: ``bucket`` refills continuously; ``fixed`` starts anew with each window;
-            ``sliding`` counts what passed in the last window's length.
+            ``sliding`` counts what passed in the last window's length; ``own`` is as the provider
+            does.
         burst: How many seconds of the limit a bucket holds, or a window is long. A bucket holds
             one at least, and a window is long enough for one.
         change: When rpm and tpm become how many times as much, counted from the first call;
             written ``AT:FACTOR``, ``10:0.5`` halves them after 10 seconds. ``(0, 1)`` = never.
-        rpd: Good answers per day; 0 = unlimited. Days are counted from the start.
+        rpd: Requests per day; 0 = unlimited. Days are counted from the start. OpenAI's format
+            counts good answers, the others all calls that were let in.
         day: How long a day is.
         server: What it is: ``hosted``, or ``llama`` (llama.cpp), ``vllm`` or ``ollama``, servers
             of one's own that take calls without a key, queue what is beyond their slots, and tell
@@ -42,22 +50,39 @@ class Profile:
             ``hosted`` one and wait at the others. 0 = unlimited, or what is usual there: 4, 256
             and 1.
         tps: Tokens that are written per second for all calls together; 0 = unlimited.
-        rejects: Whether refused calls use up rpm and tpm too (``count``) or not (``free``).
-        retry_after: What a 429 says: ``header`` (whole seconds), ``ms`` or ``none``.
-        headers: Whether answers tell of rpm and tpm, ``on`` or ``off``. A 429 has its wait in
+        rejects: Whether refused calls use up the limits per minute too (``count``) or not
+            (``free``); ``own`` is as the provider does.
+        retry_after: What a 429 says: ``header`` (whole seconds), ``ms``, ``date`` or ``none``;
+            ``own`` is as the provider does.
+        should_retry: What error answers tell the SDKs in ``x-should-retry``: ``true``, ``false`` or
+            nothing (``none``).
+        headers: Whether answers tell of the limits, ``on`` or ``off``. A 429 has its wait in
             either case.
+        cached: The share of the input that is read from a cache.
+        cache_writes: The share of the other input that is written to a cache, where a provider
+            bills that.
+        reasoning: Tokens of thought for each token of an answer, billed as output.
+        context: Tokens of a prompt at the most; 0 = unlimited.
+        largest: Bytes of a call at the most; 0 = unlimited.
+        p408: Request timeout.
         p429: Refused for a moment, for no countable reason.
         p500: Server error.
+        p502: Bad gateway, told in HTML.
         p503: Service unavailable.
+        p504: Gateway timeout.
         p529: Overloaded.
         ptimeout: Held back for ``hang`` seconds.
         preset: The connection is cut in mid-body.
         pgarbage: Broken JSON in a 200.
+        pmidway: An error inside of an answer that began as a 200, where the format knows that: in
+            the middle of a stream, or in a body.
         pschema: An answer that does not fit the requested schema.
         ptruncate: Cut off, ``finish_reason`` ``length``.
         prefuse: The model refuses; for good.
         pfilter: The content filter withholds the answer; for good.
         pquota: The account is out of credit, for this request, for good.
+        quota: In which of the provider's ways it says that it is out of credit, such as
+            ``billing_hard_limit_reached``; its usual one where it does not know the word.
         quota_after: The account is out of credit after so many good answers; 0 = never.
         down: From when to when every call gets a 503, counted from the start; written
             ``START-END``. ``(0, 0)`` = never.
@@ -72,7 +97,10 @@ class Profile:
     tail: float = 0.0
     rpm: float = 0
     tpm: float = 0
-    window: str = "bucket"
+    itpm: float = 0
+    otpm: float = 0
+    charge: str = "own"
+    window: str = "own"
     burst: float = 60.0
     change: tuple[float, float] = (0.0, 1.0)
     rpd: int = 0
@@ -81,20 +109,31 @@ class Profile:
     slots: int = 0
     tps: float = 0
     rejects: str = "free"
-    retry_after: str = "header"
+    retry_after: str = "own"
+    should_retry: str = "none"
     headers: str = "on"
+    cached: float = 0.0
+    cache_writes: float = 0.0
+    reasoning: float = 0.0
+    context: int = 0
+    largest: int = 0
+    p408: float = 0.0
     p429: float = 0.0
     p500: float = 0.0
+    p502: float = 0.0
     p503: float = 0.0
+    p504: float = 0.0
     p529: float = 0.0
     ptimeout: float = 0.0
     preset: float = 0.0
     pgarbage: float = 0.0
+    pmidway: float = 0.0
     pschema: float = 0.0
     ptruncate: float = 0.0
     prefuse: float = 0.0
     pfilter: float = 0.0
     pquota: float = 0.0
+    quota: str = "usual"
     quota_after: int = 0
     down: tuple[float, float] = (0.0, 0.0)
     hang: float = 600.0
@@ -117,6 +156,9 @@ class Profile:
         at, factor = self.change
         if not (0 <= at < float("inf") and 0 < factor < float("inf")):
             raise ConfigError("change", self.change, "AT:FACTOR, AT in seconds, FACTOR above 0")
+        for share in ("cached", "cache_writes"):
+            if getattr(self, share) > 1:
+                raise ConfigError(share, getattr(self, share), "a share from 0 to 1")
         if self.day == 0:
             raise ConfigError("day", self.day, "above 0 seconds")
         total = sum(chance for _, chance in self.chances(FAULTS))
@@ -140,13 +182,17 @@ class Profile:
 
 #: Faults that pass, and faults that stay with a conversation.
 PASSING = (
+    "p408",
     "p429",
     "p500",
+    "p502",
     "p503",
+    "p504",
     "p529",
     "ptimeout",
     "preset",
     "pgarbage",
+    "pmidway",
     "pschema",
     "ptruncate",
 )
@@ -155,9 +201,12 @@ FAULTS = PASSING + LASTING
 
 _CHOICES = {
     "server": ("hosted", "llama", "vllm", "ollama"),
-    "window": ("bucket", "fixed", "sliding"),
-    "rejects": ("free", "count"),
-    "retry_after": ("header", "ms", "none"),
+    "charge": ("own", *CHARGES),
+    "window": ("own", "bucket", "fixed", "sliding"),
+    "rejects": ("own", "free", "count"),
+    "retry_after": ("own", "header", "ms", "date", "none"),
+    "should_retry": ("none", "true", "false"),
+    "quota": ("usual", *QUOTAS),
     "headers": ("on", "off"),
 }
 #: Of the types that the options are declared with.

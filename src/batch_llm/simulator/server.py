@@ -15,6 +15,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from batch_llm.exceptions import ConfigError
+from batch_llm.simulator.addresses import sdk_url
 from batch_llm.simulator.app import RESET, SimulatorApp
 from batch_llm.simulator.profile import Profile, parse_profile
 
@@ -99,7 +100,7 @@ class Simulator:
         seed: Instead of the profile's own, unless None.
 
     Attributes:
-        base_url: ``http://127.0.0.1:PORT/v1`` from ``start`` on; empty before.
+        base_url: ``http://127.0.0.1:PORT/v1`` from ``start`` on, for OpenAI's SDK; empty before.
 
     Raises:
         ConfigError: The profile is impossible.
@@ -152,6 +153,14 @@ class Simulator:
             self._thread.join()
             self._server = self._thread = None
 
+    def sdk_url(self, provider: str) -> str:
+        """Return the base URL for the SDK of a provider.
+
+        Args:
+            provider: ``openai``, ``anthropic``, ``google``, ``mistral`` or ``groq``.
+        """
+        return sdk_url(self.base_url, provider)
+
     def stats(self) -> Stats:
         """Return what was done so far; still there after ``stop``."""
         return self._app.stats()
@@ -171,7 +180,7 @@ class SimulatorProcess:
         port: 0 picks a free one.
 
     Attributes:
-        base_url: ``http://127.0.0.1:PORT/v1`` from ``start`` on; empty before.
+        base_url: ``http://127.0.0.1:PORT/v1`` from ``start`` on, for OpenAI's SDK; empty before.
 
     Raises:
         ConfigError: The profile is impossible; no process was started.
@@ -213,6 +222,14 @@ class SimulatorProcess:
             self.stop()
             raise OSError(f"the simulator {self._profile!r} (port {self._port}) did not start")
         return self
+
+    def sdk_url(self, provider: str) -> str:
+        """Return the base URL for the SDK of a provider.
+
+        Args:
+            provider: ``openai``, ``anthropic``, ``google``, ``mistral`` or ``groq``.
+        """
+        return sdk_url(self.base_url, provider)
 
     def stop(self) -> None:
         """End the process."""

@@ -53,7 +53,10 @@ FILTERED = ("content_filter", False)
 UNKNOWN = ("unknown", True)
 
 
-# ruff: noqa: ERA001 - the tables below are data
+def bare(kind):
+    error = kind.__new__(kind)
+    Exception.__init__(error, "x")
+    return error
 
 
 def openai_status(status, code=None, headers=()):
@@ -94,12 +97,6 @@ OPENAI = {
     "WebSocketQueueFullError": (bare, BUSY),
     "WebSocketConnectionClosedError": (bare, CONNECTION),
 }
-
-
-def bare(kind):
-    error = kind.__new__(kind)
-    Exception.__init__(error, "x")
-    return error
 
 
 def anthropic_status(status, name="t", code=None):
@@ -295,7 +292,7 @@ PYDANTIC_AI = {
     "UndrainedPendingMessagesError": (lambda kind: kind("x"), INTERNAL),
     "AgentRunError": (lambda kind: kind("x"), UNKNOWN),
     "RunCancelled": (in_stream, ("cancelled", False)),
-    "RunTimedOut": (lambda kind: TimeoutError.__new__(kind), TIMEOUT),
+    "RunTimedOut": (TimeoutError.__new__, TIMEOUT),
     "SuspendedResponseExpired": (lambda kind: kind("x"), SERVER),
     "UnexpectedModelBehavior": (lambda kind: kind("x"), INVALID),
     "IncompleteToolCall": (lambda kind: kind("x"), ("truncated", True)),
@@ -363,8 +360,10 @@ def test_each_exception_has_its_verdict(library, name):
 
 
 #: Of the HTTP libraries: misuse, and not trouble of the network.
-MISUSE = {"InvalidURL", "CookieConflict", "StreamError", "StreamConsumed", "ResponseNotRead",
-          "RequestNotRead", "StreamClosed", "HTTPXDeprecationWarning", "NotSupportedError"}  # fmt: skip
+MISUSE = {
+    *("InvalidURL", "CookieConflict", "StreamError", "StreamConsumed", "ResponseNotRead"),
+    *("RequestNotRead", "StreamClosed", "NotSupportedError"),
+}
 
 
 @pytest.mark.parametrize("library", [httpx, httpx2])

@@ -10,6 +10,7 @@ from batch_llm.exceptions import ConfigError
 from batch_llm.simulator import Profile
 from batch_llm.simulator.account import Account
 from batch_llm.simulator.local_server import USUAL_SLOTS, Line, page
+from batch_llm.simulator.openai_chat import OPENAI_CHAT
 from batch_llm.simulator.profile import parse_profile
 
 
@@ -116,7 +117,7 @@ def test_looks_are_counted():
 def test_a_server_of_ones_own_wants_no_key():
     body = json.dumps({"model": "x", "messages": [{"role": "user", "content": "hi"}]}).encode()
 
-    assert Account(Profile(server="vllm"), 0.0).read(b"", body).prompt == "hi"
+    assert Account(Profile(server="vllm"), 0.0).read(OPENAI_CHAT, [], body).prompt == "hi"
 
 
 def test_an_unknown_server_is_refused():

@@ -9,13 +9,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batch_llm.simulator.openai_chat import Call, Completion, Refusal, check_key, go_duration
+from batch_llm.simulator.openai_chat import OPENAI_CHAT, go_duration
+from batch_llm.simulator.wire import Flaw, Refusal
 
 QUESTION = {"role": "user", "content": "Capital of Peru?"}
 
 
 def call(**fields):
-    return Call(json.dumps({"model": "gpt-x", "messages": [QUESTION]} | fields).encode())
+    body = json.dumps({"model": "gpt-x", "messages": [QUESTION]} | fields).encode()
+    return OPENAI_CHAT.read(body, "")
+
+
+def answered(asked, fault=None):
+    return OPENAI_CHAT.complete(asked, fault, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -63,7 +69,7 @@ def test_a_wrong_field_is_named(fields, param, code, message):
 @given(st.binary())
 def test_any_bytes_are_a_call_or_a_refusal(body):
     with contextlib.suppress(Refusal):
-        Call(body)
+        OPENAI_CHAT.read(body, "")
 
 
 json_values = st.recursive(
@@ -86,7 +92,7 @@ def test_any_fields_are_a_call_or_a_refusal(fields):
 @pytest.mark.parametrize("key", [b"", b"Basic x", b"Bearer", b"Bearer ", b"Bearer invalid"])
 def test_a_call_needs_a_key(key):
     with pytest.raises(Refusal) as caught:
-        check_key(key)
+        OPENAI_CHAT.check_key([(b"authorization", key)], b"")
 
     assert caught.value.status == 401
 
@@ -107,19 +113,19 @@ def test_a_conversation_is_its_model_system_and_first_question():
 
 @given(st.integers(1, 60), st.sampled_from([None, "ptruncate"]))
 def test_an_answer_is_never_longer_than_allowed(cap, fault):
-    completion = Completion(call(max_tokens=cap), fault, 0.0)
+    completion = answered(call(max_tokens=cap), fault)
     choice = json.loads(completion.body())["choices"][0]
 
     assert completion.output_tokens <= cap
     assert len(choice["message"]["content"]) // 4 <= cap
-    whole = json.loads(Completion(call(), None, 0.0).body())["choices"][0]
+    whole = json.loads(answered(call(), None).body())["choices"][0]
     is_cut = choice["message"]["content"] != whole["message"]["content"]
     assert (choice["finish_reason"] == "length") == is_cut
 
 
 def test_a_truncated_answer_is_cut_even_when_it_is_short():
     prompt = [{"role": "user", "content": "<<echo>>abc"}]
-    body = json.loads(Completion(call(messages=prompt), "ptruncate", 0.0).body())
+    body = json.loads(answered(call(messages=prompt), "ptruncate").body())
 
     assert body["choices"][0]["message"]["content"] == "a"
     assert body["choices"][0]["finish_reason"] == "length"
@@ -128,7 +134,7 @@ def test_a_truncated_answer_is_cut_even_when_it_is_short():
 @pytest.mark.parametrize("schema", [{}, True, {"type": "object"}, {"type": "integer"}])
 def test_a_wrong_answer_violates_any_schema(schema):
     shape = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
-    body = json.loads(Completion(call(response_format=shape), "pschema", 0.0).body())
+    body = json.loads(answered(call(response_format=shape), "pschema").body())
     text = body["choices"][0]["message"]["content"]
 
     if schema in ({}, True):
@@ -141,17 +147,19 @@ def test_a_wrong_answer_violates_any_schema(schema):
 def test_an_impossible_schema_is_a_bad_request():
     shape = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "pasta"}}}
 
-    with pytest.raises(Refusal, match="Invalid schema for response_format") as caught:
-        Completion(call(response_format=shape), None, 0.0)
+    with pytest.raises(Flaw) as caught:
+        answered(call(response_format=shape))
 
-    assert caught.value.status == 400
+    refusal = OPENAI_CHAT.flawed(caught.value)
+    assert refusal.status == 400
+    assert b"Invalid schema for response_format: " in refusal.body
 
 
 @pytest.mark.parametrize("fault", [None, "prefuse", "pfilter", "ptruncate"])
 @pytest.mark.parametrize("usage", [True, False])
 def test_the_pieces_of_a_stream_are_the_whole_answer(fault, usage):
     options = {"stream": True, "stream_options": {"include_usage": usage}, "n": 2}
-    completion = Completion(call(**options), fault, 0.0)
+    completion = answered(call(**options), fault)
     whole = json.loads(completion.body())
 
     *events, end = completion.events()
