@@ -23,6 +23,7 @@ app = App(
     version=metadata.version("batch-llm"),
     result_action="return_value",
     default_parameter=Parameter(negative=()),
+    suppress_keyboard_interrupt=False,  # `main` says a word about it
 )
 #: Where the flags of ``run`` and ``check`` come from when the command line does not say.
 _SOURCES = [
@@ -280,7 +281,7 @@ def _log_attempts() -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(Plain())
     logging.basicConfig(handlers=[handler])
-    logging.getLogger("batch_llm.retry").setLevel(logging.DEBUG)
+    logging.getLogger("batch_llm.exchange").setLevel(logging.DEBUG)
 
 
 @app.command(config=_SOURCES, help_epilogue=_EPILOGUE)
@@ -542,7 +543,7 @@ def models(*, json: bool = False) -> int:
             "name": f"{provider.name}:MODEL",
             "base_url": provider.base_url,
             "key_variable": None if provider.is_local else provider.key_variable,
-            "has_key": provider.is_local or bool(os.environ.get(provider.key_variable)),
+            "has_key": provider.is_local or bool(provider.find_key(os.environ)),
         }
         for provider in PROVIDERS.values()
     ]
@@ -574,11 +575,13 @@ def doctor() -> int:
         found = util.find_spec(package) is not None
         name = "pydantic-ai-slim" if package == "pydantic_ai" else package
         print(f"{package:<11} {metadata.version(name) if found else 'not installed'}")
-    for provider in PROVIDERS.values():
-        if provider.is_local:
-            continue
-        state = "set" if os.environ.get(provider.key_variable) else "not set"
-        print(f"key         {provider.key_variable} is {state}")
+    keys = {
+        one.key_variable: bool(one.find_key(os.environ))
+        for one in PROVIDERS.values()
+        if not one.is_local
+    }
+    for variable, is_set in keys.items():
+        print(f"key         {variable} is {'set' if is_set else 'not set'}")
     print(f"connections {'5000 or more' if possible is None else possible}")
     print(f"this folder {'writable' if is_writable else 'NOT writable'}")
     return ExitCode.OK if is_writable else ExitCode.SOME_FAILED
