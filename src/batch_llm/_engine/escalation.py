@@ -262,7 +262,10 @@ def _name(agent: Any) -> str:
     """Name an agent by its model, or by itself, as far as that can be seen."""
     try:
         model = getattr(agent, "model", None)
-        for name in (model, getattr(model, "model_name", None), getattr(agent, "name", None)):
+        name, system = getattr(model, "model_name", None), getattr(model, "system", None)
+        if isinstance(name, str):
+            return f"{system}:{name}" if isinstance(system, str) else name
+        for name in (model, getattr(agent, "name", None)):
             if isinstance(name, str):
                 return name
     except Exception:  # noqa: BLE001 - a stranger's properties

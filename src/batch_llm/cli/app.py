@@ -106,6 +106,8 @@ class Ask:
 
     model: Annotated[str | None, Parameter(name=["--model", "-m"])] = None
     "provider:model, such as openai-chat:gpt-6-luna; default: sim:fast, the simulator"
+    agent: str | None = None
+    "who answers the rows: module:variable, agent.py:variable, or a .yaml or .json of pydantic-ai"
     prompt: str | None = None
     "template over columns: 'Classify {{ text }}'; @FILE reads it from a file"
     system: str | None = None
@@ -171,9 +173,16 @@ def _command(source: str, flags: Flags) -> Any:
     limit = flags.limit
     fallback_on = None if flags.fallback_on is None else tuple(flags.fallback_on.split(","))
     fallback_codes(fallback_on)
+    agent = None
+    if flags.agent is not None:
+        from batch_llm.runs.agents import load_agent
+
+        agent = load_agent(flags.agent)
     return Command(
         input=source,
-        model=flags.model or "sim:fast",
+        model=flags.model or (agent.model if agent is not None else "sim:fast"),
+        agent=agent,
+        agent_model=flags.model if agent is not None else None,
         base_url=flags.base_url,
         format=flags.format,
         columns=tuple(flags.columns.split(",")) if flags.columns else None,
@@ -363,6 +372,9 @@ def retry(
     if model is not None:
         split_model(model)  # refused before anything is noted
     source, given = _command_of(path, flags or Pace())
+    if given.agent is not None and (set or model is not None):
+        flag = "--set" if set else "--model"
+        raise ConfigError(flag, flag, f"left out: the agent {given.agent} answers this run's rows")
     with SqliteLedger(path) as ledger:
         count = retry_failed(ledger, codes, settings=read_settings(set or []), model=model)
     if not given.quiet:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -130,11 +131,22 @@ def _checked(job: Command) -> tuple[Plan, Sequence[Endpoint]]:
     if job.ledger is None or not Path(job.ledger).exists():
         check_outputs_are_free(job)
     plan = Plan(job)
+    if job.agent is not None:
+        return plan, _agents_endpoints(job)
     endpoints = _endpoints(job, job.model)
     check_price(job, endpoints[0])
     for fallback in job.fallbacks:
         check_price(job, _endpoints(job, fallback)[0])
     return plan, endpoints
+
+
+def _agents_endpoints(job: Command) -> Sequence[Endpoint]:
+    """Return what is known of where an agent's calls go, once it has its models."""
+    assert job.agent is not None  # noqa: S101 - the caller has looked
+    with contextlib.ExitStack() as opened:
+        job.agent.open(job, opened)
+        check_price(job, job.agent.places[0])
+        return job.agent.places
 
 
 def _endpoints(job: Command, model: str) -> Sequence[Endpoint]:

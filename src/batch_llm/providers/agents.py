@@ -40,7 +40,7 @@ class CallByMode:
             return self._requests.lane(item)
         if item.asked_model is not None:
             return item.asked_model
-        return _lane_of(item.agent) if item.agent is not None else ""
+        return lane_of(item.agent) if item.agent is not None else ""
 
     def facts(self, item: LLMWorkItem[Any, Any, Any], /) -> LaneFacts:
         """Tell what is known of an item's lane: of callables, their model where it can be seen."""
@@ -72,7 +72,7 @@ class CallByMode:
         return await self._requests.call(item, attempt)
 
 
-def _lane_of(agent: Any) -> str:
+def lane_of(agent: Any) -> str:
     """Name an agent's model and where it is, as far as that can be seen."""
     try:
         model = getattr(agent, "model", None)
@@ -91,7 +91,7 @@ def _lane_of(agent: Any) -> str:
 
 async def _run_agent(agent: Any, prompt: str, attempt: Try, model: str | None) -> Outcome:
     """Run an agent; ``model`` is asked in place of its own."""
-    if _is_pydantic_ai(agent):
+    if is_pydantic_ai(agent):
         return await _run_pydantic_ai(agent, prompt, attempt, model)
     if model is not None:
         expected = "another agent: only one of pydantic-ai can be asked of another model by name"
@@ -164,7 +164,8 @@ def _parts(result: Any, agent: Any) -> tuple[tuple[str, dict[str, int]], ...] | 
     return tuple(parts) if total == tokens(usage_of(result) or {}, "total_tokens") else None
 
 
-def _is_pydantic_ai(agent: Any) -> bool:
+def is_pydantic_ai(agent: Any) -> bool:
+    """Whether it is an agent of pydantic-ai."""
     # An instance can only exist if its module is loaded, so nothing is imported for others.
     module = sys.modules.get("pydantic_ai.agent")
     return module is not None and isinstance(agent, module.AbstractAgent)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from batch_llm.core.config import Limits
     from batch_llm.core.schema import OutputSchema
+    from batch_llm.runs.agents import JobAgent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +33,9 @@ class Job:
     system: str | None = None
     settings: Settings = field(default_factory=Settings)
     shape: OutputSchema | None = None
+    #: Who answers the rows, instead of requests; and its model, where it is not asked of its own.
+    agent: JobAgent | None = None
+    agent_model: str | None = None
     bad_rows: str = "stop"
     concurrency: int | Literal["knee"] | None = None
     asks_servers: bool = True

@@ -84,8 +84,12 @@ class Pools:
         """Where the run's own calls go, other than to the provider's own address."""
         return [endpoint.server for endpoint in self.own if endpoint.server]
 
-    def caller(self, transport: HttpTransport, job: Job, *, keep_bodies: bool) -> RequestCaller:
-        """Return who makes the calls."""
+    def caller(
+        self, transport: HttpTransport, job: Job, *, keep_bodies: bool
+    ) -> RequestCaller | None:
+        """Return who makes the calls of requests; an agent makes its own."""
+        if job.agent is not None:
+            return None
         places, own = self.fallbacks | self.others, self.own
         where = (lambda model: places.get(model, own)) if self.others else own
         return RequestCaller(
@@ -111,6 +115,11 @@ def open_pools(job: Job, variants: Sequence[Variant] = ()) -> Iterator[Pools]:
         InputError: A cap on cost cannot be kept.
     """
     with contextlib.ExitStack() as opened:
+        if job.agent is not None:
+            job.agent.open(job, opened)
+            check_price(job, job.agent.places[0])
+            yield Pools(job.agent.places, {}, {}, None)
+            return
         own = opened.enter_context(open_pool(job.model, base_urls=job.base_url, keys=job.keys))
         others: dict[str, Sequence[Endpoint]] = {}
         for model in dict.fromkeys(variant.model for variant in variants):
@@ -205,7 +214,7 @@ class Session:
                     max_tokens_cap=job.max_tokens_cap,
                     fallback_on=job.fallback_on,
                 ),
-                fallbacks=job.fallbacks,
+                fallbacks=job.fallbacks if job.agent is None else (),
                 progress_interval=0,
                 max_cost_usd=job.max_cost,
                 max_total_tokens=job.max_tokens_total,
