@@ -13,6 +13,7 @@ from batch_llm._engine.exchange import describe
 from batch_llm._engine.statistics import StoppedLane
 from batch_llm.core.text import safe
 from batch_llm.exceptions import LaneStoppedError
+from batch_llm.stores.values import clean
 from batch_llm.strategies.errors import ErrorCode
 from batch_llm.strategies.policies import (
     POLICIES,
@@ -87,7 +88,7 @@ class Stops:
         model = facts.model or lane
         told = remedy(code, keys=facts.keys, model=model, where=facts.url or facts.server)
         return LaneStoppedError(
-            model, code.value, count, safe(describe(error), _LONGEST_ERROR), told
+            model, code.value, count, safe(clean(describe(error)), _LONGEST_ERROR), told
         )
 
     def _stop(self, lane: str, refusal: LaneStoppedError) -> None:

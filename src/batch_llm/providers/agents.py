@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import sys
 from collections.abc import Mapping
 from functools import lru_cache
@@ -14,6 +15,7 @@ from batch_llm.exceptions import ConfigError
 from batch_llm.providers.base import SPENT, Caller, LaneFacts, Outcome, Try, content_digest
 from batch_llm.providers.limit_headers import limits_of_error
 from batch_llm.providers.observed import Seen, can_observe, observe, seen, watch
+from batch_llm.providers.registry import PROVIDERS
 
 if TYPE_CHECKING:
     from batch_llm.base import DirectCall, LLMWorkItem
@@ -47,7 +49,7 @@ class CallByMode:
         if item.request is not None and self._requests is not None:
             return self._requests.facts(item)
         model, _, server = self.lane(item).partition(" ")
-        return LaneFacts(model=model, server=server)
+        return LaneFacts(model=model, server=server, keys=_key_variables(model))
 
     def content(self, item: LLMWorkItem[Any, Any, Any], /) -> bytes:
         """Return the digest of what an item asks; of code, of its prompt and version."""
@@ -70,6 +72,14 @@ class CallByMode:
         if self._requests is None:
             raise ConfigError("requests", None, "a caller for items that are requests")
         return await self._requests.call(item, attempt)
+
+
+def _key_variables(model: str) -> tuple[str, ...]:
+    """Return the variable that an agent's key is likely to come from, where it is set."""
+    provider = PROVIDERS.get(model.partition(":")[0])
+    if provider is None or not provider.find_key(os.environ):
+        return ()
+    return (provider.find_variable(os.environ),)
 
 
 def lane_of(agent: Any) -> str:
