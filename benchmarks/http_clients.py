@@ -181,7 +181,8 @@ async def with_batch_llm(url, in_flight):
 
     async def run(count):
         items = (
-            LLMWorkItem(str(n), request=Request.of("openai-chat:m", PROMPT)) for n in range(count)
+            LLMWorkItem(str(n), request=Request.of("openai-chat:m", f"{n} {PROMPT}"))
+            for n in range(count)
         )
         async for result in processor.stream(items):
             assert result.token_usage["total_tokens"] == 220

@@ -34,6 +34,7 @@ from batch_llm.stores import SqliteLedger
 
 ANSWER = "word " * 400  # 2 kB
 USAGE = {"input_tokens": 100, "output_tokens": 400, "total_tokens": 500}
+PAYLOAD_USAGE = '{"input_tokens":100,"output_tokens":400,"total_tokens":500}'
 WARM_UP = 2000
 
 
@@ -82,10 +83,14 @@ def bare(folder, count):
             )
             connection.executemany(
                 sql["payload"],
-                [(n + 1, f'"{ANSWER}"', None, None, "{}", 0.1, None, None) for n in numbers],
+                [
+                    (n + 1, f'"{ANSWER}"', None, None, PAYLOAD_USAGE, 0.1, None, None)
+                    for n in numbers
+                ],
             )
             connection.executemany(
-                sql["try"], [(n + 1, 1, 1, 0.0, 0.1, 100, 400, "{}", None, None) for n in numbers]
+                sql["try"],
+                [(n + 1, 1, 1, 0.0, 0.1, 100, 400, None, None, None, 1) for n in numbers],
             )
             connection.execute("COMMIT")
         return count / (time.perf_counter() - began), (time.process_time() - cpu) / count * 1e6
@@ -120,7 +125,7 @@ def requests(folder, count, is_on):
 
             def asked(count, start=0):
                 for n in range(start, start + count):
-                    request = Request.of("openai-chat:m", http_clients.PROMPT)
+                    request = Request.of("openai-chat:m", f"{n} {http_clients.PROMPT}")
                     yield LLMWorkItem(f"row-{n}", request=request)
 
             await drain(processor.stream(asked(WARM_UP, 10**9)))

@@ -50,6 +50,7 @@ PROFILES = {
     "halved": f"{BUCKET}&change=5:0.5",
     "halved-no-headers": f"{BUCKET}&change=5:0.5&headers=off",
     "slots": "fast?slots=20&latency=0.2",
+    "outage": f"{BUCKET}&down=3-33",
 }
 #: The cooldown of the two that have one: a second, then 50 calls from 10 to 100 a second.
 COOLDOWN = {
@@ -75,6 +76,9 @@ def ideal_seconds(profile, calls):
     at, factor = profile.change
     left = calls - max(1.0, rate * profile.burst)
     early = left / rate
+    down_from, down_to = profile.down
+    if early > down_from:
+        early += down_to - down_from
     if factor == 1 or early <= at:
         return early + profile.latency
     return at + (left - rate * at) / (rate * factor) + profile.latency
@@ -296,7 +300,7 @@ def measure(name, text, calls):
         sampler.start()
         command = [sys.executable, __file__, "--calls", str(calls)]
         command += ["--one", name, text, simulator.base_url]
-        limit = longest_seconds(ideal) + 30
+        limit = longest_seconds(ideal) + 120  # its imports take long on a busy machine
         out = subprocess.run(command, check=True, capture_output=True, text=True, timeout=limit)
         account = sampler.end()
     found = json.loads(out.stdout.splitlines()[-1])

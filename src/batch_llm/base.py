@@ -55,6 +55,9 @@ class LLMWorkItem(Generic[TInput, TOutput, TContext]):
         can_hedge: Where the run hedges (``ProcessorConfig.hedge``): whether two calls of the item
             may be under way at the same time. None: those of a ``request`` may; callables may have
             effects beside their answer, so only those that say so are called twice.
+        can_share: Of a ``request``: whether another item that asks the same may answer it, and one
+            of an earlier run where answers are cached. None: yes, unless it asks for a temperature
+            above 0 without a seed; then the answer in a cache is for this ``item_id`` only.
 
     Raises:
         ValueError: None or several modes were given, or fallbacks that the mode cannot have.
@@ -73,6 +76,7 @@ class LLMWorkItem(Generic[TInput, TOutput, TContext]):
     estimated_output_tokens: int | None = None
     can_hedge: bool | None = None
     version: str = ""
+    can_share: bool | None = None
     fallbacks: Sequence[AgentLike | str] | None = None
     #: The name of the fallback that is asked in place of the item's own model: set by the engine,
     #: in a copy of the item.
@@ -130,6 +134,9 @@ class WorkItemResult(Generic[TOutput, TContext]):
         changes: What attempts asked otherwise than the one before, in order, such as
             ``"max_tokens 256 → 512"`` or ``"bad_output: anthropic:claude-haiku-5-5 is asked"``.
         is_reused: Whether it comes from the ledger of an earlier run, and no call was made.
+        is_cached: Whether it comes from a cache, and no call was made.
+        shared_with: The id of the item whose answer, or failure, this is: it asked the same, and
+            was in work; None where there is no such item. Its tokens are booked there.
     """
 
     item_id: str
@@ -145,6 +152,8 @@ class WorkItemResult(Generic[TOutput, TContext]):
     model: str | None = None
     response_body: bytes | None = None
     is_reused: bool = False
+    is_cached: bool = False
+    shared_with: str | None = None
     changes: tuple[str, ...] = ()
 
 

@@ -13,6 +13,8 @@
     ├── LedgerError                               a ledger cannot be opened, read or written
     │   ├── LedgerInUseError                      another process has it
     │   └── SettingsChangedError                  its run was made with other settings
+    ├── CacheError                                a cache of answers cannot be opened or changed
+    ├── RowsFailedError                           asked for: some rows of a run have no output
     ├── SourceError                               the iterable of items failed in mid-run
     └── ItemError                                 one attempt of one item failed; the run goes on
         ├── AttemptTimeoutError (also TimeoutError)  the attempt took too long
@@ -223,6 +225,18 @@ class LedgerInUseError(LedgerError):
         return f"{who} is running {self.path}. Wait for its end, or stop it first."
 
 
+class CacheError(BatchLLMError):
+    """A cache of answers cannot be opened or changed. The answers in it are as they were."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(path, reason)
+        self.path = path
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"the cache {self.path} cannot be used: {self.reason}"
+
+
 class SettingsChangedError(LedgerError):
     """A run goes on only with the settings that it was made with. Nothing was changed.
 
@@ -243,6 +257,27 @@ class SettingsChangedError(LedgerError):
             for name, (before, after) in self.differences.items()
         ]
         return "\n".join([f"{self.path} was made with other settings", "", *lines])
+
+
+class RowsFailedError(BatchLLMError):
+    """Some rows of a run have no usable output. ``partial`` is the run's result.
+
+    Attributes:
+        rows: All of the run.
+        codes: The failed ones by code.
+        first: The first of them: its id and error, as text of strangers.
+    """
+
+    def __init__(self, rows: int, codes: dict[str, int], first: str) -> None:
+        super().__init__(rows, codes, first)
+        self.rows = rows
+        self.codes = codes
+        self.first = first
+
+    def __str__(self) -> str:
+        reasons = ", ".join(f"{code} {count}" for code, count in self.codes.items())
+        failed = sum(self.codes.values())
+        return f"{failed} of {self.rows} rows failed ({reasons}); the first is {self.first}"
 
 
 class SourceError(BatchLLMError):

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from batch_llm.middleware.base import Middleware
     from batch_llm.observers.base import ProcessorObserver
     from batch_llm.providers.base import Caller
-    from batch_llm.stores.base import Store
+    from batch_llm.stores.base import Cache, Store
     from batch_llm.strategies.errors import ErrorClassifier
 
 #: The longest cooldown of the default strategy, in seconds, unless the first is longer.
@@ -82,6 +82,8 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
         store: A ledger: results are saved there before anyone sees them, and what it holds already
             is given out again without a call (``is_reused``), as long as the item asks the same.
             The caller closes it. One run at a time can use it.
+        cache: Answers of earlier runs: a request that asks what another did is answered from there,
+            and good answers are kept there. The caller closes it. Runs and processes can share it.
 
     Raises:
         ConfigError: A setting is out of bounds. Also a ``ValueError``.
@@ -102,8 +104,10 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
         *,
         requests: Caller | None = None,
         store: Store | None = None,
+        cache: Cache | None = None,
     ) -> None:
         self._store = store
+        self._cache = cache
         self.config = _overridden(
             config or ProcessorConfig(), max_workers, timeout_per_item, rate_limit_cooldown
         )
@@ -352,6 +356,8 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
             error_classifier=self.error_classifier,
             rate_limit_strategy=self.rate_limit_strategy,
             lanes=lanes,
+            repeats=self._caller.repeatable,
+            cache=self._cache,
             post_processor=self.post_processor,
             middlewares=self.middlewares,
             observers=self.observers,

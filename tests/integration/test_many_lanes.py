@@ -20,7 +20,7 @@ pytestmark = pytest.mark.anyio
 def interleaved(count):
     for n in range(count):
         model = "ab"[n % 2]
-        yield LLMWorkItem(f"{model} {n}", request=Request.of(f"openai-chat:{model}", "hi"))
+        yield LLMWorkItem(f"{model} {n}", request=Request.of(f"openai-chat:{model}", f"hi {n}"))
 
 
 @pytest.mark.parametrize("config", [{}, {"max_workers": 4}])

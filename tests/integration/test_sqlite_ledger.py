@@ -121,7 +121,7 @@ def test_a_folder_that_is_not_there_is_named(tmp_path):
 
 
 def test_a_full_disk_ends_the_run_and_keeps_what_was_accepted(path):
-    with SqliteLedger(path) as ledger:
+    with SqliteLedger(path, patience_seconds=0.2) as ledger:
         run(ledger, *range(5))
         pages = ledger._writing.execute("PRAGMA page_count").fetchone()[0]
         ledger._writing.execute(f"PRAGMA max_page_count = {pages + 4}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, assert_type
+from typing import TYPE_CHECKING, Any, assert_type
 
 from pydantic_ai import Agent
 
@@ -13,7 +13,14 @@ from batch_llm import (
     MockAgent,
     ParallelBatchProcessor,
     Request,
+    RunHandle,
+    RunResult,
     WorkItemResult,
+    run,
+    run_sync,
+    stream,
+    stream_sync,
+    submit,
 )
 
 if TYPE_CHECKING:
@@ -83,3 +90,20 @@ async def results() -> None:
     assert_type(await processor.process(items()), BatchResult[Review, Row])
     async for result in processor.stream(iter(items())):
         assert_type(result, WorkItemResult[Review, Row])
+
+
+async def runs() -> None:
+    """Runs know the type of their answers by the schema."""
+    rows = [{"text": "x"}]
+    assert_type(await run(rows, model="sim:fast", prompt="{{ text }}"), RunResult[str])
+    typed = await run(rows, model="sim:fast", schema=Review, name="n", max_cost_usd=2)
+    assert_type(typed, RunResult[Review])
+    assert_type(typed[0], WorkItemResult[Review, dict[str, Any]])
+    assert_type(typed[0].output, Review | None)
+    assert_type(run_sync("in.csv", model="sim:fast", schema=["good", "bad"]), RunResult[str])
+    assert_type(run_sync("in.csv", model="sim:fast", schema={"type": "object"}), RunResult[Any])
+    assert_type(await submit(iter(["x"]), model="sim:fast", schema=Review), RunHandle[Review])
+    async for result in stream(iter(["x"]), model="sim:fast", schema=Review, buffer=9):
+        assert_type(result, WorkItemResult[Review, dict[str, Any]])
+    for result in stream_sync(["x"], model="sim:fast", schema=Review):
+        assert_type(result.context, dict[str, Any] | None)

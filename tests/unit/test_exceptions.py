@@ -19,7 +19,9 @@ EXAMPLES = [
     exceptions.StoreError("a", "disk full"),
     exceptions.LedgerError("r.sqlite", "it is no ledger"),
     exceptions.LedgerInUseError("r.sqlite", 42),
+    exceptions.CacheError("c/answers.sqlite", "it is damaged"),
     exceptions.SettingsChangedError("r.sqlite", {"model": ("a:b", "a:c")}),
+    exceptions.RowsFailedError(9, {"timeout": 2}, "q1: TimeoutError: 60 s"),
     exceptions.SourceError(3, "ValueError: line 4"),
     exceptions.AttemptTimeoutError(2.5),
     exceptions.RateLimitedTooOftenError(101, "429"),
@@ -35,6 +37,7 @@ EXAMPLES = [
     exceptions.BadOutputError("{", "not JSON"),
     exceptions.TruncatedError("half", 10),
     exceptions.ContextLengthError("half"),
+    exceptions.CacheError("cache.sqlite", "it is no database"),
     exceptions.RefusedError("no"),
     exceptions.ContentFilteredError("hate"),
 ]

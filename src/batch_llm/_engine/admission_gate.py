@@ -206,7 +206,6 @@ class AdmissionGate:
             self._flow.waiting[lane.name] = 0
         cost = lane.sizes.cost_of(item)
         if (ticket := self._start_now(lane, cost)) is not None:
-            self._on_room()
             return ticket
         future: asyncio.Future[Ticket] = self._loop.create_future()
         queue = lane.queue

@@ -26,7 +26,7 @@ from batch_llm.stores.base import Attempt
 from batch_llm.strategies.errors import ErrorCode, ErrorInfo, code_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from batch_llm._engine.deadlines import Deadline
     from batch_llm._engine.events import EventDispatcher
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from batch_llm._engine.statistics import Counts
     from batch_llm.base import LLMWorkItem
     from batch_llm.providers.base import Caller
+    from batch_llm.stores.base import CallBook
+    from batch_llm.strategies.caps import Size
     from batch_llm.strategies.errors import ErrorClassifier
 
     Item = LLMWorkItem[Any, Any, Any]
@@ -58,16 +60,25 @@ _FREE = {
     ErrorCode.BAD_REQUEST,
     ErrorCode.CONTEXT_LENGTH,
 }
+_GIVEN_UP = "CancelledError: the run was ended while the call was under way"
 _CUT_SHORT = "CallCutError: the other copy of this call was answered first"
 
 
 class Progress:
     """What has happened to one item so far."""
 
-    __slots__ = ("changes", "error_code", "error_type", "history", "usage")
+    __slots__ = (
+        "billed_as", "changes", "error_code", "error_type", "history", "item_id", "origin", "usage",
+    )  # fmt: skip
 
-    def __init__(self) -> None:
+    def __init__(self, item_id: str = "") -> None:
+        #: Under which name the store has the item, whatever hooks have made of it.
+        self.item_id = item_id
+        #: Under which name the last call's tokens were counted; None: it cost nothing.
+        self.billed_as: tuple[str, str, str] | None = None
         self.history: list[Attempt] = []
+        #: Where the result comes from, when no call brought it.
+        self.origin: Attempt | None = None
         self.usage = no_usage()
         self.error_code: ErrorCode | None = None
         self.error_type: str | None = None
@@ -156,7 +167,10 @@ class Exchanger:
         counts: Counts,
         events: EventDispatcher,
         log_level: int,
+        book: CallBook | None = None,
+        size_of: Callable[[Item], Size] | None = None,
     ) -> None:
+        self._book, self._size_of = book, size_of
         self._caller = caller
         self._gate = gate
         self._classifier = classifier
@@ -164,8 +178,8 @@ class Exchanger:
         self._events = events
         self._log_level = log_level
         self._time = asyncio.get_running_loop().time
-        #: By lane: under which model and server its tokens are counted.
-        self._priced_as: dict[str, tuple[str, str]] = {}
+        #: By lane and tier: under which model and server tokens are counted.
+        self._priced_as: dict[tuple[str, str], tuple[str, str, str]] = {}
 
     async def make(
         self, item: Item, owner: Owner, ticket: Any, attempt: Try, progress: Progress, /
@@ -177,6 +191,7 @@ class Exchanger:
         """
         self._counts.attempts += 1
         started_at = self._time()
+        token, calls = self._note_call(item, attempt, progress, started_at), len(progress.history)
         try:
             try:
                 outcome = await owner.deadline.bound(
@@ -184,7 +199,7 @@ class Exchanger:
                 )
             except asyncio.CancelledError:
                 if owner.is_cancelled:
-                    self._note_usage(item, _NOTHING, attempt, progress, may_have_cost=True)
+                    self._book_given_up(item, attempt, progress, started_at)
                     raise
                 owner.take_back_cancellation()
                 outcome = Outcome(error=CallCancelledError())
@@ -200,6 +215,24 @@ class Exchanger:
             # keep the item alive until the garbage collector comes.
             outcome = None  # type: ignore[assignment]
             self._gate.leave(ticket)
+            if token is not None and self._book is not None:
+                # Another copy's attempt cannot have come in between: that would take a step.
+                made = progress.history[-1] if len(progress.history) > calls else None
+                self._book.call_ended(progress.item_id, token, made)
+
+    def _note_call(
+        self, item: Item, attempt: Try, progress: Progress, started_at: float
+    ) -> int | None:
+        """Have the call noted before it is sent, where the store keeps a book of that."""
+        if self._book is None or self._size_of is None:
+            return None
+        return self._book.call_begins(
+            progress.item_id,
+            attempt.number,
+            started_at,
+            self._billed_as(item),
+            self._size_of(item),
+        )
 
     def _settle(
         self,
@@ -219,7 +252,16 @@ class Exchanger:
             self._gate.succeeded(ticket, item, outcome)
             self._counts.note_latency(seconds)
             progress.history.append(
-                Attempt(attempt.number, started_at, seconds, usage, change=attempt.change)
+                Attempt(
+                    attempt.number,
+                    started_at,
+                    seconds,
+                    usage,
+                    None,
+                    None,
+                    progress.billed_as,
+                    attempt.change,
+                )
             )
             return Ended(outcome, seconds, usage)
         verdict = self._classify(error)
@@ -232,8 +274,18 @@ class Exchanger:
             wait = self._refused(item, owner, ticket, verdict, outcome)
         else:
             held = self._gate.failed(ticket, item, outcome, code, verdict.suggested_wait)
-        made = attempt.number, started_at, seconds, usage, code.value, describe(error)
-        progress.history.append(Attempt(*made, change=attempt.change))
+        progress.history.append(
+            Attempt(
+                attempt.number,
+                started_at,
+                seconds,
+                usage,
+                code.value,
+                describe(error),
+                progress.billed_as,
+                attempt.change,
+            )
+        )
         self._log_failure(item, progress.history[-1])
         return Ended(outcome, seconds, usage, code, verdict, held, wait)
 
@@ -242,9 +294,25 @@ class Exchanger:
         seconds = self._time() - started_at
         usage = self._note_usage(item, _NOTHING, attempt, progress, may_have_cost=True)
         code = ErrorCode.CANCELLED
-        made = attempt.number, started_at, seconds, usage, code.value, _CUT_SHORT
-        progress.history.append(Attempt(*made, change=attempt.change))
+        progress.history.append(
+            Attempt(
+                attempt.number, started_at, seconds, usage, code.value, _CUT_SHORT,
+                progress.billed_as, attempt.change,
+            )
+        )  # fmt: skip
         return Ended(_NOTHING, seconds, usage, code)
+
+    def _book_given_up(
+        self, item: Item, attempt: Try, progress: Progress, started_at: float
+    ) -> None:
+        """Book a call that ends with its run: it was made, and may have cost."""
+        usage = self._note_usage(item, _NOTHING, attempt, progress, may_have_cost=True)
+        seconds, code = self._time() - started_at, ErrorCode.CANCELLED.value
+        progress.history.append(
+            Attempt(
+                attempt.number, started_at, seconds, usage, code, _GIVEN_UP, progress.billed_as
+            )
+        )  # fmt: skip
 
     def _note_usage(
         self,
@@ -265,18 +333,23 @@ class Exchanger:
             add_usage(progress.usage, usage)
             self._counts.input_tokens += usage.get("input_tokens", 0)
             self._counts.output_tokens += usage.get("output_tokens", 0)
+        progress.billed_as = None
         if usage or may_have_cost:
-            name = self._caller.lane(item)
-            priced_as = self._priced_as.get(name)
-            if priced_as is None:
-                facts = self._caller.facts(item)
-                priced_as = self._priced_as[name] = facts.model, facts.server
+            billed_as = progress.billed_as = self._billed_as(item)
             if parts is None:
-                self._counts.usage.note(*priced_as, tier_of(item), usage or None)
+                self._counts.usage.note(*billed_as, usage or None)
             for model, part in parts or ():
-                own = (model, "") if model else priced_as
-                self._counts.usage.note(*own, tier_of(item), part)
+                own = (model, "", billed_as[2]) if model else billed_as
+                self._counts.usage.note(*own, part)
         return usage
+
+    def _billed_as(self, item: Item) -> tuple[str, str, str]:
+        key = self._caller.lane(item), tier_of(item)
+        billed_as = self._priced_as.get(key)
+        if billed_as is None:
+            facts = self._caller.facts(item)
+            billed_as = self._priced_as[key] = facts.model, facts.server, key[1]
+        return billed_as
 
     def _log_failure(self, item: Item, attempt: Attempt) -> None:
         if logger.isEnabledFor(self._log_level):

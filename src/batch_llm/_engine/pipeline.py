@@ -2,6 +2,7 @@
 
     Pipeline.handle            journal: pending → running → done, saved once, before anyone sees it
       └ _with_middleware       changes, skips, substitutes; once per item
+          └ Sharing.answer     of requests: another's answer, or a cache's        (sharing.py)
           └ Retrier.answer     again or give up                                   (retry.py)
               ├ Gate.enter     when this attempt may start                        (gate.py)
               └ Hedging.make   where asked for: two copies of a slow call         (hedging.py)
@@ -18,6 +19,7 @@ import asyncio
 import inspect
 import logging
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
@@ -27,14 +29,15 @@ from batch_llm.base import LLMWorkItem, WorkItemResult
 from batch_llm.core.usage import attach_usage, tokens
 from batch_llm.exceptions import AbandonedError, BadOutputError
 from batch_llm.observers.base import ProcessingEvent
+from batch_llm.stores.base import CACHED, SHARED, Saving
 from batch_llm.strategies.errors import ErrorCode
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Sequence
+    from collections.abc import Awaitable, Callable, Generator, Iterator, Sequence
 
     from batch_llm._engine.events import EventDispatcher
     from batch_llm._engine.pool import Worker
-    from batch_llm._engine.retry import Retrier
+    from batch_llm._engine.sharing import Answerer
     from batch_llm._engine.statistics import Counts
     from batch_llm.base import PostProcessor
     from batch_llm.core.request import Request
@@ -49,6 +52,8 @@ T = TypeVar("T")
 
 logger = logging.getLogger("batch_llm.pipeline")
 
+#: So many results at the most wait to be saved while their workers go on.
+MOST_UNSAVED = 512
 #: A post-processor that takes longer is given up; the item's result stands.
 POST_PROCESSOR_SECONDS = 75.0
 
@@ -59,7 +64,7 @@ class Pipeline:
     def __init__(
         self,
         *,
-        retrier: Retrier,
+        answerer: Answerer,
         store: Store,
         middlewares: Sequence[Middleware],
         post_processor: PostProcessor | None,
@@ -68,9 +73,16 @@ class Pipeline:
         emit: Callable[[Result], Awaitable[None] | None],
         progress_interval: int,
         content_of: Callable[[Item], bytes] | None = None,
+        on_error: Callable[[Exception], None] | None = None,
     ) -> None:
+        self._on_error_of_store = on_error or _raise
+        #: Results that are shown as soon as they are saved; their workers have gone on.
+        self._unsaved = 0
+        self._all_saved: asyncio.Future[None] | None = None
+        #: Until when whoever takes the results has no room for more.
+        self._room: asyncio.Future[None] | None = None
         self._content_of = content_of
-        self._retrier = retrier
+        self._answerer = answerer
         self._store = store
         self._middlewares = middlewares
         self._post_processor = post_processor
@@ -100,7 +112,7 @@ class Pipeline:
         if self._events.is_active:
             data = {"item_id": item_id, "worker_id": worker.id}
             self._events.emit(ProcessingEvent.ITEM_STARTED, data)
-        progress = Progress()
+        progress = Progress(item_id)
         try:
             result = await self._with_middleware(item, worker, progress)
         except asyncio.CancelledError:
@@ -114,7 +126,12 @@ class Pipeline:
         else:
             result.item_id = item_id
             self._stamp(result, progress, started_at)
-            await self._save(result, worker, progress)
+            history, origin = progress.history, progress.origin
+            saved = self._store.finish(result, history if origin is None else [*history, origin])
+            if saved is not None:
+                if self._hand_over(saved, result, worker, progress):
+                    return
+                await self._wait_for(saved, worker)
         await self._show(result, worker, progress)
 
     async def _show_kept(self, item: Item, kept: Result, worker: Worker) -> None:
@@ -132,6 +149,9 @@ class Pipeline:
         if progress.changes:
             result.changes = tuple(progress.changes)
         result.duration_seconds = self._time() - started_at
+        if (origin := progress.origin) is not None:
+            result.is_cached = origin.error_code == CACHED
+            result.shared_with = origin.error if origin.error_code == SHARED else None
 
     def _goes_on_after_cancellation(self, worker: Worker) -> bool:
         """Tell whether a run that is abandoned cancelled this; then the worker ends its item."""
@@ -140,22 +160,87 @@ class Pipeline:
         worker.take_back_cancellation()
         return True
 
-    async def _save(self, result: Result, worker: Worker, progress: Progress) -> None:
-        saved = self._store.finish(result, progress.history)
-        if saved is None:
-            return
-        # A cancellation may end our waiting, never the saving.
-        pending = asyncio.ensure_future(saved)
+    def _hand_over(
+        self, saved: Saving | Awaitable[None], result: Result, worker: Worker, progress: Progress
+    ) -> bool:
+        """Have a result shown as soon as it is saved; return whether its worker may go on at once.
+
+        Not where the showing takes time of its own, or too much is waiting to be saved already.
+        """
+        if (
+            self._post_processor is not None
+            or self._unsaved >= MOST_UNSAVED
+            or not isinstance(saved, Saving)
+        ):
+            return False
+        room = self._room
+        if room is not None:
+            if not room.done():
+                return False
+            self._room = None
+        self._unsaved += 1
+        saved.then(partial(self._show_saved, result, worker, progress))
+        return True
+
+    def _show_saved(
+        self, result: Result, worker: Worker, progress: Progress, error: Exception | None
+    ) -> None:
+        self._unsaved -= 1
+        if error is not None:
+            self._on_error_of_store(error)
+        else:
+            try:
+                self._note_finished(result, worker, progress)
+                shown = self._emit(result)
+                if shown is not None:
+                    self._room = asyncio.ensure_future(shown)
+                self._log_progress()
+            except Exception as problem:  # noqa: BLE001 - as if its worker had raised it
+                self._on_error_of_store(problem)
+        if not self._unsaved and self._all_saved is not None and not self._all_saved.done():
+            self._all_saved.set_result(None)
+
+    async def show_all(self) -> None:
+        """Wait until all that was handed over is saved and shown, however often one is cancelled.
+
+        Raises:
+            asyncio.CancelledError: It was; all is shown by then.
+        """
+        cancelled: asyncio.CancelledError | None = None
+        while self._unsaved:
+            self._all_saved = asyncio.get_running_loop().create_future()
+            try:
+                await self._all_saved
+            except asyncio.CancelledError as error:
+                cancelled = error
+        if cancelled is not None:
+            raise cancelled
+
+    async def _wait_for(self, saved: Saving | Awaitable[None], worker: Worker) -> None:
+        saving = saved if isinstance(saved, Saving) else _Shielded(saved)
         try:
-            await asyncio.shield(pending)
+            if saving.takes_long:
+                with worker.parking():
+                    await saving
+            else:
+                await saving
         except asyncio.CancelledError:
-            if not pending.done():
-                await asyncio.wait([pending])
-            pending.result()  # raises what the store raised
+            # A cancellation ends our waiting, never the saving.
+            await saving
             if not self._goes_on_after_cancellation(worker):
                 raise
 
     async def _show(self, result: Result, worker: Worker, progress: Progress) -> None:
+        self._note_finished(result, worker, progress)
+        if self._post_processor is not None:
+            item_id = result.item_id
+            await self._post_process(result, worker)
+            result.item_id = item_id
+        if (shown := self._emit(result)) is not None:
+            await shown
+        self._log_progress()
+
+    def _note_finished(self, result: Result, worker: Worker, progress: Progress) -> None:
         counts = self._counts
         if result.success:
             counts.succeeded += 1
@@ -166,13 +251,10 @@ class Pipeline:
             counts.failures_by_code[code if isinstance(code, str) else "internal"] += 1
         if self._events.is_active:
             self._emit_finished(result, worker, progress)
-        if self._post_processor is not None:
-            item_id = result.item_id
-            await self._post_process(result, worker)
-            result.item_id = item_id
-        if (shown := self._emit(result)) is not None:
-            await shown
+
+    def _log_progress(self) -> None:
         if self._progress_interval:
+            counts = self._counts
             processed = counts.succeeded + counts.failed
             if processed % self._progress_interval == 0:
                 logger.info(
@@ -226,7 +308,7 @@ class Pipeline:
             return self._skipped(item, progress)
         # Not kept in a name here: see the end of `Retrier.answer`.
         return await self._concluded(
-            changed, await self._retrier.answer(changed, worker, progress), worker, progress
+            changed, await self._answerer.answer(changed, worker, progress), worker, progress
         )
 
     async def _concluded(
@@ -245,7 +327,7 @@ class Pipeline:
                     substitute.token_usage = progress.usage  # the failed attempts were paid for
                 return substitute
         result = _failure(item, error, progress)
-        result.model = outcome.model
+        result.model, result.gemini_safety_ratings = outcome.model, outcome.safety_ratings
         return result
 
     @staticmethod
@@ -280,6 +362,25 @@ class Pipeline:
                 if substitute is not None:
                     return _checked(substitute, WorkItemResult)
         return None
+
+
+def _raise(error: Exception) -> None:
+    raise error
+
+
+class _Shielded(Saving):
+    """The saving of a store that returns any awaitable."""
+
+    __slots__ = ("_pending",)
+
+    def then(self, call: Callable[[Exception | None], None], /) -> None:
+        self._pending.add_done_callback(lambda done: call(done.exception()))  # type: ignore[arg-type]
+
+    def __init__(self, saved: Awaitable[None]) -> None:
+        self._pending = asyncio.ensure_future(saved)
+
+    def __await__(self) -> Generator[Any, None, None]:
+        yield from asyncio.shield(self._pending).__await__()
 
 
 def _checked(value: T, kind: type[T]) -> T:

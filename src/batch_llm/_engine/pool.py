@@ -108,6 +108,15 @@ class Pool:
         except asyncio.CancelledError:
             await self._cancel_all()
             raise
+        self.raise_error()
+
+    def fail(self, error: Exception) -> None:
+        """End the run early because of an error that no worker has raised."""
+        self._error = self._error or error
+        self.drain()
+
+    def raise_error(self) -> None:
+        """Raise what ended the run early, if anything did."""
         if self._error is not None:
             raise self._error
 
@@ -148,11 +157,12 @@ class Pool:
     @property
     def _headcount(self) -> int:
         """Workers that take items; those that wait with an item, or are on their way out, don't."""
-        return len(self._tasks) - self._leaving - min(self.parked, self._max_parked)
+        present = len(self._tasks) - self._leaving
+        return present - min(self.parked, self._max_parked) if self.parked else present
 
     def fill(self) -> None:
         """Start a worker when there is room for one more item."""
-        if not self._is_draining:
+        if not (self._is_one_starting or self._is_draining):
             self._spawn_if_room()
 
     def _spawn_if_room(self) -> None:
@@ -177,7 +187,7 @@ class Pool:
         worker, source = self._tasks[task], self._source
         current_pool.set(self)
         self._on_started(worker.id)
-        is_first = True
+        is_first = has_room = True
         turn = ITEMS_PER_TURN
         while not self._is_draining:
             worker.is_idle = True
@@ -195,9 +205,9 @@ class Pool:
                     self._is_one_starting = False
             if item is None:
                 return
-            if is_first:
-                is_first = False
-                self._spawn_if_room()  # each worker that finds work starts the next one
+            is_first = False
+            if has_room:
+                self.fill()  # a worker that finds work starts the next one
             try:
                 await self._handle(item, worker)
             except asyncio.CancelledError:
@@ -206,7 +216,9 @@ class Pool:
             finally:
                 source.finished()
             present = self._headcount
-            if present > self._size(present):
+            wanted = self._size(present)
+            has_room = present < wanted
+            if present > wanted:
                 # A parked item came back, and this worker had stood in for it. It counts as gone
                 # at once: its task is removed a step later, and nobody else may leave for it.
                 worker.is_leaving = True

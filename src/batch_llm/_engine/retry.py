@@ -144,9 +144,13 @@ class Retrier:
                 if previous is None:
                     if stops.in_a_row:
                         stops.note_success(asked)
-                    if course is not None:
-                        progress.changes = course.changes
-                    return ended.outcome
+                    if course is None:
+                        return ended.outcome
+                    progress.changes = course.changes
+                    if course.model is None:
+                        return ended.outcome
+                    # What somebody else has answered is not to be kept as its own model's answer.
+                    return msgspec.structs.replace(ended.outcome, answer=None)
                 verdict, code, wait = ended.verdict, ended.code, ended.wait_seconds
                 assert verdict is not None and code is not None  # noqa: S101, PT018 - it failed
                 progress.error_code = code

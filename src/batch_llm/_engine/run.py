@@ -18,11 +18,13 @@ from batch_llm._engine.hedging import Hedging
 from batch_llm._engine.pipeline import Pipeline
 from batch_llm._engine.pool import Pool, current_pool
 from batch_llm._engine.retry import Retrier
+from batch_llm._engine.sharing import Sharing
 from batch_llm._engine.sources import QueueSource
-from batch_llm._engine.spending import SpendingGate
+from batch_llm._engine.spending import SpendingGate, size_of
 from batch_llm._engine.statistics import Counts
 from batch_llm._engine.stops import Stops
 from batch_llm.observers.base import ProcessingEvent
+from batch_llm.stores.base import CallBook, Spent
 from batch_llm.strategies.caps import Purse
 from batch_llm.strategies.errors import ErrorCode
 
@@ -37,8 +39,8 @@ if TYPE_CHECKING:
     from batch_llm.core.config import ProcessorConfig
     from batch_llm.middleware.base import Middleware
     from batch_llm.observers.base import ProcessorObserver
-    from batch_llm.providers.base import Caller
-    from batch_llm.stores.base import Store
+    from batch_llm.providers.base import Caller, Repeatable
+    from batch_llm.stores.base import Cache, Store
     from batch_llm.strategies.errors import ErrorClassifier
     from batch_llm.strategies.rate_limit import RateLimitStrategy
 
@@ -60,6 +62,8 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
     error_classifier: ErrorClassifier
     rate_limit_strategy: RateLimitStrategy | None
     lanes: Lanes | None
+    repeats: Repeatable | None
+    cache: Cache | None
     post_processor: PostProcessor | None
     middlewares: Sequence[Middleware]
     observers: Sequence[ProcessorObserver]
@@ -88,6 +92,8 @@ class Run:
         keeps_ids: bool = False,
     ) -> None:
         self._store, self._keeps_ids = store, keeps_ids
+        self._book = store if isinstance(store, CallBook) else None
+        self._cache = setup.cache
         config = setup.config
         self._weight = weight
         self._config = config
@@ -96,6 +102,8 @@ class Run:
         self._source = source
         self._is_draining = False
         self.is_finished = False
+        #: What earlier sessions of the run have spent.
+        self._before = Spent([], [])
         self._ended_at: float | None = None
         self._counts = Counts(loop.time())
         self._events = EventDispatcher(setup.observers)
@@ -109,6 +117,8 @@ class Run:
             counts=self._counts,
             events=self._events,
             log_level=logging.INFO if config.enable_detailed_logging else logging.DEBUG,
+            book=self._book,
+            size_of=size_of,
         )
         self._hedging = self._make_hedging(exchanger) if config.hedge == "drain" else None
         self._stops = Stops(setup.caller, self._counts)
@@ -121,8 +131,9 @@ class Run:
             stops=self._stops,
             fallbacks=config.fallbacks,
         )
+        self._sharing = self._make_sharing(setup, retrier)
         self._pipeline = Pipeline(
-            retrier=retrier,
+            answerer=retrier if self._sharing is None else self._sharing,
             store=store,
             middlewares=setup.middlewares,
             post_processor=setup.post_processor,
@@ -131,6 +142,7 @@ class Run:
             emit=emit if config.max_failed_share is None else self._watched(emit),
             progress_interval=config.progress_interval,
             content_of=setup.caller.content if store.compares_content else None,
+            on_error=lambda error: self._pool.fail(error),  # noqa: PLW0108 - it is made later
         )
         self._pool = Pool(
             self._gate.wanted,
@@ -182,6 +194,12 @@ class Run:
             self._counts.stopped_by, self._counts.stop_reason = setting, reason
             self.stop(drain=True, retry=False)
 
+    def _make_sharing(self, setup: Setup, retrier: Retrier) -> Sharing | None:
+        repeats, dedupes = setup.repeats, self._config.dedupe
+        if repeats is None or not (dedupes or setup.cache is not None):
+            return None
+        return Sharing(retrier, repeats, self._counts, dedupes=dedupes, cache=setup.cache)
+
     def _make_hedging(self, exchanger: Exchanger) -> Hedging:
         return Hedging(
             exchange=exchanger.make,
@@ -207,15 +225,27 @@ class Run:
             Exception: What ended the run early; the items in work were finished first.
             asyncio.CancelledError: All work was cancelled and has ended.
         """
-        self._store.begin_run(keeps_ids=self._keeps_ids)
+        if self._cache is not None:
+            self._cache.begin_run()
+        begun = self._store.begin_run(keeps_ids=self._keeps_ids)
+        if begun is not None:
+            await begun
+        if self._book is not None:
+            self._before = self._book.spent()
+            if isinstance(self._gate, SpendingGate):
+                self._gate.begin_with(self._before)
         self._note(ProcessingEvent.BATCH_STARTED)
         timer = None
         if (seconds := self._config.deadline_seconds) is not None:
             reason = f"{seconds:g} s have gone by since its start"
             timer = self._loop.call_later(seconds, self._stop_at, "deadline_seconds", reason)
         try:
-            await self._pool.run(self._source)
+            try:
+                await self._pool.run(self._source)
+            finally:
+                await self._pipeline.show_all()
             self._stops.conclude()
+            self._pool.raise_error()
         finally:
             self._store.end_run()
             self.is_finished = True
@@ -265,6 +295,7 @@ class Run:
         now = self._ended_at if self._ended_at is not None else self._loop.time()
         gate = self._gate
         pauses = gate.pauses()
+        following = 0 if self._sharing is None else self._sharing.following
         return self._counts.snapshot(
             total=self._counts.started + queued if is_queue else None,
             state=state,
@@ -272,12 +303,14 @@ class Run:
             elapsed_seconds=now - self._counts.started_at,
             in_flight=gate.in_flight,
             waiting=gate.waiting,
-            retrying=self._pool.parked,
+            retrying=self._pool.parked - following,
+            following=following,
             cooldown_seconds=gate.cooldown_seconds,
             cooldown_remaining_seconds=gate.cooldown_remaining_seconds,
             cooldown_reason=self._cooldown_reason(pauses) if gate.is_cooling else None,
             pauses=pauses,
             limits=gate.limits(),
+            before=self._before,
         )
 
     def _cooldown_reason(self, pauses: list[LanePause]) -> str | None:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from batch_llm.core.prices import Prices, Rate
     from batch_llm.core.request import Request
     from batch_llm.providers.base import Caller, Outcome
+    from batch_llm.stores.base import Spent
     from batch_llm.strategies.errors import ErrorCode
 
     Item = LLMWorkItem[Any, Any, Any]
@@ -117,6 +118,16 @@ class SpendingGate:
         #: Calls that wait for others to give something back.
         self._queue: deque[tuple[asyncio.Future[Charge], _Account, Size]] = deque()
         self._is_reached = False
+
+    def begin_with(self, before: Spent) -> None:
+        """Count what earlier sessions of the run have spent, at the most, against the caps."""
+        purse = self._purse
+        for one in (*before.usage, *before.at_most):
+            purse.spent_tokens += one.input_tokens + one.output_tokens
+        purse.unknown_calls += sum(one.calls for one in before.at_most)
+        if self._prices is not None:
+            purse.spent_usd += self._prices.bill(before.usage).usd
+            purse.spent_usd += self._prices.at_most(before.at_most).usd
 
     @property
     def in_flight(self) -> int:

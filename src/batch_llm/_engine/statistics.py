@@ -5,10 +5,14 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from batch_llm.core.prices import ModelUsage, UsageByModel
+
+if TYPE_CHECKING:
+    from batch_llm.stores.base import Spent
 
 #: Upper bounds of the latency buckets in seconds: 5 % apart, from 1 ms to 10 minutes.
 _BOUNDS = [0.001 * 1.05**step for step in range(274)]
@@ -82,6 +86,9 @@ class Statistics(msgspec.Struct, frozen=True, kw_only=True):
         waiting: Attempts that wait to be let in.
         retrying: Items between two attempts.
         reused: Items whose result came from an earlier run; they are in the counts above.
+        cached: Items that a cache has answered; likewise.
+        shared: Items whose result is that of another one that asked the same; likewise.
+        following: Items that wait for the answer of another one.
         attempts: Calls made, refused and failed ones included.
         rate_limit_count: Refused calls.
         retries_by_code: Failed attempts that were followed by another, by ``ErrorCode`` value.
@@ -90,6 +97,9 @@ class Statistics(msgspec.Struct, frozen=True, kw_only=True):
         input_tokens: Of all finished attempts, failed ones included.
         output_tokens: The same.
         usage: The same by model and by kind, to be priced: ``Prices().bill(statistics.usage)``.
+        usage_before: The same of earlier sessions of the run, from its ledger.
+        usage_at_most: Of calls that were under way when a process of the run was killed: nobody
+            knows what they took, and this is the most, with ``calls`` as their number.
         stopped_by: The setting that ended the run early (``max_cost_usd`` and the like), or None.
         stop_reason: How that came, as a sentence; None when it did not.
         state: ``running``, ``cooling``, ``draining`` or ``finished``.
@@ -120,6 +130,9 @@ class Statistics(msgspec.Struct, frozen=True, kw_only=True):
     waiting: int
     retrying: int
     reused: int
+    cached: int
+    shared: int
+    following: int
     attempts: int
     rate_limit_count: int
     retries_by_code: dict[str, int]
@@ -128,6 +141,8 @@ class Statistics(msgspec.Struct, frozen=True, kw_only=True):
     input_tokens: int
     output_tokens: int
     usage: list[ModelUsage]
+    usage_before: list[ModelUsage]
+    usage_at_most: list[ModelUsage]
     stopped_by: str | None
     stop_reason: str | None
     state: str
@@ -153,6 +168,7 @@ class Counts:
 
     __slots__ = (
         "attempts",
+        "cached",
         "cooldown_reason",
         "error_counts",
         "failed",
@@ -166,6 +182,7 @@ class Counts:
         "rate_limit_count",
         "retries_by_code",
         "reused",
+        "shared",
         "start_time",
         "started",
         "started_at",
@@ -183,6 +200,8 @@ class Counts:
         self.succeeded = 0
         self.failed = 0
         self.reused = 0
+        self.cached = 0
+        self.shared = 0
         self.attempts = 0
         self.rate_limit_count = 0
         self.hedged = 0
@@ -231,11 +250,13 @@ class Counts:
         in_flight: int = 0,
         waiting: int = 0,
         retrying: int = 0,
+        following: int = 0,
         cooldown_seconds: float = 0.0,
         cooldown_remaining_seconds: float = 0.0,
         cooldown_reason: str | None = None,
         pauses: list[LanePause] | None = None,
         limits: list[LearnedLimit] | None = None,
+        before: Spent | None = None,
     ) -> Statistics:
         """Return the counts of this moment, with what the other layers know."""
         return Statistics(
@@ -248,6 +269,9 @@ class Counts:
             waiting=waiting,
             retrying=retrying,
             reused=self.reused,
+            cached=self.cached,
+            shared=self.shared,
+            following=following,
             attempts=self.attempts,
             rate_limit_count=self.rate_limit_count,
             retries_by_code=dict(self.retries_by_code),
@@ -256,6 +280,8 @@ class Counts:
             input_tokens=self.input_tokens,
             output_tokens=self.output_tokens,
             usage=self.usage.snapshot(),
+            usage_before=[] if before is None else before.usage,
+            usage_at_most=[] if before is None else before.at_most,
             stopped_by=self.stopped_by,
             stop_reason=self.stop_reason,
             state=state,

@@ -74,6 +74,7 @@ def _explain(error: Exception) -> None:
     """Say what happened and what to do, with the way to try the job without any provider."""
     from batch_llm.core.text import safe
     from batch_llm.exceptions import (
+        CacheError,
         LedgerError,
         LedgerInUseError,
         MissingKeyError,
@@ -93,6 +94,10 @@ def _explain(error: Exception) -> None:
             "\n\n  --store PATH   keeps the ledger elsewhere"
             "\n  --no-store     keeps none; the run cannot be continued then"
         )
+    elif isinstance(error, CacheError):
+        lines += "\n\n  --cache FOLDER   uses another one; without it, every row is sent"
+        if "damaged" in error.reason:
+            lines += f"\n  rm {error.path}*   removes it; its answers are asked for again"
     if isinstance(error, UnknownModelError):
         hint = f" Did you mean {error.suggestion}?" if error.suggestion else ""
         lines = (

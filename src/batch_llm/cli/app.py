@@ -48,6 +48,12 @@ class Pace:
 
     base_url: str | None = None
     "any OpenAI-compatible server, up to /v1; several that serve the model: URL,URL"
+    cache: str | None = None
+    "folder with answers of earlier runs: what was asked before is not asked again (docs/cache.md)"
+    cache_expires: str | None = None
+    "ask again what was answered longer ago: 12h, 7d; default: never"
+    no_dedupe: bool = False
+    "send rows that ask the same each by itself; else one that is in flight answers the others"
     concurrency: Annotated[str | None, Parameter(name=["--concurrency", "-c"])] = None
     "calls in flight at the most; default: as many as limits or a local server allow; or knee"
     ignore_slots: bool = False
@@ -105,7 +111,7 @@ class Ask:
     """Flags that say what is asked of which rows, and where the results go."""
 
     model: Annotated[str | None, Parameter(name=["--model", "-m"])] = None
-    "provider:model, such as openai-chat:gpt-6-luna; default: sim:fast, the simulator"
+    "provider:model, such as openai:gpt-6-luna; default: sim:fast, the simulator"
     agent: str | None = None
     "who answers the rows: module:variable, agent.py:variable, or a .yaml or .json of pydantic-ai"
     prompt: str | None = None
@@ -168,6 +174,8 @@ def _command(source: str, flags: Flags) -> Any:
         raise InputError(f"{source} is not a file that can be read")
     if flags.base_url is not None and flags.model is None:
         raise ConfigError("--model", None, "given with --base-url: openai-chat:NAME")
+    if flags.cache_expires is not None and flags.cache is None:
+        raise ConfigError("--cache-expires", flags.cache_expires, "given with --cache FOLDER")
     output, failed = paths_for(source, flags.output, flags.failed, is_new=flags.new)
     ledger = ledger_for(flags, source, output)
     limit = flags.limit
@@ -227,6 +235,11 @@ def _command(source: str, flags: Flags) -> Any:
         progress=flags.progress or "auto",
         as_json=flags.json,
         quiet=flags.quiet,
+        cache=flags.cache,
+        cache_expires=None
+        if flags.cache_expires is None
+        else values.read_seconds("--cache-expires", flags.cache_expires),
+        dedupes=not flags.no_dedupe,
         ledger=ledger,
         facts={
             "output": output,
@@ -318,6 +331,41 @@ def plan(input: Input, /, *, pilot: str | None = None, flags: FlagsOfRun = None)
     return run_planning(_command(input, flags or Flags()), count)
 
 
+cache_app = App(name="cache", help="Look into a cache of answers, and clear it.")
+app.command(cache_app)
+Folder = Annotated[str, Parameter(name="FOLDER")]
+
+
+@cache_app.command(name="ls")
+def list_cache(folder: Folder, /, *, json: bool = False) -> int:
+    """Tell what the cache in FOLDER holds, model by model."""
+    from batch_llm.cli.caches import list_cache
+
+    return list_cache(folder, as_json=json)
+
+
+@cache_app.command(name="clear")
+def clear_cache(
+    folder: Folder, /, *, model: str | None = None, older_than: str | None = None
+) -> int:
+    """Remove answers from the cache in FOLDER; all, where nothing narrows that down.
+
+    Parameters
+    ----------
+    folder
+        As given with `--cache`.
+    model
+        Only this model's, as `cache ls` shows it.
+    older_than
+        Only what was kept longer ago: 12h, 30d
+    """
+    from batch_llm.cli import values
+    from batch_llm.cli.caches import clear_cache
+
+    age = None if older_than is None else values.read_seconds("--older-than", older_than)
+    return clear_cache(folder, model=model, older_than_seconds=age)
+
+
 Run = Annotated[str | None, Parameter(name="RUN")]
 
 
@@ -360,8 +408,8 @@ def retry(
     from batch_llm.cli.progress import say
     from batch_llm.cli.values import read_settings
     from batch_llm.exceptions import ConfigError
-    from batch_llm.providers.registry import split_model
     from batch_llm.runs.ledgers import find_ledger, name_of, retry_failed
+    from batch_llm.runs.session import check_model
     from batch_llm.stores.sqlite import SqliteLedger
     from batch_llm.strategies.errors import ErrorCode
 
@@ -369,12 +417,13 @@ def retry(
     codes = None if only == "failed" else {code.strip() for code in only.split(",")}
     if codes is not None and not codes <= frozenset(ErrorCode):
         raise ConfigError("--only", only, f"failed, or some of {', '.join(ErrorCode)}")
-    if model is not None:
-        split_model(model)  # refused before anything is noted
     source, given = _command_of(path, flags or Pace())
     if given.agent is not None and (set or model is not None):
         flag = "--set" if set else "--model"
         raise ConfigError(flag, flag, f"left out: the agent {given.agent} answers this run's rows")
+    if model is not None:  # refused before anything is noted
+        keys = given.keys.split(",") if given.keys else ()
+        check_model(model, given.model or "sim:fast", given.base_url, keys)
     with SqliteLedger(path) as ledger:
         count = retry_failed(ledger, codes, settings=read_settings(set or []), model=model)
     if not given.quiet:
@@ -547,7 +596,7 @@ def sim(profile: str = "fast", *, port: int = 0) -> int:
 @app.command
 def models(*, json: bool = False) -> int:
     """List the providers, their keys, and the simulator's profiles."""
-    from batch_llm.providers.registry import PROVIDERS
+    from batch_llm.providers.registry import PROVIDERS, SIMULATED
     from batch_llm.simulator import PROFILES
 
     rows: list[dict[str, Any]] = [
@@ -560,6 +609,7 @@ def models(*, json: bool = False) -> int:
         for provider in PROVIDERS.values()
     ]
     rows += [{"name": f"sim:{name}", "has_key": True} for name in PROFILES]
+    rows += [{"name": f"{prefix}:fast", "has_key": True} for prefix in SIMULATED if "-" in prefix]
     if json:
         print(_dumps({"schema": 1, "models": rows}))
         return ExitCode.OK

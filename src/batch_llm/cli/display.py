@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
-from batch_llm.cli.costs import cost_fields, cost_pairs, cost_summary
+from batch_llm.cli.costs import cost_fields, cost_pairs, cost_summary, tokens_in_all
 from batch_llm.core.text import safe
 from batch_llm.exceptions import AbandonedError
 
@@ -104,6 +104,9 @@ def live_lines(
                 f"retrying {now.retrying:,}",
                 f"in flight {now.in_flight:,}",
                 *([f"hedged {now.hedged:,}"] if now.hedged else []),
+                *([f"following {now.following:,}"] if now.following else []),
+                *([f"cached {now.cached:,}"] if now.cached else []),
+                *([f"shared {now.shared:,}"] if now.shared else []),
                 f"elapsed {clock(now.elapsed_seconds)}",
             ],
             width,
@@ -138,6 +141,9 @@ def log_line(now: Statistics, rates: Rates, total: int | None, bill: Bill | None
         f"retrying={now.retrying}",
         f"inflight={now.in_flight}",
         *([f"hedged={now.hedged}"] if now.hedged else []),
+        *([f"following={now.following}"] if now.following else []),
+        *([f"cached={now.cached}"] if now.cached else []),
+        *([f"shared={now.shared}"] if now.shared else []),
         f"rps={rates.items:.1f}",
         f"in_tps={short(rates.input_tokens)}",
         f"out_tps={short(rates.output_tokens)}",
@@ -214,6 +220,12 @@ def summary_lines(
     ]
     if reused:
         lines.append(f"  reused    {reused:>9,}            answered before; not sent again")
+    if now.cached:
+        lines.append(f"  cached    {now.cached:>9,}            answered by the cache; not sent")
+    if now.shared:
+        lines.append(
+            f"  shared    {now.shared:>9,}            asked the same as a row in flight; not sent"
+        )
     if now.hedged:
         lines.append(
             f"  hedged    {now.hedged:>9,}            {now.hedges_won:,} copies were faster, "
@@ -238,6 +250,8 @@ def summary_lines(
         f"  rate      {rate:,.1f}/s" + (f"        latency  {latency}" if latency else ""),
         f"  tokens    {short(now.input_tokens)} in, {short(now.output_tokens)} out{_kinds(now)}",
     ]
+    if in_all := tokens_in_all(now):
+        lines.append(f"  in all    {in_all}")
     if bill is not None:
         lines.append(f"  cost      {cost_summary(bill)}")
     if limits := _limits(now):

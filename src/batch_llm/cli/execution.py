@@ -16,14 +16,20 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from batch_llm.cli.command import check_outputs_are_free, fresh_paths
-from batch_llm.cli.costs import cost_record
+from batch_llm.cli.costs import bill_of_run, cost_record
 from batch_llm.cli.display import summary_lines
 from batch_llm.cli.exit_codes import ExitCode
 from batch_llm.cli.progress import say, show_progress, tell
 from batch_llm.outputs import FailedWriter, Finished, ResultWriter, finished
 from batch_llm.runs.ledgers import name_of, open_ledger, put_aside, variants_of
 from batch_llm.runs.plan import Plan, Survey
-from batch_llm.runs.session import Session, Stop, is_short_of_connections, open_pools
+from batch_llm.runs.session import (
+    Session,
+    Stop,
+    is_short_of_connections,
+    open_cache,
+    open_pools,
+)
 from batch_llm.stores.sqlite import SqliteLedger
 
 if TYPE_CHECKING:
@@ -151,6 +157,7 @@ def run_plan(
             survey = plan.survey(ledger, variants)
             if not command.quiet and command.progress != "json":
                 say(_continuing(ledger, survey))
+        cache = None if command.cache is None else opened.enter_context(open_cache(command))
         writers = None
         if pilot is None or ledger is None:
             # What a ledger knows is written anew: it may be torn, or gone.
@@ -163,6 +170,7 @@ def run_plan(
             command,
             pools,
             ledger,
+            cache=cache,
             variants=variants,
             keep_bodies=plan.source.format == "openai-batch",
             looks_up=survey.left < survey.rows or bool(variants),
@@ -327,7 +335,7 @@ class _Execution:
         survey = self._survey
         left = survey.left - now.processed + cancelled
         code = self._exit_code(now, bad or left or survey.failed)
-        bill = command.prices.bill(now.usage)
+        bill = bill_of_run(command.prices, now)
         record = {
             "event": "done",
             "exit_code": int(code),
@@ -335,6 +343,8 @@ class _Execution:
             "failed": now.failed - cancelled,
             "reused": survey.kept,
             "failed_before": survey.failed,
+            "cached": now.cached,
+            "shared": now.shared,
             "bad_rows": bad,
             "not_done": left,
             "retries": now.retries_by_code,
@@ -342,6 +352,8 @@ class _Execution:
             "input_tokens": now.input_tokens,
             "output_tokens": now.output_tokens,
             "usage": msgspec.to_builtins(now.usage),
+            "usage_before": msgspec.to_builtins(now.usage_before),
+            "usage_at_most": msgspec.to_builtins(now.usage_at_most),
             "stopped_by": now.stopped_by,
             "stop_reason": now.stop_reason,
             "hedged": now.hedged,

@@ -113,6 +113,9 @@ def _show_item(ledger: SqliteLedger, item_id: str) -> int:
     for attempt in ledger.attempts(item_id):
         at = datetime.fromtimestamp(attempt.started_at, UTC).isoformat(" ", "seconds")
         verdict = attempt.error_code or "ok"
+        if not attempt.number:  # it was another row's answer, or the cache's
+            print(f"  no call    {at}  {safe(verdict)}  {safe(attempt.error or '')}".rstrip())
+            continue
         usage = attempt.usage or {}
         spent = f"{usage.get('input_tokens', '?')} in, {usage.get('output_tokens', '?')} out"
         if attempt.change:

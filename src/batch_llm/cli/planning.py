@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from batch_llm.cli import estimate
+from batch_llm.cli.caches import foresee
 from batch_llm.cli.command import check_outputs_are_free, check_paths
 from batch_llm.cli.display import clock, limit_name, short
 from batch_llm.cli.estimate import KnownLimit, Sample
@@ -19,7 +20,7 @@ from batch_llm.core.prices import ModelUsage, usd
 from batch_llm.core.text import safe
 from batch_llm.providers.registry import is_simulator, resolve, resolve_pool, split_model
 from batch_llm.runs.plan import Plan, characters_of
-from batch_llm.runs.session import check_price
+from batch_llm.runs.session import check_price, check_settings
 from batch_llm.simulator import parse_profile
 from batch_llm.stores.limit_memory import LimitMemory, limits_file
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
     from batch_llm._engine.statistics import Statistics
     from batch_llm.base import WorkItemResult
+    from batch_llm.cli.caches import Foreseen
     from batch_llm.cli.command import Command
     from batch_llm.cli.estimate import Estimate
     from batch_llm.inputs import Row
@@ -69,6 +71,8 @@ class Pilot:
 
     def _take(self, result: WorkItemResult[Any, Row]) -> None:
         assert result.context is not None  # noqa: S101 - each item comes with its row
+        if not result.attempts:
+            return  # not sent: it says nothing of what others will take
         usage = result.token_usage
         characters = characters_of(self._plan.request_for(result.context))
         self.samples.append(
@@ -134,6 +138,7 @@ def _checked(job: Command) -> tuple[Plan, Sequence[Endpoint]]:
     if job.agent is not None:
         return plan, _agents_endpoints(job)
     endpoints = _endpoints(job, job.model)
+    check_settings(job, endpoints[0])
     check_price(job, endpoints[0])
     for fallback in job.fallbacks:
         check_price(job, _endpoints(job, fallback)[0])
@@ -159,9 +164,10 @@ def _endpoints(job: Command, model: str) -> Sequence[Endpoint]:
 
 def _tell(plan: Plan, job: Command, endpoints: Sequence[Endpoint], pilot: Pilot | None) -> ExitCode:
     endpoint = endpoints[0]
+    foreseen = foresee(plan, endpoint)
     found = estimate.make(
-        rows=max(1, plan.rows),
-        characters=plan.characters,
+        rows=max(1, plan.rows - foreseen.cached),
+        characters=plan.characters - foreseen.characters,
         most_output=plan.most_output_tokens,
         model=f"{endpoint.provider}:{endpoint.model}",
         server=endpoint.server,
@@ -175,6 +181,8 @@ def _tell(plan: Plan, job: Command, endpoints: Sequence[Endpoint], pilot: Pilot 
             "schema": 1,
             "rows": plan.rows,
             "bad_rows": len(plan.problems),
+            "same_rows": foreseen.same,
+            "cached_rows": foreseen.cached,
             "format": plan.source.format,
             "columns": plan.source.columns,
             "input_tokens_estimate": found.input_tokens,
@@ -190,7 +198,10 @@ def _tell(plan: Plan, job: Command, endpoints: Sequence[Endpoint], pilot: Pilot 
     )
     if pilot is not None:
         print("\n".join(["", *pilot_lines(pilot, job)]))
-    print("\n".join(["", *estimate_lines(found)]))
+    lines = foreseen_lines(foreseen, job)
+    if foreseen.cached < plan.rows:
+        lines += estimate_lines(found)
+    print("\n".join(["", *lines]))
     return ExitCode.OK
 
 
@@ -265,6 +276,22 @@ def pilot_lines(pilot: Pilot, job: Command) -> list[str]:
     if job.ledger is not None:
         lines.append("            `run` uses them, and does not send these rows again")
     return lines + [f"            {safe(name, 20)}: {safe(text, 60)}" for name, text in pilot.shown]
+
+
+def foreseen_lines(foreseen: Foreseen, job: Command) -> list[str]:
+    """Return which rows need no call of their own, in words."""
+    lines = []
+    if foreseen.cached:
+        lines.append(
+            f"  cached    {foreseen.cached:,} rows are answered by {safe(job.cache or '')};"
+            " not in the numbers below"
+        )
+    if foreseen.same:
+        lines.append(
+            f"  same      {foreseen.same:,} rows ask what another row asks; not sent while that one"
+            " is in flight\n            (--no-dedupe sends each)"
+        )
+    return lines
 
 
 def estimate_lines(found: Estimate) -> list[str]:

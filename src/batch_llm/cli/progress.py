@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from batch_llm.cli.costs import cost_record
+from batch_llm.cli.costs import bill_of_run, cost_record
 from batch_llm.cli.display import RateWindow, live_lines, log_line, without_cancelled
 from batch_llm.core.text import safe
 
@@ -91,7 +91,7 @@ async def _show_live(
             title=title,
             total=total,
             width=console.width,
-            bill=prices.bill(now.usage),
+            bill=bill_of_run(prices, now),
             cap=cap,
         )
         return Text("\n".join(lines), no_wrap=True)
@@ -115,7 +115,7 @@ async def _show_lines(
         if now.elapsed_seconds < last_at + wait:
             continue
         last_state, last_at = now.state, now.elapsed_seconds
-        bill = prices.bill(now.usage)
+        bill = bill_of_run(prices, now)
         if as_json:
             record = {"schema": 1, "event": "progress"} | msgspec.to_builtins(now)
             record |= cost_record(bill)

@@ -43,7 +43,7 @@ _SETTINGS = (
     "user",
     "verbosity",
 )
-_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 
 
 def read_count(flag: str, text: str, *, at_least: int = 0) -> int:
@@ -71,14 +71,14 @@ def read_limit(flag: str, text: str | None) -> float | None:
 
 
 def read_seconds(flag: str, text: str) -> float:
-    """Read ``60``, ``30s``, ``2m`` or ``1.5h``."""
-    unit = next((u for u in ("ms", "s", "m", "h") if text.endswith(u)), "")
+    """Read ``60``, ``30s``, ``2m``, ``1.5h`` or ``7d``."""
+    unit = next((u for u in ("ms", "s", "m", "h", "d") if text.endswith(u)), "")
     try:
         seconds = float(text.removesuffix(unit)) * _SECONDS.get(unit, 1.0)
     except ValueError:
         seconds = -1.0
     if not 0 < seconds < float("inf"):
-        raise ConfigError(flag, text, "a duration such as 60, 30s, 2m or 1h")
+        raise ConfigError(flag, text, "a duration such as 60, 30s, 2m, 1h or 7d")
     return seconds
 
 

@@ -11,7 +11,7 @@ import msgspec
 from batch_llm.cli.exit_codes import ExitCode
 from batch_llm.core.text import safe
 from batch_llm.exceptions import BadOutputError, BatchLLMError
-from batch_llm.inputs import Row, Source
+from batch_llm.inputs import Source
 from batch_llm.outputs import cell
 from batch_llm.runs.ledgers import name_of, variants_of
 from batch_llm.runs.plan import Plan, chunks, look_up
@@ -146,8 +146,8 @@ def _lines(output: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _table(output: Path, problems: Problems) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
-        for record in Source(str(output), id_column=""):
-            yield record.line, record.data if isinstance(record, Row) else {}
+        for record in Source(str(output)):  # what it finds wrong with an id, we find too
+            yield record.line, record.data or {}
     except BatchLLMError as error:
         problems.add(str(error))
 

@@ -247,6 +247,8 @@ class ProcessorConfig:
             as soon as so many are finished that the share is a share of them: ``1 / share``, and
             20 at the least; 0 ends it at the first failure.
         prices: What tokens cost: the user's own, before the library's.
+        dedupe: Send requests that ask the same once while one of them is in work, and give each
+            its answer, tokens booked once. Not those that sample: see ``LLMWorkItem.can_share``.
         fallbacks: Who is asked in turn where an item fails at its own model, for items that name
             none themselves: names of models (``LLMWorkItem.fallbacks``). ``retry.fallback_on`` says
             after which failures.
@@ -269,6 +271,7 @@ class ProcessorConfig:
     deadline_seconds: float | None = None
     max_failed_share: float | None = None
     prices: Prices = field(default_factory=lambda: _LIBRARY_PRICES)
+    dedupe: bool = True
     fallbacks: Sequence[str] = ()
 
     @property

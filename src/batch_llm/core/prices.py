@@ -234,12 +234,18 @@ class Bill(NamedTuple):
         unpriced: Models with tokens and without a known price.
         unmeasured_calls: Calls that may have cost, and nobody knows how much.
         is_priced: Whether anything could be priced at all.
+        before_usd: The part of ``usd`` that earlier sessions of the run have spent.
+        cut_off_calls: Calls that were under way when a process of the run was killed, in no sum.
+        cut_off_usd: What those have cost at the most; None where they have no price.
     """
 
     usd: Decimal
     unpriced: tuple[str, ...] = ()
     unmeasured_calls: int = 0
     is_priced: bool = True
+    before_usd: Decimal = _NOTHING
+    cut_off_calls: int = 0
+    cut_off_usd: Decimal | None = _NOTHING
 
     @property
     def known_usd(self) -> Decimal | None:
@@ -341,6 +347,20 @@ class Prices:
                 usd += rate.cost(usage)
                 is_priced = True
         return Bill(usd, tuple(unpriced), unmeasured, is_priced or not unpriced)
+
+    def at_most(self, usages: Iterable[ModelUsage]) -> Bill:
+        """Price what may have been used, at the dearest kinds of tokens."""
+        usd, is_priced = _NOTHING, False
+        unpriced: dict[str, None] = {}
+        for usage in usages:
+            rate = self.rate(usage.model, usage.server, usage.tier, usage.context)
+            if rate is None:
+                unpriced[usage.model or "items without a model's name"] = None
+            else:
+                usd += rate.most(usage.input_tokens, usage.output_tokens)
+                usd += rate.call * (usage.calls - 1)
+                is_priced = True
+        return Bill(usd, tuple(unpriced), 0, is_priced or not unpriced)
 
     def _find(self, model: str, server: str, tier: str, context: int) -> Rate | None:
         own = self._own(model)

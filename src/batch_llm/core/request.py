@@ -6,8 +6,12 @@ How they look on the wire is the codecs' business (``providers``).
 
 from __future__ import annotations
 
+from base64 import b64encode
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+from batch_llm.exceptions import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -35,6 +39,29 @@ class Image:
 
     url: str
     detail: str | None = None
+
+    @classmethod
+    def from_file(cls, path: str | Path, detail: str | None = None) -> Image:
+        """Read a picture (PNG, JPEG, GIF or WebP) into a ``data:`` URL.
+
+        Raises:
+            ConfigError: The file begins like none of these.
+            OSError: It cannot be read.
+        """
+        data = Path(path).read_bytes()
+        media_type = next((kind for start, kind in _PICTURES if data.startswith(start)), None)
+        if media_type is None or (media_type == "image/webp" and data[8:12] != b"WEBP"):
+            raise ConfigError("image", str(path), "a PNG, JPEG, GIF or WebP file")
+        return cls(f"data:{media_type};base64,{b64encode(data).decode()}", detail)
+
+
+#: How files of pictures begin.
+_PICTURES = (
+    (b"\x89PNG\r\n\x1a\n", "image/png"),
+    (b"\xff\xd8\xff", "image/jpeg"),
+    (b"GIF8", "image/gif"),
+    (b"RIFF", "image/webp"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +109,16 @@ class Settings:
     seed: int | None = None
     stop: tuple[str, ...] | None = None
     extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    @property
+    def is_sampled(self) -> bool:
+        """Whether equal requests are to have answers of their own.
+
+        That is so with a temperature above 0 and no seed. Without a temperature most providers
+        draw too, but nobody has asked for it.
+        """
+        first = self.temperature_for(1)
+        return self.seed is None and isinstance(first, int | float) and first > 0
 
     def temperature_for(self, attempt: int) -> float | None:
         """Return the temperature of attempt ``attempt``, 1-based."""

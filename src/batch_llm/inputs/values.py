@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 #: How a run's input is called that is no file.
-NAME = "rows"
+NAME = "the input"
 
 
 class ValueSource:
@@ -75,9 +75,9 @@ def check_is_rows(rows: object) -> None:
     Raises:
         InputError: It is a single mapping, say.
     """
-    if isinstance(rows, Mapping | bytes | bytearray) or not (
-        hasattr(rows, "__iter__") or hasattr(rows, "__aiter__")
-    ):
+    kinds = ("__iter__", "__aiter__", "__fspath__")
+    is_good = any(hasattr(rows, kind) for kind in kinds)
+    if isinstance(rows, Mapping | bytes | bytearray) or not is_good:
         raise InputError(
             f"rows must be a file's path or an iterable of rows, got {_kind(rows)}; put one row "
             "into a list"

@@ -12,10 +12,19 @@ from urllib.parse import urlsplit
 
 from batch_llm.core.usage import equal_parts, no_usage, read_usage, tokens, usage_of
 from batch_llm.exceptions import ConfigError
-from batch_llm.providers.base import SPENT, Caller, LaneFacts, Outcome, Try, content_digest
+from batch_llm.providers.base import (
+    SPENT,
+    Caller,
+    LaneFacts,
+    Outcome,
+    Repeatable,
+    Try,
+    content_digest,
+)
 from batch_llm.providers.limit_headers import limits_of_error
 from batch_llm.providers.observed import Seen, can_observe, observe, seen, watch
 from batch_llm.providers.registry import PROVIDERS
+from batch_llm.providers.sdk_retries import SdkRetries
 
 if TYPE_CHECKING:
     from batch_llm.base import DirectCall, LLMWorkItem
@@ -32,6 +41,7 @@ class CallByMode:
 
     def __init__(self, requests: Caller | None = None) -> None:
         self._requests = requests
+        self._retries = SdkRetries()
 
     def lane(self, item: LLMWorkItem[Any, Any, Any], /) -> str:
         """Name the item's lane: its agent's model, where one can be seen, and where that is.
@@ -58,6 +68,12 @@ class CallByMode:
         parts = (item.item_id, item.prompt, item.version)
         return content_digest(*[part.encode("utf-8", "surrogatepass") for part in parts])
 
+    @property
+    def repeatable(self) -> Repeatable | None:
+        """Whoever can tell the exchanges of requests apart; code shows nothing of what it asks."""
+        requests: object = self._requests
+        return requests if isinstance(requests, Repeatable) else None
+
     async def call(self, item: LLMWorkItem[Any, Any, Any], attempt: Try, /) -> Outcome:
         """Make one call.
 
@@ -68,6 +84,8 @@ class CallByMode:
         if item.direct_call is not None:
             return await _call_directly(item, item.direct_call, attempt)
         if item.agent is not None:
+            if is_pydantic_ai(item.agent):
+                self._retries.look_at(item.agent)
             return await _run_agent(item.agent, item.prompt, attempt, item.asked_model)
         if self._requests is None:
             raise ConfigError("requests", None, "a caller for items that are requests")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import msgspec
 
@@ -53,6 +53,8 @@ class Outcome(msgspec.Struct, frozen=True):
         model: The model's name as the provider answered it.
         safety_ratings: Gemini's ratings, when it sent any.
         body: The provider's answer as it came, when the caller was asked to keep it.
+        answer: The same, for ``Repeatable.read_again``; results do not hold it. None where it must
+            not be kept.
         limits: What the answer's headers say of the provider's limits, by dimension.
         parts: Where ``usage`` is the sum of several requests: the model and the usage of each; the
             model is empty where it is that of the item's lane.
@@ -65,6 +67,7 @@ class Outcome(msgspec.Struct, frozen=True):
     safety_ratings: dict[str, str] | None = None
     body: bytes | None = None
     limits: Mapping[str, LimitHeader] | None = None
+    answer: bytes | None = None
     parts: tuple[tuple[str, dict[str, int]], ...] | None = None
 
 
@@ -145,10 +148,27 @@ class Caller(Protocol):
         ...
 
 
+@runtime_checkable
+class Repeatable(Protocol):
+    """A caller whose exchanges are plain data: they can be told apart, and read a second time.
+
+    That is what sharing an answer between items, and keeping it for later runs, need.
+    """
+
+    def exchange(self, item: LLMWorkItem[Any, Any, Any], /) -> bytes | None:
+        """Return the digest of what an item's calls send and where to, whoever asks.
+
+        Equal digests mean that an answer to one is an answer to the other. None: this item's
+        cannot be told; it is sent as if there were no other.
+        """
+        ...
+
+    def read_again(self, item: LLMWorkItem[Any, Any, Any], answer: bytes, /) -> Outcome:
+        """Read an ``Outcome.answer`` that came before, as what the item asks for. No network."""
+        ...
+
+
 def content_digest(*parts: bytes) -> bytes:
     """Return 16 bytes that stand for ``parts``, each with its length."""
-    digest = blake2b(digest_size=16, person=b"batch-llm item")
-    for part in parts:
-        digest.update(len(part).to_bytes(8))
-        digest.update(part)
-    return digest.digest()
+    whole = b"".join([piece for part in parts for piece in (len(part).to_bytes(8), part)])
+    return blake2b(whole, digest_size=16, person=b"batch-llm item").digest()

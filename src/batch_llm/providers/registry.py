@@ -265,8 +265,6 @@ SIMULATOR = "sim"
 SIMULATED = {SIMULATOR: "openai-chat"} | {
     f"{SIMULATOR}-{name}": name for name in ("openai", "anthropic", "google", "mistral", "groq")
 }
-#: Below which path the simulator plays a provider whose paths are another's too.
-_SIMULATED_BELOW = {"sim-mistral": "/mistral"}
 #: Names of variables. Whatever else stands there may be a key itself, and is not repeated.
 _VARIABLE = re.compile("[A-Z_][A-Z0-9_]*")
 _NAMES_OF_KEYS = "names of variables such as OPENAI_API_KEY, in capitals; not the keys themselves"
@@ -394,11 +392,10 @@ def resolve(
 
 def _simulated(prefix: str, name: str, base_url: str) -> Endpoint:
     """Return the endpoint of a simulator, whose address ends in ``/v1``. No key is sent to it."""
+    from batch_llm.simulator.addresses import api_url
+
     provider = PROVIDERS[SIMULATED[prefix]]
-    address, _ = _checked(base_url)
-    if provider.version:
-        root = _VERSION.sub("", address.path) + _SIMULATED_BELOW.get(prefix, "")
-        address = address._replace(path=root + provider.version)
+    address, _ = _checked(api_url(base_url, SIMULATED[prefix].removesuffix("-chat")))
     url = address._replace(path=address.path + provider.codec.path(name)).geturl()
     return Endpoint(
         prefix,

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 _WHOLE = ChatCodec(thinks=False)
 #: How often the limit headers of an endpoint's answers are looked at, in seconds.
 _LOOK_SECONDS = 0.05
+#: Shorter keys are placeholders for servers that want any; they may be ordinary words.
+_LEAST_SECRET = 8
 
 
 class RequestCaller:
@@ -64,6 +66,7 @@ class RequestCaller:
         self._looker = transport if asks_servers and isinstance(transport, Looker) else None
         #: By endpoint: each has limits of its own.
         self._next_look_at: dict[int, float] = {}
+        self._where: dict[int, bytes] = {}
 
     def lane(self, item: LLMWorkItem[Any, Any, Any], /) -> str:
         """Name the item's lane: its model, or the one endpoint for all."""
@@ -131,9 +134,45 @@ class RequestCaller:
         limits = self._limits_of(endpoint, response)
         if outcome.error is not None:
             return msgspec.structs.replace(outcome, limits=limits) if limits else outcome
-        if self._keep_bodies:
-            return msgspec.structs.replace(outcome, body=response.body, limits=limits)
-        return msgspec.structs.replace(outcome, limits=limits) if limits else outcome
+        return self._with_answer(outcome, endpoint, response.body, limits)
+
+    def exchange(self, item: LLMWorkItem[Any, Any, Any], /) -> bytes | None:
+        """Return the digest of provider, server, wire body and model, see ``exchange_of``."""
+        request = item.request
+        if request is None:
+            return None
+        try:
+            endpoint = self._pool_of(item)[0]
+            # By identity, as above: to find out where an endpoint is costs more than the digest.
+            where = self._where.get(id(endpoint))
+            if where is None:
+                where = self._where[id(endpoint)] = where_of(endpoint)
+            return exchange_of(request, endpoint, where)
+        except (BatchLLMError, TypeError, ValueError, OverflowError, RecursionError):
+            return None  # the call will say what is wrong
+
+    def read_again(self, item: LLMWorkItem[Any, Any, Any], answer: bytes, /) -> Outcome:
+        """Read an answer that came before; it may not fit what is asked for now."""
+        assert item.request is not None  # noqa: S101 - only such items are given to us
+        endpoint = self._pool_of(item)[0]
+        outcome = endpoint.codec.decode(200, {}, answer, item.request, secret=endpoint.secret)
+        return self._with_answer(outcome, endpoint, answer, None)
+
+    def _with_answer(
+        self,
+        outcome: Outcome,
+        endpoint: Endpoint,
+        body: bytes,
+        limits: dict[str, LimitHeader] | None,
+    ) -> Outcome:
+        secret = endpoint.secret
+        repeats_key = len(secret) >= _LEAST_SECRET and secret.encode() in body
+        return msgspec.structs.replace(
+            outcome,
+            limits=limits,
+            body=body if self._keep_bodies else None,
+            answer=None if repeats_key else body,
+        )
 
     def _limits_of(self, endpoint: Endpoint, response: Response) -> dict[str, LimitHeader] | None:
         """Read the limit headers of a refusal, and of an answer now and then: that is enough."""
@@ -163,10 +202,32 @@ def content_of(item_id: str, request: Request) -> bytes:
     A request is digested as chat completions write it, because they lose nothing of it. So the
     digest does not depend on where the calls go, nor on the item's place in the input.
     """
-    temperature = request.settings.temperature
-    later = msgspec.json.encode(temperature) if isinstance(temperature, tuple) else b""
     body = _WHOLE.encode(request, model=request.model)
-    return content_digest(item_id.encode("utf-8", "surrogatepass"), body, later)
+    return content_digest(item_id.encode("utf-8", "surrogatepass"), body, _later(request))
+
+
+def exchange_of(request: Request, endpoint: Endpoint, where: bytes) -> bytes:
+    """Return the digest of a request's wire body and of where it goes; no key is in it.
+
+    Args:
+        request: What is asked.
+        endpoint: Where; of a pool, the first one: its places are interchangeable.
+        where: What ``where_of`` says of it.
+    """
+    body = endpoint.codec.encode(request, model=endpoint.model)
+    return content_digest(where, body, _later(request))
+
+
+def where_of(endpoint: Endpoint) -> bytes:
+    """Name the provider, the server and the model of an endpoint: some bodies lack the model."""
+    name = f"{endpoint.provider} {endpoint.server} {endpoint.model}"
+    return name.encode("utf-8", "surrogatepass")
+
+
+def _later(request: Request) -> bytes:
+    """Return the temperatures of all attempts, where they differ."""
+    temperature = request.settings.temperature
+    return msgspec.json.encode(temperature) if isinstance(temperature, tuple) else b""
 
 
 def _pool(endpoints: Endpoint | Sequence[Endpoint]) -> tuple[Endpoint, ...]:

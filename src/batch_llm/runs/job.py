@@ -55,6 +55,10 @@ class Job:
     deadline: float | None = None
     #: Failed rows, or their share of the finished ones, and whether it is a share.
     fail_over: tuple[float, bool] | None = None
+    #: The folder of the answers of earlier runs; None uses none.
+    cache: str | None = None
+    cache_expires: float | None = None
+    dedupes: bool = True
     #: The ledger's file; None keeps none.
     ledger: str | None = None
     #: What is noted of the job in the ledger, beside its settings.

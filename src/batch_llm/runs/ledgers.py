@@ -257,10 +257,15 @@ def job_facts(job: Job) -> dict[str, Any]:
     }
 
 
-def job_of(ledger: Ledger, path: str) -> Job:
+def job_of(ledger: Ledger, path: str, *, has_server: bool = False) -> Job:
     """Return the job that a ledger was made by, with paces and limits as nobody had set them.
 
     Its answers are read as plain data: a ledger has no types.
+
+    Args:
+        ledger: It.
+        path: Its file.
+        has_server: Whether the address of a server is given anew.
 
     Raises:
         InputError: Its rows are not in a file, or the address of its server was not kept.
@@ -270,7 +275,7 @@ def job_of(ledger: Ledger, path: str) -> Job:
         what = "its rows are not here"
     elif facts.pop("agent", None) is not None:
         what = "an agent answers its rows, which is not kept"
-    elif facts.pop("has_hidden_url"):
+    elif facts.pop("has_hidden_url") and not has_server:
         what = "the address of its server was not kept"
     else:
         shape = facts.pop("shape")

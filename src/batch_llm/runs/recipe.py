@@ -182,6 +182,7 @@ class Recipe:
             "--system": job.system is not None,
             "--schema or --choices": job.shape is not None,
             "--set": job.settings != Settings(),
+            "--cache": job.cache is not None,
         }
         given = ", ".join(name for name, is_given in flags.items() if is_given)
         if given:

@@ -21,12 +21,24 @@ from batch_llm.core.config import (
     ProcessorConfig,
     RetryConfig,
 )
-from batch_llm.exceptions import InputError, LaneStoppedError, LimitPauseError
+from batch_llm.core.request import Request
+from batch_llm.exceptions import (
+    BatchLLMError,
+    ConfigError,
+    InputError,
+    LaneStoppedError,
+    LimitPauseError,
+    MissingKeyError,
+    UnknownModelError,
+    UnsupportedRequestError,
+)
 from batch_llm.parallel import ParallelBatchProcessor
-from batch_llm.providers.registry import open_pool
+from batch_llm.providers.registry import is_simulator, open_pool, resolve_pool, split_model
 from batch_llm.providers.requests import RequestCaller
 from batch_llm.providers.transport import HttpTransport, raise_file_limit
 from batch_llm.runs.plan import chunks, look_up
+from batch_llm.simulator import parse_profile
+from batch_llm.stores.answers import AnswerCache
 from batch_llm.stores.limit_memory import LimitMemory, limits_file
 from batch_llm.stores.values import reused
 
@@ -69,13 +81,14 @@ class Pools:
 
     Attributes:
         own: The endpoints of the run's model.
-        others: Those of models that rows were retried with.
+        others: Those of models that rows were retried with; or why there are none: then the rows
+            that still wait for such a model fail with it, and all others are as they are.
         fallbacks: Those of the models that are asked where a row's own fails, by name.
         possible: Connections that can be opened, where these are fewer than wanted; else None.
     """
 
     own: Sequence[Endpoint]
-    others: dict[str, Sequence[Endpoint]]
+    others: dict[str, Sequence[Endpoint] | BatchLLMError]
     fallbacks: dict[str, Sequence[Endpoint]]
     possible: int | None
 
@@ -84,21 +97,50 @@ class Pools:
         """Where the run's own calls go, other than to the provider's own address."""
         return [endpoint.server for endpoint in self.own if endpoint.server]
 
+    def _of(self, model: str) -> Sequence[Endpoint]:
+        found = self.others.get(model) or self.fallbacks.get(model, self.own)
+        if isinstance(found, BatchLLMError):
+            raise found
+        return found
+
     def caller(
         self, transport: HttpTransport, job: Job, *, keep_bodies: bool
     ) -> RequestCaller | None:
         """Return who makes the calls of requests; an agent makes its own."""
         if job.agent is not None:
             return None
-        places, own = self.fallbacks | self.others, self.own
-        where = (lambda model: places.get(model, own)) if self.others else own
         return RequestCaller(
-            where,
+            self._of if self.others else self.own,
             transport,
             keep_bodies=keep_bodies,
             asks_servers=job.asks_servers,
             fallback=self.fallbacks.__getitem__,
         )
+
+
+def check_model(
+    model: str, run_model: str, base_url: str | None = None, keys: Sequence[str] = ()
+) -> None:
+    """Refuse a model that cannot be reached from here, before rows are marked for it.
+
+    Args:
+        model: What rows are to be retried with.
+        run_model: The run's own, whose servers and keys are those of its provider.
+        base_url: The run's.
+        keys: The run's.
+
+    Raises:
+        UnknownModelError: There is no such model.
+        MissingKeyError: There is no key for it.
+        ConfigError: Its profile or address cannot be used.
+    """
+    provider, name = split_model(model)
+    if is_simulator(provider):
+        parse_profile(name)
+    elif provider == split_model(run_model)[0]:
+        resolve_pool(model, base_urls=base_url, keys=keys)
+    else:
+        resolve_pool(model)
 
 
 @contextlib.contextmanager
@@ -121,29 +163,63 @@ def open_pools(job: Job, variants: Sequence[Variant] = ()) -> Iterator[Pools]:
             yield Pools(job.agent.places, {}, {}, None)
             return
         own = opened.enter_context(open_pool(job.model, base_urls=job.base_url, keys=job.keys))
-        others: dict[str, Sequence[Endpoint]] = {}
+        others: dict[str, Sequence[Endpoint] | BatchLLMError] = {}
         for model in dict.fromkeys(variant.model for variant in variants):
-            if model is not None and model != job.model:
+            if model is None or model == job.model:
+                continue
+            try:
                 others[model] = opened.enter_context(open_pool(model, **job.places_of(model)))
+            except (MissingKeyError, UnknownModelError, ConfigError) as error:
+                others[model] = error
         fallbacks: dict[str, Sequence[Endpoint]] = {
             model: opened.enter_context(open_pool(model, **job.places_of(model)))
             for model in job.fallbacks
         }
-        pools = [own, *others.values(), *fallbacks.values()]
+        pools = [
+            own,
+            *(one for one in others.values() if not isinstance(one, BatchLLMError)),
+            *fallbacks.values(),
+        ]
         given = job.concurrency if isinstance(job.concurrency, int) else None
         possible = raise_file_limit(given or AUTO_MOST_KNOWN)
         if job.forgets_limits and (path := limits_file()) is not None:
             accounts = [one.account for pool in pools for one in pool if one.account]
             LimitMemory(path).forget(accounts)
+        check_settings(job, own[0])
         for one in pools:
             check_price(job, one[0])  # loaded here, where nothing waits: a display asks in mid-run
         yield Pools(own, others, fallbacks, possible)
+
+
+def open_cache(job: Job) -> AnswerCache:
+    """Open a job's cache, new or old.
+
+    Raises:
+        CacheError: It cannot be used.
+    """
+    assert job.cache is not None  # noqa: S101 - the caller has looked
+    return AnswerCache(job.cache, expires_seconds=job.cache_expires)
 
 
 def is_short_of_connections(job: Job, possible: int | None) -> bool:
     """Tell whether fewer connections can be opened than the job wants."""
     is_told = isinstance(job.concurrency, int)
     return possible is not None and (is_told or possible < AUTO_MOST)
+
+
+def check_settings(job: Job, endpoint: Endpoint) -> None:
+    """Refuse settings for which the provider's format has no place, before anything is sent.
+
+    Raises:
+        InputError: It has none.
+    """
+    request = Request.of(job.model, "-", output=job.shape, settings=job.settings)
+    try:
+        endpoint.codec.encode(request, model=endpoint.model)
+    except UnsupportedRequestError as error:
+        raise InputError(
+            f"{error.wire_format} of {job.model} has no place for {error.part}; nothing was sent"
+        ) from None
 
 
 def check_price(job: Job, endpoint: Endpoint) -> None:
@@ -172,6 +248,7 @@ class Session:
         job: The job.
         pools: Where its calls go.
         ledger: Keeps the results; None keeps none.
+        cache: Answers of earlier runs; None uses none.
         variants: What rows were retried with.
         keep_bodies: Whether results carry the provider's answer as it came.
         looks_up: Whether the ledger is asked for many rows at a time, before they reach the engine:
@@ -185,6 +262,7 @@ class Session:
         pools: Pools,
         ledger: Ledger | None = None,
         *,
+        cache: AnswerCache | None = None,
         variants: Sequence[Variant] = (),
         keep_bodies: bool = False,
         looks_up: bool = False,
@@ -221,9 +299,11 @@ class Session:
                 deadline_seconds=job.deadline,
                 max_failed_share=_failed_share(job),
                 prices=job.prices,
+                dedupe=job.dedupes,
             ),
             requests=pools.caller(self._transport, job, keep_bodies=keep_bodies),
             store=ledger,
+            cache=cache,
         )
 
     def statistics(self) -> Statistics:

@@ -327,13 +327,18 @@ class Account:
             return wire.limited(excess)
         if profile.is_hosted and profile.slots and self._in_work >= profile.slots:
             return wire.trouble("busy", most=profile.slots)
+        if self._rules.refuses_large:
+            for _, kind, limit in waits:
+                if kind == "tokens" and amounts[kind] > limit.most:
+                    about = self._excess(
+                        kind, call, amounts[kind], limit.reset_seconds(), now_unix, limit
+                    )
+                    return wire.too_large_for(about)
         if waits:
             wait, kind, tightest = max(waits, key=_first)
         if tightest is None or wait <= 0:
             return None
         excess = self._excess(kind, call, amounts[kind], wait, now_unix, tightest)
-        if self._rules.refuses_large and kind == "tokens" and amounts[kind] > tightest.most:
-            return wire.too_large_for(excess)
         return wire.limited(excess)
 
     def _excess(

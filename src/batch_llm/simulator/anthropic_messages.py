@@ -60,6 +60,10 @@ _TYPES = {
     "an object": "Input should be an object",
 }
 _REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
+#: Looked up by what callers send, which may be anything: no sets.
+_ROLES = ("user", "assistant", "system")
+_SOURCES = ("base64", "url", "file")
+_THINKS = ("enabled", "adaptive")
 _THOUGHT = "The question is plain. I answer it in a few words."
 _SIGNATURE = "c2ltdWxhdG9y"
 #: The ways to be out of credit: status, type, ``details.error_code`` and text.
@@ -142,7 +146,7 @@ class MessagesCall(Call):
             raise Flaw("missing", "max_tokens")
         self.streams = flag(fields, "stream")
         thinking = fields.get("thinking")
-        self.thinks = isinstance(thinking, dict) and thinking.get("type") in {"enabled", "adaptive"}
+        self.thinks = isinstance(thinking, dict) and thinking.get("type") in _THINKS
         self.schema = _schema(fields)
         self.tool = None
         if fields.get("tools"):
@@ -161,7 +165,7 @@ class MessagesCall(Call):
                 raise Flaw("other", message=f"Tool '{name}' not found in provided tools")
         if kind == "none":
             return
-        picked = pick_tool(tools, turns.called, self.prompt, is_due=kind in {"any", "tool"})
+        picked = pick_tool(tools, turns.called, self.prompt, is_due=kind in ("any", "tool"))
         if picked is not None:
             self.tool, self.schema = picked
 
@@ -195,7 +199,7 @@ def _read_message(message: Any, where: str, turns: Turns) -> None:
     role = message.get("role")
     if role is None:
         raise Flaw("missing", f"{where}.role")
-    if role not in {"user", "assistant", "system"}:
+    if role not in _ROLES:
         raise Flaw("value", f"{where}.role", "'user' or 'assistant'", role)
     content = message.get("content")
     if content is None:
@@ -248,7 +252,7 @@ def _check_image(block: dict[str, Any], where: str) -> None:
     if not isinstance(source, dict):
         raise Flaw("missing", f"{where}.image.source")
     kind = source.get("type")
-    if kind not in {"base64", "url", "file"}:
+    if kind not in _SOURCES:
         raise Flaw("value", f"{where}.image.source.type", "'base64', 'url' or 'file'", kind)
     if kind == "base64" and not source.get("data"):
         raise Flaw("missing", f"{where}.image.source.base64.data")

@@ -86,6 +86,8 @@ _HARMFUL = [
     else {"category": name, "probability": "NEGLIGIBLE"}
     for name in _CATEGORIES
 ]
+#: Looked up by what callers send, which may be anything: no set.
+_ROLES = ("user", "model", "function")
 _WANTED = {"an integer": "TYPE_INT32", "a string": "TYPE_STRING"}
 _REASONS = {"stop": "STOP", "length": "MAX_TOKENS", "content_filter": "SAFETY"}
 
@@ -106,6 +108,8 @@ class GeminiCall(Call):
     def __init__(self, body: bytes, model: str) -> None:
         fields = fields_of(body)
         if (inner := _get(fields, "generateContentRequest")) is not None:
+            if not isinstance(inner, dict):
+                raise Flaw("type", "generate_content_request", "an object", inner)
             fields = inner  # of a call that only counts
         turns = Turns()
         system = _get(fields, "systemInstruction")
@@ -133,7 +137,7 @@ class GeminiCall(Call):
             return
         tools = _functions(fields["tools"])
         allowed = _get(how, "allowedFunctionNames") if isinstance(how, dict) else None
-        if allowed:
+        if isinstance(allowed, list) and allowed:
             tools = [tool for tool in tools if tool.name in allowed]
         picked = pick_tool(tools, turns.called, self.prompt, is_due=mode == "ANY")
         if picked is not None:
@@ -167,7 +171,7 @@ def _read_contents(fields: dict[str, Any], turns: Turns) -> None:
         where = f"contents[{place}]"
         text, called = _read_parts(content, where, turns)
         role = content.get("role") or "user"
-        if role not in {"user", "model", "function"}:
+        if role not in _ROLES:
             raise Flaw("value", f"{where}.role", "user, model", role)
         turns.called += called
         if text is None:

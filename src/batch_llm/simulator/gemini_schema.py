@@ -8,7 +8,7 @@ from batch_llm.simulator.wire import Flaw
 
 _TYPES = {"string", "number", "integer", "boolean", "array", "object", "null"}
 #: Formats that both know; the others, such as ``int32``, say nothing to a JSON schema.
-_FORMATS = {"date-time", "date", "time"}
+_FORMATS = ("date-time", "date", "time")
 _BOUNDS = ("minItems", "maxItems", "minLength", "maxLength", "minProperties", "maxProperties")
 _PLAIN = ("enum", "pattern", "minimum", "maximum", "required", "title", "description")
 
@@ -37,7 +37,7 @@ def json_schema(schema: Any, where: str = "response_schema") -> dict[str, Any]:
         plain["format"] = fields["format"]
     for name in _BOUNDS:
         if name in fields:
-            plain[name] = int(fields[name])
+            plain[name] = _whole(fields[name], f"{where}.{name}")
     if "items" in fields:
         plain["items"] = json_schema(fields["items"], f"{where}.items")
     if isinstance(fields.get("properties"), dict):
@@ -48,6 +48,12 @@ def json_schema(schema: Any, where: str = "response_schema") -> dict[str, Any]:
     if isinstance(fields.get("anyOf"), list):
         plain["anyOf"] = [json_schema(inner, f"{where}.any_of") for inner in fields["anyOf"]]
     return {"anyOf": [plain, {"type": "null"}]} if fields.get("nullable") else plain
+
+
+def _whole(value: Any, where: str) -> int:
+    if isinstance(value, int) or (isinstance(value, str) and value.isdecimal()):
+        return int(value)
+    raise Flaw("type", where, "an integer", value)
 
 
 def _camel(name: str) -> str:

@@ -198,7 +198,7 @@ class SlidingWindow:
         """Give back what a call took and did not need, unless that is forgotten already."""
         self._forget(now)
         place = bisect_left(self._times, since)
-        if place < len(self._times):
+        if place < len(self._times) and self._times[place] == since:
             before = self._totals[place - 1] if place else self._forgotten
             given = min(amount, self._totals[place] - before)
             self._totals[place:] = [total - given for total in self._totals[place:]]

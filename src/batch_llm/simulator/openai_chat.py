@@ -238,18 +238,22 @@ def _message(number_: int, message: Any) -> tuple[str, str, int]:
         return role, content, 0
     where = f"messages[{number_}].content"
     if isinstance(content, list):
-        return role, "\n".join(part_text(part, where) for part in content), images_in(content)
+        return role, text_of(content, where), images_in(content)
     if content is None and role in {"assistant", "function"}:
         return role, "", 0
     raise Flaw("type", where, "a string or an array of objects", content)
 
 
-def part_text(part: Any, where: str) -> str:
-    """Return the text of a part of a message."""
-    if not isinstance(part, dict):
-        raise Flaw("type", where, "an array of objects", part)
-    text = part.get("text", "")
-    return text if isinstance(text, str) else ""
+def text_of(parts: list[Any], where: str) -> str:
+    """Return the text of a message in parts."""
+    texts = []
+    for part in parts:
+        if not isinstance(part, dict):
+            raise Flaw("type", where, "an array of objects", part)
+        text = part.get("text")
+        if isinstance(text, str):
+            texts.append(text)
+    return "\n".join(texts)
 
 
 def images_in(parts: list[Any]) -> int:
@@ -490,6 +494,8 @@ def wait_headers(excess: Excess) -> dict[str, str]:
         return {}
     if excess.retry_after == "ms":
         return {"retry-after-ms": str(max(1, math.ceil(excess.seconds * 1000)))}
+    if excess.retry_after == "decimal":
+        return {"retry-after": f"{max(0.001, excess.seconds):.3f}"}
     if excess.retry_after == "date":
         return {"retry-after": formatdate(math.ceil(excess.now + excess.seconds), usegmt=True)}
     return {"retry-after": str(max(1, math.ceil(excess.seconds)))}

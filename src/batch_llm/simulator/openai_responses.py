@@ -12,7 +12,7 @@ from batch_llm.simulator.openai_chat import (
     images_in,
     listed,
     model_name,
-    part_text,
+    text_of,
 )
 from batch_llm.simulator.wire import (
     JSON_OBJECT,
@@ -131,7 +131,7 @@ def _read_message(item: dict[str, Any], where: str, turns: Turns) -> None:
         raise Flaw("value", f"{where}.role", listed(_ROLES), role)
     content = item.get("content")
     if isinstance(content, list):
-        text = "\n".join(part_text(part, f"{where}.content") for part in content)
+        text = text_of(content, f"{where}.content")
         turns.tokens += images_in(content) * IMAGE_TOKENS
     elif isinstance(content, str):
         text = content

@@ -52,8 +52,8 @@ class Profile:
         tps: Tokens that are written per second for all calls together; 0 = unlimited.
         rejects: Whether refused calls use up the limits per minute too (``count``) or not
             (``free``); ``own`` is as the provider does.
-        retry_after: What a 429 says: ``header`` (whole seconds), ``ms``, ``date`` or ``none``;
-            ``own`` is as the provider does.
+        retry_after: What a 429 says: ``header`` (whole seconds), ``decimal`` (seconds with a
+            fraction), ``ms``, ``date`` or ``none``; ``own`` is as the provider does.
         should_retry: What error answers tell the SDKs in ``x-should-retry``: ``true``, ``false`` or
             nothing (``none``).
         headers: Whether answers tell of the limits, ``on`` or ``off``. A 429 has its wait in
@@ -204,7 +204,7 @@ _CHOICES = {
     "charge": ("own", *CHARGES),
     "window": ("own", "bucket", "fixed", "sliding"),
     "rejects": ("own", "free", "count"),
-    "retry_after": ("own", "header", "ms", "date", "none"),
+    "retry_after": ("own", "header", "decimal", "ms", "date", "none"),
     "should_retry": ("none", "true", "false"),
     "quota": ("usual", *QUOTAS),
     "headers": ("on", "off"),

@@ -40,7 +40,8 @@ class Rules:
         charge: One of ``CHARGES``.
         window: ``bucket``, ``fixed`` or ``sliding``.
         rejects: Whether refused calls use limits up too (``count``) or not (``free``).
-        retry_after: How a 429 says when to come back: ``header``, ``ms``, ``date`` or ``none``.
+        retry_after: How a 429 says when to come back: ``header``, ``decimal``, ``ms``, ``date`` or
+            ``none``.
         day: ``fixed`` or ``bucket``.
         counts_answers: Whether a day counts good answers; otherwise all calls that were let in.
         refuses_large: Whether a call that is larger than the whole limit on tokens is refused for

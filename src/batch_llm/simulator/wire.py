@@ -385,7 +385,8 @@ class Excess:
         used: What has passed.
         asked: What the call counts.
         seconds: Until it may pass.
-        retry_after: How to say that: ``header``, ``ms``, ``date`` or ``none``.
+        retry_after: How to say that: ``header``, ``decimal``, ``ms``, ``date`` or
+            ``none``.
         now: Seconds since 1970.
     """
 

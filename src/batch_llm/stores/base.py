@@ -6,16 +6,31 @@ was cut off goes on with it. ``batch_llm.testing.ledgers`` has the tests that ea
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import msgspec
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Collection, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import (
+        Awaitable,
+        Callable,
+        Collection,
+        Generator,
+        Iterable,
+        Iterator,
+        Mapping,
+        Sequence,
+    )
     from typing import Self
 
     from batch_llm.base import WorkItemResult
+    from batch_llm.core.prices import ModelUsage
+    from batch_llm.strategies.caps import Size
+
+#: The code of attempts, and of them only, that the end of the process has cut off.
+INTERRUPTED = "interrupted"
 
 
 class Attempt(msgspec.Struct, frozen=True):
@@ -23,12 +38,16 @@ class Attempt(msgspec.Struct, frozen=True):
 
     Attributes:
         number: The attempt's number, from 1. A call refused by a rate limit has the number of
-            the attempt that it did not use up.
+            the attempt that it did not use up. 0: no call was made, see ``error_code``.
         started_at: Seconds on the event loop's clock; as a ledger gives it back, since 1970.
         seconds: How long the call took.
         usage: Tokens spent, or None where nobody knows.
-        error_code: A value of ``strategies.errors.ErrorCode``, or None after a success.
-        error: ``ExceptionType: message``, or None after a success.
+        error_code: A value of ``strategies.errors.ErrorCode``, or None after a success; of an
+            attempt that a crash has cut off, ``INTERRUPTED``; or where the result came from
+            instead of a call: ``SHARED``, ``CACHED``.
+        error: ``ExceptionType: message``, or None after a success; or from whom it came.
+        billed_as: Model, server and tier under which the tokens are counted; None where the call
+            cost nothing. With it and without ``usage``, nobody knows what it cost.
         change: What was asked otherwise than in the attempt before; None: nothing.
     """
 
@@ -38,6 +57,7 @@ class Attempt(msgspec.Struct, frozen=True):
     usage: dict[str, int] | None
     error_code: str | None = None
     error: str | None = None
+    billed_as: tuple[str, str, str] | None = None
     change: str | None = None
 
 
@@ -66,6 +86,11 @@ TRANSITIONS = frozenset(
 #: Failures that say nothing of the item: key, credit, model or the user stood in the way. They are
 #: tried again whenever the run goes on; so is what failed without a single call.
 NOT_OF_THE_ITEM = frozenset({"auth", "quota", "not_found", "cancelled"})
+#: Failures that only an answer can bring: an item that has one without a call of its own shares it
+#: with an item that asked the same.
+OF_AN_ANSWER = frozenset({"bad_output", "truncated", "content_filter", "context_length"})
+#: Verdicts of "attempts" that were none: another item's answer, or a cache's.
+SHARED, CACHED = "shared", "cached"
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
@@ -108,8 +133,87 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 def is_settled(state: str, error_code: str | None, attempts: int) -> bool:
     """Tell whether a result is kept when the run goes on."""
     if state == ItemState.FAILED:
-        return attempts > 0 and error_code not in NOT_OF_THE_ITEM
+        if error_code in NOT_OF_THE_ITEM:
+            return False
+        return attempts > 0 or error_code in OF_AN_ANSWER
     return state == ItemState.DONE
+
+
+class Saving(ABC):
+    """The saving of one result. It ends by itself, whatever becomes of those who wait for it.
+
+    It can be awaited more than once; each time ends when the result is safe, or raises.
+    """
+
+    __slots__ = ()
+
+    @property
+    def takes_long(self) -> bool:
+        """Whether it is likely to take so long that others should go on meanwhile."""
+        return False
+
+    @abstractmethod
+    def then(self, call: Callable[[Exception | None], None], /) -> None:
+        """Have ``call`` called when it has ended, in the event loop, with the error or None."""
+
+    @abstractmethod
+    def __await__(self) -> Generator[Any, None, None]:
+        """Wait for it."""
+
+
+class Spent(NamedTuple):
+    """What a run has spent so far, in this process and in others before.
+
+    Attributes:
+        usage: Tokens by model, of all calls that are booked.
+        at_most: What calls may have taken of which nobody knows, as the process ended while they
+            were under way: ``calls`` is their number, and the tokens are the most.
+    """
+
+    usage: list[ModelUsage]
+    at_most: list[ModelUsage]
+
+
+@runtime_checkable
+class CallBook(Protocol):
+    """A store that also knows which calls are under way, so that a crash hides no cost."""
+
+    def call_begins(
+        self,
+        item_id: str,
+        attempt: int,
+        started_at: float,
+        billed_as: tuple[str, str, str],
+        size: Size,
+        /,
+    ) -> int | None:
+        """Note that a call is about to be sent.
+
+        Args:
+            item_id: The item in work.
+            attempt: The attempt's number.
+            started_at: Seconds on the event loop's clock, as the attempt will have it.
+            billed_as: Model, server and tier under which its tokens are counted.
+            size: What can be seen of it.
+
+        Returns:
+            A token for ``call_ended``; None when it could not be noted.
+        """
+        ...
+
+    def call_ended(self, item_id: str, token: int, attempt: Attempt | None, /) -> None:
+        """Note how it ended, in the same step as ``attempt`` joins its item's history.
+
+        Args:
+            item_id: The item; it may have its result already.
+            token: From ``call_begins``.
+            attempt: What became of it; None when it was not sent.
+        """
+        ...
+
+    def spent(self) -> Spent:
+        """Return what was spent in earlier sessions of the run; within a run."""
+        ...
 
 
 class Store(Protocol):
@@ -123,15 +227,19 @@ class Store(Protocol):
         """Whether ``start`` wants to know what is asked; finding that out costs a little."""
         ...
 
-    def begin_run(self, *, keeps_ids: bool) -> None:
+    def begin_run(self, *, keeps_ids: bool) -> Awaitable[None] | None:
         """Get ready for a run in the current event loop.
 
         Args:
             keeps_ids: Whether every id is to be told from all earlier ones of the run, at the
                 cost of some memory for each.
 
+        Returns:
+            None when it is ready, else an awaitable that ends when it is.
+
         Raises:
-            LedgerError: Another run uses the store, or it cannot be written.
+            LedgerError: Another run uses the store, or it cannot be written. The awaitable may
+                raise it too.
         """
         ...
 
@@ -167,14 +275,41 @@ class Store(Protocol):
 
     def finish(
         self, result: WorkItemResult[Any, Any], history: Sequence[Attempt], /
-    ) -> Awaitable[None] | None:
+    ) -> Saving | Awaitable[None] | None:
         """Accept an item's only result, and save it whatever becomes of the caller.
 
         Returns:
-            None when the result is safe already, else an awaitable that ends when it is.
+            None when the result is safe already, else an awaitable that ends when it is; best a
+            ``Saving``.
 
         Raises:
             Exception: It could not be saved; the run stops. The awaitable may raise it too.
+        """
+        ...
+
+
+class Cache(Protocol):
+    """Answers of earlier runs, kept as they came, by the digest of what was asked."""
+
+    def begin_run(self) -> None:
+        """Get ready for a run in the current event loop; several may go on at a time.
+
+        Raises:
+            CacheError: It cannot be used.
+        """
+        ...
+
+    def look_up(self, key: bytes, /) -> Awaitable[bytes | None]:
+        """Return the answer that is kept and has not expired; without any, or in trouble, None."""
+        ...
+
+    def put(self, key: bytes, answer: bytes, /, *, model: str) -> None:
+        """Keep an answer as far as possible; whoever asks for it from now on gets it.
+
+        Args:
+            key: Under which it is looked up.
+            answer: As it came.
+            model: The model's name, so that its answers can be cleared.
         """
         ...
 

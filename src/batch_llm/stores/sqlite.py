@@ -1,7 +1,7 @@
 """The ledger in one SQLite file.
 
 Reading happens in the event loop's thread: single rows by an index, some microseconds each.
-Writing happens in a thread of its own, many results in one transaction (``group_writer``). The
+Writing happens in a thread of its own, many results in one transaction (``ledger_writer``). The
 statements stand in ``sql/``; what they mean for a person with an SQLite tool, in its views.
 """
 
@@ -12,56 +12,73 @@ import contextlib
 import json
 import sqlite3
 from datetime import UTC, datetime
-from itertools import chain, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from batch_llm.exceptions import DuplicateItemError, LedgerError, StoreError
-from batch_llm.stores.base import Attempt, ItemState, Record, is_settled
+from batch_llm.stores.base import Attempt, ItemState, Record, Spent, is_settled
+from batch_llm.stores.bookings import book_left, booked_under, spent_so_far
+from batch_llm.stores.call_notes import CallNotes
 from batch_llm.stores.file_lock import FileLock
-from batch_llm.stores.group_writer import GroupWriter
+from batch_llm.stores.ledger_writer import KINDS, Group, GroupSaving, LedgerWriter
+from batch_llm.stores.look_ahead import LookAhead
 from batch_llm.stores.seen_ids import SeenIds
 from batch_llm.stores.statements import many, migrations, statements
-from batch_llm.stores.values import clean, from_json, plain_usage, reused, to_json
+from batch_llm.stores.values import (
+    clean,
+    from_json,
+    further_usage,
+    id_of,
+    key_of,
+    reused,
+    to_json,
+    usage_from,
+    usage_to_json,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+    from concurrent.futures import Future
     from typing import Self
 
     from batch_llm.base import WorkItemResult
+    from batch_llm.stores.call_notes import BilledAs
+    from batch_llm.strategies.caps import Size
 
 LINGER_SECONDS = 0.004
-#: An item that is in work for longer is written down as such.
-RIPE_SECONDS = 1.0
-#: How long a write waits for another program that has the file locked.
+#: An item that is in work for longer is written down as such; how often that is looked at.
+RIPE_SECONDS, _LOOK_SECONDS = 1.0, 0.25
+#: How long a write waits for another program that has the file locked, or for room on the disk.
 PATIENCE_SECONDS = 30.0
+#: A group that takes longer is no reason for workers to do nothing meanwhile.
+_LONG_SECONDS = 0.02
 _PAGE_BYTES = 16_384
+#: Rows in one statement at the most.
+_MOST_ROWS = 512
 _ROWS_AT_ONCE = 500
-_ROWS_PER_STATEMENT = (64, 8, 1)
+#: Ids read in one turn of the event loop.
+_IDS_AT_A_TURN = 1000
 
 
-class _Work:
+class Work:
     """An item in work, from its start until what became of it is in the file."""
 
     __slots__ = (
-        "content", "done", "is_new", "is_open", "is_reopened", "item_id", "number", "payload",
-        "result", "started_at", "tries",
+        "content", "is_finished", "is_new", "is_open", "is_reopened", "is_written", "item_id",
+        "number", "slots", "started_at",
     )  # fmt: skip
 
-    def __init__(self, number: int, item_id: str, content: bytes) -> None:
+    def __init__(self, number: int, item_id: str, content: bytes, started_at: float) -> None:
         self.number = number
         self.item_id = item_id
         self.content = content
-        self.is_new = self.is_reopened = False
-        self.is_open = True
-        self.started_at = 0.0
-        self.tries: list[tuple[Any, ...]] = []
-        self.result: WorkItemResult[Any, Any] | None = None
-        self.payload: tuple[Any, ...] = ()
-        self.done: asyncio.Future[None] | None = None
-
-
-_Entry = tuple[str, _Work]
+        self.started_at = started_at
+        #: The file has no row of it; it has one with a result; it knows that the item is in work.
+        self.is_new = self.is_reopened = self.is_written = False
+        #: Neither given up nor finished; finished.
+        self.is_open, self.is_finished = True, False
+        #: Notes of its calls that have ended.
+        self.slots: list[int] = []
 
 
 class SqliteLedger:
@@ -98,14 +115,13 @@ class SqliteLedger:
         self._sql = statements()
         self._patience_seconds = patience_seconds
         self._lock: FileLock | None = None
-        self._writer: GroupWriter[_Entry] | None = None
+        self._writer: LedgerWriter | None = None
         self._writing: sqlite3.Connection | None = None
         try:
             if not read_only:
                 self._lock = FileLock(self.path.resolve())
                 self._writing = self._connect_to_write()
             self._reading = self._connect_to_read()
-            self._next_number = 1 + self._number("last_number")
             self._session = self._number("last_session")
         except (OSError, sqlite3.Error) as error:
             self._let_go()
@@ -114,19 +130,32 @@ class SqliteLedger:
             self._let_go()
             raise
         if self._writing is not None:
-            self._writer = GroupWriter(self._write, self._settle, linger_seconds=linger_seconds)
-        self._is_in_run = False
-        self._keeps_ids = False
-        self._open: dict[str, _Work] = {}
+            self._writer = LedgerWriter(
+                self._write,
+                self._settle,
+                linger_seconds=linger_seconds,
+                can_pass=_is_for_want_of_room,
+                error_of=self._save_error,
+                patience_seconds=patience_seconds,
+            )
+        self._ahead = LookAhead(self._rows)
+        self._is_in_run = self._keeps_ids = False
+        self._next_number = 1
+        self._open: dict[str, Work] = {}
         self._reused_ids: set[str] = set()
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._clock_offset = 0.0
         self._time: Callable[[], float] = float
+        self._look: asyncio.TimerHandle | None = None
         self._seen: SeenIds | None = None
-        #: Items in work of which the file does not know it yet; the writer's thread has them.
-        self._young: dict[int, _Work] = {}
+        self._has_results = False
+        self._spent = Spent([], [])
+        self._billed_as: dict[BilledAs, int] = {}
+        self._notes: CallNotes | None = None
+        #: The items, by number, of calls that are noted and under way, by their notes.
+        self._under_way: dict[int, int] = {}
 
-    # A connection is used by one thread at a time: the writing one by the writer's thread from the
-    # moment it starts, and by others only in `_exclusively`, between two groups.
+    # A connection is used by one thread: the writing one by the writer's, from when that starts.
 
     def _connect_to_write(self) -> sqlite3.Connection:
         found = sqlite3.connect(
@@ -197,8 +226,22 @@ class SqliteLedger:
         if self._writer is not None:
             self.end_run()
             self._writer.close()
+            self._put_away_notes(is_all_saved=not self._writer.unsaved_results)
             self._writer = None
         self._let_go()
+
+    def _put_away_notes(self, *, is_all_saved: bool) -> None:
+        if self._notes is None:
+            return
+        self._notes.close()
+        self._notes = None
+        if is_all_saved and not self._under_way:
+            with contextlib.suppress(OSError):
+                self._notes_path.unlink()
+
+    @property
+    def _notes_path(self) -> Path:
+        return Path(f"{self.path}-calls")
 
     def _let_go(self) -> None:
         reading = getattr(self, "_reading", None)
@@ -212,49 +255,72 @@ class SqliteLedger:
 
     # ---- the engine's part ----
 
-    def begin_run(self, *, keeps_ids: bool) -> None:
-        """Get ready for a run in the current event loop.
+    async def begin_run(self, *, keeps_ids: bool) -> None:
+        """Get ready for a run in the current event loop, without holding it up.
 
         Raises:
             LedgerError: Another run uses the ledger, or it cannot be written.
         """
         if self._is_in_run or self._writer is None:
             raise LedgerError(str(self.path), "it is in a run already, or was closed")
-        loop = asyncio.get_running_loop()
+        self._loop = loop = asyncio.get_running_loop()
+        self._is_in_run = True  # nobody else begins while we wait
         now = datetime.now(UTC).timestamp()
         self._clock_offset, self._time = now - loop.time(), loop.time
-        session = self._session + 1
-
-        def begin(connection: sqlite3.Connection) -> None:
-            connection.execute(self._sql["begin_session"], (session, now))
-            connection.execute(self._sql["recover"])
-
-        self._exclusively(begin)
-        if self._seen is None:
-            self._seen = self._all_ids()
-        self._young.clear()  # the thread is idle: nothing is put in between two runs
+        try:
+            await asyncio.wrap_future(self._in_writers_thread(lambda one: self._begin(one, now)))
+            if self._seen is None:
+                self._seen = await self._all_ids()
+        except BaseException as error:
+            self._is_in_run = False
+            if isinstance(error, sqlite3.Error):
+                raise LedgerError(str(self.path), _reason(error)) from error
+            raise
+        if self._notes is not None:
+            self._notes.begin(self._session)
         self._writer.attach(loop)
-        self._session, self._is_in_run, self._keeps_ids = session, True, keeps_ids
+        self._keeps_ids = keeps_ids
         self._open.clear()
         self._reused_ids.clear()
+        self._under_way.clear()
+        self._ahead.forget()
+        self._look = loop.call_later(_LOOK_SECONDS, self._write_ripe)
 
-    def _all_ids(self) -> SeenIds:
+    def _begin(self, connection: sqlite3.Connection, now: float) -> None:
+        """Take stock, in the writer's thread: what an earlier process has left, what it spent."""
+        if self._notes is None:
+            with contextlib.suppress(OSError, ValueError):  # a file system that maps no files
+                self._notes = CallNotes(self._notes_path)
+        session = self._session + 1
+        if self._notes is not None:
+            book_left(connection, self._notes)
+        connection.execute(self._sql["begin_session"], (session, now))
+        connection.execute(self._sql["recover"])
+        self._next_number = 1 + connection.execute(self._sql["last_number"]).fetchone()[0]
+        self._has_results = connection.execute(self._sql["has_results"]).fetchone()[0] > 0
+        self._billed_as = booked_under(connection)
+        self._spent = spent_so_far(connection)
+        self._session = session
+
+    async def _all_ids(self) -> SeenIds:
         seen = SeenIds()
-        try:
-            for (key,) in self._reading.execute(self._sql["ids"]):
-                seen.add(_id(key))
-        except sqlite3.Error as error:
-            raise LedgerError(str(self.path), _reason(error)) from error
+        cursor = self._reading.execute(self._sql["ids"])
+        while rows := cursor.fetchmany(_IDS_AT_A_TURN):
+            for (key,) in rows:
+                seen.add(id_of(key))
+            await asyncio.sleep(0)
         return seen
 
     def end_run(self) -> None:
         """Note when the run ended, as far as that can be saved."""
-        if not self._is_in_run:
+        if not self._is_in_run or self._writer is None:
             return
         self._is_in_run = False
+        if self._look is not None:
+            self._look.cancel()
         ended = (datetime.now(UTC).timestamp(), self._session)
-        with contextlib.suppress(LedgerError):  # whoever waited for a result was told
-            self._exclusively(lambda one: one.execute(self._sql["end_session"], ended))
+        # Whoever waited for a result was told, and nobody waits for this.
+        self._in_writers_thread(lambda one: one.execute(self._sql["end_session"], ended))
 
     def start(self, item_id: str, content: bytes, /) -> WorkItemResult[Any, Any] | None:
         """Note that an item is in work, unless the file has its result for this content.
@@ -263,7 +329,9 @@ class SqliteLedger:
             DuplicateItemError: An item of this id is in work or has a result in this run.
             StoreError: The ledger cannot be written or read any more.
         """
-        writer = self._usable(item_id)
+        writer = self._writer
+        if writer is None or not self._is_in_run or writer.error is not None:
+            raise self._unusable(item_id)
         assert self._seen is not None  # noqa: S101 - the run has begun
         known = self._open.get(item_id)
         if (known is not None and known.is_open) or item_id in self._reused_ids:
@@ -272,163 +340,254 @@ class SqliteLedger:
         may_be_known = self._seen.add(item_id)
         row = self._row_of(item_id) if known is None and may_be_known else None
         if known is not None:  # given up a moment ago; the file may not know yet
-            work = _Work(known.number, item_id, content)
+            if known.is_finished:
+                raise DuplicateItemError(item_id)
+            writer.hand_over()
+            work = Work(known.number, item_id, content, self._time())
         elif row is None:
-            work = _Work(self._next_number, item_id, content)
+            work = Work(self._next_number, item_id, content, self._time())
             work.is_new = True
             self._next_number += 1
         else:
             number, content_before, state, session, error_code, attempts = row
-            work = _Work(number, item_id, content)
-            work.is_reopened = state in {ItemState.DONE, ItemState.FAILED}
-            if work.is_reopened and session == self._session:
+            is_ended = state in {ItemState.DONE, ItemState.FAILED}
+            if is_ended and session == self._session:
                 raise DuplicateItemError(item_id)
             if content_before == content and is_settled(state, error_code, attempts):
                 if self._keeps_ids:
                     self._reused_ids.add(item_id)
                 return reused(self._record(number))
-        work.started_at = self._time()
+            work = Work(number, item_id, content, self._time())
+            work.is_reopened = is_ended
         self._open[item_id] = work
-        writer.put(("start", work))
         return None
+
+    def _write_ripe(self) -> None:
+        """Write down which items have been in work for a while.
+
+        Most calls are over soon, and one row is cheaper than a row that is changed. An item of
+        which the file does not know yet that it is in work is as good as pending.
+        """
+        writer = self._writer
+        if writer is None or self._loop is None or not self._is_in_run:
+            return
+        self._look = self._loop.call_later(_LOOK_SECONDS, self._write_ripe)
+        ripe_at = self._time() - RIPE_SECONDS
+        is_any = False
+        for work in self._open.values():
+            if work.started_at > ripe_at:
+                break  # they are in the order of their start
+            if work.is_open and not work.is_written:
+                self._write_start(writer.open, work)
+                is_any = True
+        if is_any:
+            writer.added()
+
+    def _write_start(self, group: Group, work: Work) -> None:
+        work.is_written = True
+        if work.is_new:
+            key, running = key_of(work.item_id), ItemState.RUNNING
+            group.insert += (
+                work.number, key, work.content, running, self._session, None, 0, None
+            )  # fmt: skip
+            return
+        if work.is_reopened:
+            group.reopen.append(work.number)
+        group.start += (work.number, work.content, self._session)
 
     def forget(self, item_id: str, history: Sequence[Attempt], /) -> None:
         """Make an item pending again, and book the attempts that were made."""
-        work = self._open.get(item_id)
-        if work is None or not work.is_open or self._writer is None:
+        work, writer = self._open.get(item_id), self._writer
+        if work is None or not work.is_open or writer is None:
             return
         work.is_open = False
-        work.tries = [self._try(work.number, attempt) for attempt in history]
-        self._writer.put(("forget", work))
+        group = writer.open
+        if not work.is_written:
+            self._write_start(group, work)
+        group.forget.append(work.number)
+        self._conclude(writer, work, history)
 
     def finish(
         self, result: WorkItemResult[Any, Any], history: Sequence[Attempt], /
-    ) -> asyncio.Future[None]:
+    ) -> GroupSaving:
         """Save an item's only result.
 
         Raises:
-            StoreError: The item is not in work, or the ledger cannot be written. Nothing changed.
-                The future raises it too.
+            StoreError: The item is not in work. Nothing changed. What is returned raises it too,
+                when the result cannot be written.
         """
-        writer = self._usable(result.item_id)
-        work = self._open.get(result.item_id)
-        if work is None or not work.is_open or work.result is not None:
-            raise StoreError(result.item_id, "it is not in work")
+        writer = self._writer
+        if writer is None or not self._is_in_run or self._loop is None:
+            raise self._unusable(result.item_id)
+        item_id = result.item_id
+        work = self._open.get(item_id)
+        if work is None or not work.is_open:
+            raise StoreError(item_id, "it is not in work")
+        success, ratings = result.success, result.gemini_safety_ratings
         try:
-            work.payload = _payload(work.number, result)
+            output = to_json(result.output) if success else None
+            rated = None if ratings is None else to_json(ratings)
         except (TypeError, ValueError, RecursionError) as error:
-            raise StoreError(result.item_id, f"{error}; return what JSON can hold") from error
-        work.tries = [self._try(work.number, attempt) for attempt in history]
-        work.result = result
-        work.done = asyncio.get_running_loop().create_future()
-        writer.put(("finish", work))
-        return work.done
+            raise StoreError(item_id, f"{error}; return what JSON can hold") from error
+        number, session, code = work.number, self._session, clean(result.error_code)
+        state = ItemState.DONE if success else ItemState.FAILED
+        now = self._time() + self._clock_offset
+        group = writer.open
+        if work.is_new and not work.is_written:
+            group.insert += (
+                number, key_of(item_id), work.content, state, session, code, result.attempts, now
+            )  # fmt: skip
+        else:
+            if not work.is_written:
+                self._write_start(group, work)
+            group.finish += (number, state, session, code, result.attempts, now)
+        group.payload += (
+            number, output, None if success else clean(result.error or "failed"),
+            clean(result.model), usage_to_json(result.token_usage), result.duration_seconds, rated,
+            result.response_body,
+        )  # fmt: skip
+        work.is_open, work.is_finished = False, True
+        group.results += 1
+        self._conclude(writer, work, history)
+        takes_long = writer.seconds > _LONG_SECONDS
+        return GroupSaving(group, item_id, self._loop, self._save_error, takes_long=takes_long)
 
-    def _usable(self, item_id: str) -> GroupWriter[_Entry]:
-        if self._writer is None or not self._is_in_run:
-            raise StoreError(item_id, "the ledger is in no run")
-        if self._writer.error is not None:
-            raise StoreError(item_id, _reason(self._writer.error))
-        return self._writer
+    def _conclude(self, writer: LedgerWriter, work: Work, history: Sequence[Attempt]) -> None:
+        group = writer.open
+        for attempt in history:
+            self._book(group, work.number, attempt)
+        group.works.append(work)
+        if work.slots:
+            group.slots += work.slots
+        writer.added()
+
+    def _book(self, group: Group, number: int, attempt: Attempt) -> None:
+        usage, billed_as = attempt.usage, attempt.billed_as
+        sent = got = further = None
+        if usage is not None:
+            sent, got, further = further_usage(usage)
+        booked_under = None
+        if billed_as is not None:
+            booked_under = self._billed_as.get(billed_as)
+            if booked_under is None:
+                booked_under = self._billed_as[billed_as] = len(self._billed_as) + 1
+                group.names += (booked_under, *billed_as)
+        group.tries += (
+            number, self._session, attempt.number, attempt.started_at + self._clock_offset,
+            attempt.seconds, sent, got, further, attempt.error_code, clean(attempt.error),
+            booked_under, attempt.change,
+        )  # fmt: skip
+
+    def _unusable(self, item_id: str) -> StoreError:
+        if self._writer is not None and self._writer.error is not None:
+            return self._save_error(self._writer.error, item_id)
+        return StoreError(item_id, "the ledger is in no run")
+
+    def _save_error(self, error: BaseException, item_id: str) -> StoreError:
+        reason = _reason(error)
+        unsaved = self.unsaved_results
+        if unsaved:
+            answers = "1 answer is" if unsaved == 1 else f"{unsaved:,} answers are"
+            reason += (
+                f"; {answers} not saved yet: that is tried once more at the end of the run, "
+                "and what does not fit then is asked again"
+            )
+        return StoreError(item_id, reason)
+
+    @property
+    def unsaved_results(self) -> int:
+        """How many results were accepted and could not be written: ``close`` tries once more."""
+        return 0 if self._writer is None else self._writer.unsaved_results
 
     def _row_of(self, item_id: str) -> tuple[Any, ...] | None:
         try:
-            rows = self._reading.execute(self._sql["find"], (_key(item_id),)).fetchall()
+            rows = self._reading.execute(self._sql["find"], (key_of(item_id),)).fetchall()
         except sqlite3.Error as error:
             raise StoreError(item_id, _reason(error)) from error
         return rows[0] if rows else None
 
-    def _settle(self, group: list[_Entry], error: BaseException | None) -> None:
-        for step, work in group:
-            if step == "finish" or (step == "forget" and self._open.get(work.item_id) is work):
-                self._open.pop(work.item_id, None)
-            done = work.done
-            if step != "finish" or done is None or done.done():
-                continue
-            if error is None:
-                done.set_result(None)
-            else:
-                done.set_exception(StoreError(work.item_id, _reason(error)))
+    def _settle(self, group: Group) -> None:
+        found = self._open
+        for work in group.works:
+            if found.get(work.item_id) is work:
+                del found[work.item_id]
+        if self._notes is not None and group.error is None:
+            for slot in group.slots:
+                self._notes.let_go(slot)
+
+    # ---- calls under way ----
+
+    def call_begins(
+        self,
+        item_id: str,
+        attempt: int,
+        started_at: float,
+        billed_as: BilledAs,
+        size: Size,
+        /,
+    ) -> int | None:
+        """Note that a call is about to be sent: what is noted outlives the process."""
+        notes, work = self._notes, self._open.get(item_id)
+        if notes is None or work is None or not self._is_in_run:
+            return None
+        key = item_id.encode("utf-8", "surrogatepass")
+        at = started_at + self._clock_offset
+        slot = notes.note(work.number, key, work.content, attempt, billed_as, at, size)
+        self._under_way[slot] = work.number
+        return slot
+
+    def call_ended(self, item_id: str, token: int, attempt: Attempt | None, /) -> None:
+        """Note how a call ended, until it is booked with its item; alone, if that is finished."""
+        number = self._under_way.pop(token, None)
+        if self._notes is None or self._writer is None or number is None:
+            return
+        if attempt is None:
+            self._notes.let_go(token)
+            return
+        if attempt.usage:
+            self._notes.tell(token, attempt.usage)
+        work = self._open.get(item_id)
+        if work is not None and work.is_open and work.number == number:
+            work.slots.append(token)
+            return
+        group = self._writer.open
+        self._book(group, number, attempt)
+        group.slots.append(token)
+        self._writer.added()
+
+    def spent(self) -> Spent:
+        """Return what was spent in earlier sessions of the run; within a run."""
+        return self._spent
 
     # ---- the writer's thread ----
 
-    def _write(self, group: list[_Entry]) -> None:
+    def _write(self, group: Group) -> None:
         assert self._writing is not None  # noqa: S101 - the thread ends before it is closed
         with _transaction(self._writing) as connection:
-            for steps in _apart(self._ripe(group)):
-                self._write_steps(connection, steps)
+            for name, values in group.rows():
+                if values:
+                    _run(connection, name, values)
 
-    def _ripe(self, group: list[_Entry]) -> Iterator[_Entry]:
-        """Give the steps that are to be written now.
+    def _in_writers_thread(self, change: Callable[[sqlite3.Connection], Any]) -> Future[Any]:
+        """Change the file in a transaction, after all that was added before."""
+        connection, writer = self._writing, self._writer
+        if connection is None or writer is None:
+            raise LedgerError(str(self.path), "it was opened for reading only, or closed")
 
-        That an item is in work is written when it has been for a while, or with what became of it:
-        most calls are over soon, and one row is cheaper than a row that is changed. An item of
-        which the file does not know yet that it is in work is as good as pending.
-        """
-        young = self._young
-        for step, work in group:
-            if step == "start":
-                young[work.number] = work
-                continue
-            if young.pop(work.number, None) is not None:
-                yield "start", work
-            yield step, work
-        ripe_at = self._time() - RIPE_SECONDS
-        ripe = list(takewhile(lambda work: work.started_at < ripe_at, young.values()))
-        for work in ripe:
-            del young[work.number]
-            yield "start", work
+        def act() -> Any:
+            with _transaction(connection):
+                return change(connection)
 
-    def _write_steps(
-        self, connection: sqlite3.Connection, steps: Mapping[str, list[_Work]]
-    ) -> None:
-        """Write steps of different items, all of one kind together."""
-        session, now = self._session, datetime.now(UTC).timestamp()
-        started, ended = steps.get("start", []), steps.get("finish", [])
-        forgotten, both = steps.get("forget", []), steps.get("start and finish", [])
-        again = [work for work in (*started, *both) if not work.is_new]
-        fresh = [_fresh(work, session, None) for work in started if work.is_new]
-        fresh += [_fresh(work, session, now) for work in both if work.is_new]
-        known = [*ended, *(work for work in both if not work.is_new)]
-        ended = [*ended, *both]
-        for name, rows in (
-            ("reopen", [(work.number,) for work in again if work.is_reopened]),
-            ("start", [(work.number, work.content, session) for work in again]),
-            ("insert", fresh),
-            ("forget", [(work.number,) for work in forgotten]),
-            ("finish", [_end(work, session, now) for work in known]),
-            ("payload", [work.payload for work in ended]),
-            ("try", [one for work in (*ended, *forgotten) for one in work.tries]),
-        ):
-            _run(connection, name, rows)
-
-    def _try(self, number: int, attempt: Attempt) -> tuple[Any, ...]:
-        usage = None if attempt.usage is None else plain_usage(attempt.usage)
-        return (
-            number,
-            self._session,
-            attempt.number,
-            attempt.started_at + self._clock_offset,
-            attempt.seconds,
-            None if usage is None else usage.get("input_tokens"),
-            None if usage is None else usage.get("output_tokens"),
-            None if usage is None else to_json(usage),
-            attempt.error_code,
-            clean(attempt.error),
-            attempt.change,
-        )
+        return writer.call(act)
 
     def _exclusively(self, change: Callable[[sqlite3.Connection], object]) -> Any:
-        """Change the file from another thread than the writer's, between two of its groups.
+        """Change the file, and wait for it.
 
         Raises:
             LedgerError: It could not be saved; nothing changed.
         """
-        if self._writing is None or self._writer is None:
-            raise LedgerError(str(self.path), "it was opened for reading only, or closed")
         try:
-            with self._writer.pause(), _transaction(self._writing) as connection:
-                return change(connection)
+            return self._in_writers_thread(change).result()
         except sqlite3.Error as error:
             raise LedgerError(str(self.path), _reason(error)) from error
 
@@ -453,19 +612,17 @@ class SqliteLedger:
         return {state: found.get(state, 0) for state in ItemState}
 
     def look_up(self, items: Iterable[tuple[str, bytes]], /) -> list[Record | None]:
-        """Return, for each id and content, the result that would be kept, or None."""
+        """Return, for each id and content, the result that would be kept, or None.
+
+        Cheapest in the order in which the items were first started: rows are read ahead then.
+        """
         asked = list(items)
-        found: list[Record | None] = [None] * len(asked)
-        keys = [_key(item_id) for item_id, _ in asked]
-        plain = [key if isinstance(key, str) else None for key in keys]
-        for row in self._rows("look_up", (json.dumps(plain),)):
-            found[row[-1]] = _read_record(row)
-        for index, key in enumerate(keys):
-            if not isinstance(key, str):
-                found[index] = self.find(asked[index][0])
+        rows = self._ahead.rows_of([key_of(item_id) for item_id, _ in asked])
         return [
-            record if record and record.content == content and record.is_settled else None
-            for record, (_, content) in zip(found, asked, strict=True)
+            _read_record(row)
+            if row is not None and row[1] == content and is_settled(row[2], row[5], row[8])
+            else None
+            for row, (_, content) in zip(rows, asked, strict=True)
         ]
 
     def find(self, item_id: str, /) -> Record | None:
@@ -487,14 +644,7 @@ class SqliteLedger:
     def attempts(self, item_id: str, /) -> list[Attempt]:
         """Return all attempts of an item, those of earlier runs first."""
         row = self._row_of(item_id)
-        if row is None:
-            return []
-        return [
-            Attempt(number, started_at, seconds, from_json(usage), error_code, error, change=change)
-            for number, started_at, seconds, usage, error_code, error, change in self._rows(
-                "tries", (row[0],)
-            )
-        ]
+        return [] if row is None else list(map(_read_attempt, self._rows("tries", (row[0],))))
 
     def retry(self, codes: Collection[str] | None = None, content: bytes | None = None) -> int:
         """Make failed items pending, so that they are tried again.
@@ -509,6 +659,7 @@ class SqliteLedger:
             wanted = json.dumps(sorted(codes))
             return connection.execute(self._sql["retry_some"], (content, wanted)).rowcount
 
+        self._ahead.forget()
         return int(self._exclusively(change))
 
     def problems(self) -> list[str]:
@@ -547,86 +698,20 @@ def _transaction(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]
         raise
 
 
-def _run(connection: sqlite3.Connection, name: str, rows: list[tuple[Any, ...]]) -> None:
-    """Run a statement over rows, as many at a time as fit."""
-    first = 0
-    for size in _ROWS_PER_STATEMENT:
-        while len(rows) - first >= size:
-            values = list(chain.from_iterable(rows[first : first + size]))
-            connection.execute(many(name, size), values)
-            first += size
+def _run(connection: sqlite3.Connection, name: str, values: list[Any]) -> None:
+    """Run a statement over rows, as many at a time as fit.
 
-
-def _apart(group: Iterable[_Entry]) -> Iterator[dict[str, list[_Work]]]:
-    """Part a group into lots in which no item takes two steps, except that it starts and ends.
-
-    Then the steps of one lot can be written kind by kind, whatever their order was.
+    In powers of two: few statements then make any number of rows, and SQLite keeps all of them.
     """
-    steps: dict[int, str] = {}
-    works: dict[int, _Work] = {}
-    for step, work in group:
-        before = steps.get(work.number)
-        if before == "start" and step == "finish":
-            steps[work.number] = "start and finish"
-            continue
-        if before is not None:
-            yield _by_kind(steps, works)
-            steps, works = {}, {}
-        steps[work.number], works[work.number] = step, work
-    yield _by_kind(steps, works)
-
-
-def _by_kind(steps: dict[int, str], works: dict[int, _Work]) -> dict[str, list[_Work]]:
-    found: dict[str, list[_Work]] = {}
-    for number, step in steps.items():
-        found.setdefault(step, []).append(works[number])
-    return found
-
-
-def _fresh(work: _Work, session: int, now: float | None) -> tuple[Any, ...]:
-    """Return the row of a new item: in work, or ended by ``now``."""
-    result = work.result if now is not None else None
-    return (
-        work.number,
-        _key(work.item_id),
-        work.content,
-        ItemState.RUNNING if result is None else _state(result),
-        session,
-        None if result is None else clean(result.error_code),
-        0 if result is None else result.attempts,
-        now,
-    )
-
-
-def _state(result: WorkItemResult[Any, Any]) -> ItemState:
-    return ItemState.DONE if result.success else ItemState.FAILED
-
-
-def _end(work: _Work, session: int, now: float) -> tuple[Any, ...]:
-    result = work.result
-    assert result is not None  # noqa: S101 - `finish` has set it
-    return (
-        work.number,
-        _state(result),
-        session,
-        clean(result.error_code),
-        result.attempts,
-        now,
-    )
-
-
-def _payload(number: int, result: WorkItemResult[Any, Any]) -> tuple[Any, ...]:
-    ratings = result.gemini_safety_ratings
-    return (
-        number,
-        to_json(result.output) if result.success else None,
-        None if result.success else clean(result.error or "failed"),
-        clean(result.model),
-        to_json(plain_usage(result.token_usage)),
-        result.duration_seconds,
-        None if ratings is None else to_json(ratings),
-        result.response_body,
-    )
+    width = KINDS[name]
+    count, first = len(values) // width, 0
+    size = _MOST_ROWS
+    while count:
+        while size > count:
+            size //= 2
+        last = first + size * width
+        connection.execute(many(name, size), values[first:last])
+        first, count = last, count - size
 
 
 def _read_record(row: tuple[Any, ...]) -> Record:
@@ -634,9 +719,9 @@ def _read_record(row: tuple[Any, ...]) -> Record:
         row[:12]
     )
     if state not in {ItemState.DONE, ItemState.FAILED}:  # what it was before does not count
-        return Record(item_id=_id(item_id), content=content, state=ItemState(state))
+        return Record(item_id=id_of(item_id), content=content, state=ItemState(state))
     return Record(
-        item_id=_id(item_id),
+        item_id=id_of(item_id),
         content=content,
         state=ItemState(state),
         output=from_json(output),
@@ -651,25 +736,30 @@ def _read_record(row: tuple[Any, ...]) -> Record:
     )
 
 
-def _key(item_id: str) -> str | bytes:
-    """Return what stands for an id in the file: itself, if UTF-8 can hold it."""
-    if item_id.isascii():
-        return item_id
-    try:
-        item_id.encode()
-    except UnicodeEncodeError:
-        return item_id.encode("utf-8", "surrogatepass")
-    return item_id
-
-
-def _id(key: str | bytes) -> str:
-    return key if isinstance(key, str) else key.decode("utf-8", "surrogatepass")
-
-
 def _not_ours(version: int) -> str:
     if version > max(migrations()):
         return f"a later version of batch-llm made it (schema {version}); update batch-llm"
     return "it is no ledger"
+
+
+def _read_attempt(row: tuple[Any, ...]) -> Attempt:
+    number, started_at, seconds, sent, got, further, code, error, change, *billed_as = row
+    return Attempt(
+        number,
+        started_at,
+        seconds,
+        usage_from(sent, got, further),
+        code,
+        error,
+        None if billed_as[0] is None else (billed_as[0], billed_as[1], billed_as[2]),
+        change,
+    )
+
+
+def _is_for_want_of_room(error: BaseException) -> bool:
+    """Tell whether a write may succeed later: somebody may make room on the disk."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    return code in {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}
 
 
 def _reason(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""The SQL of the ledger: named statements and numbered migrations, from their files."""
+"""The SQL of the stores: named statements and numbered migrations, from their files."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ _MIGRATION = re.compile(r"migration_(\d+)\.sql")
 
 
 @cache
-def statements() -> dict[str, str]:
-    """Return all statements by name."""
-    _, *parts = _NAME.split((files("batch_llm.stores") / "sql" / "statements.sql").read_text())
+def statements(file: str = "statements.sql") -> dict[str, str]:
+    """Return all statements of a file by name; by default, the ledger's."""
+    _, *parts = _NAME.split((files("batch_llm.stores") / "sql" / file).read_text())
     pairs = zip(parts[::2], parts[1::2], strict=True)
     return {name: text.strip().removesuffix(";") for name, text in pairs}
 
 
 @cache
-def many(name: str, rows: int) -> str:
+def many(name: str, rows: int, file: str = "statements.sql") -> str:
     """Return a statement for so many rows at once.
 
     ``executemany`` hands the interpreter to other threads for every single row, and waits to get it
     back: beside a busy event loop that costs ten times what the row does.
     """
-    return _VALUES.sub(lambda row: f"VALUES {', '.join([row[1]] * rows)}", statements()[name])
+    return _VALUES.sub(lambda row: f"VALUES {', '.join([row[1]] * rows)}", statements(file)[name])
 
 
 @cache

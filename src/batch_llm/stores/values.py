@@ -41,6 +41,54 @@ def plain_usage(usage: Mapping[str, object] | None) -> dict[str, int]:
     }
 
 
+def usage_to_json(usage: Mapping[str, Any] | None) -> str:
+    """Write the token counts of ``usage`` as JSON."""
+    if usage is not None and len(usage) == 3:  # nearly always
+        get: Any = usage.get
+        sent, got, total = get("input_tokens"), get("output_tokens"), get("total_tokens")
+        is_plain = type(sent) is type(got) is type(total) is int
+        if is_plain and sent >= 0 <= got and total >= 0 and max(sent, got, total) <= _LARGEST:
+            return f'{{"input_tokens":{sent},"output_tokens":{got},"total_tokens":{total}}}'
+    return to_json(plain_usage(usage))
+
+
+def further_usage(usage: Mapping[str, Any]) -> tuple[int | None, int | None, str | None]:
+    """Return input and output tokens, and all kinds as JSON where there are others than those."""
+    if len(usage) == 3:
+        get: Any = usage.get
+        sent, got, total = get("input_tokens"), get("output_tokens"), get("total_tokens")
+        is_plain = type(sent) is type(got) is type(total) is int
+        if is_plain and sent >= 0 <= got and sent + got == total <= _LARGEST:
+            return sent, got, None
+    plain = plain_usage(usage)
+    return plain.get("input_tokens"), plain.get("output_tokens"), to_json(plain)
+
+
+def usage_from(sent: int | None, got: int | None, further: str | None) -> dict[str, int] | None:
+    """Read what ``further_usage`` has returned."""
+    if further is not None:
+        return dict(from_json(further))
+    if sent is None or got is None:
+        return None
+    return {"input_tokens": sent, "output_tokens": got, "total_tokens": sent + got}
+
+
+def key_of(item_id: str) -> str | bytes:
+    """Return what stands for an id in a file: itself, if UTF-8 can hold it."""
+    if item_id.isascii():
+        return item_id
+    try:
+        item_id.encode()
+    except UnicodeEncodeError:
+        return item_id.encode("utf-8", "surrogatepass")
+    return item_id
+
+
+def id_of(key: str | bytes) -> str:
+    """Return the id that a key stands for."""
+    return key if isinstance(key, str) else key.decode("utf-8", "surrogatepass")
+
+
 def to_json(value: Any) -> str:
     """Write a value as JSON. A pydantic model is written as its fields.
 

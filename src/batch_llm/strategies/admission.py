@@ -276,18 +276,23 @@ class Admission:
 
     def start(self, now: float, cost: Cost) -> Grant:
         """Let a call in, and charge it. Whoever starts it closes the grant."""
-        self._number += 1
-        grant = Grant(now, self._epoch, cost, self._number, self.in_flight)
+        self._number = number = self._number + 1
+        grant = Grant(now, self._epoch, cost, number, self.in_flight)
         grant.is_probe = self._overload.start()
         self.in_flight += 1
+        spent_then, pending_then = grant.spent_then, grant.pending_then
         for budget in self.budgets.values():
             amount = cost[budget.field]
-            budget.largest = max(budget.largest, amount)
-            budget.charge(now, amount)
-            grant.spent_then.append(budget.spent)
+            if amount > budget.largest:  # noqa: PLR1730 - on the hot path: a call costs more
+                budget.largest = amount
+            if budget.capacity < math.inf:
+                budget.charge(now, amount)
+            else:
+                budget.spent += amount
+            spent_then.append(budget.spent)
             if budget.counts_output:
                 budget.pending += cost.pending
-            grant.pending_then.append(budget.pending)
+            pending_then.append(budget.pending)
         self._doubtful.append(grant)
         self._in_doubt += 1
         return grant
@@ -482,11 +487,13 @@ class Admission:
     def _leave(self, grant: Grant) -> None:
         grant.is_open = False
         self.in_flight -= 1
-        if not grant.cost.pending:
+        pending = grant.cost.pending
+        if not pending:
             return
+        known_then = len(grant.pending_then)
         for budget in self.budgets.values():
-            if budget.counts_output and budget.number < len(grant.pending_then):
-                budget.pending -= grant.cost.pending
+            if budget.counts_output and budget.number < known_then:
+                budget.pending -= pending
 
     def _settle_doubt(self, grant: Grant) -> None:
         if grant.is_in_doubt:
@@ -517,11 +524,13 @@ class Admission:
         """Count a call as let in."""
         if not grant.is_in_doubt:
             return
-        self._settle_doubt(grant)
+        grant.is_in_doubt = False
+        self._in_doubt -= 1
         self._accepted += 1
-        self._slots.note_accepted(now, grant.others)
-        if self._noise.is_believed:
-            self._noise.note_accepted()
+        if self.refusals:  # else neither has anything to compare with
+            self._slots.note_accepted(now, grant.others)
+            if self._noise.is_believed:
+                self._noise.note_accepted()
         if grant.number > self._number_at_cut:
             if not self._accepted_since_cut:
                 self._open_at = self._grown_at = now
@@ -530,9 +539,12 @@ class Admission:
                     self._learn_from_closure(grant)
             self._accepted_since_cut += 1
             self._closed_again = 0
-            self._grow(now)
+            if not self._is_first:
+                self._grow(now)
+        if not (self._is_first or self._knows_limits):
+            return
         most = max(DOUBT_MOST, self._doubt_told, DOUBT_LATER_SHARE * self._accepted)
-        if self._doubt_limit < most and (self._is_first or self._knows_limits):
+        if self._doubt_limit < most:
             share = max(DOUBT_LEAST, min(most, self._doubt_share * self._accepted))
             aim = min(max(share, self._doubt_told), self._doubt_limit + 1)
             self._doubt_limit = max(self._doubt_limit, aim)
@@ -811,6 +823,7 @@ class Admission:
             self._doubt_limit = max(2.0, min(2 * paced, bound), DOUBT_OVER_PACED * paced)
 
     def _sync(self, now: float, grant: Grant, headers: Mapping[str, LimitHeader]) -> None:
+        is_told = False
         for name, header in headers.items():
             if not _says_something(header):
                 continue
@@ -819,16 +832,18 @@ class Admission:
                 budget = self._add(name, None, now, 0.0)
             if budget is None or budget.number >= len(grant.spent_then):
                 continue
-            self._sees_headers = True
+            is_told = self._sees_headers = True
             spent, pending = grant.spent_then[budget.number], grant.pending_then[budget.number]
             is_news = budget.sync(now, grant.at, spent, pending, header)
             if is_news or self._is_recalled:
                 self._is_searching = self._is_recalled = False
-            for other in self.budgets.values():
-                if other.source == "unknown" and other.name not in headers:
-                    other.release()  # who tells limits tells them all
-            self._doubt_limit = max(self._doubt_limit, DOUBT_SEEN)
-            self._doubt_told = self._doubt_share * (self.budgets[REQUESTS].limit or 0)
+        if not is_told:
+            return
+        for other in self.budgets.values():
+            if other.source == "unknown" and other.name not in headers:
+                other.release()  # who tells limits tells them all
+        self._doubt_limit = max(self._doubt_limit, DOUBT_SEEN)
+        self._doubt_told = self._doubt_share * (self.budgets[REQUESTS].limit or 0)
 
 
 def _spent_then(grant: Grant, budget: Budget) -> float:

@@ -24,6 +24,11 @@ from batch_llm.strategies.errors import ErrorCode, ErrorInfo
 from batch_llm.strategies.http_errors import judge_status, named_status, suggested_wait
 
 _HTTP_PACKAGES = {"httpx", "httpx2", "httpcore", "httpcore2", "aiohttp", "requests", "urllib3"}
+#: Of HTTP libraries: roots of errors of a connection, and of answers that are cut off.
+_BROKEN = {
+    *("TransportError", "ClientConnectionError", "ClientPayloadError", "HTTPError"),
+    "RequestException",
+}
 #: Of the providers' own libraries.
 _SDK_PACKAGES = {"openai", "anthropic", "google", "mistralai", "groq", "pydantic_ai"}
 #: Errors that say that the code is wrong: the same call will fail the same way. ``KeyError``,
@@ -203,7 +208,7 @@ def _judge(error: BaseException) -> ErrorInfo | None:
     by_name = {name for _, name in names}
     if "ContentFilterError" in by_name:  # Azure's comes with a status
         return _CONTENT_FILTER
-    status = _status_of(error)
+    status = status_of(error)
     if status is not None:
         return judge_status(status, _body_of(error), headers_of(error))
     if isinstance(error, TimeoutError):
@@ -223,7 +228,7 @@ def _judge(error: BaseException) -> ErrorInfo | None:
     if any(package in _HTTP_PACKAGES for package, _ in names):
         if by_name & {"Timeout", "TimeoutError"}:
             return _TIMEOUT
-        if by_name & {"TransportError", "ClientConnectionError", "HTTPError", "RequestException"}:
+        if by_name & _BROKEN:
             return _CONNECTION
     if by_name & {"gaierror", "SSLError"}:  # names that do not resolve, TLS that breaks off
         return _CONNECTION
@@ -241,7 +246,8 @@ def _refined(error: BaseException, verdict: ErrorInfo) -> ErrorInfo:
     return verdict
 
 
-def _status_of(error: BaseException) -> int | None:
+def status_of(error: BaseException) -> int | None:
+    """Return the HTTP status that an exception carries, by whatever name; None without one."""
     lowest = 300 if isinstance(error, StatusError) else 400  # a stranger's 3xx may be anything
     for holder, name in (
         (error, "status_code"),

@@ -32,6 +32,8 @@ _QUOTA_CODES = {
     "linked_organization_billing_unavailable",
     "organization_on_hold",
 }
+#: Of models that there are not, under a 400.
+_MODEL_CODES = {"model_not_found", "unknown_model", "invalid_model"}
 #: Wordings of accounts without money, whatever the status.
 _QUOTA_WORDINGS = (
     "credit balance is too low",  # Anthropic's, a 400
@@ -187,7 +189,7 @@ def _code_for(status: int, text: str, codes: set[str]) -> ErrorCode:
         return ErrorCode.CONTENT_FILTER
     if status in {401, 403}:
         return ErrorCode.AUTH
-    if status == 404 or "model_not_found" in codes:
+    if status == 404 or codes & _MODEL_CODES:
         return ErrorCode.NOT_FOUND
     if status in {408, 504}:
         return ErrorCode.TIMEOUT

@@ -94,8 +94,9 @@ class Overload:
                 self.concurrency, self._growth = CALLS_AFTER_OUTAGE, GROWTH_AFTER_OUTAGE
                 self._settled_until = now + SETTLING_SECONDS
             return
-        self._forget(now)
-        if now >= self._settled_until and self.concurrency < math.inf:
+        if now - self._noted_at > SHORTEST_SECONDS:
+            self._forget(now)
+        if self.concurrency < math.inf and now >= self._settled_until:
             self.concurrency = self.concurrency * self._growth + 1
             self._settled_until = now + SETTLING_SECONDS
             if self.concurrency > UNRESTRICTED:

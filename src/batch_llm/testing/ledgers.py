@@ -51,11 +51,18 @@ async def _done(ledger: Ledger, *item_ids: str, **fields: Any) -> None:
     await asyncio.gather(*[_save(ledger, _result(one, **fields)) for one in item_ids])
 
 
+def _content(ledger: Ledger, item_id: str) -> bytes | None:
+    record = ledger.find(item_id)
+    return None if record is None else record.content
+
+
 def _in_run(ledger: Ledger, act: Callable[[], Awaitable[None]]) -> None:
     """Do something within a run, in an event loop."""
 
     async def run() -> None:
-        ledger.begin_run(keeps_ids=True)
+        begun = ledger.begin_run(keeps_ids=True)
+        if begun is not None:
+            await begun
         try:
             await act()
         finally:
@@ -187,6 +194,20 @@ class LedgerSuite:
             assert len(ledger.attempts("a")) == 4
             assert ledger.counts()[ItemState.DONE] == 1
 
+    def test_a_retry_can_say_what_failed_items_are_to_be_asked(
+        self, reopen: Callable[[], Ledger]
+    ) -> None:
+        """It stands for their content until they are started; others keep theirs."""
+        with reopen() as ledger:
+            failed = {"success": False, "error": "E: x", "error_code": "timeout", "output": None}
+            _in_run(ledger, lambda: _done(ledger, "a", **failed))
+            _in_run(ledger, lambda: _done(ledger, "b"))
+            assert ledger.retry(content=b"marked") == 1
+        with reopen() as ledger:
+            assert [_content(ledger, one) for one in ("a", "b")] == [b"marked", b"one"]
+            _in_run(ledger, lambda: _done(ledger, "a"))
+            assert _content(ledger, "a") == b"one"
+
     def test_failures_of_the_item_are_kept_until_retry(self, reopen: Callable[[], Ledger]) -> None:
         """Others, and those without a call, are tried again by themselves."""
         with reopen() as ledger:
@@ -251,7 +272,9 @@ class LedgerSuite:
 
             async def act() -> None:
                 try:
-                    ledger.begin_run(keeps_ids=True)
+                    begun = ledger.begin_run(keeps_ids=True)
+                    if begun is not None:
+                        await begun
                 except LedgerError:
                     return
                 raise AssertionError("begun")

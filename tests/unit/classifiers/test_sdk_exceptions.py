@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 
+import aiohttp
 import anthropic
 import google.genai.errors
 import groq
@@ -385,3 +386,10 @@ def test_pydantics_own_error_is_a_bad_answer():
         pydantic.TypeAdapter(int).validate_python("429 dollars")
 
     assert verdict(caught.value) == INVALID
+
+
+def test_an_answer_that_aiohttp_finds_cut_off_is_no_bad_request():
+    cause = aiohttp.http_exceptions.ContentLengthError("Not enough data")
+    error = caused(aiohttp.ClientPayloadError("not completed"), cause)
+
+    assert verdict(error) == CONNECTION

@@ -298,3 +298,18 @@ def test_the_summary_and_the_display_tell_the_cost():
     assert "cost   $1.00 so far" in lines
     assert "cost      $1.00" in summary
     assert "(7 thought)" in summary
+
+
+async def test_what_no_call_was_made_for_is_shown_where_there_is_any():
+    now = await numbers()
+    plain = live_lines(now, RateWindow().rates(now), title="t", total=3, width=200)
+    saved = msgspec.structs.replace(now, cached=1200, shared=30, following=4)
+    line = live_lines(saved, RateWindow().rates(now), title="t", total=3, width=200)[2]
+    pairs = log_line(saved, RateWindow().rates(now), 8)
+    summary = "\n".join(summary_lines(saved))
+
+    assert "following 4  cached 1,200  shared 30" in line
+    assert "following=4 cached=1200 shared=30" in pairs
+    assert "cached        1,200            answered by the cache; not sent" in summary
+    assert "shared           30            asked the same as a row in flight; not sent" in summary
+    assert all(word not in plain[2] for word in ("following", "cached", "shared"))

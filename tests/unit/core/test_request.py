@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import pickle
+from base64 import b64encode
 
 import pytest
 
-from batch_llm import Message, OtherPart, Request, Settings
+from batch_llm import ConfigError, Image, Message, OtherPart, Request, Settings
 from batch_llm.core.schema import OutputSchema
 
 
@@ -39,3 +40,47 @@ def test_the_common_case_is_a_prompt_with_or_without_a_system_message():
         Message("system", "be brief"),
         Message("user", "hi"),
     )
+
+
+@pytest.mark.parametrize(
+    ("settings", "is_sampled"),
+    [
+        (Settings(), False),
+        (Settings(temperature=0), False),
+        (Settings(temperature=0.1), True),
+        (Settings(temperature=0.1, seed=0), False),
+        (Settings(temperature=(0.0, 0.9)), False),
+        (Settings(temperature=(0.9, 0.0)), True),
+        (Settings(temperature=()), False),
+        (Settings(temperature="hot"), False),  # the provider will say so
+    ],
+)
+def test_a_temperature_without_a_seed_asks_for_answers_of_their_own(settings, is_sampled):
+    assert settings.is_sampled is is_sampled
+
+
+@pytest.mark.parametrize(
+    ("start", "kind"),
+    [
+        (b"\x89PNG\r\n\x1a\n", "image/png"),
+        (b"\xff\xd8\xff\xe0", "image/jpeg"),
+        (b"GIF89a", "image/gif"),
+        (b"RIFF\x00\x00\x00\x00WEBP", "image/webp"),
+    ],
+)
+def test_a_picture_from_a_file_is_told_by_how_it_begins(tmp_path, start, kind):
+    path = tmp_path / "picture.txt"
+    path.write_bytes(start + b"...")
+
+    image = Image.from_file(path, "low")
+
+    assert image == Image(f"data:{kind};base64,{b64encode(start + b'...').decode()}", "low")
+
+
+@pytest.mark.parametrize("data", [b"", b"<svg>", b"RIFF\x00\x00\x00\x00WAVE"])
+def test_a_file_that_is_no_picture_is_refused(tmp_path, data):
+    path = tmp_path / "picture.png"
+    path.write_bytes(data)
+
+    with pytest.raises(ConfigError, match="PNG, JPEG, GIF or WebP"):
+        Image.from_file(path)

@@ -247,7 +247,7 @@ def test_the_key_is_looked_for_under_all_the_names_that_the_sdks_know():
         ("sim:fast", "http://127.0.0.1:1/v1/chat/completions"),
         ("sim-openai:fast", "http://127.0.0.1:1/v1/responses"),
         ("sim-anthropic:fast", "http://127.0.0.1:1/v1/messages"),
-        ("sim-google:fast", "http://127.0.0.1:1/v1/models/fast:generateContent"),
+        ("sim-google:fast", "http://127.0.0.1:1/v1beta/models/fast:generateContent"),
         ("sim-mistral:fast", "http://127.0.0.1:1/mistral/v1/chat/completions"),
         ("sim-groq:fast", "http://127.0.0.1:1/openai/v1/chat/completions"),
     ],

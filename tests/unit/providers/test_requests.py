@@ -4,7 +4,15 @@ import json
 
 import pytest
 
-from batch_llm import BadOutputError, LLMWorkItem, Request, Settings, StatusError, TransportError
+from batch_llm import (
+    BadOutputError,
+    LLMWorkItem,
+    Request,
+    Settings,
+    StatusError,
+    TransportError,
+    UnknownModelError,
+)
 from batch_llm.core.schema import OutputSchema
 from batch_llm.providers.base import Try
 from batch_llm.providers.registry import resolve, resolve_pool
@@ -152,3 +160,71 @@ async def test_the_limits_of_each_place_are_looked_at_however_busy_the_others_ar
     seen = [await caller.call(item(), Try(1, 60.0, None, {}, place)) for place in (0, 0, 1, 1)]
 
     assert [one.limits is not None for one in seen] == [True, False, True, False]
+
+
+def exchange(item_, endpoint=ENDPOINT):
+    return RequestCaller(endpoint, Wire()).exchange(item_)
+
+
+def test_an_exchange_is_known_by_what_is_sent_and_where_to():
+    elsewhere = resolve("openai-chat:m", base_url="http://h/v1", environ={})
+    schema = OutputSchema.choices("a", "b")
+    others = [
+        exchange(item(settings=Settings(max_tokens=5))),
+        exchange(item(settings=Settings(temperature=(0.0, 0.5)))),
+        exchange(item(settings=Settings(temperature=(0.0, 0.7)))),
+        exchange(item(output=schema)),
+        exchange(item(), resolve("openai-chat:n", environ={"OPENAI_API_KEY": "x"})),
+        exchange(item(), elsewhere),
+        exchange(item(), resolve("vllm:m", base_url="http://h/v1", environ={})),
+    ]
+
+    assert len({exchange(item()), *others}) == 1 + len(others)
+
+
+def test_neither_the_id_nor_the_key_nor_the_place_in_a_pool_is_in_an_exchange():
+    other_id = LLMWorkItem("2", request=item().request)
+    other_key = resolve("openai-chat:m", environ={"OPENAI_API_KEY": "sk-9876543210"})
+
+    assert exchange(item()) == exchange(other_id) == exchange(item(), other_key)
+    assert exchange(item()) == exchange(item(), [ENDPOINT, other_key])
+
+
+def test_an_exchange_that_cannot_be_told_is_none():
+    def resolve_nothing(model):
+        raise UnknownModelError(model, "No such provider.")
+
+    odd = item(settings=Settings(extra={"x": object()}))
+
+    assert RequestCaller(resolve_nothing, Wire()).exchange(item()) is None
+    assert exchange(odd) is None
+
+
+async def test_an_answer_can_be_read_again_as_what_is_asked_for_now():
+    caller = RequestCaller(ENDPOINT, Wire())
+    outcome = await caller.call(item(), attempt())
+
+    assert outcome.answer == ANSWER
+    assert caller.read_again(item(), outcome.answer).output == "Lima"
+    shaped = item(output=OutputSchema.choices("Lima", "Cusco"))
+    assert caller.read_again(shaped, outcome.answer).output == "Lima"
+    misfit = item(output=OutputSchema.choices("Cusco", "Puno"))
+    assert isinstance(caller.read_again(misfit, outcome.answer).error, BadOutputError)
+
+
+async def test_an_answer_is_kept_as_a_body_only_where_that_is_wanted():
+    plain, keeping = (RequestCaller(ENDPOINT, Wire(), keep_bodies=keeps) for keeps in (False, True))
+
+    assert (await plain.call(item(), attempt())).body is None
+    assert plain.read_again(item(), ANSWER).body is None
+    assert (await keeping.call(item(), attempt())).body == ANSWER
+    assert keeping.read_again(item(), ANSWER).body == ANSWER
+
+
+async def test_an_answer_that_repeats_the_key_is_not_to_be_kept():
+    leaky = ANSWER.replace(b"Lima", b"your key is sk-0123456789")
+
+    outcome = await RequestCaller(ENDPOINT, Wire(Response(200, {}, leaky))).call(item(), attempt())
+
+    assert outcome.error is None
+    assert outcome.answer is None

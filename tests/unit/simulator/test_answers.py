@@ -1,9 +1,16 @@
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batch_llm.simulator.answers import answer_digest, count_tokens, echo_of, plain_answer
+from batch_llm.simulator.answers import (
+    answer_digest,
+    count_tokens,
+    echo_of,
+    fault_of,
+    plain_answer,
+)
 
 
 @given(st.text())
@@ -28,3 +35,17 @@ def test_a_prompt_can_be_echoed():
 
 def test_tokens_are_a_quarter_of_the_characters_and_at_least_one():
     assert [count_tokens("x" * length) for length in (0, 3, 4, 9)] == [1, 1, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "fault"),
+    [
+        ("hi <<p503>> there", ("p503", None)),
+        ("<<pquota:credit_balance_exhausted>>", ("pquota", "credit_balance_exhausted")),
+        ("<<p503", None),
+        ("<<echo>>p503", None),
+        ("hi", None),
+    ],
+)
+def test_a_prompt_can_ask_for_a_fault(prompt, fault):
+    assert fault_of(prompt) == fault

@@ -186,3 +186,64 @@ def test_what_has_passed_counts_against_a_changed_window(kind):
     assert limit.wait_for(5, 10.0) == 0.0
     limit.take(5, 10.0)
     assert limit.wait_for(1, 10.0) == 10.0
+
+
+LIMITS = {
+    "bucket": lambda: Bucket(600, 60.0, 0.0),
+    "fixed": lambda: FixedWindow(600, 0.0),
+    "sliding": lambda: SlidingWindow(600),
+}
+
+
+@pytest.mark.parametrize("kind", LIMITS)
+def test_what_was_not_needed_is_given_back(kind):
+    limit = LIMITS[kind]()
+    limit.take(500, 2.0)
+    limit.take(50, 2.0)
+
+    limit.give(400, 2.0, 2.0)
+
+    assert limit.remaining() == 450
+    assert limit.wait_for(450, 2.0) == 0
+    assert limit.most == 600
+
+
+@pytest.mark.parametrize("kind", LIMITS)
+def test_nothing_is_given_back_twice(kind):
+    limit = LIMITS[kind]()
+    limit.take(500, 1.0)
+
+    # More than a minute later all of it is there again.
+    limit.give(500, 1.0, 70.0)
+    assert limit.remaining() == 600
+    limit.take(500, 70.0)
+    limit.give(100, 1.0, 71.0)
+
+    expected = {"bucket": 210, "fixed": 100, "sliding": 100}
+    assert limit.remaining() == expected[kind]
+
+
+@given(
+    st.sampled_from(sorted(LIMITS)),
+    st.lists(
+        st.tuples(st.floats(0, 30), st.integers(1, 200), st.floats(0, 1), st.floats(0, 40)),
+        max_size=30,
+    ),
+)
+def test_what_is_given_back_never_makes_more_than_the_limit(kind, steps):
+    limit, now = LIMITS[kind](), 0.0
+    for gap, amount, share, later in steps:
+        now += gap
+        limit.take(amount, now)
+        limit.give(amount * share, now, now + later)
+        now += later
+        assert 0 <= limit.remaining() <= 600
+
+
+@pytest.mark.parametrize("kind", LIMITS)
+def test_a_limit_can_be_brought_up_to_the_moment(kind):
+    limit = LIMITS[kind]()
+    limit.take(600, 0.0)
+    limit.refresh(61.0)
+
+    assert limit.remaining() == 600

@@ -56,7 +56,7 @@ def test_a_name_alone_is_that_profile():
         ("fast?rpd=1.5", "rpd must be a whole number"),
         ("fast?slots=-1", "slots must be a finite number >= 0"),
         ("fast?rejects=x", "rejects must be own, free or count"),
-        ("fast?retry_after=x", "retry_after must be own, header, ms, date or none"),
+        ("fast?retry_after=x", "retry_after must be own, header, decimal, ms, date or none"),
         ("fast?recover=1.5", "recover must be a whole number"),
         ("fast?down=5", "down must be START-END"),
         ("fast?down=9-5", "down must be START-END"),

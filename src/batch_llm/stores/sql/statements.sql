@@ -53,8 +53,40 @@ VALUES (?, ?, ?, ?, ?, ?, ?, ?);
 -- name: try
 INSERT INTO tries
   (number, session, attempt, started_at, seconds, input_tokens, output_tokens, usage, error_code,
-   error, change)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
+   error, billed_as, change)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
+
+-- name: billed_as
+INSERT INTO billed_as (id, model, server, tier)
+VALUES (?, ?, ?, ?);
+
+-- name: all_billed_as
+SELECT model, server, tier, id FROM billed_as;
+
+-- name: has_results
+SELECT EXISTS (SELECT 1 FROM items WHERE state IN ('done', 'failed'));
+
+-- name: calls_of_session
+SELECT has_booked_calls FROM sessions WHERE session = ?;
+
+-- name: has_booked_calls
+UPDATE sessions SET has_booked_calls = 1 WHERE session = ?;
+
+-- name: last_tries
+SELECT number, attempt, started_at FROM tries ORDER BY rowid DESC LIMIT 50000;
+
+-- name: longest_output
+SELECT coalesce(max(output_tokens), 0) FROM tries;
+
+-- name: add_pending
+INSERT OR IGNORE INTO items (number, item_id, content, state, session)
+VALUES (?, ?, ?, 'pending', ?);
+
+-- name: cut_off
+INSERT INTO tries
+  (number, session, attempt, started_at, seconds, input_tokens, output_tokens, usage, error_code,
+   error, billed_as, most_input_tokens, most_output_tokens)
+VALUES (?, ?, ?, ?, 0, ?, ?, ?, ?, ?, ?, ?, ?);
 
 -- name: record
 SELECT item_id, content, state, output, error, error_code, model, usage, attempts, seconds,
@@ -63,8 +95,18 @@ FROM items LEFT JOIN payloads USING (number) WHERE number = ?;
 
 -- name: look_up
 SELECT item_id, content, state, output, error, error_code, model, usage, attempts, seconds,
-       safety_ratings, response_body, asked.key
+       safety_ratings, response_body, number, asked.key
 FROM json_each(?) AS asked JOIN items ON item_id = asked.value LEFT JOIN payloads USING (number);
+
+-- name: look_up_one
+SELECT item_id, content, state, output, error, error_code, model, usage, attempts, seconds,
+       safety_ratings, response_body, number
+FROM items LEFT JOIN payloads USING (number) WHERE item_id = ?;
+
+-- name: ahead
+SELECT item_id, content, state, output, error, error_code, model, usage, attempts, seconds,
+       safety_ratings, response_body, number
+FROM items LEFT JOIN payloads USING (number) WHERE number > ? ORDER BY number LIMIT ?;
 
 -- name: records
 SELECT item_id, content, state, output, error, error_code, model, usage, attempts, seconds,
@@ -73,8 +115,9 @@ FROM items LEFT JOIN payloads USING (number)
 WHERE number > ? AND state IN (SELECT value FROM json_each(?)) ORDER BY number LIMIT ?;
 
 -- name: tries
-SELECT attempt, started_at, seconds, usage, error_code, error, change FROM tries
-WHERE number = ? ORDER BY rowid;
+SELECT attempt, started_at, seconds, input_tokens, output_tokens, usage, error_code, error,
+       change, model, server, tier
+FROM tries LEFT JOIN billed_as ON id = billed_as WHERE number = ? ORDER BY tries.rowid;
 
 -- name: counts
 SELECT state, count(*) FROM items GROUP BY state;

@@ -1,0 +1,116 @@
+"""Caches of answers: opens a job's, tells what one holds, clears it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from array import array
+from datetime import UTC, datetime
+from itertools import pairwise
+from typing import TYPE_CHECKING, NamedTuple
+
+from batch_llm._engine.sharing import key_of, may_share
+from batch_llm.cli.exit_codes import ExitCode
+from batch_llm.core.text import safe
+from batch_llm.providers.requests import exchange_of, where_of
+from batch_llm.runs.plan import characters_of, chunks
+from batch_llm.runs.session import open_cache
+from batch_llm.stores.answers import AnswerCache
+
+if TYPE_CHECKING:
+    from batch_llm.providers.registry import Endpoint
+    from batch_llm.runs.plan import Plan
+
+
+class Foreseen(NamedTuple):
+    """Rows that will not be sent, as far as that can be told before.
+
+    Attributes:
+        same: Rows that ask what a row before them asks: not sent where that one is in flight.
+        cached: Rows that the cache answers.
+        characters: Of those.
+    """
+
+    same: int = 0
+    cached: int = 0
+    characters: int = 0
+
+
+def foresee(plan: Plan, endpoint: Endpoint) -> Foreseen:
+    """Read a plan's rows once more, and count those that need no call of their own.
+
+    Raises:
+        CacheError: The cache cannot be used.
+    """
+    job = plan.job
+    if job.agent is not None or (not job.dedupes and job.cache is None):
+        return Foreseen()
+    where = where_of(endpoint)
+    cached = characters = 0
+    # Eight bytes of each digest are enough to count by, and little for a million rows.
+    seen = array("Q")
+    with contextlib.ExitStack() as opened:
+        cache = None
+        if job.cache is not None and AnswerCache.is_in(job.cache):
+            cache = opened.enter_context(open_cache(job))
+        for chunk in chunks(plan.items()):
+            keys: list[bytes] = []
+            for item in chunk:
+                assert item.request is not None  # noqa: S101 - rows are requests
+                exchange = exchange_of(item.request, endpoint, where)
+                is_shared = job.dedupes and may_share(item, item.request)
+                keys.append(key_of(item, exchange, is_shared=is_shared))
+            found = {} if cache is None else cache.find(keys)
+            for item, key in zip(chunk, keys, strict=True):
+                if key not in found:
+                    seen.append(int.from_bytes(key[:8]))
+                elif item.request is not None:
+                    cached += 1
+                    characters += characters_of(item.request)
+    ordered = sorted(seen)
+    same = sum(one == after for one, after in pairwise(ordered))
+    return Foreseen(same, cached, characters)
+
+
+def list_cache(folder: str, *, as_json: bool) -> int:
+    """Print what a cache holds."""
+    with AnswerCache(folder, must_exist=True) as cache:
+        models = cache.models()
+        size = cache.path.stat().st_size
+    if as_json:
+        rows = [
+            {
+                "model": one.model,
+                "answers": one.answers,
+                "oldest": _day(one.oldest_at, "seconds"),
+                "newest": _day(one.newest_at, "seconds"),
+            }
+            for one in models
+        ]
+        print(json.dumps({"schema": 1, "path": str(cache.path), "bytes": size, "models": rows}))
+        return ExitCode.OK
+    for one in models:
+        days = f"{_day(one.oldest_at)} to {_day(one.newest_at)}"
+        print(f"{safe(one.model):<32} {one.answers:>9,} answers  {days}")
+    print(f"{safe(str(cache.path))}: {sum(one.answers for one in models):,} answers, {_size(size)}")
+    return ExitCode.OK
+
+
+def clear_cache(folder: str, *, model: str | None, older_than_seconds: float | None) -> int:
+    """Remove answers from a cache."""
+    with AnswerCache(folder, must_exist=True) as cache:
+        count = cache.clear(model=model, older_than_seconds=older_than_seconds)
+    print(f"{safe(str(cache.path))}: {count:,} answers removed")
+    return ExitCode.OK
+
+
+def _day(seconds: float, to: str = "minutes") -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(" ", to).removesuffix("+00:00")
+
+
+def _size(count: float) -> str:
+    for unit in ("bytes", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} GB"

@@ -1,0 +1,257 @@
+"""The arguments of ``run``, ``stream`` and ``submit``, and the job that they make."""
+
+from __future__ import annotations
+
+import os
+import re
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
+
+from batch_llm.core.prices import Prices
+from batch_llm.core.request import Settings
+from batch_llm.core.schema import OutputSchema
+from batch_llm.exceptions import ConfigError, InputError
+from batch_llm.inputs.values import NAME
+from batch_llm.runs.job import Job
+from batch_llm.runs.ledgers import FOLDER, named_ledger
+from batch_llm.runs.recipe import read_settings
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterable, Iterable, Mapping, Sequence
+    from os import PathLike
+
+    from batch_llm.core.config import Limits
+
+    Rows = str | PathLike[str] | Iterable[Any] | AsyncIterable[Any]
+
+
+class PaceOptions(TypedDict, total=False):
+    """What may be another each time a run goes on: how fast, and how far.
+
+    Attributes:
+        base_url: Any OpenAI-compatible server, up to ``/v1``; several: ``URL,URL``.
+        keys: Names of variables with keys for the model, used side by side.
+        concurrency: Calls in flight at the most; ``"auto"`` (default): as many as limits or a local
+            server allow; ``"knee"``: searched.
+        limits: Limits per minute that are never passed; others are learned.
+        longest_pause_seconds: Rows that would wait longer for a limit fail; None waits.
+        timeout_seconds: For one call; default 120.
+        retries: Further attempts of a row; default 5. Refusals by a rate limit do not count.
+        hedge: Send slow rows a second time at the end of the run.
+        max_cost_usd: End before it costs more, failed attempts included.
+        max_total_tokens: The same in tokens.
+        deadline_seconds: Send nothing any more after this.
+        max_failed: End when more rows have failed.
+        max_failed_share: End when a larger share of the finished rows has failed: 0.01.
+        prices: Of models, before those of genai-prices.
+        cache: A folder with answers of earlier runs: what was asked before is not asked again.
+        cache_expires_seconds: Ask again what was answered longer ago; None: never.
+        dedupe: Whether one row that is in flight answers others that ask the same; default True.
+    """
+
+    base_url: str | None
+    keys: Sequence[str]
+    concurrency: int | Literal["auto", "knee"]
+    limits: Limits | None
+    longest_pause_seconds: float | None
+    timeout_seconds: float
+    retries: int
+    hedge: bool
+    max_cost_usd: Decimal | float | None
+    max_total_tokens: int | None
+    deadline_seconds: float | None
+    max_failed: int | None
+    max_failed_share: float | None
+    prices: Prices | None
+    cache: str | PathLike[str] | None
+    cache_expires_seconds: float | None
+    dedupe: bool
+
+
+class RunOptions(PaceOptions, total=False):
+    """All arguments of a run but its rows, model and schema.
+
+    Attributes:
+        prompt: A template over the rows' columns: ``"Classify {{ text }}"``.
+        system: The system message, a template too.
+        settings: Such as ``{"temperature": 0, "max_tokens": 500}``; a list of temperatures is one
+            per attempt.
+        format: Of a file; None sees it from the name and the first record.
+        columns: Names for a CSV or TSV without a header line.
+        id_column: Holds the ids; None looks for ``custom_id`` and ``id``, else numbers the rows.
+        limit: Stop after so many rows.
+        bad_rows: What to do about rows that cannot be used: ``"stop"`` (default) raises before
+            anything is sent, ``"fail"`` gives them failed results, ``"skip"`` leaves them out.
+        name: Keeps a ledger under this name: the same call again goes on.
+        store: Where the ledger is: a file, or with ``name`` a folder. Without both there is none.
+        overwrite: Begin anew: put a ledger that is there aside as ``.old``.
+    """
+
+    prompt: str | None
+    system: str | None
+    settings: Mapping[str, Any] | Settings | None
+    format: str | None
+    columns: Sequence[str] | None
+    id_column: str | None
+    limit: int | None
+    bad_rows: Literal["stop", "fail", "skip"]
+    name: str | None
+    store: str | PathLike[str] | None
+    overwrite: bool
+
+
+_KNOWN = frozenset(RunOptions.__annotations__)
+_BAD_ROWS = ("stop", "fail", "skip")
+
+
+def job_from(rows: Rows, model: str, schema: Any, options: RunOptions) -> Job:
+    """Understand the arguments of a run.
+
+    Raises:
+        ConfigError: One of them cannot be.
+        InputError: A path leads to no file.
+        TypeError: There is no such argument.
+    """
+    unknown = sorted(set(options) - _KNOWN)
+    if unknown:
+        raise TypeError(f"a run has no argument {unknown[0]!r}; it has {', '.join(sorted(_KNOWN))}")
+    bad_rows = options.get("bad_rows", "stop")
+    if bad_rows not in _BAD_ROWS:
+        raise ConfigError("bad_rows", bad_rows, f"one of {', '.join(_BAD_ROWS)}")
+    columns = options.get("columns")
+    settings = options.get("settings")
+    return Job(
+        input=_input_of(rows),
+        model=model,
+        format=options.get("format"),
+        columns=None if columns is None else tuple(columns),
+        id_column=options.get("id_column"),
+        limit=_at_least("limit", options.get("limit"), 1),
+        prompt=options.get("prompt"),
+        system=options.get("system"),
+        settings=settings if isinstance(settings, Settings) else settings_from(settings or {}),
+        shape=None if schema is None else OutputSchema.of(schema),
+        bad_rows=bad_rows,
+        ledger=_ledger_for(options.get("name"), options.get("store")),
+        **pace_of(options),
+    )
+
+
+def pace_of(options: PaceOptions) -> dict[str, Any]:
+    """Return the fields of a job that say how fast and how far.
+
+    Raises:
+        ConfigError: One of them cannot be.
+    """
+    if options.get("max_failed") is not None and options.get("max_failed_share") is not None:
+        raise ConfigError("max_failed and max_failed_share", "both", "given one at a time")
+    concurrency = options.get("concurrency", "auto")
+    cost = options.get("max_cost_usd")
+    cache = options.get("cache")
+    if cache is None and options.get("cache_expires_seconds") is not None:
+        raise ConfigError(
+            "cache_expires_seconds", options["cache_expires_seconds"], "given with cache"
+        )
+    count, share = options.get("max_failed"), options.get("max_failed_share")
+    return {
+        "base_url": options.get("base_url"),
+        "keys": tuple(options.get("keys", ())),
+        "concurrency": None if concurrency == "auto" else concurrency,
+        "limits": options.get("limits"),
+        "longest_pause": options.get("longest_pause_seconds"),
+        "timeout": options.get("timeout_seconds", 120.0),
+        "retries": _at_least("retries", options.get("retries", 5), 0),
+        "hedges": options.get("hedge", False),
+        "max_cost": None if cost is None else Decimal(str(cost)),
+        "max_tokens_total": options.get("max_total_tokens"),
+        "deadline": options.get("deadline_seconds"),
+        "fail_over": (float(count), False)
+        if count is not None
+        else None
+        if share is None
+        else (share, True),
+        "prices": options.get("prices") or Prices(),
+        "cache": None if cache is None else os.fspath(cache),
+        "cache_expires": options.get("cache_expires_seconds"),
+        "dedupes": options.get("dedupe", True),
+    }
+
+
+def settings_from(given: Mapping[str, Any]) -> Settings:
+    """Read settings by their names: known ones are checked, others are passed on as they are.
+
+    Raises:
+        ConfigError: They would break the run.
+    """
+    known = {name: given[name] for name in Settings.__slots__ if name in given and name != "extra"}
+    extra = {name: value for name, value in given.items() if name not in known}
+    for name in ("model", "messages", "stream", "stream_options"):
+        if name in extra:
+            raise ConfigError("settings", name, "settings; a row is one message and one answer")
+    if isinstance(known.get("stop"), str):
+        known["stop"] = (known["stop"],)
+    return read_settings(known | {"extra": extra})
+
+
+def _at_least(name: str, value: Any, bound: int) -> Any:
+    if value is not None and (not isinstance(value, int) or value < bound):
+        raise ConfigError(name, value, f">= {bound}")
+    return value
+
+
+def _input_of(rows: Rows) -> str:
+    if not isinstance(rows, str | os.PathLike):
+        return NAME
+    path = os.fspath(rows)
+    if path == "-" or Path(path).is_file():
+        return path
+    raise InputError(f"{path} is not a file that can be read; one prompt is a list: [{path!r:.40}]")
+
+
+def _ledger_for(name: str | None, store: str | PathLike[str] | None) -> str | None:
+    if store is None:
+        return None if name is None else named_ledger(name)
+    path = Path(store)
+    if name is None:
+        if path.is_dir():
+            raise ConfigError("store", str(store), "a file, or a folder together with a name")
+        return str(path)
+    own = Path(named_ledger(name))
+    return str(own if path == FOLDER else path / own.name)
+
+
+#: How the command's flags are called here.
+_WORDS = {
+    "--bad-rows fail": 'bad_rows="fail"',
+    "--bad-rows skip": 'bad_rows="skip"',
+    "--prompt '": "prompt='",
+    "--schema or --choices": "schema",
+    "--set": "settings",
+    "--max-tokens-total 10M": "max_total_tokens=10_000_000",
+    "(--prices FILE": "(prices=Prices({…})",
+    "--max-tokens-total": "max_total_tokens",
+    "--max-cost": "max_cost_usd",
+    "--longest-pause": "longest_pause_seconds",
+    "--fail-over": "max_failed",
+    "--overwrite": "overwrite=True",
+    "--prompt": "prompt",
+    "--system": "system",
+    "--columns": "columns",
+    "--format": "format",
+    "--keys": "keys",
+    "Leave the flag out": "Leave it out",
+    "or run with ": "or use ",
+    "Run the command again": "Call it again",
+}
+_FLAG = re.compile("|".join(map(re.escape, _WORDS)))
+#: The example of a price is a table in a file there.
+_PRICE = re.compile(r'--prices FILE +gives .*?\["(?P<model>.*?)"\].*?output = [0-9.]+', re.DOTALL)
+
+
+def in_python(text: str) -> str:
+    """Return a message to users of the command in the words of those who call it from Python."""
+    told = _PRICE.sub(
+        r'prices=Prices({"\g<model>": Price(input=0.25, output=2)})   gives its price', text
+    )
+    return _FLAG.sub(lambda found: _WORDS[found[0]], told)

@@ -1,0 +1,213 @@
+"""Which calls are under way, noted so that a killed process cannot take it along.
+
+The notes are in a file that is mapped into memory: writing one costs less than a microsecond and no
+system call, and what was written stays whatever becomes of the process. (A loss of power may take
+it along; then calls in flight are not known of.) A note is written before its call is sent, and
+let go of when the call is booked in the ledger.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import struct
+from typing import TYPE_CHECKING, NamedTuple
+
+import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from batch_llm.strategies.caps import Size
+
+_MAGIC = b"batch-llm calls 1"
+_HEAD_BYTES, _SLOT_BYTES, _FIRST_SLOTS = 4096, 256, 256
+#: Magic, session, and the length of the names after it.
+_HEAD = struct.Struct("<24sqi")
+#: The number of the item (0: free), attempt, name, start; what is known of its size; id and digest
+#: of the item; the number again: a note that is not whole has two.
+_NOTE = struct.Struct("<qiid qqqqq? B64s B16s q")
+_USAGE = struct.Struct("<7q")
+_USAGE_AT, _IS_KNOWN_AT = 192, 191
+_FREE = bytes(8)
+_KINDS = (
+    "input_tokens", "output_tokens", "total_tokens", "cache_read_tokens", "cache_write_tokens",
+    "cache_write_1h_tokens", "reasoning_tokens",
+)  # fmt: skip
+_LARGEST = 2**63 - 1
+_LONGEST_ID = 64
+
+#: Model, server and tier under which a call's tokens are counted.
+BilledAs = tuple[str, str, str]
+
+
+class CallNote(NamedTuple):
+    """A call that was under way, or had ended and was not booked yet.
+
+    Attributes:
+        number: The item's.
+        key: The item's id as UTF-8; None where it is too long.
+        content: The digest of what was asked.
+        attempt: The attempt's number.
+        billed_as: Under which its tokens are counted; None: not known.
+        started_at: Seconds since 1970.
+        size: What was known of it before it was sent, as ``strategies.caps.Size`` has it.
+        usage: What it took, where that had been told.
+    """
+
+    number: int
+    key: bytes | None
+    content: bytes
+    attempt: int
+    billed_as: BilledAs | None
+    started_at: float
+    size: tuple[int, int, int | None, bool, int | None, int | None]
+    usage: dict[str, int] | None
+
+
+class CallNotes:
+    """Notes of calls under way, in a file.
+
+    Args:
+        path: The file; made when it is not there.
+
+    Raises:
+        OSError: It cannot be made or mapped.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file = path.open("r+b" if path.exists() else "w+b")
+        try:
+            size = self._file.seek(0, 2)
+            if size < _HEAD_BYTES or (size - _HEAD_BYTES) % _SLOT_BYTES:
+                self._file.truncate(0)
+                size = 0
+            if not size:
+                self._extend(_HEAD_BYTES + _FIRST_SLOTS * _SLOT_BYTES)
+            self._map = mmap.mmap(self._file.fileno(), 0)
+        except BaseException:
+            self._file.close()
+            raise
+        self._names: dict[BilledAs, int] = {}
+        self._free: list[int] = []
+
+    def _extend(self, count: int) -> None:
+        # Written and not just made longer: a mapped page without a place on a full disk would end
+        # the process.
+        self._file.seek(0, 2)
+        self._file.write(bytes(count))
+        self._file.flush()
+
+    def close(self) -> None:
+        """Let go of the file."""
+        with contextlib.suppress(ValueError, BufferError):
+            self._map.close()
+        self._file.close()
+
+    @property
+    def session(self) -> int | None:
+        """The session that wrote the notes; None when there is none."""
+        magic, session, _ = _HEAD.unpack_from(self._map, 0)
+        return session if magic.rstrip(b"\0") == _MAGIC else None
+
+    def left(self) -> Iterator[CallNote]:
+        """Give the notes that were not let go of."""
+        length = _HEAD.unpack_from(self._map, 0)[2]
+        start = _HEAD.size
+        names: list[BilledAs] = []
+        with contextlib.suppress(msgspec.DecodeError, msgspec.ValidationError):
+            names = msgspec.json.decode(self._map[start : start + length], type=list[BilledAs])
+        for at in range(_HEAD_BYTES, len(self._map), _SLOT_BYTES):
+            found = _NOTE.unpack_from(self._map, at)
+            if not found[0] or found[0] != found[-1]:
+                continue
+            number, attempt, name, started_at, sent, further, most, told_in, told_out = found[:9]
+            is_seen, key_length, key, content_length, content = found[9:14]
+            usage = None
+            if self._map[at + _IS_KNOWN_AT]:
+                counts = zip(_KINDS, _USAGE.unpack_from(self._map, at + _USAGE_AT), strict=True)
+                usage = {kind: count for kind, count in counts if count or kind in _KINDS[:3]}
+            yield CallNote(
+                number,
+                None if key_length > _LONGEST_ID else key[:key_length],
+                content[:content_length],
+                attempt,
+                names[name] if 0 <= name < len(names) else None,
+                started_at,
+                (sent, further, _told(most), is_seen, _told(told_in), _told(told_out)),
+                usage,
+            )
+
+    def begin(self, session: int) -> None:
+        """Forget all, and note for a session from now on."""
+        self._names.clear()
+        self._write_head(session, b"")
+        places = range(_HEAD_BYTES, len(self._map), _SLOT_BYTES)
+        for at in places:
+            self._map[at : at + 8] = _FREE
+        self._free = list(reversed(places))
+
+    def _write_head(self, session: int, names: bytes) -> None:
+        self._map[_HEAD.size : _HEAD.size + len(names)] = names
+        _HEAD.pack_into(self._map, 0, _MAGIC, session, len(names))
+
+    def name(self, billed_as: BilledAs) -> int:
+        """Return the number of a name, which is noted the first time; -1 when there is no room."""
+        number = self._names.get(billed_as)
+        if number is None:
+            names = msgspec.json.encode([*self._names, billed_as])
+            if _HEAD.size + len(names) > _HEAD_BYTES:
+                return -1
+            number = self._names[billed_as] = len(self._names)
+            self._write_head(self.session or 0, names)
+        return number
+
+    def note(
+        self,
+        number: int,
+        key: bytes,
+        content: bytes,
+        attempt: int,
+        billed_as: BilledAs,
+        started_at: float,
+        size: Size,
+    ) -> int:
+        """Note a call that is about to be sent; return the note's place."""
+        if not self._free:
+            self._grow()
+        at = self._free.pop()
+        sent, further, most, is_seen, told_in, told_out = size
+        self._map[at + _IS_KNOWN_AT] = 0
+        # Its fields are written in this order, the first and the last of them the item's number.
+        _NOTE.pack_into(
+            self._map, at, number, attempt, self.name(billed_as), started_at,
+            sent, further, -1 if most is None else most,
+            -1 if told_in is None else told_in, -1 if told_out is None else told_out, is_seen,
+            min(len(key), _LONGEST_ID + 1), key[:_LONGEST_ID], len(content), content, number,
+        )  # fmt: skip
+        return at
+
+    def tell(self, at: int, usage: dict[str, int]) -> None:
+        """Note what a call took."""
+        get = usage.get
+        counts = [min(max(0, get(kind, 0)), _LARGEST) for kind in _KINDS]
+        _USAGE.pack_into(self._map, at + _USAGE_AT, *counts)
+        self._map[at + _IS_KNOWN_AT] = 1
+
+    def let_go(self, at: int) -> None:
+        """Free a note's place: its call is booked, or was not sent."""
+        self._map[at : at + 8] = _FREE
+        self._free.append(at)
+
+    def _grow(self) -> None:
+        before = len(self._map)
+        self._extend(before - _HEAD_BYTES)
+        self._map.close()
+        self._map = mmap.mmap(self._file.fileno(), 0)
+        self._free = list(range(before, len(self._map), _SLOT_BYTES))
+
+
+def _told(count: int) -> int | None:
+    return None if count < 0 else count
