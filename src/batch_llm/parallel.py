@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from batch_llm._engine.channel import Channel
 from batch_llm._engine.lanes import Lanes
+from batch_llm._engine.pipeline import MOST_UNSAVED
 from batch_llm._engine.run import Run, Setup
 from batch_llm._engine.sources import IterableSource, QueueSource
 from batch_llm._engine.statistics import Counts, Statistics
@@ -273,7 +274,9 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
 
         async def execute() -> None:
             try:
-                await self._execute(IterableSource(items), channel.put, weight)
+                await self._execute(
+                    IterableSource(items), channel.put, weight, most_unsaved=channel.size
+                )
             finally:
                 channel.close()
 
@@ -340,7 +343,13 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
             raise RuntimeError("This processor is in a run already; wait for it, or make another.")
 
     async def _execute(
-        self, source: Source, emit: Emit, weight: float = 1.0, *, keeps_ids: bool = False
+        self,
+        source: Source,
+        emit: Emit,
+        weight: float = 1.0,
+        *,
+        keeps_ids: bool = False,
+        most_unsaved: int = MOST_UNSAVED,
     ) -> None:
         if self.config.max_cost_usd is not None and self.config.prices.needs_library:
             # Loading the library's prices takes long enough to hold up everything else.
@@ -363,7 +372,9 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
             observers=self.observers,
         )
         store = self._store or MemoryStore(keep_ids=keeps_ids)
-        self._run = run = Run(setup, source, emit, store, weight, keeps_ids=keeps_ids)
+        self._run = run = Run(
+            setup, source, emit, store, weight, keeps_ids=keeps_ids, most_unsaved=most_unsaved
+        )
         self._runs.add(run)
         try:
             await run.execute()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import random
@@ -121,6 +122,20 @@ async def test_it_tells_what_it_holds_and_clears_it(tmp_path):
     assert cache.path.stat().st_size < before
 
 
+async def test_it_can_be_cleared_while_others_use_it(tmp_path):
+    await keep(tmp_path, 1, 2)
+    with AnswerCache(tmp_path) as used, AnswerCache(tmp_path) as other:
+        assert await look_up(used, 1) == [answer(1)]
+
+        assert other.clear() == 2
+
+        assert await look_up(used, 1) == [None]
+        used.put(key(3), answer(3), model="x:m")
+    with AnswerCache(tmp_path) as cache:
+        assert await look_up(cache, 1, 3) == [None, answer(3)]
+        assert cache.trouble is None
+
+
 def test_a_cache_that_must_exist_is_not_made(tmp_path):
     with pytest.raises(CacheError, match="there is none"):
         AnswerCache(tmp_path / "no", must_exist=True)
@@ -155,6 +170,28 @@ def test_a_file_that_is_no_database_is_left_alone(tmp_path):
     with pytest.raises(CacheError, match="it is damaged, or no cache"):
         AnswerCache(tmp_path)
     assert path.read_bytes() == b"precious " * 1000
+
+
+def test_one_that_is_being_made_by_another_is_not_taken_for_a_strangers(tmp_path, monkeypatch):
+    """The other one comes in between any two looks at the file."""
+    looks = []
+
+    class Watched(sqlite3.Connection):
+        def execute(self, statement, *arguments):
+            if statement.startswith(("PRAGMA user_version", "SELECT count")) and not looks:
+                looks.append(statement)
+                with contextlib.suppress(CacheError):  # it has to wait, and does not
+                    AnswerCache(tmp_path, patience_seconds=0.05).close()
+            return super().execute(statement, *arguments)
+
+    connect = sqlite3.connect
+    monkeypatch.setattr(
+        sqlite3, "connect", lambda *words, **named: connect(*words, factory=Watched, **named)
+    )
+
+    AnswerCache(tmp_path).close()
+
+    assert looks == ["PRAGMA user_version"]
 
 
 async def test_a_cache_of_a_later_version_is_left_alone(tmp_path):
@@ -251,6 +288,7 @@ def test_a_run_in_another_loop_can_use_it_too(tmp_path):
         assert asyncio.run(one(0)) == [answer(0), None, None]
         assert asyncio.run(one(1)) == [answer(0), answer(1), None]
         assert asyncio.run(one(2)) == [answer(0), answer(1), answer(2)]
+        assert len(cache._fresh) <= 1  # what the last loop has not heard of
 
 
 WRITER = """

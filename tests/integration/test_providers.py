@@ -280,6 +280,21 @@ async def test_a_long_answer_of_anthropic_is_streamed_and_the_same(simulator):
     assert streamed.usage["total_tokens"] == whole.usage["total_tokens"]
 
 
+async def test_a_kept_answer_that_was_streamed_is_one_document(simulator):
+    transport = HttpTransport()
+    request = Request.of("x:m", "<<echo>>Lima", settings=Settings(max_tokens=30_000))
+    caller = RequestCaller(endpoint_at(simulator, "anthropic"), transport, keep_bodies=True)
+    try:
+        item = LLMWorkItem("1", request=request)
+        outcome = await caller.call(item, Try(1, 5.0, None, {}))
+    finally:
+        await transport.aclose()
+
+    kept = json.loads(outcome.body)
+    assert (kept["type"], kept["content"][0]["text"]) == ("message", "Lima")
+    assert caller.read_again(item, outcome.answer).output == "Lima"
+
+
 async def test_a_stream_of_anthropic_that_ends_with_an_error_is_one(simulator):
     settings = Settings(max_tokens=30_000)
 

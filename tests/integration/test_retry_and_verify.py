@@ -66,6 +66,23 @@ def test_rows_are_retried_with_settings_of_their_own_and_the_history_is_kept(
     assert cli("verify").returncode == 0
 
 
+def test_a_key_that_a_retry_needed_is_not_needed_for_ever(cli, tmp_path, questions):
+    model = "sim:fast?prefuse=0.4&seed=2"
+    cli("run", "q.jsonl", "-m", model)
+    with Simulator("fast") as other:
+        refused = cli("retry", "-m", "openai-chat:x", env={"OPENAI_API_KEY": ""})
+        retried = cli("retry", "-m", "openai-chat:x", env={"OPENAI_BASE_URL": other.base_url})
+        sent = other.stats().calls
+
+    again = cli("run", "q.jsonl", "-m", model, env={"OPENAI_API_KEY": ""})
+
+    assert "no key for openai-chat" in refused.stderr
+    assert retried.returncode == 0, retried.stderr
+    assert 0 < sent < 30
+    assert again.returncode == 0, again.stderr
+    assert "30 reused, 0 to do" in again.stderr
+
+
 def test_what_a_retried_row_is_asked_with_outlives_a_kill(cli, tmp_path, questions):
     cli("run", "q.jsonl", "-m", "sim:fast?prefuse=0.4&seed=2")
     failed = {row["id"] for row in rows(tmp_path / "q.failed.jsonl")}

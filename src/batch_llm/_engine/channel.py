@@ -20,7 +20,7 @@ class Channel:
     """
 
     def __init__(self, size: int) -> None:
-        self._size = size
+        self.size = size
         self._results: list[WorkItemResult[Any, Any]] = []
         self._has_some = asyncio.Event()
         self._producers: deque[asyncio.Future[None]] = deque()
@@ -35,7 +35,7 @@ class Channel:
         """Take the result; return something to wait for when the channel is full now."""
         self._results.append(result)
         self._has_some.set()
-        if len(self._results) < self._size:
+        if len(self._results) < self.size:
             return None
         room: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._producers.append(room)

@@ -58,6 +58,10 @@ MOST_UNSAVED = 512
 POST_PROCESSOR_SECONDS = 75.0
 
 
+#: Of kept successes; never written to.
+_NO_PROGRESS = Progress()
+
+
 class Pipeline:
     """The layers around each item's call."""
 
@@ -74,7 +78,9 @@ class Pipeline:
         progress_interval: int,
         content_of: Callable[[Item], bytes] | None = None,
         on_error: Callable[[Exception], None] | None = None,
+        most_unsaved: int = MOST_UNSAVED,
     ) -> None:
+        self._most_unsaved = most_unsaved
         self._on_error_of_store = on_error or _raise
         #: Results that are shown as soon as they are saved; their workers have gone on.
         self._unsaved = 0
@@ -136,13 +142,26 @@ class Pipeline:
 
     async def _show_kept(self, item: Item, kept: Result, worker: Worker) -> None:
         """Show what an earlier run has brought, as if it came now; nothing is called or booked."""
+        await self._show(kept, worker, self._take_kept(item, kept))
+
+    def show_kept_now(self, item: Item, kept: Result) -> Awaitable[None] | None:
+        """Do the same for an item that never came to a worker; return what is to be waited for."""
+        self._counts.started += 1
+        self._note_finished(kept, None, self._take_kept(item, kept))
+        shown = self._emit(kept)
+        self._log_progress()
+        return shown
+
+    def _take_kept(self, item: Item, kept: Result) -> Progress:
         kept.context = item.context
         if kept.success and item.request is not None:
             kept.output = as_asked(item.request, kept.output)
         self._counts.reused += 1
+        if kept.success:
+            return _NO_PROGRESS
         progress = Progress()
         progress.error_type = (kept.error or "").partition(":")[0]
-        await self._show(kept, worker, progress)
+        return progress
 
     def _stamp(self, result: Result, progress: Progress, started_at: float) -> None:
         result.attempts = len(progress.history)
@@ -169,8 +188,9 @@ class Pipeline:
         """
         if (
             self._post_processor is not None
-            or self._unsaved >= MOST_UNSAVED
+            or self._unsaved >= self._most_unsaved
             or not isinstance(saved, Saving)
+            or saved.is_stuck
         ):
             return False
         room = self._room
@@ -219,7 +239,7 @@ class Pipeline:
     async def _wait_for(self, saved: Saving | Awaitable[None], worker: Worker) -> None:
         saving = saved if isinstance(saved, Saving) else _Shielded(saved)
         try:
-            if saving.takes_long:
+            if saving.takes_long and not saving.is_stuck:
                 with worker.parking():
                     await saving
             else:
@@ -240,7 +260,7 @@ class Pipeline:
             await shown
         self._log_progress()
 
-    def _note_finished(self, result: Result, worker: Worker, progress: Progress) -> None:
+    def _note_finished(self, result: Result, worker: Worker | None, progress: Progress) -> None:
         counts = self._counts
         if result.success:
             counts.succeeded += 1
@@ -261,10 +281,10 @@ class Pipeline:
                     "%d items done: %d ok, %d failed", processed, counts.succeeded, counts.failed
                 )
 
-    def _emit_finished(self, result: Result, worker: Worker, progress: Progress) -> None:
+    def _emit_finished(self, result: Result, worker: Worker | None, progress: Progress) -> None:
         data: dict[str, Any] = {
             "item_id": result.item_id,
-            "worker_id": worker.id,
+            "worker_id": None if worker is None else worker.id,
             "duration": result.duration_seconds,
             "tokens": tokens(result.token_usage, "total_tokens"),
         }

@@ -15,16 +15,17 @@ from batch_llm._engine.cooldown_gate import CooldownGate
 from batch_llm._engine.events import EventDispatcher
 from batch_llm._engine.exchange import Exchanger
 from batch_llm._engine.hedging import Hedging
-from batch_llm._engine.pipeline import Pipeline
+from batch_llm._engine.pipeline import MOST_UNSAVED, Pipeline
 from batch_llm._engine.pool import Pool, current_pool
 from batch_llm._engine.retry import Retrier
 from batch_llm._engine.sharing import Sharing
-from batch_llm._engine.sources import QueueSource
+from batch_llm._engine.skipping import SkippingSource
+from batch_llm._engine.sources import IterableSource, QueueSource
 from batch_llm._engine.spending import SpendingGate, size_of
 from batch_llm._engine.statistics import Counts
 from batch_llm._engine.stops import Stops
 from batch_llm.observers.base import ProcessingEvent
-from batch_llm.stores.base import CallBook, Spent
+from batch_llm.stores.base import CallBook, Keeper, Spent
 from batch_llm.strategies.caps import Purse
 from batch_llm.strategies.errors import ErrorCode
 
@@ -79,6 +80,7 @@ class Run:
         store: Records each item's states.
         weight: The run's share of the calls, beside other runs of the processor.
         keeps_ids: Whether the store is to tell each id from all earlier ones.
+        most_unsaved: Results that may wait to be saved while their workers go on.
     """
 
     def __init__(
@@ -90,8 +92,11 @@ class Run:
         weight: float = 1.0,
         *,
         keeps_ids: bool = False,
+        most_unsaved: int = MOST_UNSAVED,
     ) -> None:
         self._store, self._keeps_ids = store, keeps_ids
+        self._has_post_processor = setup.post_processor is not None
+        self._content_of = setup.caller.content
         self._book = store if isinstance(store, CallBook) else None
         self._cache = setup.cache
         config = setup.config
@@ -99,7 +104,7 @@ class Run:
         self._config = config
         loop = asyncio.get_running_loop()
         self._loop = loop
-        self._source = source
+        self._source: Source = source
         self._is_draining = False
         self.is_finished = False
         #: What earlier sessions of the run have spent.
@@ -142,6 +147,7 @@ class Run:
             emit=emit if config.max_failed_share is None else self._watched(emit),
             progress_interval=config.progress_interval,
             content_of=setup.caller.content if store.compares_content else None,
+            most_unsaved=min(most_unsaved, MOST_UNSAVED),
             on_error=lambda error: self._pool.fail(error),  # noqa: PLW0108 - it is made later
         )
         self._pool = Pool(
@@ -151,6 +157,20 @@ class Run:
             lambda worker_id: self._note(ProcessingEvent.WORKER_STARTED, worker_id=worker_id),
             lambda worker_id: self._note(ProcessingEvent.WORKER_STOPPED, worker_id=worker_id),
         )
+
+    def _skip_what_is_kept(self) -> None:
+        """Pass over items with a result, many at a time, where showing them takes no time."""
+        source, store = self._source, self._store
+        if (
+            isinstance(source, IterableSource)
+            and source.is_sync
+            and isinstance(store, Keeper)
+            and store.has_results
+            and not self._has_post_processor
+        ):
+            self._source = SkippingSource(
+                source, store, self._content_of, self._pipeline.show_kept_now
+            )
 
     def _make_gate(self, setup: Setup) -> Gate:
         if setup.lanes is None:
@@ -234,6 +254,7 @@ class Run:
             self._before = self._book.spent()
             if isinstance(self._gate, SpendingGate):
                 self._gate.begin_with(self._before)
+        self._skip_what_is_kept()
         self._note(ProcessingEvent.BATCH_STARTED)
         timer = None
         if (seconds := self._config.deadline_seconds) is not None:

@@ -69,15 +69,14 @@ class IterableSource:
             SourceError: The iterable raised, its error is the cause, or gave something that is no
                 item. Later calls get ``END``.
         """
+        if self._sync is not None:
+            return self.take_now()
         if self._has_ended:
             return END
         try:
-            if self._sync is not None:
-                item = next(self._sync, _NOTHING)
-            else:
-                # Async generators refuse a second `anext` while one is under way.
-                async with self._turn:
-                    item = await self._take_async()
+            # Async generators refuse a second `anext` while one is under way.
+            async with self._turn:
+                item = await self._take_async()
         except Exception as error:
             self._has_ended = True
             raise SourceError(self.given, f"{type(error).__name__}: {error}") from error
@@ -87,6 +86,32 @@ class IterableSource:
                 raise
             self._has_ended = True
             raise SourceError(self.given, "it was cancelled") from error
+        return self._checked(item)
+
+    @property
+    def is_sync(self) -> bool:
+        """Whether ``take_now`` can be used."""
+        return self._sync is not None
+
+    def take_now(self) -> Item | None:
+        """Return the next item of an iterable that is not async, or ``END``.
+
+        Raises:
+            SourceError: As for ``take``.
+        """
+        if self._has_ended or self._sync is None:
+            return END
+        try:
+            item = next(self._sync, _NOTHING)
+        except Exception as error:
+            self._has_ended = True
+            raise SourceError(self.given, f"{type(error).__name__}: {error}") from error
+        except asyncio.CancelledError as error:
+            self._has_ended = True
+            raise SourceError(self.given, "it was cancelled") from error
+        return self._checked(item)
+
+    def _checked(self, item: object) -> Item | None:
         if item is _NOTHING:
             self._has_ended = True
             return END

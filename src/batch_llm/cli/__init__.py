@@ -84,10 +84,12 @@ def _explain(error: Exception) -> None:
 
     lines = str(error)
     if isinstance(error, SettingsChangedError):
+        resume = f"batch-llm resume {error.path}"
+        width = len(resume)
         lines += (
-            "\n\n  --new                      starts a new run beside it, with files of its own\n"
-            "  --overwrite                starts anew, in its place\n"
-            f"  batch-llm resume {error.path}   continues with the old settings"
+            f"\n\n  {'--new':<{width}}   starts a new run beside it (with -o: another one)\n"
+            f"  {'--overwrite':<{width}}   starts anew, in its place\n"
+            f"  {resume}   continues with the old settings"
         )
     elif isinstance(error, LedgerError) and not isinstance(error, LedgerInUseError):
         lines += (

@@ -596,7 +596,7 @@ def sim(profile: str = "fast", *, port: int = 0) -> int:
 @app.command
 def models(*, json: bool = False) -> int:
     """List the providers, their keys, and the simulator's profiles."""
-    from batch_llm.providers.registry import PROVIDERS, SIMULATED
+    from batch_llm.providers.table import PROVIDERS, SIMULATED
     from batch_llm.simulator import PROFILES
 
     rows: list[dict[str, Any]] = [
@@ -626,7 +626,7 @@ def doctor() -> int:
     """Look at this machine: versions, keys (never their values), limits, the folder."""
     import platform
 
-    from batch_llm.providers.registry import PROVIDERS
+    from batch_llm.providers.table import PROVIDERS
     from batch_llm.providers.transport import raise_file_limit
 
     is_writable = os.access(".", os.W_OK)

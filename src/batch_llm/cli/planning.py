@@ -18,7 +18,8 @@ from batch_llm.cli.execution import run_plan
 from batch_llm.cli.exit_codes import ExitCode
 from batch_llm.core.prices import ModelUsage, usd
 from batch_llm.core.text import safe
-from batch_llm.providers.registry import is_simulator, resolve, resolve_pool, split_model
+from batch_llm.providers.registry import resolve, resolve_pool, split_model
+from batch_llm.providers.table import is_simulator
 from batch_llm.runs.plan import Plan, characters_of
 from batch_llm.runs.session import check_price, check_settings
 from batch_llm.simulator import parse_profile

@@ -23,8 +23,8 @@ from batch_llm.providers.base import (
 )
 from batch_llm.providers.limit_headers import limits_of_error
 from batch_llm.providers.observed import Seen, can_observe, observe, seen, watch
-from batch_llm.providers.registry import PROVIDERS
 from batch_llm.providers.sdk_retries import SdkRetries
+from batch_llm.providers.table import PROVIDERS
 
 if TYPE_CHECKING:
     from batch_llm.base import DirectCall, LLMWorkItem

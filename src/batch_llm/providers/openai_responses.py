@@ -200,7 +200,7 @@ RESPONSES = ResponsesCodec()
 def _wire_message(message: Message) -> dict[str, Any]:
     role, content = message.role, message.content
     if role not in _ROLES:
-        raise UnsupportedRequestError(_NAME, f"a message of the role {role!r}")
+        raise UnsupportedRequestError(_NAME, f"a message of the role {role[:40]!r}")
     if message.extra.get("tool_calls"):
         raise UnsupportedRequestError(_NAME, "tool calls in a message")
     if isinstance(content, tuple):

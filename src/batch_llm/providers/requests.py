@@ -170,7 +170,7 @@ class RequestCaller:
         return msgspec.structs.replace(
             outcome,
             limits=limits,
-            body=body if self._keep_bodies else None,
+            body=endpoint.codec.document(body) if self._keep_bodies else None,
             answer=None if repeats_key else body,
         )
 
@@ -208,6 +208,9 @@ def content_of(item_id: str, request: Request) -> bytes:
 
 def exchange_of(request: Request, endpoint: Endpoint, where: bytes) -> bytes:
     """Return the digest of a request's wire body and of where it goes; no key is in it.
+
+    Whatever makes later attempts ask something else belongs in it too: one of them may bring the
+    answer that is shared or kept.
 
     Args:
         request: What is asked.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from batch_llm.core.prices import Prices
 from batch_llm.core.request import Settings
-from batch_llm.providers.registry import is_simulator
+from batch_llm.providers.table import is_simulator
 
 if TYPE_CHECKING:
     from decimal import Decimal

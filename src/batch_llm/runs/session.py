@@ -33,8 +33,9 @@ from batch_llm.exceptions import (
     UnsupportedRequestError,
 )
 from batch_llm.parallel import ParallelBatchProcessor
-from batch_llm.providers.registry import is_simulator, open_pool, resolve_pool, split_model
+from batch_llm.providers.registry import open_pool, resolve_pool, split_model
 from batch_llm.providers.requests import RequestCaller
+from batch_llm.providers.table import is_simulator
 from batch_llm.providers.transport import HttpTransport, raise_file_limit
 from batch_llm.runs.plan import chunks, look_up
 from batch_llm.simulator import parse_profile

@@ -41,7 +41,7 @@ MOST_WAITING = 10_000
 LINGER_SECONDS = 0.02
 #: How long a write waits for another process that writes.
 PATIENCE_SECONDS = 30.0
-_OPENING_SECONDS = 0.02
+_AGAIN_SECONDS = 0.02
 _ROWS_PER_STATEMENT = (64, 8, 1)
 
 
@@ -104,6 +104,7 @@ class AnswerCache:
         #: Answers that are not in the file yet.
         self._fresh: dict[bytes, bytes] = {}
         self._is_closed = False
+        self._loop: asyncio.AbstractEventLoop | None = None
         #: What went wrong first while a run went on; nothing is read or written any more then.
         self.trouble: str | None = None
         if must_exist and not self.path.exists():
@@ -132,43 +133,41 @@ class AnswerCache:
             isolation_level=None,
             check_same_thread=False,
         )
+        pause, tries = threading.Event(), math.ceil(self._patience_seconds / _AGAIN_SECONDS)
         try:
-            self._make_ours(found)
+            while True:
+                try:
+                    self._make_ours(found)
+                    return found
+                except sqlite3.OperationalError as error:
+                    # While several make one file, SQLite refuses some at once, so that none waits
+                    # for one that waits for it.
+                    if found.in_transaction:
+                        found.execute("ROLLBACK")
+                    tries -= 1
+                    if tries <= 0 or "locked" not in str(error):
+                        raise
+                pause.wait(_AGAIN_SECONDS)
         except BaseException:
             found.close()
             raise
-        return found
 
     def _make_ours(self, connection: sqlite3.Connection) -> None:
-        if not _is_made(connection, self.path):
+        # All that is looked at in one transaction: another process may be about to make it.
+        connection.execute("BEGIN")
+        is_made = _is_made(connection, self.path)
+        connection.execute("COMMIT")
+        if not is_made:
             connection.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
-            self._switch_to_wal(connection)
-            connection.execute("BEGIN IMMEDIATE")  # of two that make it, the second finds it made
-            try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            with _transaction(connection):  # of two that make it, the second finds it made
                 if not _is_made(connection, self.path):
                     for statement in self._sql["create"].split(";"):
                         connection.execute(statement)
                     connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
                     connection.execute(f"PRAGMA user_version = {_VERSION}")
-                connection.execute("COMMIT")
-            except BaseException:
-                connection.execute("ROLLBACK")
-                raise
         # An answer that the loss of power costs is asked for again.
         connection.execute("PRAGMA synchronous = NORMAL")
-
-    def _switch_to_wal(self, connection: sqlite3.Connection) -> None:
-        """Switch the file's journal; SQLite itself does not wait for another that does the same."""
-        pause = threading.Event()
-        for _ in range(math.ceil(self._patience_seconds / _OPENING_SECONDS)):
-            try:
-                connection.execute("PRAGMA journal_mode = WAL")
-                return
-            except sqlite3.OperationalError as error:
-                if "locked" not in str(error):
-                    raise
-            pause.wait(_OPENING_SECONDS)
-        connection.execute("PRAGMA journal_mode = WAL")
 
     def __enter__(self) -> Self:
         return self
@@ -198,9 +197,11 @@ class AnswerCache:
         if self._is_closed:
             raise CacheError(str(self.path), "it was closed")
         loop = asyncio.get_running_loop()
-        if self._fresh:  # of a run whose loop was closed before it heard that they are written
+        if loop is not self._loop:
+            # A loop that was closed may never have heard what is written by now.
             with self._writer.pause():
                 self._fresh.clear()
+            self._loop = loop
         self._reader.attach(loop)
         self._writer.attach(loop)
 
@@ -255,8 +256,7 @@ class AnswerCache:
         if self.trouble is not None:
             return
         now = self._now()
-        last = {kept.key: kept for kept in group}
-        rows = [(kept.key, kept.model, now, kept.answer) for kept in last.values()]
+        rows = [(kept.key, kept.model, now, kept.answer) for kept in group]
         try:
             with _transaction(self._writing):
                 for statement, values in _apart("keep", rows):

@@ -152,6 +152,11 @@ class Saving(ABC):
         """Whether it is likely to take so long that others should go on meanwhile."""
         return False
 
+    @property
+    def is_stuck(self) -> bool:
+        """Whether nothing can be saved for now: then nobody should go on meanwhile."""
+        return False
+
     @abstractmethod
     def then(self, call: Callable[[Exception | None], None], /) -> None:
         """Have ``call`` called when it has ended, in the event loop, with the error or None."""
@@ -172,6 +177,27 @@ class Spent(NamedTuple):
 
     usage: list[ModelUsage]
     at_most: list[ModelUsage]
+
+
+@runtime_checkable
+class Keeper(Protocol):
+    """A store that can tell of many items at once whether their results are kept."""
+
+    @property
+    def has_results(self) -> bool:
+        """Whether there are any, of earlier runs."""
+        ...
+
+    def may_have(self, item_id: str, /) -> bool:
+        """Tell whether it may know an item; False is certain."""
+        ...
+
+    def kept(self, items: Sequence[tuple[str, bytes]], /) -> list[WorkItemResult[Any, Any] | None]:
+        """Return for each id and content the kept result, as ``start`` would, or None.
+
+        None is also for what ``start`` refuses: that is its to say.
+        """
+        ...
 
 
 @runtime_checkable

@@ -8,7 +8,7 @@ from batch_llm.core.prices import CONTEXT_STARTS, ModelUsage
 from batch_llm.stores.base import INTERRUPTED, Spent
 from batch_llm.stores.statements import statements
 from batch_llm.stores.values import further_usage
-from batch_llm.strategies.caps import Bounds, Size
+from batch_llm.strategies.caps import FEW_ANSWERS, Bounds, Size
 
 if TYPE_CHECKING:
     import sqlite3
@@ -32,12 +32,14 @@ def book_left(connection: sqlite3.Connection, notes: CallNotes) -> None:
     if left:
         # The process may have ended between the saving of a group and the end of its notes.
         booked = set(connection.execute(sql["last_tries"]))
-        bounds = Bounds()
-        bounds.learn(Size(0), 0, connection.execute(sql["longest_output"]).fetchone()[0])
+        longest, answers = connection.execute(sql["longest_output"]).fetchone()
+        of_output = Bounds()
+        for _ in range(min(answers, FEW_ANSWERS)):
+            of_output.learn(Size(0), 0, longest)
         names = booked_under(connection)
         for note in left:
             if (note.number, note.attempt, note.started_at) not in booked:
-                _book_note(connection, note, session, bounds, names)
+                _book_note(connection, note, session, of_output, names)
     connection.execute(sql["has_booked_calls"], (session,))
 
 
@@ -45,7 +47,7 @@ def _book_note(
     connection: sqlite3.Connection,
     note: CallNote,
     session: int,
-    bounds: Bounds,
+    of_output: Bounds,
     names: dict[BilledAs, int],
 ) -> None:
     sql = statements()
@@ -62,7 +64,8 @@ def _book_note(
         sent, got, further = further_usage(note.usage)
     else:
         size = Size._make(note.size)
-        most_sent, most_got = bounds.input_tokens(size), bounds.output_tokens(size)
+        # Of input, what single answers have taught is gone: as many tokens as bytes.
+        most_sent, most_got = Bounds().input_tokens(size), of_output.output_tokens(size)
     error = _CUT_OFF if note.usage is None else _UNSAVED
     connection.execute(
         sql["cut_off"],

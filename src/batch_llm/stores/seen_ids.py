@@ -24,3 +24,9 @@ class SeenIds:
         bits[first] |= first_bit
         bits[second] |= second_bit
         return is_known
+
+    def has(self, item_id: str) -> bool:
+        """Return whether an id may have been noted. False is certain."""
+        bits, hashed = self._bits, hash(item_id)
+        first, second = hashed & _MASK, (hashed >> _BITS) & _MASK
+        return bool(bits[first >> 3] & 1 << (first & 7) and bits[second >> 3] & 1 << (second & 7))

@@ -15,6 +15,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from batch_llm.base import WorkItemResult
+from batch_llm.core.usage import no_usage
 from batch_llm.exceptions import DuplicateItemError, LedgerError, StoreError
 from batch_llm.stores.base import Attempt, ItemState, Record, Spent, is_settled
 from batch_llm.stores.bookings import book_left, booked_under, spent_so_far
@@ -41,7 +43,6 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
     from typing import Self
 
-    from batch_llm.base import WorkItemResult
     from batch_llm.stores.call_notes import BilledAs
     from batch_llm.strategies.caps import Size
 
@@ -362,6 +363,35 @@ class SqliteLedger:
         self._open[item_id] = work
         return None
 
+    @property
+    def has_results(self) -> bool:
+        """Whether there are any, of earlier sessions; within a run."""
+        return self._has_results
+
+    def may_have(self, item_id: str, /) -> bool:
+        """Tell whether the file may know an item; False is certain."""
+        return self._seen is None or self._seen.has(item_id)
+
+    def kept(self, items: Sequence[tuple[str, bytes]], /) -> list[WorkItemResult[Any, Any] | None]:
+        """Return for each id and content the kept result, as ``start`` would, or None."""
+        rows = self._ahead.rows_of([key_of(item_id) for item_id, _ in items])
+        found: list[WorkItemResult[Any, Any] | None] = []
+        for (item_id, content), row in zip(items, rows, strict=True):
+            if (
+                row is None
+                or row[1] != content
+                or row[13] == self._session
+                or not is_settled(row[2], row[5], row[8])
+                or item_id in self._open
+                or item_id in self._reused_ids
+            ):
+                found.append(None)
+                continue
+            if self._keeps_ids:
+                self._reused_ids.add(item_id)
+            found.append(_reused_row(item_id, row))
+        return found
+
     def _write_ripe(self) -> None:
         """Write down which items have been in work for a while.
 
@@ -450,7 +480,14 @@ class SqliteLedger:
         group.results += 1
         self._conclude(writer, work, history)
         takes_long = writer.seconds > _LONG_SECONDS
-        return GroupSaving(group, item_id, self._loop, self._save_error, takes_long=takes_long)
+        return GroupSaving(
+            group,
+            item_id,
+            self._loop,
+            self._save_error,
+            takes_long=takes_long,
+            is_stuck=writer.is_stuck,
+        )
 
     def _conclude(self, writer: LedgerWriter, work: Work, history: Sequence[Attempt]) -> None:
         group = writer.open
@@ -740,6 +777,27 @@ def _not_ours(version: int) -> str:
     if version > max(migrations()):
         return f"a later version of batch-llm made it (schema {version}); update batch-llm"
     return "it is no ledger"
+
+
+def _reused_row(item_id: str, row: tuple[Any, ...]) -> WorkItemResult[Any, Any]:
+    """Return a row's result as it was; what ``reused`` makes of its record, at half the price."""
+    error, ratings = row[4], row[10]
+    result: WorkItemResult[Any, Any] = WorkItemResult(
+        item_id,
+        error is None,
+        from_json(row[3]),
+        error,
+        None,
+        from_json(row[7]) or no_usage(),
+        None if ratings is None else from_json(ratings),
+        row[5],
+        row[8],
+        row[9] or 0.0,
+        row[6],
+        row[11],
+    )
+    result.is_reused = True
+    return result
 
 
 def _read_attempt(row: tuple[Any, ...]) -> Attempt:

@@ -74,7 +74,7 @@ class Provider:
         await asyncio.sleep(1)
         step = self.steps.pop(0) if len(self.steps) > 1 else self.steps[0]
         if isinstance(step, Exception):
-            return Outcome(usage=USAGE, error=step)
+            return Outcome(usage=USAGE, error=step, answer=b"what it said")
         return self.read_again(item, step.encode())
 
     async def run(self, items, cache, *, store=None, **config):

@@ -376,6 +376,40 @@ async def test_a_shape_that_breaks_costs_its_own_item_and_no_other():
     assert found["fussy"].error.startswith("ZeroDivisionError")
 
 
+class Full(pydantic.BaseModel):
+    words: list[str]
+
+    @pydantic.field_validator("words")
+    @classmethod
+    def check(cls, words):
+        if not words:
+            raise ValueError("no words")
+        return words
+
+
+async def test_an_answer_that_only_the_leaders_own_shape_refuses_is_not_the_followers_failure():
+    full = OutputSchema.from_type(Full)
+    plain = OutputSchema.json_schema(full.schema, full.name)
+    provider = Provider(text='{"words": []}')
+
+    done = await provider.processor().process(
+        [asks("full", output=full), asks("plain", output=plain)]
+    )
+
+    found = by_id(done)
+    assert found["full"].error_code == "bad_output"
+    assert found["plain"].output == {"words": []}
+
+
+async def test_an_answer_that_fits_nobody_is_everybodys_failure():
+    shape = OutputSchema.from_type(Full)
+    provider = Provider(text='{"words": []}')
+
+    done = await provider.processor().process([asks(f"q{n}", output=shape) for n in range(4)])
+
+    assert (done.failed, provider.sent) == (4, ["q0"])
+
+
 async def test_an_item_that_cannot_be_told_from_others_fails_by_itself():
     class Odd(Provider):
         def exchange(self, item, /):

@@ -281,6 +281,9 @@ def test_a_sum_with_unknown_parts_says_so():
         "cost_usd": "1.000000",
         "unpriced_models": [],
         "unmeasured_calls": 2,
+        "cost_before_usd": "0",
+        "cut_off_calls": 0,
+        "cut_off_at_most_usd": "0",
     }
 
 

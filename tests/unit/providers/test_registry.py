@@ -8,12 +8,12 @@ import pytest
 
 from batch_llm import ConfigError, MissingKeyError, UnknownModelError
 from batch_llm.providers.registry import (
-    PROVIDERS,
     open_endpoint,
     resolve,
     resolve_pool,
     split_model,
 )
+from batch_llm.providers.table import PROVIDERS
 
 KEY = "sk-0123456789"
 WITH_KEY = {"OPENAI_API_KEY": KEY}

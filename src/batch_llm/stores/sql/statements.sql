@@ -76,7 +76,7 @@ UPDATE sessions SET has_booked_calls = 1 WHERE session = ?;
 SELECT number, attempt, started_at FROM tries ORDER BY rowid DESC LIMIT 50000;
 
 -- name: longest_output
-SELECT coalesce(max(output_tokens), 0) FROM tries;
+SELECT coalesce(max(output_tokens), 0), count(output_tokens) FROM tries;
 
 -- name: add_pending
 INSERT OR IGNORE INTO items (number, item_id, content, state, session)
@@ -95,17 +95,17 @@ FROM items LEFT JOIN payloads USING (number) WHERE number = ?;
 
 -- name: look_up
 SELECT item_id, content, state, output, error, error_code, model, usage, attempts, seconds,
-       safety_ratings, response_body, number, asked.key
+       safety_ratings, response_body, number, session, asked.key
 FROM json_each(?) AS asked JOIN items ON item_id = asked.value LEFT JOIN payloads USING (number);
 
 -- name: look_up_one
 SELECT item_id, content, state, output, error, error_code, model, usage, attempts, seconds,
-       safety_ratings, response_body, number
+       safety_ratings, response_body, number, session
 FROM items LEFT JOIN payloads USING (number) WHERE item_id = ?;
 
 -- name: ahead
 SELECT item_id, content, state, output, error, error_code, model, usage, attempts, seconds,
-       safety_ratings, response_body, number
+       safety_ratings, response_body, number, session
 FROM items LEFT JOIN payloads USING (number) WHERE number > ? ORDER BY number LIMIT ?;
 
 -- name: records
