@@ -27,6 +27,7 @@
         ├── AbandonedError                        the run was stopped while the item was in flight
         └── ProviderError                         the provider answered, but not with a good answer
             ├── StatusError                       HTTP status 400 or above
+            │   └── SettingRefusedError           … for a setting that the next call goes without
             ├── TransportError (also ConnectionError)  no answer: refused, reset, cut off
             ├── MalformedResponseError            an answer, but not in the provider's format
             ├── BadOutputError                    the model's text does not fit the output schema
@@ -474,6 +475,13 @@ class StatusError(ProviderError):
     def __str__(self) -> str:
         code = f" ({self.code})" if self.code else ""
         return f"HTTP {self.status}{code}: {self.message}"
+
+
+class SettingRefusedError(StatusError):
+    """The model refuses a temperature or top_p. It is tried again without."""
+
+    def __str__(self) -> str:
+        return f"{super().__str__()} (tried again without it)"
 
 
 class TransportError(ProviderError, ConnectionError):

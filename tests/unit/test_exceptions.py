@@ -32,6 +32,7 @@ EXAMPLES = [
     exceptions.CallCancelledError(),
     exceptions.AbandonedError(),
     exceptions.StatusError(500, "oops", "server_error"),
+    exceptions.SettingRefusedError(400, "no temperature", "unsupported_value"),
     exceptions.TransportError("connection reset"),
     exceptions.MalformedResponseError("not JSON", "<html>"),
     exceptions.BadOutputError("{", "not JSON"),

@@ -13,6 +13,7 @@ from batch_llm.providers.base import LaneFacts, content_digest
 from batch_llm.providers.limit_headers import read_limits
 from batch_llm.providers.local_servers import ask_capacity
 from batch_llm.providers.openai import ChatCodec
+from batch_llm.providers.refused_settings import RefusedSettings
 from batch_llm.providers.registry import Endpoint
 from batch_llm.providers.transport import Looker
 
@@ -67,6 +68,7 @@ class RequestCaller:
         #: By endpoint: each has limits of its own.
         self._next_look_at: dict[int, float] = {}
         self._where: dict[int, bytes] = {}
+        self._refused = RefusedSettings()
 
     def lane(self, item: LLMWorkItem[Any, Any, Any], /) -> str:
         """Name the item's lane: its model, or the one endpoint for all."""
@@ -121,6 +123,7 @@ class RequestCaller:
         if place is None:
             place = self._turn = self._turn + 1
         endpoint = pool[place % len(pool)]
+        request = self._refused.applied(request, endpoint)
         body = endpoint.codec.encode(
             request,
             attempt=attempt.number,
@@ -133,7 +136,8 @@ class RequestCaller:
         )
         limits = self._limits_of(endpoint, response)
         if outcome.error is not None:
-            return msgspec.structs.replace(outcome, limits=limits) if limits else outcome
+            error = self._refused.learn(outcome.error, request, endpoint, endpoint.model)
+            return msgspec.structs.replace(outcome, error=error, limits=limits)
         return self._with_answer(outcome, endpoint, response.body, limits)
 
     def exchange(self, item: LLMWorkItem[Any, Any, Any], /) -> bytes | None:
