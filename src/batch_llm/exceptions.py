@@ -20,6 +20,7 @@
         ├── AttemptTimeoutError (also TimeoutError)  the attempt took too long
         ├── RateLimitedTooOftenError              refused so often that waiting longer is pointless
         ├── LimitPauseError                       the limit opens again later than one will wait
+        ├── LaneStoppedError                      the lane refuses everything; it was not sent
         ├── UnknownPriceError                     money is capped, and the call has no known price
         ├── UnsupportedRequestError               the format has no place for a part of it
         ├── CallCancelledError                    the call cancelled itself
@@ -352,6 +353,37 @@ class LimitPauseError(ItemError):
             f"The limits of {self.lane or 'the provider'} allow the next call in "
             f"{self.seconds:,.0f} s{reason}, longer than the longest pause. Run what is left "
             "later, or raise --longest-pause (ProcessorConfig.longest_pause)."
+        )
+
+
+class LaneStoppedError(ItemError):
+    """A lane refused so many items in a row that nothing more is sent there.
+
+    The item says nothing of itself: it was not sent, and is tried again when the run goes on.
+
+    Attributes:
+        model: The lane's model, or whatever else it is called.
+        code: How it refuses: a value of ``strategies.errors.ErrorCode``.
+        in_a_row: Items that were refused so.
+        last_error: The last refusal: hostile text.
+        remedy: What to do about it.
+    """
+
+    def __init__(
+        self, model: str, code: str, in_a_row: int, last_error: str, remedy: str = ""
+    ) -> None:
+        super().__init__(model, code, in_a_row, last_error, remedy)
+        self.model = model
+        self.code = code
+        self.in_a_row = in_a_row
+        self.last_error = last_error
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        remedy = f" {self.remedy}" if self.remedy else ""
+        return (
+            f"{self.model or 'the provider'} refuses everything ({self.code}, {self.in_a_row} in a "
+            f"row), the last time with {self.last_error.rstrip('.')}.{remedy}"
         )
 
 

@@ -26,6 +26,7 @@ EXAMPLES = [
     exceptions.AttemptTimeoutError(2.5),
     exceptions.RateLimitedTooOftenError(101, "429"),
     exceptions.LimitPauseError("openai-chat:gpt-6-luna", 18_000.0),
+    exceptions.LaneStoppedError("openai-chat:x", "auth", 5, "StatusError: HTTP 401", "Check X."),
     exceptions.UnknownPriceError("vllm:mine"),
     exceptions.UnsupportedRequestError("The Messages format", "a seed"),
     exceptions.CallCancelledError(),

@@ -165,6 +165,8 @@ class Pipeline:
 
     def _stamp(self, result: Result, progress: Progress, started_at: float) -> None:
         result.attempts = len(progress.history)
+        if progress.changes:
+            result.changes = tuple(progress.changes)
         result.duration_seconds = self._time() - started_at
         if (origin := progress.origin) is not None:
             result.is_cached = origin.error_code == CACHED
@@ -188,6 +190,7 @@ class Pipeline:
             self._post_processor is not None
             or self._unsaved >= self._most_unsaved
             or not isinstance(saved, Saving)
+            or saved.is_stuck
         ):
             return False
         room = self._room
@@ -236,7 +239,7 @@ class Pipeline:
     async def _wait_for(self, saved: Saving | Awaitable[None], worker: Worker) -> None:
         saving = saved if isinstance(saved, Saving) else _Shielded(saved)
         try:
-            if saving.takes_long:
+            if saving.takes_long and not saving.is_stuck:
                 with worker.parking():
                     await saving
             else:

@@ -188,8 +188,7 @@ class MessagesCodec(Codec):
         """Read an answer, see ``Codec``."""
         if not 200 <= status < 300:
             return Outcome(error=status_error(status, headers, body, secret))
-        is_stream = body.startswith((b"event:", b"data:", b":"))
-        answer = _joined(body) if is_stream else body
+        answer = self.document(body)
         try:
             message = _decode(answer)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -227,6 +226,11 @@ class MessagesCodec(Codec):
             return answered(text or "", usage, model, request)
         return Outcome(usage=usage, error=error, model=model)
 
+    def document(self, body: bytes, /) -> bytes:
+        """Return the message that a stream of events makes; any other body as it is."""
+        is_stream = body.startswith((b"event:", b"data:", b":"))
+        return _joined(body) if is_stream else body
+
 
 MESSAGES = MessagesCodec()
 
@@ -256,7 +260,7 @@ def _ask_for(output: OutputSchema, body: dict[str, Any], model: str, *, is_think
 
 def _wire_message(message: Message) -> dict[str, Any]:
     if message.role not in {"user", "assistant"}:
-        raise UnsupportedRequestError(_NAME, f"a message of the role {message.role!r}")
+        raise UnsupportedRequestError(_NAME, f"a message of the role {message.role[:40]!r}")
     if message.extra.get("tool_calls"):
         raise UnsupportedRequestError(_NAME, "tool calls in the shape of chat completions")
     content = message.content

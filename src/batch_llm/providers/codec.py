@@ -77,6 +77,10 @@ class Codec(ABC):
             secret: The key that was sent: no error repeats it, whatever the server says.
         """
 
+    def document(self, body: bytes, /) -> bytes:
+        """Return a good answer's body as one JSON document, however it came."""
+        return body
+
 
 def wire_model(request: Request, model: str | None) -> str:
     """Return the model's name on the wire."""

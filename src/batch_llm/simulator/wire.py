@@ -30,6 +30,7 @@ JSON_OBJECT = {
 REFUSAL = "I'm sorry, I cannot assist with that request."
 #: Keys and models by which a caller asks for trouble; every other one is good.
 BAD_KEY, FORBIDDEN_KEY, MISSING_MODEL = b"invalid", b"forbidden", "missing"
+TROUBLING_KEYS = (BAD_KEY, FORBIDDEN_KEY)
 #: What a 429 out of the blue claims to be the limit, where the profile has none.
 CLAIMED_LIMIT = 500
 CLAIMED_WAIT_SECONDS = 0.3
@@ -313,11 +314,13 @@ class Completion(ABC):
         self._choices = choices
         self.input_tokens = call.input_tokens
         self.cached_tokens = call.cached_tokens
-        self.written_tokens = int((call.input_tokens - call.cached_tokens) * shares.written)
-        self.output_tokens = sum([choice.tokens for choice in choices])
-        self.reasoning_tokens = (
-            sum([choice.reasoning for choice in choices]) if shares.reasoning else 0
+        self.output_tokens = (
+            choices[0].tokens if len(choices) == 1 else sum([one.tokens for one in choices])
         )
+        self.written_tokens = self.reasoning_tokens = 0
+        if shares is not NO_SHARES:
+            self.written_tokens = int((call.input_tokens - call.cached_tokens) * shares.written)
+            self.reasoning_tokens = sum([choice.reasoning for choice in choices])
         self.request_id = b""
 
     @abstractmethod
@@ -479,7 +482,7 @@ class WireFormat(ABC):
 
     @abstractmethod
     def own_headers(self, request_id: bytes, seconds: float) -> Headers:
-        """Return what all answers have.
+        """Return what all answers have, in a new list.
 
         Args:
             request_id: Made up where it is empty.
@@ -549,6 +552,8 @@ def bearer(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
     """Return the secret of the ``Authorization`` header, or nothing."""
     for name, value in headers:
         if name == b"authorization":
+            if value.startswith(b"Bearer "):
+                return value[7:].strip()
             scheme, _, secret = value.partition(b" ")
             return secret.strip() if scheme.lower() == b"bearer" else b""
     return b""

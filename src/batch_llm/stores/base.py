@@ -48,6 +48,7 @@ class Attempt(msgspec.Struct, frozen=True):
         error: ``ExceptionType: message``, or None after a success; or from whom it came.
         billed_as: Model, server and tier under which the tokens are counted; None where the call
             cost nothing. With it and without ``usage``, nobody knows what it cost.
+        change: What was asked otherwise than in the attempt before; None: nothing.
     """
 
     number: int
@@ -57,6 +58,7 @@ class Attempt(msgspec.Struct, frozen=True):
     error_code: str | None = None
     error: str | None = None
     billed_as: tuple[str, str, str] | None = None
+    change: str | None = None
 
 
 class ItemState(StrEnum):
@@ -148,6 +150,11 @@ class Saving(ABC):
     @property
     def takes_long(self) -> bool:
         """Whether it is likely to take so long that others should go on meanwhile."""
+        return False
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether nothing can be saved for now: then nobody should go on meanwhile."""
         return False
 
     @abstractmethod

@@ -37,7 +37,7 @@ KINDS: Final = {
     "forget": 1,
     "finish": 6,
     "payload": 8,
-    "try": 11,
+    "try": 12,
 }
 
 
@@ -94,7 +94,7 @@ class Group:
 class GroupSaving(Saving):
     """The saving of one result, with all others of its group."""
 
-    __slots__ = ("_error_of", "_group", "_item_id", "_loop", "_takes_long")
+    __slots__ = ("_error_of", "_group", "_is_stuck", "_item_id", "_loop", "_takes_long")
 
     def __init__(
         self,
@@ -104,14 +104,20 @@ class GroupSaving(Saving):
         error_of: Callable[[BaseException, str], Exception],
         *,
         takes_long: bool,
+        is_stuck: bool,
     ) -> None:
         self._group, self._item_id, self._loop, self._error_of = group, item_id, loop, error_of
-        self._takes_long = takes_long
+        self._takes_long, self._is_stuck = takes_long, is_stuck
 
     @property
     def takes_long(self) -> bool:
         """Whether the group before took long."""
         return self._takes_long
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether the group before waits for room."""
+        return self._is_stuck
 
     def then(self, call: Callable[[Exception | None], None], /) -> None:
         """Have ``call`` called when it has ended. Not for one that has."""
@@ -165,6 +171,8 @@ class LedgerWriter:
         self.error: BaseException | None = None
         #: How long the last group took to write.
         self.seconds = 0.0
+        #: Whether a group waits for room on the disk.
+        self.is_stuck = False
         #: Groups that could not be written, in order.
         self._unsaved: list[Group] = []
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -256,17 +264,19 @@ class LedgerWriter:
                 self._write(group)
             except Exception as error:  # noqa: BLE001 - whatever it is, who waits must hear it
                 is_late = time.monotonic() >= deadline  # noqa: TID251
+                self.is_stuck = True
                 if is_late or not self._can_pass(error) or self._is_closing.wait(pause):
                     return error
                 pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
             else:
+                self.is_stuck = False
                 return None
 
     def _write_unsaved(self) -> None:
         while self._unsaved:
             self._write(self._unsaved[0])
             del self._unsaved[0]
-        self.error = None
+        self.error, self.is_stuck = None, False
 
     def _tell(self, group: Group, error: BaseException | None) -> None:
         loop = self._loop

@@ -84,7 +84,6 @@ class Budget:
         "_is_shut",
         "_last_header",
         "_limit_sent_at",
-        "_log",
         "_opened_at",
         "_told",
         "_told_capacity",
@@ -100,6 +99,7 @@ class Budget:
         "least",
         "level",
         "limit",
+        "log",
         "may_be_counted",
         "name",
         "number",
@@ -152,7 +152,7 @@ class Budget:
         #: Whether a minute's limit was used up sooner than a bucket's would have been.
         self.may_be_counted = False
         #: The charges of the last minute, where the limit was told.
-        self._log = MinuteLog(MINUTE) if self.window_seconds == MINUTE else None
+        self.log = MinuteLog(MINUTE) if self.window_seconds == MINUTE else None
         #: When the first charge was made; when a learned window was last found too small or large.
         self._charged_at = math.inf
         self._fitted_at = now
@@ -220,8 +220,8 @@ class Budget:
     def charge(self, now: float, amount: float) -> None:
         """Take ``amount`` out."""
         self.spent += amount
-        if self._log is not None:
-            self._log.charge(now, amount)
+        if self.log is not None:
+            self.log.charge(now, amount)
             if self._charged_at == math.inf:
                 self._charged_at = now
         if self.capacity < math.inf:
@@ -242,8 +242,8 @@ class Budget:
         A bucket that was full meanwhile would be no fuller without that charge.
         """
         self.spent -= amount
-        if self._log is not None:
-            self._log.take_back(charged_at, amount)
+        if self.log is not None:
+            self.log.take_back(charged_at, amount)
         if not self.is_limited:
             return
         self.refill(now)
@@ -261,8 +261,8 @@ class Budget:
             return 0.0
         self.refill(now)
         counted = 0.0
-        if self.is_sliding and self._log is not None:
-            counted = self._log.wait(now, max(0.0, self.capacity - amount))
+        if self.is_sliding and self.log is not None:
+            counted = self.log.wait(now, max(0.0, self.capacity - amount))
             if self._told is None:
                 return counted
         if self._told is not None and self.is_window:
@@ -412,12 +412,12 @@ class Budget:
                 elif room - pending_then > self.level and not self._is_shut:
                     self.level += 0.2 * (room - pending_then - self.level)
             return is_news
-        if self.is_sliding and self._log is not None:
+        if self.is_sliding and self.log is not None:
             self.capacity = limit
             if now - sent_at < 1.0:  # others use the same key
-                foreign = limit - (self._log.used(now) - spent_since) - remaining - pending_then
+                foreign = limit - (self.log.used(now) - spent_since) - remaining - pending_then
                 if foreign > 0.05 * limit:
-                    self._log.charge(now, 0.5 * foreign)
+                    self.log.charge(now, 0.5 * foreign)
             return is_news
         room = remaining - spent_since + self.rate * max(0.0, now - sent_at)
         room = min(self.capacity, room)
@@ -484,7 +484,7 @@ class Budget:
         self.may_be_counted = False
         if not is_counted:
             if self.source == "unknown" and self.limit is None:
-                self._log = None  # it is a bucket
+                self.log = None  # it is a bucket
             return
         if self.source == "unknown":
             self._learn_window(now, others=others)
@@ -494,13 +494,13 @@ class Budget:
         else:
             self.is_sliding = True
             self.level = min(self.capacity, self._allowed)
-            if self.source == "unknown" and self._log is not None:
-                self.level = self.capacity - self._log.used(now)
+            if self.source == "unknown" and self.log is not None:
+                self.level = self.capacity - self.log.used(now)
 
     @property
     def _may_be_learned(self) -> bool:
         """Whether this may be the first opening of a window that nobody told us of."""
-        return self.source == "unknown" and self.limit is None and self._log is not None
+        return self.source == "unknown" and self.limit is None and self.log is not None
 
     def _learn_window(self, now: float, *, others: bool) -> None:
         """Take what was let in before the first refusal for the limit of a minute."""
@@ -522,8 +522,8 @@ class Budget:
             return
         if is_refused:
             used = (
-                self._log.used(now)
-                if self.is_sliding and self._log
+                self.log.used(now)
+                if self.is_sliding and self.log
                 else self.spent - self.spent_at_reset
             )
             if used > REFUTING_SHARE * self.limit:
@@ -558,7 +558,7 @@ class Budget:
         """Give up the belief in a window."""
         self.is_window = self.is_sliding = False
         if self.source == "unknown":
-            self.limit = self._log = None
+            self.limit = self.log = None
             self.fit_capacity()
             return
         self.rate = self.ceiling
@@ -570,8 +570,8 @@ class Budget:
 
     def distrust_window(self, now: float) -> None:
         """Give the belief in a window up for good, when a refusal came with room left in it."""
-        if self.is_sliding and self._log is not None and self.limit is not None:
-            if self._log.used(now) < REFUTING_SHARE * self.limit:
+        if self.is_sliding and self.log is not None and self.limit is not None:
+            if self.log.used(now) < REFUTING_SHARE * self.limit:
                 self.become_bucket()
             return
         if not self.is_window or self.spent_at_reset <= 0:
