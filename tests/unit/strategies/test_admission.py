@@ -615,4 +615,4 @@ def test_what_is_charged_before_any_limit_is_known_counts_in_the_window_that_tur
     grants = [one.start(0.1 * n, ONE) for n in range(5)]
     one.cancelled(0.6, grants[0], was_sent=False)
 
-    assert budget._log.used(0.7) == budget.spent == 4
+    assert budget.log.used(0.7) == budget.spent == 4
