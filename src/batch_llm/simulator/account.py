@@ -426,7 +426,7 @@ class Account:
             return wire.out_of_quota(word, call.model)
         if name == "p502" or name in wire.troubles:
             return wire.trouble(name, model=call.model)
-        return wire.blocked(name)
+        return None
 
     def _advised(self, refusal: Refusal) -> Refusal:
         if self._profile.should_retry != "none":

@@ -535,17 +535,13 @@ class WireFormat(ABC):
         """Return the refusal of a call that is larger than the whole limit, where there is one."""
         return self.limited(excess)
 
-    def blocked(self, name: str) -> Refusal | None:  # noqa: ARG002 - not in all formats
-        """Return the error answer of ``prefuse`` or ``pfilter``; None where it is a good one."""
-        return None
-
     def knows_midway(self, call: Call) -> bool:
         """Return whether an answer to the call can hold an error although it began as a 200."""
         return call.streams
 
+    @abstractmethod
     def midway(self, request_id: bytes) -> bytes:
-        """Return the piece of a stream that says that the rest fails."""
-        raise NotImplementedError
+        """Return the piece of a stream that says that the rest fails; see ``knows_midway``."""
 
 
 def bearer(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
