@@ -1,6 +1,6 @@
 """Admission on the test bench: makespan against the omniscient optimum, and refused calls.
 
-    python benchmarks/admission.py BENCH [--seeds 11 12 13] [--random 50] [SCENARIO ...]
+    python benchmarks/admission.py BENCH [SCENARIO ...] [--seeds 11 12 13] [--random 50]
 
 BENCH is the folder with the test bench's modules (``core``, ``provider``, ``client``, ``run``,
 ``scenarios``, ``governor_lite``). The seed of the random sweep is drawn anew each time and printed.
@@ -14,6 +14,7 @@ import random
 import statistics
 import sys
 from collections import deque
+from dataclasses import replace
 from pathlib import Path
 
 from batch_llm.core.config import Limits
@@ -160,6 +161,7 @@ def main():
     parser.add_argument("--seeds", type=int, nargs="+", default=[11, 12, 13])
     parser.add_argument("--random", type=int, default=0)
     parser.add_argument("--sweep", type=int, help="the sweep's seed, to see one again")
+    parser.add_argument("--items", type=int, help="of each scenario, in place of its own number")
     parser.add_argument("--reference", action="store_true", help="run the bench's controller too")
     options = parser.parse_args()
     sys.path.insert(0, str(Path(options.bench)))
@@ -178,6 +180,8 @@ def main():
         seeds = options.seeds[:1]
     else:
         specs = {key: S[key] for key in options.scenarios or S}
+        if options.items:
+            specs = {key: replace(spec, n=options.items) for key, spec in specs.items()}
         seeds = options.seeds
     found = {}
     print("| scenario | " + " | ".join(make().name for make in makers) + " |")

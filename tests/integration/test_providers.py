@@ -357,14 +357,14 @@ async def test_geminis_ratings_of_a_withheld_answer_reach_its_result(simulator):
     ],
 )
 async def test_limits_are_read_from_each_providers_headers(provider, dimensions):
-    options = "rpm=500&tpm=100k&rpd=1000&itpm=50k&otpm=10k"
+    options = "rpm=500&tpm=100k&rpd=100k&itpm=50k&otpm=10k"
     with Simulator(f"fast?{options}") as running:
         outcome = await ask(running, provider, settings=Settings(max_tokens=50))
 
     assert set(outcome.limits) == dimensions
     told = {name: one.limit for name, one in outcome.limits.items()}
     assert told.get("requests", 500) == 500
-    assert told.get("requests_per_day", 1000) == 1000
+    assert told.get("requests_per_day", 100_000) == 100_000
 
 
 COMMAND = [

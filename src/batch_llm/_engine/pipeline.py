@@ -165,6 +165,8 @@ class Pipeline:
 
     def _stamp(self, result: Result, progress: Progress, started_at: float) -> None:
         result.attempts = len(progress.history)
+        if progress.changes:
+            result.changes = tuple(progress.changes)
         result.duration_seconds = self._time() - started_at
         if (origin := progress.origin) is not None:
             result.is_cached = origin.error_code == CACHED

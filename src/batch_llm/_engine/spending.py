@@ -210,6 +210,10 @@ class SpendingGate:
             return None
         return Admitted(ticket, charge)
 
+    def is_overloaded(self, item: Item, /) -> bool:
+        """Whether the item's lane deals with no calls, and no call is due to find out."""
+        return self._gate.is_overloaded(item)
+
     def place(self, ticket: Admitted, /) -> int | None:
         """Return which of the lane's places the call goes to; None where nobody chose."""
         return self._gate.place(ticket.inner)

@@ -45,8 +45,11 @@ _TOP_FIELDS = {
 }
 #: Of what the provider says beside that.
 _MOST_WORDS = 200
-#: Why an answer ended, when neither it nor its length did.
-_FAULTY: Final = {"MALFORMED_FUNCTION_CALL", "UNEXPECTED_TOOL_CALL", "MALFORMED_RESPONSE"}
+#: Why an answer was withheld; any other odd end may be better next time.
+_WITHHELD: Final = {
+    *("SAFETY", "RECITATION", "BLOCKLIST", "PROHIBITED_CONTENT", "SPII", "LANGUAGE"),
+    *("MODEL_ARMOR", "PUP_LIMITED_DISABLED"),
+}
 _GOOD: Final = {None, "STOP", "FINISH_REASON_UNSPECIFIED"}
 _CUT: Final = {"MAX_TOKENS", "CONTINUATION"}
 
@@ -200,11 +203,11 @@ class GenerateCodec(Codec):
         text = "".join(texts) if texts else None
         if reason in _CUT:
             error = TruncatedError(text or "", asked_length(request.settings))
-        elif reason in _FAULTY:
-            error = malformed(f"The answer ended with {reason}", body, secret)
-        elif reason not in _GOOD:
+        elif reason in _WITHHELD or (reason is not None and reason.startswith("IMAGE_")):
             words = (candidate.finish_message or "")[:_MOST_WORDS]
             error = ContentFilteredError(f"{reason}: {words}" if words else str(reason))
+        elif reason not in _GOOD:
+            error = malformed(f"The answer ended with {reason}"[:80], body, secret)
         elif text is None and request.output is None and any(part.function_call for part in parts):
             calls = [part.function_call for part in parts if part.function_call]
             return Outcome(calls, usage, None, model, ratings)

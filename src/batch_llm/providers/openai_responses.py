@@ -34,7 +34,7 @@ from batch_llm.providers.openai import refuses_sampling
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from batch_llm.core.request import Message, Part, Request
+    from batch_llm.core.request import Message, Part, Request, Settings
     from batch_llm.exceptions import BadOutputError
 
 _NAME = "The Responses format"
@@ -124,8 +124,9 @@ class ResponsesCodec(Codec):
             ]
         body: dict[str, Any] = {"model": name, "input": messages, "store": False}
         temperature, top_p = settings.temperature_for(attempt), settings.top_p
+        further = _further_fields(settings)
         if (temperature is not None or top_p is not None) and self.thinks:
-            reasoning = settings.extra.get("reasoning")
+            reasoning = further.get("reasoning")
             effort = reasoning.get("effort") if isinstance(reasoning, dict) else None
             if refuses_sampling(name, effort):
                 temperature = top_p = None
@@ -136,8 +137,7 @@ class ResponsesCodec(Codec):
         length = asked_length(settings)
         if length is not None:
             body["max_output_tokens"] = length
-        if settings.extra:
-            body.update(other_fields(settings))
+        body.update(further)
         if request.output is not None:
             shape: dict[str, Any] = {
                 "type": "json_schema",
@@ -195,6 +195,18 @@ class ResponsesCodec(Codec):
 
 
 RESPONSES = ResponsesCodec()
+
+
+def _further_fields(settings: Settings) -> dict[str, Any]:
+    """Return the fields that go out as they are; the effort has another place than in chat."""
+    if not settings.extra:
+        return {}
+    further = other_fields(settings)
+    if "reasoning_effort" in further:
+        effort = {"effort": further.pop("reasoning_effort")}
+        reasoning = further.get("reasoning")
+        further["reasoning"] = effort | (reasoning if isinstance(reasoning, dict) else {})
+    return further
 
 
 def _wire_message(message: Message) -> dict[str, Any]:

@@ -48,6 +48,7 @@ class Endpoint:
         secret: The key or password, so that it can be struck out of what servers say; empty
             without one.
         is_local: Whether its server is one of the user's own, and may be asked about itself.
+        key_variable: The name of the variable with the key; empty without a key.
     """
 
     provider: str
@@ -60,6 +61,13 @@ class Endpoint:
     charges_asked: bool = False
     charges_cache_reads: bool = True
     is_local: bool = False
+    key_variable: str = ""
+
+    @property
+    def shown_url(self) -> str:
+        """The address without what may be secret in it."""
+        parts = urlsplit(self.url)
+        return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
 
     @property
     def account(self) -> str | None:
@@ -182,8 +190,8 @@ def resolve(
             raise UnknownModelError(model, "Its simulator has not been started.")
         return _simulated(provider_name, name, base_url)
     provider = PROVIDERS[provider_name]
-    variable = key_variable or provider.key_variable
-    key = environ.get(variable, "").strip() if key_variable else provider.find_key(environ)
+    variable = key_variable or provider.find_variable(environ)
+    key = environ.get(variable, "").strip()
     elsewhere = base_url or environ.get(provider.url_variable, "").strip() or None
     if elsewhere is None and not provider.base_url:
         expected = "the address of your resource, such as https://NAME.openai.azure.com"
@@ -215,6 +223,7 @@ def resolve(
         (is_own or not provider.base_url) and provider.charges_asked,
         provider.charges_cache_reads,
         may_be_local and host not in _PUBLIC_HOSTS,
+        "" if login is not None or not key else variable,
     )
 
 

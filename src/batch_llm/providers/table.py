@@ -66,8 +66,12 @@ class Provider:
 
     def find_key(self, environ: Mapping[str, str]) -> str:
         """Return the key that the environment holds, or nothing."""
+        return environ.get(self.find_variable(environ), "").strip()
+
+    def find_variable(self, environ: Mapping[str, str]) -> str:
+        """Return the variable that holds the key, or the one in which it is looked for first."""
         names = (self.key_variable, *self.other_key_variables)
-        return next((key for name in names if (key := environ.get(name, "").strip())), "")
+        return next((name for name in names if environ.get(name, "").strip()), self.key_variable)
 
 
 #: Of servers that are compatible with OpenAI's chat completions, and no more.

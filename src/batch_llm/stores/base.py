@@ -48,6 +48,7 @@ class Attempt(msgspec.Struct, frozen=True):
         error: ``ExceptionType: message``, or None after a success; or from whom it came.
         billed_as: Model, server and tier under which the tokens are counted; None where the call
             cost nothing. With it and without ``usage``, nobody knows what it cost.
+        change: What was asked otherwise than in the attempt before; None: nothing.
     """
 
     number: int
@@ -57,6 +58,7 @@ class Attempt(msgspec.Struct, frozen=True):
     error_code: str | None = None
     error: str | None = None
     billed_as: tuple[str, str, str] | None = None
+    change: str | None = None
 
 
 class ItemState(StrEnum):

@@ -18,6 +18,7 @@ import msgspec
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+    from typing import BinaryIO
 
     from batch_llm.strategies.caps import Size
 
@@ -78,33 +79,21 @@ class CallNotes:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._file = path.open("r+b" if path.exists() else "w+b")
-        try:
-            size = self._file.seek(0, 2)
+        with path.open("r+b" if path.exists() else "w+b") as file:
+            size = file.seek(0, 2)
             if size < _HEAD_BYTES or (size - _HEAD_BYTES) % _SLOT_BYTES:
-                self._file.truncate(0)
+                file.truncate(0)
                 size = 0
             if not size:
-                self._extend(_HEAD_BYTES + _FIRST_SLOTS * _SLOT_BYTES)
-            self._map = mmap.mmap(self._file.fileno(), 0)
-        except BaseException:
-            self._file.close()
-            raise
+                _extend(file, _HEAD_BYTES + _FIRST_SLOTS * _SLOT_BYTES)
+            self._map = mmap.mmap(file.fileno(), 0)
         self._names: dict[BilledAs, int] = {}
         self._free: list[int] = []
-
-    def _extend(self, count: int) -> None:
-        # Written and not just made longer: a mapped page without a place on a full disk would end
-        # the process.
-        self._file.seek(0, 2)
-        self._file.write(bytes(count))
-        self._file.flush()
 
     def close(self) -> None:
         """Let go of the file."""
         with contextlib.suppress(ValueError, BufferError):
             self._map.close()
-        self._file.close()
 
     @property
     def session(self) -> int | None:
@@ -192,6 +181,12 @@ class CallNotes:
     def tell(self, at: int, usage: dict[str, int]) -> None:
         """Note what a call took."""
         get = usage.get
+        if len(usage) == 3:  # nearly always
+            counts = [get("input_tokens", 0), get("output_tokens", 0), get("total_tokens", 0)]
+            if min(counts) >= 0 and max(counts) <= _LARGEST:
+                _USAGE.pack_into(self._map, at + _USAGE_AT, *counts, 0, 0, 0, 0)
+                self._map[at + _IS_KNOWN_AT] = 1
+                return
         counts = [min(max(0, get(kind, 0)), _LARGEST) for kind in _KINDS]
         _USAGE.pack_into(self._map, at + _USAGE_AT, *counts)
         self._map[at + _IS_KNOWN_AT] = 1
@@ -203,10 +198,19 @@ class CallNotes:
 
     def _grow(self) -> None:
         before = len(self._map)
-        self._extend(before - _HEAD_BYTES)
-        self._map.close()
-        self._map = mmap.mmap(self._file.fileno(), 0)
+        with self._path.open("r+b") as file:
+            _extend(file, before - _HEAD_BYTES)
+            self._map.close()
+            self._map = mmap.mmap(file.fileno(), 0)
         self._free = list(range(before, len(self._map), _SLOT_BYTES))
+
+
+def _extend(file: BinaryIO, count: int) -> None:
+    # Written and not just made longer: a mapped page without a place on a full disk would end the
+    # process.
+    file.seek(0, 2)
+    file.write(bytes(count))
+    file.flush()
 
 
 def _told(count: int) -> int | None:

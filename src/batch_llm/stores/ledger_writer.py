@@ -37,7 +37,7 @@ KINDS: Final = {
     "forget": 1,
     "finish": 6,
     "payload": 8,
-    "try": 11,
+    "try": 12,
 }
 
 

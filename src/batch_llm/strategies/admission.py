@@ -23,6 +23,7 @@ from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
 from batch_llm.strategies.budgets import REQUESTS, REQUESTS_PER_DAY, Budget, LimitHeader
+from batch_llm.strategies.enclosure import FEWEST_CALLS, Round, measured_rate
 from batch_llm.strategies.noise import Noise
 from batch_llm.strategies.overload import Overload
 from batch_llm.strategies.slots import Slots
@@ -40,7 +41,11 @@ _WITH_OUTPUT = {TOKENS, OUTPUT}
 
 #: The share of the rate that a cut leaves; the least that a second cut within moments leaves.
 CUT, DEEPEST_CUT = 0.87, 0.5
+#: And what it leaves when the bucket is too small to tell.
+BLIND_CUT = 0.75
 SECOND_CUT_SECONDS = 5.0
+#: Of a rate that was measured between two refusals so much is used.
+MEASURED_SHARE = 0.9
 #: After so many seconds without a cut the rate is back where it was, and goes on from there.
 RECOVERY_SECONDS = 28.0
 #: Of the time that the gate was closed, so much counts as time without a cut.
@@ -51,13 +56,23 @@ SEARCH_GROWTH, SEARCH_STEP = 1.0, 1.0
 SEARCH_SPANS, SHORTEST_SPAN_SECONDS, LONGEST_SPAN_SECONDS = 4.0, 0.3, 1.0
 #: The search goes on until the limit's rate is known up to this factor.
 SEARCH_ENDS_WITHIN = 1.5
-#: And no longer than for so many refusals.
-SEARCH_CUTS = 4
+#: A round of the search that began at less than this share of what was let in has measured nothing:
+#: the bucket may have run over meanwhile.
+TRUSTED_SHARE = 0.9
+#: Less than so many bursts let in may have been in the bucket: the growing rate overtook nothing.
+BURSTS_TO_OVERTAKE = 1.5
+#: After each refusal the search is so much slower, so that the next one is closer to the limit.
+SEARCH_SLOWER = 4.0
+#: And it goes on for no more than so many refusals.
+SEARCH_CUTS = 3
 #: The first call that is let in after the first refusal shows the rate at which its cost came back;
 #: so much of that is believed, because the bucket was not quite empty.
 CLOSURE_SHARE = 0.5
 #: A gate that was closed for less says nothing of a fixed window.
 SHORTEST_CLOSURE_SECONDS = 5.0
+#: Nor does one that was closed for no more than so many times what the guessed rate needs for the
+#: largest call; or, where no Retry-After says it, for all that is still to be charged.
+LONG_CLOSURES, OWED_CLOSURES = 3.0, 2.0
 #: What is remembered with less trust than this is where a search begins; else it is kept to.
 WELL_KNOWN_SHARE = 0.8
 #: What is remembered is kept to for so long; when nothing was refused by then, it is searched on.
@@ -221,6 +236,10 @@ class Admission:
         #: Grants of an older epoch were sent before the last cut: their refusals say nothing new.
         self._epoch = self._number = self._number_at_cut = 0
         self._cut_at = self._open_at = self._grown_at = self._began_at = now
+        #: When the first call was sent that was let in since the last cut.
+        self._reopened_at = now
+        #: The number of the refused call that the last cut was made for.
+        self._number_when_empty = 0
         self._is_first = True
         self._is_searching = False
         #: Whether all that is known was remembered, and nothing has confirmed or refuted it.
@@ -236,6 +255,10 @@ class Admission:
         self._slots = Slots()
         self._overload = Overload(now, self._dice)
         self._search_cuts = 0
+        #: When the first refusal closes the gate for longer, the limit is counted by the minute.
+        self._longest_of_bucket = math.inf
+        #: Whether the limits were found to be counted by the minute.
+        self._is_by_window = False
         #: Whether the last refusal has enclosed the limit well enough.
         self._is_bracketed = False
         #: The first refusal's number, and what became of the calls sent after it under its belief.
@@ -267,6 +290,10 @@ class Admission:
         if self._in_doubt >= (1 if self._closed_again else self._doubt_limit):
             oldest = self._doubtful[0].at if self._doubtful else now
             return max(1e-3, oldest + self._doubt_seconds - now)
+        if self._is_searching and not (self._accepted_since_cut or self._in_doubt):
+            return (
+                0.0  # the gate is open: what the first refusal left is a guess, no reason to wait
+            )
         longest = 0.0
         for budget in self.budgets.values():
             amount = cost[budget.field]
@@ -285,10 +312,7 @@ class Admission:
             amount = cost[budget.field]
             if amount > budget.largest:  # noqa: PLR1730 - on the hot path: a call costs more
                 budget.largest = amount
-            if budget.capacity < math.inf:
-                budget.charge(now, amount)
-            else:
-                budget.spent += amount
+            budget.charge(now, amount)
             spent_then.append(budget.spent)
             if budget.counts_output:
                 budget.pending += cost.pending
@@ -319,10 +343,15 @@ class Admission:
             self._note_follower(was_accepted=True)
         self._confirm(now, grant)
         if used is not None:
+            # What is searched from a guess is held up by no debt of calls from before.
+            is_old = self._is_searching and grant.number <= self._number_at_cut
             for budget in self.budgets.values():
                 difference = used[budget.field] - grant.cost[budget.field]
                 if difference and budget.number < len(grant.spent_then):
-                    budget.settle(now, difference, grant.at)
+                    if is_old and difference > 0:
+                        budget.spent += difference
+                    else:
+                        budget.settle(now, difference, grant.at)
         if headers:
             self._sync(now, grant, headers)
 
@@ -364,8 +393,8 @@ class Admission:
             wait = PROBE_SECONDS * self._dice.uniform(0.5, 1.5)
             return Refusal(False, wait if retry_after is None else retry_after)
         if is_first:
-            self._cut(now, grant, retry_after, dimension or _used_up(grant.cost, headers))
-            return Refusal(True, 0.0)
+            named = dimension or _used_up(grant.cost, headers)
+            return Refusal(self._cut(now, grant, retry_after, named), 0.0)
         if grant.epoch == 0 and self._epoch == 1:
             self._note_follower(was_accepted=False)
         if retry_after is not None:
@@ -402,7 +431,7 @@ class Admission:
         """Return what is worth knowing in the next run: not what was told."""
         return {
             name: Known(
-                budget.limit,
+                budget.limit if budget.source != "unknown" else None,
                 budget.limit / budget.window_seconds if budget.limit else budget.rate,
                 budget.capacity,
             )
@@ -442,7 +471,7 @@ class Admission:
         limits = [
             (
                 name,
-                budget.limit or budget.rate * budget.window_seconds,
+                budget.limit_believed,
                 budget.shown_source,
             )
             for name, budget in self.budgets.items()
@@ -482,7 +511,12 @@ class Admission:
 
     @property
     def _knows_limits(self) -> bool:
-        return self._is_told or self._sees_headers or (self._is_recalled and not self._is_searching)
+        return (
+            self._is_told
+            or self._sees_headers
+            or self._is_by_window
+            or (self._is_recalled and not self._is_searching)
+        )
 
     def _leave(self, grant: Grant) -> None:
         grant.is_open = False
@@ -510,6 +544,8 @@ class Admission:
             budget.uncharge(now, amount, grant.at, refund=refund)
             if grant.number <= self._number_at_cut:
                 budget.spent_at_cut -= amount
+            if grant.number < self._number_when_empty:
+                budget.spent_when_empty -= amount
 
     def _believe_silence(self, now: float) -> None:
         doubtful, limit = self._doubtful, now - self._doubt_seconds
@@ -534,6 +570,7 @@ class Admission:
         if grant.number > self._number_at_cut:
             if not self._accepted_since_cut:
                 self._open_at = self._grown_at = now
+                self._reopened_at = grant.at
                 self._explain_closure(now, grant)
                 if self._is_searching:
                     self._learn_from_closure(grant)
@@ -551,6 +588,8 @@ class Admission:
 
     def _explain_closure(self, now: float, grant: Grant) -> None:
         """Recognise a limit per fixed minute: it was closed for longer than a bucket ever is."""
+        if self._is_first:
+            return
         longest = max(
             (
                 (budget.largest + budget.pending) / budget.rate
@@ -561,8 +600,16 @@ class Admission:
         )
         closed_seconds = grant.at - self._cut_at
         is_long = closed_seconds > max(SHORTEST_CLOSURE_SECONDS, 1.5 * longest + 1)
+        if not self._is_told and not self._sees_headers:
+            is_long = closed_seconds > self._longest_of_bucket
+            self._longest_of_bucket = math.inf
         for budget in self.budgets.values():
-            budget.explain_opening(now, self._began_at, grant.at, is_long=is_long)
+            budget.explain_opening(
+                now, self._began_at, grant.at, is_long=is_long, others=len(self.budgets) > 1
+            )
+        if is_long and not self._knows_limits:
+            self._is_searching = False
+            self._is_by_window = True
         if closed_seconds > max(SHORTEST_CLOSURE_SECONDS, 3 * longest + 1):
             for budget in self.budgets.values():
                 budget.seems_a_window(now, grant.at)
@@ -573,12 +620,17 @@ class Admission:
         for budget in self.budgets.values():
             if budget.source == "unknown" and budget.rate < math.inf:
                 came_back = CLOSURE_SHARE * grant.cost[budget.field] / seconds
+                budget.level = max(budget.level, 0.0)
                 budget.learn_rate(max(budget.rate, came_back))
 
     def _cut(
         self, now: float, grant: Grant, retry_after: float | None, dimension: str | None
-    ) -> None:
-        """Take the first refusal of an epoch for what it is: we were too fast, by how much?"""
+    ) -> bool:
+        """Take the first refusal of an epoch for what it is: we were too fast, by how much?
+
+        Returns:
+            Whether the gate was closed because of it.
+        """
         self._epoch += 1
         self._is_recalled = False
         named = dimension if dimension in self.budgets else None
@@ -588,26 +640,29 @@ class Admission:
             self._closed_again = 0 if self._accepted_since_cut else self._closed_again + 1
             self._number_at_cut, self._accepted_since_cut = self._number, 0
             self._close_gate(now, retry_after)
-            return
+            return True
         if not self._accepted_since_cut and not self._is_first:
             self._closed_again += 1  # still closed, which says nothing about the rate
         else:
             self._closed_again = 0
-            self._search_cuts = self._search_cuts + 1 if self._is_searching else 0
+            cuts = self._search_cuts + 1 if self._is_searching else 0
             self._is_bracketed = (
-                self._search_cuts > SEARCH_CUTS or self._ends_search(grant, seconds)
+                cuts > SEARCH_CUTS or self._ends_search(grant, seconds)
             ) and not self._is_first
             if not self._is_first and self._is_noise(now, grant, seconds):
-                return
+                return False
             if not (self._is_first and self._is_told and self._explains_used_up(grant)):
                 for name, budget in self.budgets.items():
                     if named is None or name == named:
                         self._cut_rate(now, budget, grant, seconds)
+            self._search_cuts = cuts
             self._keep_in_step()
             # From the first refusal on the rate is searched upwards, until it is enclosed.
             goes_on = self._is_first or (self._is_searching and not self._is_bracketed)
             self._is_searching = goes_on and not self._knows_limits
-            self._cut_at = grant.at
+            self._cut_at, self._number_when_empty = grant.at, grant.number
+            for budget in self.budgets.values():
+                budget.spent_when_empty = _spent_then(grant, budget) - grant.cost[budget.field]
         for name, budget in self.budgets.items():
             budget.distrust_window(now)
             budget.note_cut()
@@ -619,6 +674,7 @@ class Admission:
                 if budget.is_window and retry_after is not None:
                     budget.opens_again(now, now + retry_after + 0.05)
         if self._is_first:
+            self._longest_of_bucket = self._longest_closure(retry_after)
             self._first_refused = grant.number
             self._doubt_at_cut = self._doubt_limit
         self._is_first = False
@@ -629,6 +685,23 @@ class Admission:
         self.budgets[REQUESTS].keep_empty(self.closed_until)
         if not self._knows_limits:
             self._doubt_limit = max(2.0, 2 * self.requests_per_second * self._doubt_seconds)
+        return True
+
+    def _longest_closure(self, retry_after: float | None) -> float:
+        """Return for how long a bucket may refuse after the first refusal; infinity for any time.
+
+        A bucket is asked for one call, and says when it has come back. Without its word it may
+        refuse until all is charged that is pending.
+        """
+        longest = owed = 0.0
+        for budget in self.budgets.values():
+            if budget.is_limited:
+                longest = max(longest, budget.largest / budget.rate)
+                owed = max(owed, (budget.largest + budget.pending) / budget.rate)
+        if retry_after is None:
+            return max(SHORTEST_CLOSURE_SECONDS, OWED_CLOSURES * owed)
+        is_long = retry_after > max(SHORTEST_CLOSURE_SECONDS, LONG_CLOSURES * longest)
+        return SHORTEST_CLOSURE_SECONDS if is_long else math.inf
 
     def _explains_used_up(self, grant: Grant) -> bool:
         """Tell whether a told limit refused its first call because a minute's worth was used."""
@@ -661,7 +734,7 @@ class Admission:
             return False  # there are more of them now than chance brings
         rates, let_in = {}, 0.0
         for name, budget in self.budgets.items():
-            amount = _spent_then(grant, budget) - budget.spent_at_cut
+            amount = _spent_then(grant, budget) - budget.spent_when_empty
             rates[name] = amount / seconds
             if name == REQUESTS:
                 let_in = amount - 1
@@ -700,7 +773,7 @@ class Admission:
 
     def _cut_rate(self, now: float, budget: Budget, grant: Grant, seconds: float) -> None:
         let_in = _spent_then(grant, budget) - grant.cost[budget.field]
-        let_in = max(0.0, let_in - budget.spent_at_cut)
+        let_in = max(0.0, let_in - budget.spent_when_empty)
         if self._is_first and budget.source == "unknown":
             # All of a minute's burst may have been eaten: start low, search upwards.
             let_in = let_in or grant.cost[budget.field]
@@ -708,23 +781,49 @@ class Admission:
                 budget.peak = let_in / (60 + seconds)
                 budget.burst = let_in
                 budget.learn_rate(budget.peak)
+                budget.rate_at_start = budget.rate
+            return
+        if self._is_by_window and budget.source == "unknown" and budget.limit:
+            budget.fit_window(now, is_refused=True)
             return
         if budget.rate == math.inf or budget.is_sliding:
             return
         if self._is_first and budget.source == "header":
             return  # calls in flight were more than was left, which headers tell from now on
-        if self._is_searching:
-            least, overtaken = self._least(budget, grant, seconds), self._overtaken(budget)
-            if not self._is_bracketed and overtaken < least:
-                least = math.sqrt(least * budget.rate)
-            budget.peak = max(least, overtaken)
-        else:
-            budget.peak = budget.rate
         budget.refill(now)
+        this = Round(let_in, seconds, grant.at - self._reopened_at)
+        last, budget.round = budget.round, this
+        per_call = budget.spent / max(self._number, 1)
+        if self._is_searching:
+            measured = self._trusted(budget, last, this)
+            if measured is not None:
+                budget.learn_rate(MEASURED_SHARE * measured)
+                budget.peak = budget.rate / CUT
+            else:
+                least = self._least(budget, grant, seconds)
+                budget.peak = max(least, self._overtaken(budget, let_in))
+                budget.learn_rate(budget.peak * CUT)
+            budget.rate_at_start = budget.rate
+            return
+        budget.peak = budget.rate
         share = CUT
-        if not self._is_searching and seconds < SECOND_CUT_SECONDS:
-            # The bucket was empty then and is empty now: what was let in between came back.
-            share = max(DEEPEST_CUT, min(CUT, let_in / seconds / budget.rate))
+        if seconds < SECOND_CUT_SECONDS and let_in > 0:
+            measured = measured_rate(last, this, per_call)
+            if measured is not None:
+                share = min(CUT, MEASURED_SHARE * measured / budget.rate)
+                if share < CUT:
+                    budget.peak = budget.rate * max(DEEPEST_CUT, share) / CUT
+                    share = CUT
+            else:
+                # The bucket was empty then and is empty now: what was let in between came back.
+                least = let_in / seconds
+                closed = seconds - this.open_seconds
+                if let_in < FEWEST_CALLS * per_call:
+                    share = max(DEEPEST_CUT, min(CUT, least / budget.peak))
+                elif budget.burst >= closed * least:  # the bucket may have held all of it
+                    share = max(DEEPEST_CUT, CUT * min(1, math.sqrt(least / budget.peak)))
+                else:
+                    share = BLIND_CUT
         budget.learn_rate(budget.peak * share)
 
     def _least(self, budget: Budget, grant: Grant, seconds: float) -> float:
@@ -733,21 +832,36 @@ class Admission:
         The bucket was empty then and is empty now, so the limit's rate is no lower.
         """
         let_in = _spent_then(grant, budget) - grant.cost[budget.field]
-        budget.least = max(budget.least, (let_in - budget.spent_at_cut) / seconds)
+        budget.least = max(budget.least, (let_in - budget.spent_when_empty) / seconds)
         return budget.least
 
-    def _overtaken(self, budget: Budget) -> float:
+    def _overtaken(self, budget: Budget, let_in: float) -> float:
         """Return the limit's rate that a growing one has overtaken; 0 where that can't be told."""
+        if let_in < BURSTS_TO_OVERTAKE * budget.burst:
+            return 0.0  # all of it may have been in the bucket
         return _overtaken(budget.rate, budget.burst / self._span)
+
+    def _trusted(self, budget: Budget, last: Round | None, this: Round) -> float | None:
+        """Return the rate that a round of the search has measured, if it has."""
+        measured = measured_rate(last, this, budget.spent / max(self._number, 1))
+        if measured is None or budget.rate_at_start < TRUSTED_SHARE * measured:
+            return None  # the bucket may have run over while the rate was below the limit's
+        return measured
 
     def _ends_search(self, grant: Grant, seconds: float) -> bool:
         """Tell whether the limit is known well enough: estimated, or between close bounds."""
-        return any(
-            SEARCH_ENDS_WITHIN * max(self._least(budget, grant, seconds), self._overtaken(budget))
-            >= budget.rate
-            for budget in self.budgets.values()
-            if budget.rate < math.inf
-        )
+        for budget in self.budgets.values():
+            if budget.rate == math.inf:
+                continue
+            let_in = _spent_then(grant, budget) - grant.cost[budget.field]
+            this = Round(let_in - budget.spent_when_empty, seconds, grant.at - self._reopened_at)
+            if self._trusted(budget, budget.round, this) is not None:
+                return True
+            least = self._least(budget, grant, seconds)
+            least = max(least, self._overtaken(budget, this.let_in))
+            if SEARCH_ENDS_WITHIN * least >= budget.rate:
+                return True
+        return False
 
     @property
     def _span(self) -> float:
@@ -755,7 +869,8 @@ class Admission:
         if self._is_recalled:  # what is remembered is likely to hold still
             return RECALLED_SPAN_SECONDS
         span = SEARCH_SPANS * self._doubt_seconds
-        return max(SHORTEST_SPAN_SECONDS, min(LONGEST_SPAN_SECONDS, span))
+        span = max(SHORTEST_SPAN_SECONDS, min(LONGEST_SPAN_SECONDS, span))
+        return span * SEARCH_SLOWER ** min(self._search_cuts, SEARCH_CUTS)
 
     def _keep_in_step(self) -> None:
         """Let no unknown dimension allow fewer calls than the requests': it was hardly in use."""
@@ -804,6 +919,9 @@ class Admission:
             is_unused = (
                 budget.level > unused_share * budget.capacity or budget.level < -budget.largest
             )
+            if budget.source == "unknown" and budget.limit:
+                budget.fit_window(now, is_refused=False)
+                continue
             if budget.rate >= budget.ceiling or is_unused:
                 continue
             budget.refill(now)

@@ -8,9 +8,12 @@ learned. All amounts are requests or tokens, all times seconds on the caller's c
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from batch_llm.strategies.windows import MinuteLog
+
+if TYPE_CHECKING:
+    from batch_llm.strategies.enclosure import Round
 
 #: Limits are per minute, but for those per day.
 MINUTE, DAY = 60.0, 86_400.0
@@ -40,6 +43,11 @@ REFUTING_SHARE = 0.7
 #: A sliding window may seem to open so much too soon.
 _SLIDING_SLACK_SECONDS = 2.0
 _MAX_VOTES, _MIN_VOTES = 5, -50
+#: Of what a window let in before it refused so much is used; and so much more of one that did not
+#: refuse for a minute, doubled each time.
+WINDOW_SHARE, WINDOW_GROWTH = 0.97, 0.05
+REQUESTS_SLACK = 1.15
+VOTE_SECONDS, SLIDING_SECONDS = 0.7, 1.0
 
 
 class LimitHeader(NamedTuple):
@@ -69,14 +77,17 @@ class Budget:
     __slots__ = (
         "_allowed",
         "_allowed_full_at",
+        "_charged_at",
+        "_fitted_at",
         "_full_at",
         "_header_votes",
+        "_is_shut",
         "_last_header",
         "_limit_sent_at",
-        "_log",
         "_opened_at",
         "_told",
         "_told_capacity",
+        "_window_growth",
         "burst",
         "capacity",
         "ceiling",
@@ -88,17 +99,21 @@ class Budget:
         "least",
         "level",
         "limit",
+        "log",
         "may_be_counted",
         "name",
         "number",
         "peak",
         "pending",
         "rate",
+        "rate_at_start",
         "reset_at",
+        "round",
         "source",
         "spent",
         "spent_at_cut",
         "spent_at_reset",
+        "spent_when_empty",
         "updated_at",
         "window_seconds",
     )
@@ -125,6 +140,11 @@ class Budget:
         self._full_at = self._allowed_full_at = -math.inf
         #: All that was ever charged; and its value at the last cut, and at the last reset.
         self.spent = self.spent_at_cut = self.spent_at_reset = 0.0
+        #: Its value when the call was sent for which the rate was last cut: the bucket was empty.
+        self.spent_when_empty = 0.0
+        #: What was let in between the last two cuts.
+        self.round: Round | None = None
+        self.rate_at_start = math.inf
         #: Output of the calls in flight that the provider will charge when they end.
         self.pending = 0.0
         self.largest = 1.0
@@ -132,8 +152,13 @@ class Budget:
         #: Whether a minute's limit was used up sooner than a bucket's would have been.
         self.may_be_counted = False
         #: The charges of the last minute, where the limit was told.
-        is_by_minute = limit is not None and self.window_seconds == MINUTE
-        self._log = MinuteLog(MINUTE) if is_by_minute else None
+        self.log = MinuteLog(MINUTE) if self.window_seconds == MINUTE else None
+        #: When the first charge was made; when a learned window was last found too small or large.
+        self._charged_at = math.inf
+        self._fitted_at = now
+        self._window_growth = WINDOW_GROWTH
+        #: Whether this window is used up.
+        self._is_shut = False
         self.reset_at = math.inf
         #: When the latest call was sent whose answer told the limit.
         self._limit_sent_at = -math.inf
@@ -154,7 +179,20 @@ class Budget:
     @property
     def shown_source(self) -> str:
         """How it is known: ``told``, ``header``, ``remembered`` or ``learned``."""
-        return "learned" if self.source == "unknown" else self.source
+        is_learned = self.source == "unknown" or self._is_outgrown
+        return "learned" if is_learned else self.source
+
+    @property
+    def limit_believed(self) -> float:
+        """What is believed to be the limit: per minute, or per day."""
+        is_known = self.limit is not None and not self._is_outgrown
+        return self.limit if is_known and self.limit else self.rate * self.window_seconds
+
+    @property
+    def _is_outgrown(self) -> bool:
+        """Whether a remembered limit was searched past."""
+        limit = self.limit or math.inf
+        return self.source == "remembered" and self.rate * self.window_seconds > limit
 
     def refill(self, now: float) -> None:
         """Bring the level up to date."""
@@ -170,6 +208,7 @@ class Budget:
         if self.is_window:
             if now >= self.reset_at + RESET_SLACK_SECONDS:
                 self.level = self.capacity
+                self._is_shut = False
                 self.spent_at_reset, self._full_at = self.spent, now
                 windows = math.ceil((now - self.reset_at + 1e-6) / self.window_seconds)
                 self.reset_at += self.window_seconds * windows
@@ -181,12 +220,14 @@ class Budget:
     def charge(self, now: float, amount: float) -> None:
         """Take ``amount`` out."""
         self.spent += amount
+        if self.log is not None:
+            self.log.charge(now, amount)
+            if self._charged_at == math.inf:
+                self._charged_at = now
         if self.capacity < math.inf:
             self.refill(now)
             self.level -= amount
             self._allowed -= amount
-            if self._log is not None:
-                self._log.charge(now, amount)
 
     def settle(self, now: float, difference: float, charged_at: float) -> None:
         """Correct a charge by what was used more or, when negative, less than it."""
@@ -201,13 +242,13 @@ class Budget:
         A bucket that was full meanwhile would be no fuller without that charge.
         """
         self.spent -= amount
+        if self.log is not None:
+            self.log.take_back(charged_at, amount)
         if not self.is_limited:
             return
         self.refill(now)
         if self._allowed_full_at <= charged_at:
             self._allowed = min(self._told_capacity, self._allowed + amount)
-        if self._log is not None:
-            self._log.take_back(charged_at, amount)
         if refund and self._full_at <= charged_at:
             self.level = min(self.capacity, self.level + amount)
 
@@ -220,8 +261,15 @@ class Budget:
             return 0.0
         self.refill(now)
         counted = 0.0
-        if self.is_sliding and self._log is not None:
-            counted = self._log.wait(now, max(0.0, self.capacity - amount))
+        if self.is_sliding and self.log is not None:
+            counted = self.log.wait(now, max(0.0, self.capacity - amount))
+            if self._told is None:
+                return counted
+        if self._told is not None and self.is_window:
+            # Whatever the provider's window has, the told limit's own bucket is kept to.
+            too_much = min(amount, self._told_capacity) - self._allowed
+            if too_much > 1e-9:
+                counted = max(counted, too_much * self.window_seconds / self._told)
         missing = min(amount, self.capacity) - self.level
         if missing <= 1e-9:
             return counted
@@ -236,7 +284,7 @@ class Budget:
 
     def fit_capacity(self) -> None:
         """Fit the bucket to a learned rate: it must hold the largest call."""
-        if self.source == "unknown":
+        if self.source == "unknown" and self.limit is None:
             seconds = LEARNED_SECONDS.get(self.name, LEARNED_TOKEN_SECONDS)
             self.capacity = max(min(self.rate * seconds, self.burst), self.largest, 1.0)
             self.level = min(self.level, self.capacity)
@@ -275,13 +323,16 @@ class Budget:
         if self.is_limited and not self.is_sliding:
             self.refill(now)
             self.level = min(self.level, level)
+            self._is_shut = self.is_window
 
     def keep_empty(self, until: float) -> None:
         """Let a bucket whose size is not told fill from ``until`` on only.
 
         What a closed gate saves up would come in one burst, and the provider's bucket may be small.
         """
-        if self.source == "unknown" or self.capacity < self._told_capacity < math.inf:
+        if (
+            self.source == "unknown" and self.limit is None
+        ) or self.capacity < self._told_capacity < math.inf:
             self.updated_at = max(self.updated_at, until)
 
     def release(self) -> None:
@@ -291,6 +342,7 @@ class Budget:
 
     def recall(self, limit: float | None, rate: float, capacity: float) -> None:
         """Start from what was known at the end of an earlier run."""
+        self.rate_at_start = rate
         if limit is None:
             self.peak = rate
             self.learn_rate(rate)
@@ -342,7 +394,7 @@ class Budget:
             if not was_known:
                 self.level = remaining - spent_since - pending_then
             self.level = min(self.level, self.capacity)
-        if not self.is_window:
+        if not self.is_window and not self.is_sliding:
             # A bucket's reset is the time until it is full, which tells how much it holds.
             holds = remaining + reset * self.ceiling
             holds -= min(CALLS_HELD_BACK * self.largest, SHARE_HELD_BACK * holds)
@@ -353,14 +405,19 @@ class Budget:
         self.refill(now)
         if self.is_window:
             if now < deadline:
-                if self._told is None:
-                    self.reset_at = deadline
-                else:  # no header makes a told limit's windows shorter, or puts their end off
-                    next_at = self._full_at + self.window_seconds
-                    self.reset_at = max(min(self.reset_at, deadline), next_at)
-                    remaining = min(remaining, limit - (spent_then - self.spent_at_reset))
+                self.reset_at = deadline
                 room = min(self.capacity, remaining - spent_since)
-                self.level = max(min(self.level, room), room - pending_then)
+                if room < self.level:
+                    self.level += 0.5 * (room - self.level)
+                elif room - pending_then > self.level and not self._is_shut:
+                    self.level += 0.2 * (room - pending_then - self.level)
+            return is_news
+        if self.is_sliding and self.log is not None:
+            self.capacity = limit
+            if now - sent_at < 1.0:  # others use the same key
+                foreign = limit - (self.log.used(now) - spent_since) - remaining - pending_then
+                if foreign > 0.05 * limit:
+                    self.log.charge(now, 0.5 * foreign)
             return is_news
         room = remaining - spent_since + self.rate * max(0.0, now - sent_at)
         room = min(self.capacity, room)
@@ -373,16 +430,27 @@ class Budget:
 
     def _vote(self, sent_at: float, deadline: float, remaining: float, limit: float) -> None:
         """Tell a fixed window from a bucket: its reset stands still while the remainder moves."""
+        if self.is_sliding:
+            return
         if self._last_header is None:
             self._last_header = (deadline, remaining, sent_at)
             return
         last_deadline, last_remaining, last_at = self._last_header
-        if abs(remaining - last_remaining) <= 0.03 * limit or abs(sent_at - last_at) <= 1:
+        # Since the last one a bucket's deadline moved by the time that what was taken needs to come
+        # back, and a window's not at all, or by whole windows.
+        as_bucket = (last_remaining - remaining) * self.window_seconds / limit + sent_at - last_at
+        if abs(as_bucket) < VOTE_SECONDS:
             return
-        vote = 1 if abs(deadline - last_deadline) < 0.75 else -1
+        moved = deadline - last_deadline
+        half = self.window_seconds / 2
+        off_window = abs((moved + half) % self.window_seconds - half)
+        vote = 1 if off_window < abs(moved - as_bucket) else -1
         self._header_votes = max(_MIN_VOTES, min(_MAX_VOTES, self._header_votes + vote))
         self._last_header = (deadline, remaining, sent_at)
         if self._header_votes >= _VOTES_FOR_WINDOW:
+            if abs(deadline - self._charged_at - self.window_seconds) < SLIDING_SECONDS:
+                self.is_sliding = True
+                return
             if not self.is_window:
                 self.spent_at_reset = self.spent - max(0.0, limit - remaining)
                 self.reset_at = deadline  # even a past one: the next refill moves it on
@@ -405,27 +473,71 @@ class Budget:
         self._become_window(opened_at)
 
     def explain_opening(
-        self, now: float, began_at: float, opened_at: float, *, is_long: bool
+        self, now: float, began_at: float, opened_at: float, *, is_long: bool, others: bool = False
     ) -> None:
         """Tell how a limit is counted that was used up: its first opening shows it.
 
         A sliding window opens when the first charge is a minute old, a fixed one sooner; a bucket
         as soon as it has filled enough, which is not ``is_long`` after.
         """
-        is_counted = self.may_be_counted and is_long
+        is_counted = (self.may_be_counted or self._may_be_learned) and is_long
         self.may_be_counted = False
         if not is_counted:
+            if self.source == "unknown" and self.limit is None:
+                self.log = None  # it is a bucket
             return
+        if self.source == "unknown":
+            self._learn_window(now, others=others)
         self.refill(now)
         if opened_at - began_at < self.window_seconds - _SLIDING_SLACK_SECONDS:
             self._become_window(opened_at)
         else:
             self.is_sliding = True
             self.level = min(self.capacity, self._allowed)
+            if self.source == "unknown" and self.log is not None:
+                self.level = self.capacity - self.log.used(now)
+
+    @property
+    def _may_be_learned(self) -> bool:
+        """Whether this may be the first opening of a window that nobody told us of."""
+        return self.source == "unknown" and self.limit is None and self.log is not None
+
+    def _learn_window(self, now: float, *, others: bool) -> None:
+        """Take what was let in before the first refusal for the limit of a minute."""
+        self._fitted_at = now
+        slack = REQUESTS_SLACK if self.name == REQUESTS and others else 1.0
+        self._set_window(max(self.largest, self._share * slack * self.spent_at_cut))
+
+    @property
+    def _share(self) -> float:
+        return 1.0 if self.name == REQUESTS else WINDOW_SHARE
+
+    def _set_window(self, limit: float) -> None:
+        self.limit = self.capacity = limit
+        self.rate = self.peak = limit / self.window_seconds
+
+    def fit_window(self, now: float, *, is_refused: bool) -> None:
+        """Fit a learned window to what it let in until it refused, or to more when it did not."""
+        if self.limit is None or self.source != "unknown":
+            return
+        if is_refused:
+            used = (
+                self.log.used(now)
+                if self.is_sliding and self.log
+                else self.spent - self.spent_at_reset
+            )
+            if used > REFUTING_SHARE * self.limit:
+                self._set_window(max(self.largest, min(self.limit, self._share * used)))
+            self._fitted_at, self._window_growth = now, WINDOW_GROWTH
+        elif now - self._fitted_at > self.window_seconds:
+            self._fitted_at = now
+            self._set_window(self.limit + max(1.0, self._window_growth * self.limit))
+            self._window_growth = min(1.0, 2 * self._window_growth)
 
     def _become_window(self, opened_at: float) -> None:
         self.is_window = True
-        self.rate = self.ceiling
+        if self.ceiling < math.inf:
+            self.rate = self.ceiling
         self.capacity = self.limit or self.capacity
         self._full_at = opened_at
         # Calls were sent since it opened, before that was known.
@@ -445,6 +557,10 @@ class Budget:
     def become_bucket(self) -> None:
         """Give up the belief in a window."""
         self.is_window = self.is_sliding = False
+        if self.source == "unknown":
+            self.limit = self.log = None
+            self.fit_capacity()
+            return
         self.rate = self.ceiling
         self._keep_to_told()
 
@@ -454,8 +570,8 @@ class Budget:
 
     def distrust_window(self, now: float) -> None:
         """Give the belief in a window up for good, when a refusal came with room left in it."""
-        if self.is_sliding and self._log is not None and self.limit is not None:
-            if self._log.used(now) < REFUTING_SHARE * self.limit:
+        if self.is_sliding and self.log is not None and self.limit is not None:
+            if self.log.used(now) < REFUTING_SHARE * self.limit:
                 self.become_bucket()
             return
         if not self.is_window or self.spent_at_reset <= 0:

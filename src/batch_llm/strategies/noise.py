@@ -3,18 +3,20 @@
 A limit refuses what is beyond it, and nothing once the rate is well below. So when call after call
 is refused at rates far below those that were let in a moment ago, and the share of refused calls
 stays small, the refusals say nothing about the rate: slowing down for them would only starve the
-run. They are answered one by one then, and the rate is cut only when they become many more than
-they were.
+run. A limit that has fallen refuses far below those rates as well, but not again once the rate is
+cut to what it lets in: so the rates must fall from refusal to refusal. Those at random are answered
+one by one then, and the rate is cut only when they become many more than they were.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
 
 #: Refusals in a row that no limit explains, until they are taken for random.
 UNEXPLAINED_IN_A_ROW = 4
 #: A refusal is unexplained below this share of the rate that was let in shortly before.
-IMPOSSIBLE_SHARE = 0.9
+IMPOSSIBLE_SHARE = 0.93
 #: What was let in counts for so long, and for so many refusals at least.
 MEMORY_SECONDS, MEMORY_LEAST = 120.0, 3
 #: Fewer calls between two refusals prove nothing.
@@ -44,6 +46,7 @@ class Noise:
         "_calm_chance",
         "_chance_most",
         "_episodes",
+        "_fallen_at",
         "_in_a_row",
         "_refusals",
         "_silent",
@@ -56,6 +59,8 @@ class Noise:
         self.chance = 0.0
         #: When each of the last episodes ended, and the rates by dimension that were let in.
         self._episodes: deque[tuple[float, dict[str, float]]] = deque(maxlen=8)
+        #: Since when the limit may be a lower one: what was let in before explains nothing.
+        self._fallen_at = -math.inf
         self._chance_most = LARGEST_CHANCE
         #: What it was when there were last no more refusals than it explains.
         self._calm_chance = 0.0
@@ -78,10 +83,13 @@ class Noise:
         Returns:
             Whether refusals are believed to be random from now on.
         """
-        if not self._is_unexplained(now, rates):
+        if not self._is_unexplained(now, rates, -math.inf):
             self._in_a_row = self._calls = self._refusals = 0
+            self._fallen_at = -math.inf
         else:
-            self._in_a_row += calls >= FEWEST_CALLS
+            if calls >= FEWEST_CALLS and self._is_unexplained(now, rates, self._fallen_at):
+                self._in_a_row += 1
+                self._fallen_at = now
             self._calls += calls + 1
             self._refusals += 1
         self._episodes.append((now, rates))
@@ -126,10 +134,12 @@ class Noise:
             self.chance = 0.0
         return True
 
-    def _is_unexplained(self, now: float, rates: dict[str, float]) -> bool:
+    def _is_unexplained(self, now: float, rates: dict[str, float], since: float) -> bool:
         oldest_counted = len(self._episodes) - MEMORY_LEAST
         known: dict[str, float] = {}
         for position, (ended_at, let_in) in enumerate(self._episodes):
+            if ended_at < since:
+                continue
             if position >= oldest_counted or now - ended_at < MEMORY_SECONDS:
                 for name, rate in let_in.items():
                     known[name] = max(known.get(name, 0.0), rate)

@@ -108,6 +108,7 @@ def test_each_status_has_its_verdict(status, category, is_retryable):
         ),
         (503, {"error": {"status": "RESOURCE_EXHAUSTED"}}, "rate_limit"),
         (503, {"error": {"status": "UNAVAILABLE"}}, "overloaded"),
+        (400, {"error": {"code": "json_validate_failed"}}, "validation_error"),
         (
             400,
             {"error": {"code": "x", "innererror": {}, "type": "content_filter"}},

@@ -300,21 +300,35 @@ def test_a_cost_that_comes_back_late_lowers_no_rate():
     assert one.budgets[REQUESTS].rate >= low
 
 
-def test_the_search_goes_on_until_what_was_let_in_is_close_to_what_was_refused():
+def searching(*, rate_at_start):
+    """Return one in search whose bucket was empty at 10.0, and was filled at 50 a second since."""
     one = admission(dimensions=(REQUESTS,))
     one.accepted(0.1, one.start(0.0, ONE))
     one.refused(0.2, one.start(0.1, ONE), latency=0.1)
-    requests, searches = one.budgets[REQUESTS], []
+    requests = one.budgets[REQUESTS]
     requests.burst = 1e9  # the bucket may be large: nothing is to be learned from its size
-    for now, refused_at, let_in in ((10.0, 100.0, 100), (20.0, 60.0, 300), (30.0, 50.0, 400)):
-        for n in range(let_in):
-            at = now + n / 100
-            one.accepted(at, one.start(at, ONE))
-        requests.rate = refused_at
-        one.refused(now + 9.9, one.start(now + 9.9, ONE), latency=0.0)
-        searches.append((one._is_searching, round(requests.peak)))
+    one.accepted(9.9, one.start(9.8, ONE))
+    one._cut_at, one._reopened_at, requests.spent_when_empty = 10.0, 10.5, requests.spent
+    requests.rate_at_start = rate_at_start
+    for n in range(500):
+        one.accepted(10.5 + n / 100, one.start(10.5 + n / 100, ONE))
+    requests.rate = 200.0
+    one.refused(20.0, one.start(20.0, ONE), latency=0.0)
+    return one
 
-    assert searches == [(True, 22), (True, 42), (False, 40)]
+
+def test_what_was_let_in_between_two_refusals_ends_the_search():
+    one = searching(rate_at_start=60.0)
+
+    assert not one._is_searching
+    assert one.budgets[REQUESTS].rate == pytest.approx(0.9 * 50)
+
+
+def test_a_bucket_that_may_have_run_over_in_between_is_searched_on():
+    one = searching(rate_at_start=30.0)
+
+    assert one._is_searching
+    assert one.budgets[REQUESTS].rate == pytest.approx(0.87 * 50)
 
 
 def test_a_rate_that_grew_over_a_small_bucket_tells_which_it_has_overtaken():
@@ -402,7 +416,7 @@ def test_a_known_limit_is_not_searched():
     assert not unknown._is_searching
 
 
-@pytest.mark.parametrize(("let_in", "share"), [(3, 0.5), (14, 7 / 8.7), (40, 0.87)])
+@pytest.mark.parametrize(("let_in", "share"), [(3, 0.5), (14, 9 / 8.7 * 0.7), (40, 0.87)])
 def test_a_second_cut_within_moments_leaves_what_was_let_in_between(let_in, share):
     one = admission(limits=Limits(requests_per_minute=600))
     now = past_the_first_refusal(one) + 6.0
@@ -592,3 +606,13 @@ def test_fixed_minutes_that_are_told_by_late_answers_only_do_not_close_the_gate_
 
     assert under_way  # it goes on to the end
     assert under_way[-1][0] > 900.0
+
+
+def test_what_is_charged_before_any_limit_is_known_counts_in_the_window_that_turns_out():
+    one = Admission(0.0)
+    budget = one.budgets["requests"]
+
+    grants = [one.start(0.1 * n, ONE) for n in range(5)]
+    one.cancelled(0.6, grants[0], was_sent=False)
+
+    assert budget.log.used(0.7) == budget.spent == 4

@@ -130,13 +130,13 @@ def test_a_reset_that_stands_still_while_the_remainder_moves_is_a_fixed_minute()
 
 
 @pytest.mark.parametrize(
-    ("seconds", "used"), [(0.2, 50.0), (2.0, 5.0)], ids=["too soon", "too little used"]
+    ("seconds", "used"), [(0.05, 1.0), (0.3, -1.0)], ids=["too soon", "as a bucket fills"]
 )
 def test_sightings_that_are_alike_anyway_prove_no_fixed_minute(seconds, used):
     budget = Budget(REQUESTS, None, 0.0, 60.0)
     for number in range(6):
         now = seconds * number
-        synced(budget, now, 600.0 - used * number, 60.0 - now)
+        synced(budget, now, 500.0 - used * number, 10.0 - now)
 
     assert not budget.is_window
 
@@ -177,26 +177,120 @@ def test_a_header_of_the_last_minute_says_nothing_of_this_one():
     assert budget.reset_at == 120.0
 
 
-def test_in_a_fixed_minute_what_is_still_to_be_charged_is_left_free_once():
+def test_in_a_fixed_minute_more_room_is_believed_slowly_and_less_of_it_quickly():
     budget = window()
-    budget.drain(8.0, 250.0)
+    budget.level = 250.0
 
     synced(budget, 10.0, 300.0, 50.0, pending=100.0)
     assert budget.level == 250.0  # between 200 and 300
 
     synced(budget, 10.0, 300.0, 50.0, pending=20.0)
-    assert budget.level == 280.0
+    assert budget.level == 250 + 0.2 * 30
 
+    budget.level = 280.0
     synced(budget, 10.0, 200.0, 50.0, pending=20.0)
-    assert budget.level == 200.0
+    assert budget.level == 240.0
+
+
+def test_a_fixed_minute_that_refused_is_used_up_whatever_late_answers_say():
+    budget = window()
+    budget.drain(8.0, 0.0)
+
+    synced(budget, 10.0, 300.0, 50.0)
+    assert budget.level == 0.0
+
+    budget.refill(60.2)
+    assert budget.level == 600.0
 
 
 def test_more_left_than_the_limit_is_not_believed_in_a_fixed_minute():
     budget = window()
 
-    synced(budget, 10.0, 6000.0, 50.0)
+    for _ in range(40):
+        synced(budget, 10.0, 6000.0, 50.0)
 
-    assert budget.level == 600.0
+    assert budget.level == pytest.approx(600.0, abs=0.1)
+
+
+def sliding():
+    """Return a budget that headers show to be counted over the last minute."""
+    budget = Budget(REQUESTS, None, 0.0, 60.0)
+    for number in range(6):
+        budget.charge(float(number), 50.0)
+        synced(budget, float(number), 550.0 - 50.0 * number, 60.0 - number)
+    return budget
+
+
+def test_a_reset_that_stands_still_a_minute_after_the_first_call_is_a_sliding_minute():
+    budget = sliding()
+
+    assert budget.is_sliding
+    assert not budget.is_window
+    assert budget.wait(6.0, 300.0) == 0.0
+    # Until the first second's have left: a fixed minute would open for all 600 then.
+    assert budget.wait(6.0, 350.0) == pytest.approx(61.0 - 6.0)
+
+
+def test_what_others_take_of_a_sliding_minute_is_seen_in_fresh_headers_only():
+    fresh, late = sliding(), sliding()
+
+    synced(fresh, 6.0, 100.0, 54.0)
+    synced(late, 8.0, 100.0, 52.0, sent_at=6.0)
+
+    assert fresh.wait(8.0, 250.0) > 0.0
+    assert late.wait(8.0, 250.0) == 0.0
+
+
+def closed(*, others=False, opened_at=31.0, is_long=True):
+    """Return a budget that let a hundred in, refused for long, and is open again."""
+    budget = Budget(REQUESTS, None, 0.0, 60.0)
+    for number in range(10):
+        budget.charge(0.1 * number, 10.0)
+    budget.burst = 100.0
+    budget.learn_rate(1.6)
+    budget.note_cut()
+    budget.explain_opening(opened_at, 0.0, opened_at, is_long=is_long, others=others)
+    return budget
+
+
+def test_an_unknown_limit_that_opens_long_after_it_refused_is_one_per_fixed_minute():
+    budget = closed()
+
+    assert budget.is_window
+    assert budget.capacity == 100.0
+    assert budget.reset_at == 91.0
+    assert budget.shown_source == "learned"
+
+
+def test_one_that_opens_a_minute_after_the_first_call_is_one_per_sliding_minute():
+    budget = closed(opened_at=60.5)
+
+    assert budget.is_sliding
+    assert budget.wait(60.5, 10.0) == pytest.approx(0.5)
+
+
+def test_one_that_opens_at_once_is_a_bucket():
+    budget = closed(opened_at=1.5, is_long=False)
+
+    assert not budget.is_window
+    assert not budget.is_sliding
+
+
+def test_where_tokens_may_be_what_is_counted_some_more_calls_are_tried():
+    assert closed(others=True).capacity == pytest.approx(115.0)
+
+
+def test_a_learned_window_is_fitted_to_what_it_let_in_and_grows_when_it_refuses_nothing():
+    budget = closed()
+    budget.refill(91.2)
+    budget.charge(91.3, 90.0)
+    budget.fit_window(92.0, is_refused=True)
+    assert budget.capacity == 90.0
+
+    budget.fit_window(153.0, is_refused=False)
+    assert budget.capacity == pytest.approx(94.5)
+    budget.fit_window(214.0, is_refused=False)
+    assert budget.capacity == pytest.approx(94.5 * 1.1)
 
 
 def test_a_told_limit_that_opens_twice_whole_minutes_apart_is_one_per_fixed_minute():

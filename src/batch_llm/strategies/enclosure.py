@@ -1,0 +1,58 @@
+"""What two refusals tell of a limit's rate: it is enclosed by what was let in between them.
+
+At a refusal the provider's bucket is empty. So what was let in until the next one came back in that
+time, the gate's closure included: as long as the bucket did not run over while nothing was sent,
+that is the limit's rate. If it did run over, the rate is higher, but no higher than what was let
+in over the time in which the gate was open.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+#: Fewer calls between two refusals tell nothing.
+FEWEST_CALLS = 8
+#: A closure of no more than this share of the time between two refusals is no source of error.
+CLOSED_SHARE = 0.3
+#: Two rounds whose open times differ by less than this share can't be compared.
+DIFFERENT_SHARE = 0.2
+#: The limit may have changed in a longer round.
+LONGEST_SECONDS = 6.0
+
+
+class Round(NamedTuple):
+    """The time between two refusals that found the bucket empty.
+
+    Attributes:
+        let_in: What was let in, in requests or tokens.
+        seconds: From the one to the other.
+        open_seconds: From the first call that was let in to the second refusal.
+    """
+
+    let_in: float
+    seconds: float
+    open_seconds: float
+
+
+def measured_rate(last: Round | None, this: Round, per_call: float) -> float | None:
+    """Return the limit's rate by the second, if the last two rounds tell it.
+
+    Args:
+        last: The round before, None when there was none.
+        this: The round that has just ended.
+        per_call: What a call takes.
+    """
+    if this.let_in <= 0 or this.let_in < FEWEST_CALLS * per_call:
+        return None
+    least = this.let_in / this.seconds
+    most = (this.let_in + per_call) / max(this.open_seconds, 1e-3)
+    if most < least or this.seconds - this.open_seconds <= CLOSED_SHARE * this.seconds:
+        return least
+    if last is None or last.seconds > LONGEST_SECONDS:
+        return None
+    # Whatever the bucket held when the gate opened was about the same both times.
+    longer = this.open_seconds - last.open_seconds
+    if abs(longer) <= DIFFERENT_SHARE * max(this.open_seconds, last.open_seconds):
+        return None
+    slope = (this.let_in - last.let_in) / longer
+    return min(most, max(least, slope))
