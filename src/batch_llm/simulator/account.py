@@ -288,6 +288,8 @@ class Account:
             else:
                 limit.refresh(now)
         visit.headers = self._limit_headers(wire, now_unix)
+        if done is not None and visit.headers:
+            visit.headers |= wire.cost_headers(done)
 
     def _notice(self, now: float) -> None:
         """Note a call's time, and change the limits when theirs has come."""

@@ -410,10 +410,12 @@ class WireFormat(ABC):
         provider: Whose account, limits and keys they are.
         troubles: Error answers by name: those of faults, and of what callers do.
         stream_type: The content type of an answer in pieces.
+        tells_limits_of_streams: Whether answers in pieces tell of the limits too.
     """
 
     provider: ClassVar[str]
     stream_type: bytes = b"text/event-stream; charset=utf-8"
+    tells_limits_of_streams: ClassVar[bool] = True
     troubles: ClassVar[dict[str, Trouble]]
 
     @abstractmethod
@@ -479,6 +481,10 @@ class WireFormat(ABC):
             limits: Kinds and limits, as of now.
             now: Seconds since 1970.
         """
+
+    def cost_headers(self, done: Completion) -> dict[str, str]:  # noqa: ARG002 - most tell nothing
+        """Return the headers that tell what an answer took from the limits."""
+        return {}
 
     @abstractmethod
     def own_headers(self, request_id: bytes, seconds: float) -> Headers:
