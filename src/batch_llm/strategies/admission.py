@@ -801,7 +801,9 @@ class Admission:
                 budget.peak = budget.rate / CUT
             else:
                 least = self._least(budget, grant, seconds)
-                budget.peak = max(least, self._overtaken(budget, let_in))
+                least = max(least, self._overtaken(budget, let_in))
+                # Between what it is at least and at most; the least once they are close.
+                budget.peak = least if self._is_bracketed else math.sqrt(least * budget.rate)
                 budget.learn_rate(budget.peak * CUT)
             budget.rate_at_start = budget.rate
             return

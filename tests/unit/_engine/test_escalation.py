@@ -171,6 +171,22 @@ async def test_a_cap_that_cut_an_answer_off_is_raised_once_and_said():
     assert result.changes == ("max_tokens 100 → 200",)
 
 
+async def test_a_cap_is_raised_no_second_time():
+    caller = Asked(small=[CUT])
+
+    await one(caller, ask(settings=Settings(max_tokens=100)))
+
+    assert [asked for _, asked in caller.calls] == [100, 200]
+
+
+async def test_a_fallback_may_correct_its_answer_as_well():
+    caller = Asked(small=[BAD], big=[BAD])
+
+    await one(caller, fallbacks=("x:big", "x:biggest"))
+
+    assert caller.models == ["small", "small", "big", "big", "biggest"]
+
+
 @pytest.mark.parametrize(("cap", "calls"), [(0, [100]), (100, [100]), (4000, [100, 4000])])
 async def test_a_cap_is_raised_as_far_as_the_user_allows(cap, calls):
     caller = Asked(small=[CUT])
