@@ -23,7 +23,7 @@ from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
 from batch_llm.strategies.budgets import REQUESTS, REQUESTS_PER_DAY, Budget, LimitHeader
-from batch_llm.strategies.enclosure import FEWEST_CALLS, Round, measured_rate
+from batch_llm.strategies.enclosure import CLOSED_SHARE, FEWEST_CALLS, Round, measured_rate
 from batch_llm.strategies.noise import Noise
 from batch_llm.strategies.overload import Overload
 from batch_llm.strategies.slots import Slots
@@ -805,8 +805,10 @@ class Admission:
             else:
                 least = self._least(budget, grant, seconds)
                 least = max(least, self._overtaken(budget, let_in))
-                # Between what it is at least and at most; the least once they are close.
-                budget.peak = least if self._is_bracketed else math.sqrt(least * budget.rate)
+                # What it is at least; where a long closure may have filled the bucket to the brim,
+                # between that and what it is at most.
+                is_sure = self._is_bracketed or seconds - this.open_seconds < CLOSED_SHARE * seconds
+                budget.peak = least if is_sure else math.sqrt(least * budget.rate)
                 budget.learn_rate(budget.peak * CUT)
             budget.rate_at_start = budget.rate
             return
