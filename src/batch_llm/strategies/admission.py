@@ -59,6 +59,8 @@ SEARCH_ENDS_WITHIN = 1.5
 #: A round of the search that began at less than this share of what was let in has measured nothing:
 #: the bucket may have run over meanwhile.
 TRUSTED_SHARE = 0.9
+#: One in which less than this share of the rate was sent has measured how many there were to send.
+PACED_SHARE = 0.6
 #: Less than so many bursts let in may have been in the bucket: the growing rate overtook nothing.
 BURSTS_TO_OVERTAKE = 1.5
 #: After each refusal the search is so much slower, so that the next one is closer to the limit.
@@ -814,7 +816,9 @@ class Admission:
             return
         budget.peak = budget.rate
         share = CUT
-        if seconds < SECOND_CUT_SECONDS and let_in > 0:
+        # A burst was refused, and no rate, where fewer were sent than the rate allows.
+        is_paced = let_in >= PACED_SHARE * budget.rate * this.open_seconds
+        if seconds < SECOND_CUT_SECONDS and let_in > 0 and is_paced:
             measured = measured_rate(last, this, per_call)
             if measured is not None:
                 share = min(CUT, MEASURED_SHARE * measured / budget.rate)
@@ -853,6 +857,8 @@ class Admission:
         measured = measured_rate(last, this, budget.spent / max(self._number, 1))
         if measured is None or budget.rate_at_start < TRUSTED_SHARE * measured:
             return None  # the bucket may have run over while the rate was below the limit's
+        if measured < PACED_SHARE * budget.rate_at_start:
+            return None  # or because there were not as many calls to send
         return measured
 
     def _ends_search(self, grant: Grant, seconds: float) -> bool:

@@ -423,7 +423,7 @@ def test_a_known_limit_is_not_searched():
     assert not unknown._is_searching
 
 
-@pytest.mark.parametrize(("let_in", "share"), [(3, 0.5), (14, 9 / 8.7 * 0.7), (40, 0.87)])
+@pytest.mark.parametrize(("let_in", "share"), [(3, 0.87), (14, 9 / 8.7 * 0.7), (40, 0.87)])
 def test_a_second_cut_within_moments_leaves_what_was_let_in_between(let_in, share):
     one = admission(limits=Limits(requests_per_minute=600))
     now = past_the_first_refusal(one) + 6.0
