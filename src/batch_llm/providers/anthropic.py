@@ -23,7 +23,6 @@ from batch_llm.providers.base import Outcome
 from batch_llm.providers.codec import (
     Codec,
     answered,
-    asked_length,
     complaint,
     other_fields,
     stops,
@@ -149,7 +148,7 @@ class MessagesCodec(Codec):
                 {"role": "user", "content": complaint(feedback)},
             ]
         thinking = _thinking(settings.extra)
-        length = asked_length(settings)
+        length = settings.longest_answer
         if length is None:
             is_old = name.startswith("claude-3-")
             length = _OLD_DEFAULT_LENGTH if is_old else DEFAULT_LENGTH
@@ -209,7 +208,7 @@ class MessagesCodec(Codec):
             details = message.stop_details or _StopDetails()
             error = RefusedError(details.explanation or details.category or _UNNAMED)
         elif reason == "max_tokens":
-            error = TruncatedError(text or "", asked_length(request.settings))
+            error = TruncatedError(text or "", request.settings.longest_answer)
         elif reason == "model_context_window_exceeded":
             error = ContextLengthError(text or "")
         elif message.content is None or (reason is None and not message.content):

@@ -169,7 +169,7 @@ class Plan:
             self.rows += 1
             self._names.update(dict.fromkeys(record.data))
             self.characters += characters_of(request)
-            asked = request.settings.max_tokens
+            asked = request.settings.longest_answer
             self._bounded_rows += asked is not None
             self._most_output = max(self._most_output, asked or 0)
         if not self.rows and not self.problems:
