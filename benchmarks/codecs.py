@@ -217,7 +217,9 @@ async def with_codec(name, endpoint):
 async def with_engine(name, endpoint):
     transport = HttpTransport()
     processor = ParallelBatchProcessor(
-        config=ProcessorConfig(max_workers=IN_FLIGHT, progress_interval=0, remember_limits=False),
+        config=ProcessorConfig(
+            max_workers=IN_FLIGHT, progress_interval=0, remember_limits=False, dedupe=False
+        ),
         requests=RequestCaller(endpoint, transport, asks_servers=False),
     )
 

@@ -175,7 +175,7 @@ async def with_our_codec(url, in_flight):
 async def with_batch_llm(url, in_flight):
     transport = HttpTransport()
     processor = ParallelBatchProcessor(
-        config=ProcessorConfig(max_workers=in_flight, progress_interval=0),
+        config=ProcessorConfig(max_workers=in_flight, progress_interval=0, dedupe=False),
         requests=RequestCaller(our_endpoint(url), transport),
     )
 

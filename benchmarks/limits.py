@@ -210,7 +210,7 @@ async def with_tenacity(url, profile, calls, note):
 
 OURS = (
     "aiohttp",
-    "batch_llm",
+    "batch_llm.parallel",  # the package alone loads next to nothing
     "batch_llm.providers.transport",
     "batch_llm.providers.requests",
 )

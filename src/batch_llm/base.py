@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -46,6 +46,12 @@ class LLMWorkItem(Generic[TInput, TOutput, TContext]):
         version: Where results are kept in a ledger, for items that are code: changed whenever the
             answer would be another, be it a prompt's version or a digest of ``input_data``. Of
             code, a ledger sees nothing but the id, the prompt and this.
+        fallbacks: Who is asked in turn where the item fails at its own model
+            (``RetryConfig.fallback_on`` says after which failures): for a request, names of models;
+            for an agent, other agents, or names of models for the same pydantic-ai agent. Each is a
+            lane of its own. None: those of the run (``ProcessorConfig.fallbacks``); ``()``: nobody.
+            Items with an ``agent_factory`` or a ``direct_call`` have none: their code can choose by
+            the attempt's number.
         can_hedge: Where the run hedges (``ProcessorConfig.hedge``): whether two calls of the item
             may be under way at the same time. None: those of a ``request`` may; callables may have
             effects beside their answer, so only those that say so are called twice.
@@ -54,7 +60,7 @@ class LLMWorkItem(Generic[TInput, TOutput, TContext]):
             above 0 without a seed; then the answer in a cache is for this ``item_id`` only.
 
     Raises:
-        ValueError: None or several modes were given.
+        ValueError: None or several modes were given, or fallbacks that the mode cannot have.
     """
 
     item_id: str
@@ -71,6 +77,10 @@ class LLMWorkItem(Generic[TInput, TOutput, TContext]):
     can_hedge: bool | None = None
     version: str = ""
     can_share: bool | None = None
+    fallbacks: Sequence[AgentLike | str] | None = None
+    #: The name of the fallback that is asked in place of the item's own model: set by the engine,
+    #: in a copy of the item.
+    asked_model: str | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         modes = (
@@ -88,6 +98,19 @@ class LLMWorkItem(Generic[TInput, TOutput, TContext]):
         for told in (self.estimated_input_tokens, self.estimated_output_tokens):
             if told is not None and (type(told) is not int or told < 0):
                 raise ValueError(f"estimated tokens must be >= 0; {self.item_id!r} has {told!r}.")
+        if self.fallbacks:
+            self._check_fallbacks(self.fallbacks)
+
+    def _check_fallbacks(self, fallbacks: Sequence[AgentLike | str]) -> None:
+        if isinstance(fallbacks, str):
+            raise ValueError(f"fallbacks must be a list; {self.item_id!r} has {fallbacks!r}.")  # noqa: TRY004 - a bad value like any other
+        if self.request is None and self.agent is None:
+            raise ValueError(
+                f"Only a request or an agent has fallbacks; item {self.item_id!r} has a mode whose "
+                "code can choose by the attempt's number."
+            )
+        if self.request is not None and not all(isinstance(one, str) for one in fallbacks):
+            raise ValueError(f"fallbacks of a request are names; {self.item_id!r} has others.")
 
 
 @dataclass(slots=True)
@@ -108,6 +131,8 @@ class WorkItemResult(Generic[TOutput, TContext]):
         duration_seconds: From when the item was taken to its result, hooks and waits included.
         model: The model's name as the provider answered it, when it did.
         response_body: The provider's answer as it came, where the caller keeps it.
+        changes: What attempts asked otherwise than the one before, in order, such as
+            ``"max_tokens 256 → 512"`` or ``"bad_output: anthropic:claude-haiku-5-5 is asked"``.
         is_reused: Whether it comes from the ledger of an earlier run, and no call was made.
         is_cached: Whether it comes from a cache, and no call was made.
         shared_with: The id of the item whose answer, or failure, this is: it asked the same, and
@@ -129,6 +154,7 @@ class WorkItemResult(Generic[TOutput, TContext]):
     is_reused: bool = False
     is_cached: bool = False
     shared_with: str | None = None
+    changes: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)

@@ -20,12 +20,14 @@
         ├── AttemptTimeoutError (also TimeoutError)  the attempt took too long
         ├── RateLimitedTooOftenError              refused so often that waiting longer is pointless
         ├── LimitPauseError                       the limit opens again later than one will wait
+        ├── LaneStoppedError                      the lane refuses everything; it was not sent
         ├── UnknownPriceError                     money is capped, and the call has no known price
         ├── UnsupportedRequestError               the format has no place for a part of it
         ├── CallCancelledError                    the call cancelled itself
         ├── AbandonedError                        the run was stopped while the item was in flight
         └── ProviderError                         the provider answered, but not with a good answer
             ├── StatusError                       HTTP status 400 or above
+            │   └── SettingRefusedError           … for a setting that the next call goes without
             ├── TransportError (also ConnectionError)  no answer: refused, reset, cut off
             ├── MalformedResponseError            an answer, but not in the provider's format
             ├── BadOutputError                    the model's text does not fit the output schema
@@ -355,6 +357,37 @@ class LimitPauseError(ItemError):
         )
 
 
+class LaneStoppedError(ItemError):
+    """A lane refused so many items in a row that nothing more is sent there.
+
+    The item says nothing of itself: it was not sent, and is tried again when the run goes on.
+
+    Attributes:
+        model: The lane's model, or whatever else it is called.
+        code: How it refuses: a value of ``strategies.errors.ErrorCode``.
+        in_a_row: Items that were refused so.
+        last_error: The last refusal: hostile text.
+        remedy: What to do about it.
+    """
+
+    def __init__(
+        self, model: str, code: str, in_a_row: int, last_error: str, remedy: str = ""
+    ) -> None:
+        super().__init__(model, code, in_a_row, last_error, remedy)
+        self.model = model
+        self.code = code
+        self.in_a_row = in_a_row
+        self.last_error = last_error
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        remedy = f" {self.remedy}" if self.remedy else ""
+        return (
+            f"{self.model or 'the provider'} refuses everything ({self.code}, {self.in_a_row} in a "
+            f"row), the last time with {self.last_error.rstrip('.')}.{remedy}"
+        )
+
+
 class UnknownPriceError(ItemError):
     """Money is capped, and nobody knows what a call of this model costs. It was not sent."""
 
@@ -442,6 +475,13 @@ class StatusError(ProviderError):
     def __str__(self) -> str:
         code = f" ({self.code})" if self.code else ""
         return f"HTTP {self.status}{code}: {self.message}"
+
+
+class SettingRefusedError(StatusError):
+    """The model refuses a temperature or top_p. It is tried again without."""
+
+    def __str__(self) -> str:
+        return f"{super().__str__()} (tried again without it)"
 
 
 class TransportError(ProviderError, ConnectionError):

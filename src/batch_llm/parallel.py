@@ -28,6 +28,7 @@ from batch_llm.providers.agents import CallByMode
 from batch_llm.stores.limit_memory import LimitMemory, limits_file
 from batch_llm.stores.memory import MemoryStore
 from batch_llm.strategies.default_classifier import DefaultErrorClassifier
+from batch_llm.strategies.policies import fallback_codes
 from batch_llm.strategies.rate_limit import ExponentialBackoffStrategy, RateLimitStrategy
 
 if TYPE_CHECKING:
@@ -112,6 +113,7 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
             config or ProcessorConfig(), max_workers, timeout_per_item, rate_limit_cooldown
         )
         self.config.validate()
+        fallback_codes(self.config.retry.fallback_on)  # here, where the user can see it
         self.post_processor = post_processor
         self.error_classifier = error_classifier or DefaultErrorClassifier()
         #: None: the provider's limits are learned, and told ones kept.

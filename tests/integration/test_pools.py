@@ -126,7 +126,8 @@ def test_when_all_keys_fail_the_run_ends_at_once_with_a_clear_word(run, tmp_path
         done = run("-m", "openai-chat:m", "--base-url", provider.url, "--keys", ",".join(KEYS))
 
     assert done.returncode == 4
-    assert "error: the provider refuses everything: StatusError: HTTP 401" in done.stderr
+    assert "error: openai-chat:m refuses everything (auth, " in done.stderr
+    assert "Check FIRST_KEY or SECOND_KEY or THIRD_KEY: " in done.stderr
     everything = shown_anywhere(done, tmp_path)
     assert not [key for key in KEYS.values() if key in everything]
 

@@ -19,8 +19,9 @@ from batch_llm import (
     Request,
     SqliteLedger,
 )
-from batch_llm.providers.registry import PROVIDERS, resolve
+from batch_llm.providers.registry import resolve
 from batch_llm.providers.requests import RequestCaller
+from batch_llm.providers.table import PROVIDERS
 from batch_llm.providers.transport import Response
 from batch_llm.stores import ItemState
 

@@ -280,6 +280,21 @@ async def test_a_long_answer_of_anthropic_is_streamed_and_the_same(simulator):
     assert streamed.usage["total_tokens"] == whole.usage["total_tokens"]
 
 
+async def test_a_kept_answer_that_was_streamed_is_one_document(simulator):
+    transport = HttpTransport()
+    request = Request.of("x:m", "<<echo>>Lima", settings=Settings(max_tokens=30_000))
+    caller = RequestCaller(endpoint_at(simulator, "anthropic"), transport, keep_bodies=True)
+    try:
+        item = LLMWorkItem("1", request=request)
+        outcome = await caller.call(item, Try(1, 5.0, None, {}))
+    finally:
+        await transport.aclose()
+
+    kept = json.loads(outcome.body)
+    assert (kept["type"], kept["content"][0]["text"]) == ("message", "Lima")
+    assert caller.read_again(item, outcome.answer).output == "Lima"
+
+
 async def test_a_stream_of_anthropic_that_ends_with_an_error_is_one(simulator):
     settings = Settings(max_tokens=30_000)
 
@@ -342,14 +357,14 @@ async def test_geminis_ratings_of_a_withheld_answer_reach_its_result(simulator):
     ],
 )
 async def test_limits_are_read_from_each_providers_headers(provider, dimensions):
-    options = "rpm=500&tpm=100k&rpd=1000&itpm=50k&otpm=10k"
+    options = "rpm=500&tpm=100k&rpd=100k&itpm=50k&otpm=10k"
     with Simulator(f"fast?{options}") as running:
         outcome = await ask(running, provider, settings=Settings(max_tokens=50))
 
     assert set(outcome.limits) == dimensions
     told = {name: one.limit for name, one in outcome.limits.items()}
     assert told.get("requests", 500) == 500
-    assert told.get("requests_per_day", 1000) == 1000
+    assert told.get("requests_per_day", 100_000) == 100_000
 
 
 COMMAND = [

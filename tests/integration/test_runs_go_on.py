@@ -183,7 +183,9 @@ def test_failed_rows_are_kept_until_they_are_retried(tmp_path, cli):
 def test_a_run_that_the_provider_refused_goes_on_when_the_key_is_good(tmp_path, cli, simulator):
     write_questions(tmp_path, 40)
     command = ["run", "q.jsonl", "-m", "openai-chat:x", "--base-url", simulator.base_url]
-    assert cli(*command, env={"OPENAI_API_KEY": "invalid"}).returncode == 4
+    refused = cli(*command, env={"OPENAI_API_KEY": "invalid"})
+    assert refused.returncode == 4
+    assert "  continue  batch-llm resume q.results.jsonl" in refused.stderr
 
     done = cli("resume", env={"OPENAI_API_KEY": "good"})
 
@@ -197,7 +199,7 @@ def test_no_key_and_no_password_gets_into_the_ledger(tmp_path, cli, simulator):
     url = simulator.base_url.replace("//", "//user:pass-word-1234@")
     key = {"OPENAI_API_KEY": "a-very-secret-key"}
     command = ["run", "q.jsonl", "-m", "openai-chat:x", "--base-url", url]
-    assert cli(*command, env=key).returncode == 1  # the simulator knows no passwords
+    assert cli(*command, env=key).returncode == 4  # the simulator knows no passwords
 
     for path in (tmp_path / ".batch-llm").rglob("*"):
         if path.is_file():

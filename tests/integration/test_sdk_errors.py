@@ -25,6 +25,7 @@ from pydantic_ai.providers.mistral import MistralProvider
 from pydantic_ai.providers.openai import OpenAIProvider
 
 from batch_llm.classifiers import DefaultErrorClassifier
+from batch_llm.providers.sdk_retries import sdk_retries
 from batch_llm.simulator.server import Simulator
 from batch_llm.strategies.errors import code_of
 
@@ -230,3 +231,17 @@ async def test_each_failure_means_the_same_from_pydantic_ai(simulator, provider,
             found = None
 
     assert found == AI_OTHERWISE.get((provider, fault), AI_FAULTS[fault])
+
+
+@pytest.mark.parametrize("provider", ["openai", "openai-chat", "anthropic", "groq"])
+@pytest.mark.parametrize(("settings", "repeats"), [({"max_retries": 0}, 0), ({}, 2)])
+async def test_what_turns_the_retries_of_an_sdk_off(provider, settings, repeats):
+    with Simulator("fast") as running:
+        async with open_ai_model(running, provider) as model:
+            agent = Agent(model, model_settings={"max_tokens": 50} | settings)
+            with pytest.raises(exceptions.AgentRunError):
+                await agent.run("<<p500>>")
+        stats = running.stats()
+
+    assert (stats.calls, stats.sdk_retries) == (1 + repeats, repeats)
+    assert sdk_retries(agent) == repeats

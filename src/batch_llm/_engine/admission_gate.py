@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from batch_llm._engine.gate import Held
@@ -124,7 +125,8 @@ class AdmissionGate:
             pause, waiting = lane.pause(now), self._flow.waiting[lane.name]
             seconds = pause.seconds if pause is not None else 0.0
             if (outage := lane.overloaded_seconds(now)) >= COOLDOWN_SECONDS:
-                found.append(LanePause(lane.name, seconds, "overloaded", waiting, outage))
+                since = datetime.now(UTC) - timedelta(seconds=outage)
+                found.append(LanePause(lane.name, seconds, "overloaded", waiting, outage, since))
             elif pause is not None and seconds >= COOLDOWN_SECONDS:
                 found.append(LanePause(lane.name, seconds, pause.reason, waiting))
         return found
@@ -228,6 +230,13 @@ class AdmissionGate:
         lane = self.lanes.of(item)
         other = None if apart_from is None else apart_from.place
         return self._start_now(lane, lane.sizes.cost_of(item), other)
+
+    def is_overloaded(self, item: Item, /) -> bool:
+        """Whether the item's lane deals with no calls, and no call is due to find out."""
+        lane, now = self.lanes.of(item), self._loop.time()
+        if lane.overloaded_seconds(now) <= 0:
+            return False
+        return lane.best_place(now, lane.sizes.cost_of(item))[1] > 0
 
     def _start_now(self, lane: Lane, cost: Cost, other: Place | None = None) -> Ticket | None:
         lanes = self.lanes

@@ -166,6 +166,10 @@ class CooldownGate:
         """Hold nothing: a failure that is no refusal says nothing of the limits."""
         return Held.NO
 
+    def is_overloaded(self, _item: Item, /) -> bool:
+        """Return False: overload is a failure like any other here."""
+        return False
+
     def place(self, _episode: int, /) -> None:
         """Choose nothing: whoever calls takes its places in turn."""
 

@@ -17,7 +17,7 @@ from batch_llm._engine.admission_gate import is_absent
 from batch_llm._engine.deadlines import CallCutError
 from batch_llm._engine.gate import Held
 from batch_llm.core.prices import STANDARD
-from batch_llm.core.usage import add_usage, no_usage, read_usage, usage_of_error
+from batch_llm.core.usage import add_usage, equal_parts, no_usage, read_usage, usage_of_error
 from batch_llm.exceptions import CallCancelledError, MalformedResponseError
 from batch_llm.observers.base import ProcessingEvent
 from batch_llm.providers.base import SPENT, Outcome, Try
@@ -26,7 +26,7 @@ from batch_llm.stores.base import Attempt
 from batch_llm.strategies.errors import ErrorCode, ErrorInfo, code_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from batch_llm._engine.deadlines import Deadline
     from batch_llm._engine.events import EventDispatcher
@@ -68,7 +68,7 @@ class Progress:
     """What has happened to one item so far."""
 
     __slots__ = (
-        "billed_as", "error_code", "error_type", "history", "item_id", "origin", "usage",
+        "billed_as", "changes", "error_code", "error_type", "history", "item_id", "origin", "usage",
     )  # fmt: skip
 
     def __init__(self, item_id: str = "") -> None:
@@ -82,6 +82,8 @@ class Progress:
         self.usage = no_usage()
         self.error_code: ErrorCode | None = None
         self.error_type: str | None = None
+        #: What attempts asked otherwise than the one before.
+        self.changes: Sequence[str] = ()
 
 
 class Owner(Protocol):
@@ -250,7 +252,16 @@ class Exchanger:
             self._gate.succeeded(ticket, item, outcome)
             self._counts.note_latency(seconds)
             progress.history.append(
-                Attempt(attempt.number, started_at, seconds, usage, None, None, progress.billed_as)
+                Attempt(
+                    attempt.number,
+                    started_at,
+                    seconds,
+                    usage,
+                    None,
+                    None,
+                    progress.billed_as,
+                    attempt.change,
+                )
             )
             return Ended(outcome, seconds, usage)
         verdict = self._classify(error)
@@ -272,6 +283,7 @@ class Exchanger:
                 code.value,
                 describe(error),
                 progress.billed_as,
+                attempt.change,
             )
         )
         self._log_failure(item, progress.history[-1])
@@ -285,7 +297,7 @@ class Exchanger:
         progress.history.append(
             Attempt(
                 attempt.number, started_at, seconds, usage, code.value, _CUT_SHORT,
-                progress.billed_as,
+                progress.billed_as, attempt.change,
             )
         )  # fmt: skip
         return Ended(_NOTHING, seconds, usage, code)
@@ -312,11 +324,11 @@ class Exchanger:
         may_have_cost: bool,
     ) -> dict[str, int] | None:
         """Count what a call spent; of one that may have cost, at least that nobody knows it."""
-        usage = outcome.usage
+        usage, parts = outcome.usage, outcome.parts
         if attempt.memory:
             spent = attempt.memory.pop(SPENT, None)
             if usage is None:
-                usage = read_usage(spent)
+                usage, parts = read_usage(spent), equal_parts(spent)
         if usage:
             add_usage(progress.usage, usage)
             self._counts.input_tokens += usage.get("input_tokens", 0)
@@ -324,7 +336,11 @@ class Exchanger:
         progress.billed_as = None
         if usage or may_have_cost:
             billed_as = progress.billed_as = self._billed_as(item)
-            self._counts.usage.note(*billed_as, usage or None)
+            if parts is None:
+                self._counts.usage.note(*billed_as, usage or None)
+            for model, part in parts or ():
+                own = (model, "", billed_as[2]) if model else billed_as
+                self._counts.usage.note(*own, part)
         return usage
 
     def _billed_as(self, item: Item) -> tuple[str, str, str]:

@@ -101,6 +101,10 @@ class Gate(Protocol):
         """
         ...
 
+    def is_overloaded(self, item: Item, /) -> bool:
+        """Whether the item's lane deals with no calls, and no call is due to find out."""
+        ...
+
     def place(self, ticket: Any, /) -> int | None:
         """Return which of the lane's places the call goes to; None where nobody chose."""
         ...

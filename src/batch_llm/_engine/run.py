@@ -23,6 +23,7 @@ from batch_llm._engine.skipping import SkippingSource
 from batch_llm._engine.sources import IterableSource, QueueSource
 from batch_llm._engine.spending import SpendingGate, size_of
 from batch_llm._engine.statistics import Counts
+from batch_llm._engine.stops import Stops
 from batch_llm.observers.base import ProcessingEvent
 from batch_llm.stores.base import CallBook, Keeper, Spent
 from batch_llm.strategies.caps import Purse
@@ -125,12 +126,15 @@ class Run:
             size_of=size_of,
         )
         self._hedging = self._make_hedging(exchanger) if config.hedge == "drain" else None
+        self._stops = Stops(setup.caller, self._counts)
         retrier = Retrier(
             exchange=exchanger.make if self._hedging is None else self._hedging.make,
             gate=self._gate,
             config=config.retry,
             timeout_seconds=config.timeout_per_item,
             counts=self._counts,
+            stops=self._stops,
+            fallbacks=config.fallbacks,
         )
         self._sharing = self._make_sharing(setup, retrier)
         self._pipeline = Pipeline(
@@ -261,6 +265,7 @@ class Run:
                 await self._pool.run(self._source)
             finally:
                 await self._pipeline.show_all()
+            self._stops.conclude()
             self._pool.raise_error()
         finally:
             self._store.end_run()

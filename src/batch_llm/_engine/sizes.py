@@ -43,7 +43,7 @@ class Sizes:
         told_sent, told_got = item.estimated_input_tokens, item.estimated_output_tokens
         sent = _characters(item) * self._input_per_character if told_sent is None else told_sent
         got = self._output if told_got is None else told_got
-        if item.request is not None and (asked := item.request.settings.max_tokens) is not None:
+        if item.request is not None and (asked := item.request.settings.longest_answer) is not None:
             got = min(got, asked)
             if self._charges_asked:
                 return Cost(1.0, max(asked, sent), sent, got)

@@ -46,6 +46,7 @@ class LanePause(msgspec.Struct, frozen=True):
         reason: ``refused``, ``overloaded``, ``set aside``, or the dimension that is used up.
         waiting: This run's calls that wait for it.
         overloaded_seconds: Since when its provider deals with no calls; 0 while it does.
+        overloaded_since: The same as a time of day; None while it does.
     """
 
     lane: str
@@ -53,6 +54,23 @@ class LanePause(msgspec.Struct, frozen=True):
     reason: str
     waiting: int
     overloaded_seconds: float = 0.0
+    overloaded_since: datetime | None = None
+
+
+class StoppedLane(msgspec.Struct, frozen=True):
+    """A lane to which nothing is sent any more, because it refuses everything.
+
+    Attributes:
+        lane: Its name; empty where there is one only.
+        model: Its model, or whatever else it is called.
+        code: How it refuses: an ``ErrorCode`` value.
+        reason: What happened and what to do, as a sentence; it quotes the provider (hostile).
+    """
+
+    lane: str
+    model: str
+    code: str
+    reason: str
 
 
 class Statistics(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,6 +107,7 @@ class Statistics(msgspec.Struct, frozen=True, kw_only=True):
         cooldown_remaining_seconds: Until everyone goes on; 0 outside of a cooldown.
         cooldown_reason: Why, as text of the provider (hostile); None outside of a cooldown.
         pauses: The lanes for which calls wait a second and longer, ``cooling`` or not.
+        stopped_lanes: The lanes to which nothing is sent any more.
         concurrency: Calls in flight at the most.
         limits: What is known of the provider's limits.
         elapsed_seconds: Since the run's start.
@@ -131,6 +150,7 @@ class Statistics(msgspec.Struct, frozen=True, kw_only=True):
     cooldown_remaining_seconds: float
     cooldown_reason: str | None
     pauses: list[LanePause]
+    stopped_lanes: list[StoppedLane]
     concurrency: int
     limits: list[LearnedLimit]
     elapsed_seconds: float
@@ -168,6 +188,7 @@ class Counts:
         "started_at",
         "stop_reason",
         "stopped_by",
+        "stopped_lanes",
         "succeeded",
         "usage",
     )
@@ -191,6 +212,7 @@ class Counts:
         self.usage = UsageByModel()
         self.stopped_by: str | None = None
         self.stop_reason: str | None = None
+        self.stopped_lanes: list[StoppedLane] = []
         self.cooldown_reason: str | None = None
         self.error_counts: Counter[str] = Counter()
         self.failures_by_code: Counter[str] = Counter()
@@ -267,6 +289,7 @@ class Counts:
             cooldown_remaining_seconds=cooldown_remaining_seconds,
             cooldown_reason=cooldown_reason,
             pauses=pauses or [],
+            stopped_lanes=list(self.stopped_lanes),
             concurrency=concurrency,
             limits=limits or [],
             elapsed_seconds=elapsed_seconds,

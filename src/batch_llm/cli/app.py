@@ -80,6 +80,12 @@ class Pace:
     "at the end of the run, send slow rows a second time, and take the first answer"
     retries: str | None = None
     "further attempts of a row; refusals by a rate limit do not count; default: 5"
+    fallback: Annotated[list[str] | None, Parameter(name="--fallback")] = None
+    "models that are asked in turn where a row fails at its own: MODEL,MODEL (or repeat)"
+    fallback_on: str | None = None
+    "failures after which they are asked: bad_output,quota; default: the usual ones, docs/errors.md"
+    max_tokens_cap: str | None = None
+    "what a max_tokens that cut an answer off is raised to, once: 8k; default: twice; 0: not at all"
     max_cost: str | None = None
     "stop before the run costs more US dollars than this, failed attempts included"
     max_tokens_total: str | None = None
@@ -106,6 +112,8 @@ class Ask:
 
     model: Annotated[str | None, Parameter(name=["--model", "-m"])] = None
     "provider:model, such as openai:gpt-6-luna; default: sim:fast, the simulator"
+    agent: str | None = None
+    "who answers the rows: module:variable, agent.py:variable, or a .yaml or .json of pydantic-ai"
     prompt: str | None = None
     "template over columns: 'Classify {{ text }}'; @FILE reads it from a file"
     system: str | None = None
@@ -160,6 +168,7 @@ def _command(source: str, flags: Flags) -> Any:
     from batch_llm.cli.command import Command, flags_to_keep, ledger_for, paths_for
     from batch_llm.core.prices import Prices
     from batch_llm.exceptions import ConfigError, InputError
+    from batch_llm.strategies.policies import fallback_codes
 
     if source != "-" and not Path(source).is_file():
         raise InputError(f"{source} is not a file that can be read")
@@ -170,9 +179,18 @@ def _command(source: str, flags: Flags) -> Any:
     output, failed = paths_for(source, flags.output, flags.failed, is_new=flags.new)
     ledger = ledger_for(flags, source, output)
     limit = flags.limit
+    fallback_on = None if flags.fallback_on is None else tuple(flags.fallback_on.split(","))
+    fallback_codes(fallback_on)
+    agent = None
+    if flags.agent is not None:
+        from batch_llm.runs.agents import load_agent
+
+        agent = load_agent(flags.agent)
     return Command(
         input=source,
-        model=flags.model or "sim:fast",
+        model=flags.model or (agent.model if agent is not None else "sim:fast"),
+        agent=agent,
+        agent_model=flags.model if agent is not None else None,
         base_url=flags.base_url,
         format=flags.format,
         columns=tuple(flags.columns.split(",")) if flags.columns else None,
@@ -198,6 +216,11 @@ def _command(source: str, flags: Flags) -> Any:
         timeout=values.read_seconds("--timeout", flags.timeout or "120s"),
         hedges=flags.hedge,
         retries=values.read_count("--retries", flags.retries or "5"),
+        fallbacks=tuple(name for given in flags.fallback or () for name in given.split(",")),
+        fallback_on=fallback_on,
+        max_tokens_cap=None
+        if flags.max_tokens_cap is None
+        else values.read_count("--max-tokens-cap", flags.max_tokens_cap),
         max_cost=None if flags.max_cost is None else values.read_usd("--max-cost", flags.max_cost),
         max_tokens_total=None
         if flags.max_tokens_total is None
@@ -395,6 +418,9 @@ def retry(
     if codes is not None and not codes <= frozenset(ErrorCode):
         raise ConfigError("--only", only, f"failed, or some of {', '.join(ErrorCode)}")
     source, given = _command_of(path, flags or Pace())
+    if given.agent is not None and (set or model is not None):
+        flag = "--set" if set else "--model"
+        raise ConfigError(flag, flag, f"left out: the agent {given.agent} answers this run's rows")
     if model is not None:  # refused before anything is noted
         keys = given.keys.split(",") if given.keys else ()
         check_model(model, given.model or "sim:fast", given.base_url, keys)
@@ -570,7 +596,7 @@ def sim(profile: str = "fast", *, port: int = 0) -> int:
 @app.command
 def models(*, json: bool = False) -> int:
     """List the providers, their keys, and the simulator's profiles."""
-    from batch_llm.providers.registry import PROVIDERS, SIMULATED
+    from batch_llm.providers.table import PROVIDERS, SIMULATED
     from batch_llm.simulator import PROFILES
 
     rows: list[dict[str, Any]] = [
@@ -600,7 +626,7 @@ def doctor() -> int:
     """Look at this machine: versions, keys (never their values), limits, the folder."""
     import platform
 
-    from batch_llm.providers.registry import PROVIDERS
+    from batch_llm.providers.table import PROVIDERS
     from batch_llm.providers.transport import raise_file_limit
 
     is_writable = os.access(".", os.W_OK)

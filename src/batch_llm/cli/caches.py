@@ -43,7 +43,7 @@ def foresee(plan: Plan, endpoint: Endpoint) -> Foreseen:
         CacheError: The cache cannot be used.
     """
     job = plan.job
-    if not job.dedupes and job.cache is None:
+    if job.agent is not None or (not job.dedupes and job.cache is None):
         return Foreseen()
     where = where_of(endpoint)
     cached = characters = 0

@@ -15,7 +15,7 @@ from batch_llm.exceptions import AbandonedError
 if TYPE_CHECKING:
     from decimal import Decimal
 
-    from batch_llm._engine.statistics import LearnedLimit, Statistics
+    from batch_llm._engine.statistics import LanePause, LearnedLimit, Statistics
     from batch_llm.core.prices import Bill
 
 
@@ -152,6 +152,8 @@ def log_line(now: Statistics, rates: Rates, total: int | None, bill: Bill | None
     if now.state == "cooling":
         pairs.append(f"resumes_s={now.cooldown_remaining_seconds:.0f}")
     pairs += [f"waits_for={reason.replace(' ', '_')}" for reason in _waits_for(now)]
+    pairs += [f"overloaded_since={_time(pause)}" for pause in now.pauses if pause.overloaded_since]
+    pairs += [f"stopped={safe(lane.model).replace(' ', '_')}" for lane in now.stopped_lanes]
     if (left := time_left(now, total)) is not None:
         pairs.append(f"eta_s={left:.0f}")
     failures = _failures(now)
@@ -332,14 +334,17 @@ def _errors(now: Statistics) -> list[str]:
 
 
 def _state(now: Statistics) -> str:
+    stopped = [
+        f"{lane.model or 'the provider'} is stopped ({lane.code})" for lane in now.stopped_lanes
+    ]
     outages = [
-        f"{pause.lane or 'the provider'} is overloaded for {_long(pause.overloaded_seconds)}"
-        ", probing"
+        f"{pause.lane or 'the provider'} is overloaded since {_time(pause)}"
+        f" ({_long(pause.overloaded_seconds)}), probing"
         for pause in now.pauses
         if pause.overloaded_seconds
     ]
-    if outages:
-        return "  ".join([f"state  {now.state}", *outages])
+    if outages or stopped:
+        return "  ".join([f"state  {now.state}", *outages, *stopped])
     if now.state == "cooling":
         detail = f"resumes in {_long(now.cooldown_remaining_seconds)} ({_reason(now)})"
         return f"state  cooling  {detail}"
@@ -348,6 +353,11 @@ def _state(now: Statistics) -> str:
         for pause in now.pauses
     ]
     return "  ".join([f"state  {now.state}", *pauses])
+
+
+def _time(pause: LanePause) -> str:
+    since = pause.overloaded_since
+    return "?" if since is None else since.astimezone().strftime("%H:%M")
 
 
 def _long(seconds: float) -> str:

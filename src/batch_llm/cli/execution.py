@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import shlex
 import signal
 import sys
@@ -139,6 +140,7 @@ def run_plan(
             written, because the run itself will write them.
     """
     plan.check_unchanged()
+    logging.getLogger("batch_llm.stops").disabled = True  # told at the end, with what to do next
     with contextlib.ExitStack() as opened:
         is_anew = command.ledger is None or (command.overwrite and pilot is None)
         variants = [] if is_anew else _variants_before(str(command.ledger))
@@ -357,6 +359,7 @@ class _Execution:
             "hedged": now.hedged,
             "hedges_won": now.hedges_won,
             "hedge_tokens_lost": now.hedge_tokens_lost,
+            "stopped_lanes": msgspec.to_builtins(now.stopped_lanes),
             "limits": msgspec.to_builtins(now.limits),
             "seconds": round(now.elapsed_seconds, 3),
             "output": command.output,
@@ -365,6 +368,9 @@ class _Execution:
             tell(record)
         if session.stop_text:
             say(f"error: {session.stop_text}")
+        for stopped in now.stopped_lanes:
+            if stopped.reason != session.stop_text:  # a fallback took over
+                say(f"warning: {stopped.reason}")
         if now.stopped_by is not None:
             say(f"stopped by {_FLAGS[now.stopped_by]}: {now.stop_reason}")
         if session.pause is not None:
@@ -389,7 +395,7 @@ class _Execution:
         )
         say("\n" + "\n".join(summary) + "\n")
         self._tell_files(bad)
-        if left and self._ledger is not None:
+        if (left or code is ExitCode.PROVIDER_REFUSES) and self._ledger is not None:
             again = f"batch-llm resume {shlex.quote(name_of(self._ledger.path))}"
             say(f"  continue  {again}  (or the same command again)")
         if self._plan.source.has_changed():
@@ -405,7 +411,8 @@ class _Execution:
         if writers.failed.rows:
             not_sent = f", {self._not_sent:,} of them not sent" if self._not_sent else ""
             say(f"  failed    {command.failed} ({writers.failed.rows:,} rows{not_sent})")
-            if writers.failed.rows > bad:
+            is_refused = self._session.stop is Stop.PROVIDER_REFUSES
+            if writers.failed.rows > bad and not (self._ledger and is_refused):  # tried again then
                 say(f"  next      {self._next_command()}")
 
     def _next_command(self) -> str:

@@ -118,6 +118,8 @@ def _show_item(ledger: SqliteLedger, item_id: str) -> int:
             continue
         usage = attempt.usage or {}
         spent = f"{usage.get('input_tokens', '?')} in, {usage.get('output_tokens', '?')} out"
+        if attempt.change:
+            print(f"  {safe(attempt.change)}")
         print(
             f"  attempt {attempt.number}  {at}  {attempt.seconds:.2f} s  {safe(verdict)}  {spent}"
             f"  {safe(attempt.error or '')}".rstrip()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,8 @@ from batch_llm.cli.execution import run_plan
 from batch_llm.cli.exit_codes import ExitCode
 from batch_llm.core.prices import ModelUsage, usd
 from batch_llm.core.text import safe
-from batch_llm.providers.registry import is_simulator, resolve, resolve_pool, split_model
+from batch_llm.providers.registry import resolve, resolve_pool, split_model
+from batch_llm.providers.table import is_simulator
 from batch_llm.runs.plan import Plan, characters_of
 from batch_llm.runs.session import check_price, check_settings
 from batch_llm.simulator import parse_profile
@@ -134,16 +136,31 @@ def _checked(job: Command) -> tuple[Plan, Sequence[Endpoint]]:
     if job.ledger is None or not Path(job.ledger).exists():
         check_outputs_are_free(job)
     plan = Plan(job)
-    provider, name = split_model(job.model)
-    endpoints: Sequence[Endpoint]
-    if is_simulator(provider):
-        parse_profile(name)
-        endpoints = [resolve(job.model, base_url=_NEVER_CALLED)]
-    else:
-        endpoints = resolve_pool(job.model, base_urls=job.base_url, keys=job.keys)
+    if job.agent is not None:
+        return plan, _agents_endpoints(job)
+    endpoints = _endpoints(job, job.model)
     check_settings(job, endpoints[0])
     check_price(job, endpoints[0])
+    for fallback in job.fallbacks:
+        check_price(job, _endpoints(job, fallback)[0])
     return plan, endpoints
+
+
+def _agents_endpoints(job: Command) -> Sequence[Endpoint]:
+    """Return what is known of where an agent's calls go, once it has its models."""
+    assert job.agent is not None  # noqa: S101 - the caller has looked
+    with contextlib.ExitStack() as opened:
+        job.agent.open(job, opened)
+        check_price(job, job.agent.places[0])
+        return job.agent.places
+
+
+def _endpoints(job: Command, model: str) -> Sequence[Endpoint]:
+    provider, name = split_model(model)
+    if is_simulator(provider):
+        parse_profile(name)
+        return [resolve(model, base_url=_NEVER_CALLED)]
+    return resolve_pool(model, **job.places_of(model))
 
 
 def _tell(plan: Plan, job: Command, endpoints: Sequence[Endpoint], pilot: Pilot | None) -> ExitCode:

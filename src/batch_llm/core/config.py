@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, fields
 from decimal import Decimal
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from batch_llm.core.prices import Prices
 from batch_llm.exceptions import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
 
 #: Calls in flight at the most where nobody says how many: sockets and memory for more are rare.
 AUTO_MOST = 1000
@@ -67,6 +70,11 @@ class RetryConfig:
         max_rate_limits: An item refused more often than this fails with
             ``RateLimitedTooOftenError``, so that a run always ends. 0 waits for ever. Where limits
             are learned, the same holds for an overloaded provider (503, 529).
+        max_tokens_cap: What a request's ``max_tokens`` may be raised to, once, when its answer is
+            cut off there. None: twice as much. 0: it is never raised.
+        fallback_on: The failures after which an item's next fallback is asked, as ``ErrorCode``
+            values; None: the usual ones (``docs/errors.md`` has the table). Each fallback has one
+            attempt at least, beyond ``max_attempts`` if need be.
     """
 
     max_attempts: int = 3
@@ -75,6 +83,8 @@ class RetryConfig:
     exponential_base: float = 2.0
     jitter: bool = True
     max_rate_limits: int = 100
+    max_tokens_cap: int | None = None
+    fallback_on: Collection[str] | None = None
 
     def validate(self) -> None:
         """Check every field against its bounds.
@@ -100,6 +110,18 @@ class RetryConfig:
         )
         _require(
             _is_whole(self.max_rate_limits, 0), "max_rate_limits", self.max_rate_limits, ">= 0"
+        )
+        _require(
+            self.max_tokens_cap is None or _is_whole(self.max_tokens_cap, 0),
+            "max_tokens_cap",
+            self.max_tokens_cap,
+            ">= 0, or None",
+        )
+        _require(
+            not isinstance(self.fallback_on, str),
+            "fallback_on",
+            self.fallback_on,
+            'a collection of codes such as {"bad_output", "truncated"}',
         )
 
 
@@ -227,6 +249,9 @@ class ProcessorConfig:
         prices: What tokens cost: the user's own, before the library's.
         dedupe: Send requests that ask the same once while one of them is in work, and give each
             its answer, tokens booked once. Not those that sample: see ``LLMWorkItem.can_share``.
+        fallbacks: Who is asked in turn where an item fails at its own model, for items that name
+            none themselves: names of models (``LLMWorkItem.fallbacks``). ``retry.fallback_on`` says
+            after which failures.
     """
 
     max_workers: int = DEFAULT_WORKERS
@@ -247,6 +272,7 @@ class ProcessorConfig:
     max_failed_share: float | None = None
     prices: Prices = field(default_factory=lambda: _LIBRARY_PRICES)
     dedupe: bool = True
+    fallbacks: Sequence[str] = ()
 
     @property
     def learns_limits(self) -> bool:
@@ -350,6 +376,13 @@ class ProcessorConfig:
             "a share from 0 to 1, or None",
         )
         _require(isinstance(self.prices, Prices), "prices", self.prices, "Prices(...)")
+        names = self.fallbacks
+        _require(
+            not isinstance(names, str) and all(isinstance(one, str) for one in names),
+            "fallbacks",
+            names,
+            'names such as ("anthropic:claude-haiku-5-5",)',
+        )
         self.retry.validate()
         self.rate_limit.validate()
         if self.limits is not None:

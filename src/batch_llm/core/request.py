@@ -7,7 +7,7 @@ How they look on the wire is the codecs' business (``providers``).
 from __future__ import annotations
 
 from base64 import b64encode
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from batch_llm.core.schema import OutputSchema
 
 Role = Literal["system", "developer", "user", "assistant", "tool"]
+#: What wire formats call the bound of an answer's length. Of several that are given, the first
+#: counts.
+LENGTH_FIELDS = ("max_completion_tokens", "max_output_tokens", "max_tokens")
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +112,23 @@ class Settings:
     seed: int | None = None
     stop: tuple[str, ...] | None = None
     extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    @property
+    def longest_answer(self) -> int | None:
+        """The bound of an answer's length in tokens, also where ``extra`` has it; None: none."""
+        if self.max_tokens is not None or not self.extra:
+            return self.max_tokens
+        found = (self.extra.get(name) for name in LENGTH_FIELDS)
+        return next((value for value in found if type(value) is int), None)
+
+    def with_longest_answer(self, tokens: int) -> Settings:
+        """Return settings with another bound, where ``longest_answer`` was read."""
+        extra = self.extra
+        if self.max_tokens is None:
+            for name in LENGTH_FIELDS:
+                if type(extra.get(name)) is int:
+                    return replace(self, extra={**extra, name: tokens})
+        return replace(self, max_tokens=tokens)
 
     @property
     def is_sampled(self) -> bool:

@@ -246,6 +246,23 @@ def usage_of(result: object) -> dict[str, int] | None:
     return read_usage(_attribute(result, "usage"))
 
 
+def equal_parts(spent: object) -> tuple[tuple[str, dict[str, int]], ...] | None:
+    """Part a run's usage among its ``requests``, as equally as whole tokens allow.
+
+    Returns:
+        For each, an empty name and its usage; their sum is the run's. None for a single request,
+        and where nobody knows how many there were.
+    """
+    count, usage = _attribute(spent, "requests"), read_usage(spent)
+    if not isinstance(count, int) or count <= 1 or not usage:
+        return None
+    # What is contained in another kind is so in each part, too: both have their rest first.
+    return tuple(
+        ("", {kind: many // count + (number < many % count) for kind, many in usage.items()})
+        for number in range(count)
+    )
+
+
 def tokens(usage: Mapping[str, object] | None, kind: str) -> int:
     """Return one kind of a result's tokens; a hook may have left anything there."""
     found = usage.get(kind) if usage else 0

@@ -1,14 +1,15 @@
-"""The three callable modes of an item: an agent, a factory of agents, a direct call."""
+"""The callable modes of an item: an agent (be it made by a factory) and a direct call."""
 
 from __future__ import annotations
 
 import inspect
+import os
 import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from batch_llm.core.usage import read_usage, usage_of
+from batch_llm.core.usage import equal_parts, no_usage, read_usage, tokens, usage_of
 from batch_llm.exceptions import ConfigError
 from batch_llm.providers.base import (
     SPENT,
@@ -19,7 +20,10 @@ from batch_llm.providers.base import (
     Try,
     content_digest,
 )
+from batch_llm.providers.limit_headers import limits_of_error
+from batch_llm.providers.observed import Seen, can_observe, observe, seen, watch
 from batch_llm.providers.sdk_retries import SdkRetries
+from batch_llm.providers.table import PROVIDERS
 
 if TYPE_CHECKING:
     from batch_llm.base import DirectCall, LLMWorkItem
@@ -37,22 +41,26 @@ class CallByMode:
     def __init__(self, requests: Caller | None = None) -> None:
         self._requests = requests
         self._retries = SdkRetries()
+        #: Of fallbacks, by name: each has an HTTP client of its own.
+        self._models: dict[str, Any] = {}
 
     def lane(self, item: LLMWorkItem[Any, Any, Any], /) -> str:
         """Name the item's lane: its agent's model, where one can be seen, and where that is.
 
-        Factories make their agents later, and a direct call shows nothing: both have one lane.
+        A direct call shows nothing; all of them have one lane.
         """
         if item.request is not None and self._requests is not None:
             return self._requests.lane(item)
-        return _lane_of(item.agent) if item.agent is not None else ""
+        if item.asked_model is not None:
+            return item.asked_model
+        return lane_of(item.agent) if item.agent is not None else ""
 
     def facts(self, item: LLMWorkItem[Any, Any, Any], /) -> LaneFacts:
         """Tell what is known of an item's lane: of callables, their model where it can be seen."""
         if item.request is not None and self._requests is not None:
             return self._requests.facts(item)
         model, _, server = self.lane(item).partition(" ")
-        return LaneFacts(model=model, server=server)
+        return LaneFacts(model=model, server=server, keys=_key_variables(model))
 
     def content(self, item: LLMWorkItem[Any, Any, Any], /) -> bytes:
         """Return the digest of what an item asks; of code, of its prompt and version."""
@@ -77,32 +85,45 @@ class CallByMode:
         if item.direct_call is not None:
             return await _call_directly(item, item.direct_call, attempt)
         if item.agent is not None:
-            return await self._run_agent(item.agent, item.prompt, attempt)
-        if item.agent_factory is not None:
-            return await self._run_agent(_agent_for(item, attempt), item.prompt, attempt)
+            name = item.asked_model
+            if is_pydantic_ai(item.agent):
+                self._retries.look_at(item.agent)
+                model = None if name is None else self._model(name)
+                return await _run_pydantic_ai(item.agent, item.prompt, attempt, model)
+            if name is not None:
+                expected = "another agent: only one of pydantic-ai can be asked of a model by name"
+                raise ConfigError("fallbacks", name, expected)
+            return await _run_agent(item.agent, item.prompt)
         if self._requests is None:
             raise ConfigError("requests", None, "a caller for items that are requests")
         return await self._requests.call(item, attempt)
 
-    async def _run_agent(self, agent: Any, prompt: str, attempt: Try) -> Outcome:
-        if _is_pydantic_ai(agent):
-            from pydantic_ai.usage import RunUsage
-
-            self._retries.look_at(agent)
-            # Filled in while the run goes on: after a failure it tells what was spent.
-            attempt.memory[SPENT] = spent = RunUsage()
-            result = await agent.run(prompt, usage=spent)
-        else:
-            result = await agent.run(prompt)
-        usage = usage_of(result)
-        try:
-            output = result.output
-        except Exception as error:  # noqa: BLE001 - the answer was paid for, whatever it holds
-            return Outcome(usage=usage, error=error)
-        return Outcome(output, usage, None, _model_name(result), _safety_ratings(result))
+    def _model(self, name: str) -> Any:
+        found = self._models.get(name)
+        if found is None:
+            found = self._models[name] = _inferred(name)
+        return found
 
 
-def _lane_of(agent: Any) -> str:
+def _inferred(name: str) -> Any:
+    from pydantic_ai.models import infer_model
+
+    found: Any = infer_model(name)
+    client: Any = getattr(found, "client", None)
+    if hasattr(client, "max_retries"):  # ours to say: the client is made here
+        client.max_retries = 0
+    return observe(found) if can_observe(found) else found
+
+
+def _key_variables(model: str) -> tuple[str, ...]:
+    """Return the variable that an agent's key is likely to come from, where it is set."""
+    provider = PROVIDERS.get(model.partition(":")[0])
+    if provider is None or not provider.find_key(os.environ):
+        return ()
+    return (provider.find_variable(os.environ),)
+
+
+def lane_of(agent: Any) -> str:
     """Name an agent's model and where it is, as far as that can be seen."""
     try:
         model = getattr(agent, "model", None)
@@ -119,17 +140,69 @@ def _lane_of(agent: Any) -> str:
     return f"{name} {host}".rstrip()
 
 
-def _agent_for(item: LLMWorkItem[Any, Any, Any], attempt: Try) -> Any:
-    """Make the attempt's agent, once: a refused call is repeated with the same one."""
-    made_for, agent = attempt.memory.get("agent", (0, None))
-    if made_for != attempt.number:
-        assert item.agent_factory is not None  # noqa: S101 - the caller has looked
-        agent = item.agent_factory(attempt.number)
-        attempt.memory["agent"] = (attempt.number, agent)
-    return agent
+async def _run_agent(agent: Any, prompt: str) -> Outcome:
+    result = await agent.run(prompt)
+    usage = usage_of(result)
+    try:
+        output = result.output
+    except Exception as error:  # noqa: BLE001 - the answer was paid for, whatever it holds
+        return Outcome(usage=usage, error=error)
+    return Outcome(output, usage, None, _model_name(result), _safety_ratings(result))
 
 
-def _is_pydantic_ai(agent: Any) -> bool:
+async def _run_pydantic_ai(agent: Any, prompt: str, attempt: Try, model: Any) -> Outcome:
+    """Run an agent of pydantic-ai's; ``model`` is asked in place of its own, unless it is None."""
+    from pydantic_ai.usage import RunUsage
+
+    # Filled in while the run goes on: after a failure it tells what was spent.
+    attempt.memory[SPENT] = spent = RunUsage()
+    found = Seen() if watch.is_on else None
+    token = None if found is None else seen.set(found)
+    try:
+        if model is None:
+            result = await agent.run(prompt, usage=spent)
+        else:
+            result = await agent.run(prompt, usage=spent, model=model)
+    except Exception as error:
+        if spent.requests <= 1:
+            raise
+        usage, parts = read_usage(spent), equal_parts(spent)
+        return Outcome(usage=usage, error=error, parts=parts, limits=limits_of_error(error))
+    finally:
+        if token is not None:
+            seen.reset(token)
+    has_parts = spent.requests > 1 or hasattr(getattr(agent, "model", None), "models")
+    parts = _parts(result, agent) or equal_parts(spent) if has_parts else None
+    limits = None if found is None else found.limits()
+    return Outcome(
+        result.output,
+        usage_of(result),
+        None,
+        _model_name(result),
+        _safety_ratings(result),
+        limits=limits,
+        parts=parts,
+    )
+
+
+def _parts(result: Any, agent: Any) -> tuple[tuple[str, dict[str, int]], ...] | None:
+    """Return what each request of a run took; those to a model within another under its own name.
+
+    A run's sum is priced otherwise than its requests: some models' long calls are dearer.
+    """
+    has_models = hasattr(getattr(agent, "model", None), "models")
+    parts: list[tuple[str, dict[str, int]]] = []
+    for message in result.new_messages():
+        if getattr(message, "kind", None) == "response":
+            name = f"{message.provider_name}:{message.model_name}" if has_models else ""
+            parts.append((name, read_usage(message.usage) or no_usage()))
+    total = sum(tokens(usage, "total_tokens") for _, usage in parts)
+    # Tools may have run agents of their own with the same usage object.
+    return tuple(parts) if total == tokens(usage_of(result) or {}, "total_tokens") else None
+
+
+def is_pydantic_ai(agent: Any) -> bool:
+    """Whether it is an agent of pydantic-ai."""
     # An instance can only exist if its module is loaded, so nothing is imported for others.
     module = sys.modules.get("pydantic_ai.agent")
     return module is not None and isinstance(agent, module.AbstractAgent)

@@ -23,7 +23,6 @@ from batch_llm.providers.base import Outcome
 from batch_llm.providers.codec import (
     Codec,
     answered,
-    asked_length,
     complaint,
     other_fields,
     stops,
@@ -149,7 +148,7 @@ class MessagesCodec(Codec):
                 {"role": "user", "content": complaint(feedback)},
             ]
         thinking = _thinking(settings.extra)
-        length = asked_length(settings)
+        length = settings.longest_answer
         if length is None:
             is_old = name.startswith("claude-3-")
             length = _OLD_DEFAULT_LENGTH if is_old else DEFAULT_LENGTH
@@ -188,8 +187,7 @@ class MessagesCodec(Codec):
         """Read an answer, see ``Codec``."""
         if not 200 <= status < 300:
             return Outcome(error=status_error(status, headers, body, secret))
-        is_stream = body.startswith((b"event:", b"data:", b":"))
-        answer = _joined(body) if is_stream else body
+        answer = self.document(body)
         try:
             message = _decode(answer)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -210,7 +208,7 @@ class MessagesCodec(Codec):
             details = message.stop_details or _StopDetails()
             error = RefusedError(details.explanation or details.category or _UNNAMED)
         elif reason == "max_tokens":
-            error = TruncatedError(text or "", asked_length(request.settings))
+            error = TruncatedError(text or "", request.settings.longest_answer)
         elif reason == "model_context_window_exceeded":
             error = ContextLengthError(text or "")
         elif message.content is None or (reason is None and not message.content):
@@ -226,6 +224,11 @@ class MessagesCodec(Codec):
         else:
             return answered(text or "", usage, model, request)
         return Outcome(usage=usage, error=error, model=model)
+
+    def document(self, body: bytes, /) -> bytes:
+        """Return the message that a stream of events makes; any other body as it is."""
+        is_stream = body.startswith((b"event:", b"data:", b":"))
+        return _joined(body) if is_stream else body
 
 
 MESSAGES = MessagesCodec()
@@ -256,7 +259,7 @@ def _ask_for(output: OutputSchema, body: dict[str, Any], model: str, *, is_think
 
 def _wire_message(message: Message) -> dict[str, Any]:
     if message.role not in {"user", "assistant"}:
-        raise UnsupportedRequestError(_NAME, f"a message of the role {message.role!r}")
+        raise UnsupportedRequestError(_NAME, f"a message of the role {message.role[:40]!r}")
     if message.extra.get("tool_calls"):
         raise UnsupportedRequestError(_NAME, "tool calls in the shape of chat completions")
     content = message.content

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from hashlib import blake2b
+from struct import Struct
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import msgspec
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
 #: while the call goes on: what was spent is known then even when the call is cut off.
 SPENT = "spent"
 
+_LENGTH = Struct(">Q").pack
+#: What every digest of contents starts with, worked out once.
+_DIGEST = blake2b(digest_size=16, person=b"batch-llm item")
+
 
 class Try(msgspec.Struct, frozen=True):
     """What a call may know about the attempt that it belongs to.
@@ -29,6 +34,7 @@ class Try(msgspec.Struct, frozen=True):
         memory: Belongs to the item: a caller may keep there what it needs again in a later
             call of the same item (the agent that a factory made, say).
         place: Which of the lane's places was chosen for the call, from 0; None when nobody chose.
+        change: What is asked otherwise than in the attempt before; None: nothing.
     """
 
     number: int
@@ -36,6 +42,7 @@ class Try(msgspec.Struct, frozen=True):
     previous_error: Exception | None
     memory: dict[str, Any]
     place: int | None = None
+    change: str | None = None
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -54,6 +61,8 @@ class Outcome(msgspec.Struct, frozen=True):
         answer: The same, for ``Repeatable.read_again``; results do not hold it. None where it must
             not be kept.
         limits: What the answer's headers say of the provider's limits, by dimension.
+        parts: Where ``usage`` is the sum of several requests: the model and the usage of each; the
+            model is empty where it is that of the item's lane.
     """
 
     output: Any = None
@@ -64,6 +73,7 @@ class Outcome(msgspec.Struct, frozen=True):
     body: bytes | None = None
     limits: Mapping[str, LimitHeader] | None = None
     answer: bytes | None = None
+    parts: tuple[tuple[str, dict[str, int]], ...] | None = None
 
 
 class Capacity(msgspec.Struct, frozen=True):
@@ -95,6 +105,8 @@ class LaneFacts(msgspec.Struct, frozen=True):
         model: ``provider:model``, under which its tokens are counted and priced; empty where that
             cannot be seen.
         server: Where its calls go, when that is not the provider's own address.
+        keys: The names of the variables that hold its keys, as far as they are known.
+        url: Where its calls go, for people: without login and query; empty where nobody knows.
     """
 
     places: int = 1
@@ -105,6 +117,8 @@ class LaneFacts(msgspec.Struct, frozen=True):
     ask: tuple[Callable[[], Awaitable[Capacity | None]] | None, ...] = ()
     model: str = ""
     server: str = ""
+    keys: tuple[str, ...] = ()
+    url: str = ""
 
 
 class Caller(Protocol):
@@ -161,5 +175,9 @@ class Repeatable(Protocol):
 
 def content_digest(*parts: bytes) -> bytes:
     """Return 16 bytes that stand for ``parts``, each with its length."""
-    whole = b"".join([piece for part in parts for piece in (len(part).to_bytes(8), part)])
-    return blake2b(whole, digest_size=16, person=b"batch-llm item").digest()
+    whole = b""
+    for part in parts:
+        whole += _LENGTH(len(part)) + part
+    digest = _DIGEST.copy()
+    digest.update(whole)
+    return digest.digest()

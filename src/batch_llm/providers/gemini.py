@@ -19,7 +19,6 @@ from batch_llm.providers.base import Outcome
 from batch_llm.providers.codec import (
     Codec,
     answered,
-    asked_length,
     complaint,
     other_fields,
     stops,
@@ -43,8 +42,13 @@ _TOP_FIELDS = {
     *("safety_settings", "cachedContent", "cached_content", "labels", "serviceTier"),
     *("service_tier", "store"),
 }
-#: Why an answer ended, when neither it nor its length did.
-_FAULTY: Final = {"MALFORMED_FUNCTION_CALL", "UNEXPECTED_TOOL_CALL", "MALFORMED_RESPONSE"}
+#: Of what the provider says beside that.
+_MOST_WORDS = 200
+#: Why an answer was withheld; any other odd end may be better next time.
+_WITHHELD: Final = {
+    *("SAFETY", "RECITATION", "BLOCKLIST", "PROHIBITED_CONTENT", "SPII", "LANGUAGE"),
+    *("MODEL_ARMOR", "PUP_LIMITED_DISABLED"),
+}
 _GOOD: Final = {None, "STOP", "FINISH_REASON_UNSPECIFIED"}
 _CUT: Final = {"MAX_TOKENS", "CONTINUATION"}
 
@@ -139,7 +143,7 @@ class GenerateCodec(Codec):
                     config |= value
                 else:
                     (body if name in _TOP_FIELDS else config)[name] = value
-        length, ends = asked_length(settings), stops(settings)
+        length, ends = settings.longest_answer, stops(settings)
         if temperature is not None:
             config["temperature"] = temperature
         if settings.top_p is not None:
@@ -197,12 +201,12 @@ class GenerateCodec(Codec):
         texts = [part.text for part in parts if part.text is not None and not part.thought]
         text = "".join(texts) if texts else None
         if reason in _CUT:
-            error = TruncatedError(text or "", asked_length(request.settings))
-        elif reason in _FAULTY:
-            error = malformed(f"The answer ended with {reason}", body, secret)
+            error = TruncatedError(text or "", request.settings.longest_answer)
+        elif reason in _WITHHELD or (reason is not None and reason.startswith("IMAGE_")):
+            words = (candidate.finish_message or "")[:_MOST_WORDS]
+            error = ContentFilteredError(f"{reason}: {words}" if words else str(reason))
         elif reason not in _GOOD:
-            why = f"{reason}: {candidate.finish_message}" if candidate.finish_message else reason
-            error = ContentFilteredError(str(why))
+            error = malformed(f"The answer ended with {reason}"[:80], body, secret)
         elif text is None and request.output is None and any(part.function_call for part in parts):
             calls = [part.function_call for part in parts if part.function_call]
             return Outcome(calls, usage, None, model, ratings)
@@ -219,7 +223,7 @@ GENERATE = GenerateCodec()
 def _role(message: Message) -> str:
     role = _ROLES.get(message.role)
     if role is None:
-        raise UnsupportedRequestError(_NAME, f"a message of the role {message.role!r}")
+        raise UnsupportedRequestError(_NAME, f"a message of the role {message.role[:40]!r}")
     if message.extra.get("tool_calls"):
         raise UnsupportedRequestError(_NAME, "tool calls in the shape of chat completions")
     return role

@@ -23,7 +23,6 @@ from batch_llm.providers.base import Outcome
 from batch_llm.providers.codec import (
     Codec,
     answered,
-    asked_length,
     complaint,
     other_fields,
     wire_model,
@@ -34,7 +33,7 @@ from batch_llm.providers.openai import refuses_sampling
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from batch_llm.core.request import Message, Part, Request
+    from batch_llm.core.request import Message, Part, Request, Settings
     from batch_llm.exceptions import BadOutputError
 
 _NAME = "The Responses format"
@@ -124,8 +123,9 @@ class ResponsesCodec(Codec):
             ]
         body: dict[str, Any] = {"model": name, "input": messages, "store": False}
         temperature, top_p = settings.temperature_for(attempt), settings.top_p
+        further = _further_fields(settings)
         if (temperature is not None or top_p is not None) and self.thinks:
-            reasoning = settings.extra.get("reasoning")
+            reasoning = further.get("reasoning")
             effort = reasoning.get("effort") if isinstance(reasoning, dict) else None
             if refuses_sampling(name, effort):
                 temperature = top_p = None
@@ -133,11 +133,10 @@ class ResponsesCodec(Codec):
             body["temperature"] = temperature
         if top_p is not None:
             body["top_p"] = top_p
-        length = asked_length(settings)
+        length = settings.longest_answer
         if length is not None:
             body["max_output_tokens"] = length
-        if settings.extra:
-            body.update(other_fields(settings))
+        body.update(further)
         if request.output is not None:
             shape: dict[str, Any] = {
                 "type": "json_schema",
@@ -182,7 +181,7 @@ class ResponsesCodec(Codec):
         elif reason == "content_filter":
             error = ContentFilteredError()
         elif reason == "max_output_tokens":
-            error = TruncatedError(text or "", asked_length(request.settings))
+            error = TruncatedError(text or "", request.settings.longest_answer)
         elif response.status == "incomplete":
             error = malformed(f"The answer is incomplete ({reason})"[:80], body, secret)
         elif text is None and has_calls and request.output is None:
@@ -197,10 +196,22 @@ class ResponsesCodec(Codec):
 RESPONSES = ResponsesCodec()
 
 
+def _further_fields(settings: Settings) -> dict[str, Any]:
+    """Return the fields that go out as they are; the effort has another place than in chat."""
+    if not settings.extra:
+        return {}
+    further = other_fields(settings)
+    if "reasoning_effort" in further:
+        effort = {"effort": further.pop("reasoning_effort")}
+        reasoning = further.get("reasoning")
+        further["reasoning"] = effort | (reasoning if isinstance(reasoning, dict) else {})
+    return further
+
+
 def _wire_message(message: Message) -> dict[str, Any]:
     role, content = message.role, message.content
     if role not in _ROLES:
-        raise UnsupportedRequestError(_NAME, f"a message of the role {role!r}")
+        raise UnsupportedRequestError(_NAME, f"a message of the role {role[:40]!r}")
     if message.extra.get("tool_calls"):
         raise UnsupportedRequestError(_NAME, "tool calls in a message")
     if isinstance(content, tuple):

@@ -13,6 +13,7 @@ from batch_llm.providers.base import LaneFacts, content_digest
 from batch_llm.providers.limit_headers import read_limits
 from batch_llm.providers.local_servers import ask_capacity
 from batch_llm.providers.openai import ChatCodec
+from batch_llm.providers.refused_settings import RefusedSettings
 from batch_llm.providers.registry import Endpoint
 from batch_llm.providers.transport import Looker
 
@@ -44,6 +45,8 @@ class RequestCaller:
         keep_bodies: Hand the provider's answers through to the results, as they came.
         asks_servers: Ask servers on the user's own machines how many calls they work on at once,
             where the transport can.
+        fallback: Where a fallback's calls go, by its name, where ``endpoint`` is no such function;
+            called once per name.
     """
 
     def __init__(
@@ -53,9 +56,10 @@ class RequestCaller:
         *,
         keep_bodies: bool = False,
         asks_servers: bool = True,
+        fallback: Callable[[str], Endpoint | Sequence[Endpoint]] | None = None,
     ) -> None:
         self._only = None if callable(endpoint) else _pool(endpoint)
-        self._resolve = endpoint if callable(endpoint) else None
+        self._resolve = endpoint if callable(endpoint) else fallback
         self._pools: dict[str, tuple[Endpoint, ...]] = {}
         self._turn = 0
         self._transport = transport
@@ -64,10 +68,13 @@ class RequestCaller:
         #: By endpoint: each has limits of its own.
         self._next_look_at: dict[int, float] = {}
         self._where: dict[int, bytes] = {}
+        self._refused = RefusedSettings()
 
     def lane(self, item: LLMWorkItem[Any, Any, Any], /) -> str:
         """Name the item's lane: its model, or the one endpoint for all."""
-        if self._only is not None or item.request is None:
+        if item.request is None:
+            return ""
+        if self._only is not None and item.asked_model is None:
             return ""
         return item.request.model
 
@@ -83,6 +90,8 @@ class RequestCaller:
             charges_cache_reads=pool[0].charges_cache_reads,
             model=f"{pool[0].provider}:{pool[0].model}",
             server=pool[0].server,
+            keys=tuple(dict.fromkeys(one.key_variable for one in pool if one.key_variable)),
+            url=pool[0].shown_url,
             remembered_as=tuple(endpoint.account for endpoint in pool),
             ask=()
             if self._looker is None
@@ -114,6 +123,7 @@ class RequestCaller:
         if place is None:
             place = self._turn = self._turn + 1
         endpoint = pool[place % len(pool)]
+        request = self._refused.applied(request, endpoint)
         body = endpoint.codec.encode(
             request,
             attempt=attempt.number,
@@ -126,7 +136,8 @@ class RequestCaller:
         )
         limits = self._limits_of(endpoint, response)
         if outcome.error is not None:
-            return msgspec.structs.replace(outcome, limits=limits) if limits else outcome
+            error = self._refused.learn(outcome.error, request, endpoint, endpoint.model)
+            return msgspec.structs.replace(outcome, error=error, limits=limits)
         return self._with_answer(outcome, endpoint, response.body, limits)
 
     def exchange(self, item: LLMWorkItem[Any, Any, Any], /) -> bytes | None:
@@ -163,7 +174,7 @@ class RequestCaller:
         return msgspec.structs.replace(
             outcome,
             limits=limits,
-            body=body if self._keep_bodies else None,
+            body=endpoint.codec.document(body) if self._keep_bodies else None,
             answer=None if repeats_key else body,
         )
 
@@ -177,10 +188,12 @@ class RequestCaller:
         return None
 
     def _pool_of(self, item: LLMWorkItem[Any, Any, Any]) -> tuple[Endpoint, ...]:
-        if self._only is not None:
+        if self._only is not None and item.asked_model is None:
             return self._only
-        assert item.request is not None and self._resolve is not None  # noqa: S101, PT018
+        assert item.request is not None  # noqa: S101 - only such items are given to us
         model = item.request.model
+        if self._resolve is None:
+            raise ConfigError("fallbacks", model, "none: nobody has said where its calls go")
         pool = self._pools.get(model)
         if pool is None:
             pool = self._pools[model] = _pool(self._resolve(model))

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from batch_llm.core.prices import Prices
 from batch_llm.core.request import Settings
+from batch_llm.providers.table import is_simulator
 
 if TYPE_CHECKING:
     from decimal import Decimal
 
     from batch_llm.core.config import Limits
     from batch_llm.core.schema import OutputSchema
+    from batch_llm.runs.agents import JobAgent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +33,9 @@ class Job:
     system: str | None = None
     settings: Settings = field(default_factory=Settings)
     shape: OutputSchema | None = None
+    #: Who answers the rows, instead of requests; and its model, where it is not asked of its own.
+    agent: JobAgent | None = None
+    agent_model: str | None = None
     bad_rows: str = "stop"
     concurrency: int | Literal["knee"] | None = None
     asks_servers: bool = True
@@ -41,6 +46,9 @@ class Job:
     timeout: float = 120.0
     hedges: bool = False
     retries: int = 5
+    fallbacks: tuple[str, ...] = ()
+    fallback_on: tuple[str, ...] | None = None
+    max_tokens_cap: int | None = None
     prices: Prices = field(default_factory=Prices)
     max_cost: Decimal | None = None
     max_tokens_total: int | None = None
@@ -55,3 +63,13 @@ class Job:
     ledger: str | None = None
     #: What is noted of the job in the ledger, beside its settings.
     facts: dict[str, Any] = field(default_factory=dict)
+
+    def places_of(self, model: str) -> dict[str, Any]:
+        """Return the servers and keys of a model: those that were given, if its provider is that.
+
+        A model of another provider goes to that provider's own address, with its usual key.
+        """
+        provider = model.partition(":")[0]
+        if provider != self.model.partition(":")[0] or is_simulator(provider):
+            return {}
+        return {"base_urls": self.base_url, "keys": self.keys}

@@ -194,6 +194,8 @@ def settings_of(job: Job, format: str) -> dict[str, str]:  # noqa: A002 - the sh
         "system": job.system or "-",
         "schema": "-" if job.shape is None else _digest(_shape(job)),
     }
+    if job.agent is not None:
+        found |= {"agent": job.agent.name, "agent version": job.agent.version or "-"}
     settings = job.settings
     for name in ("temperature", "max_tokens", "top_p", "seed", "stop"):
         value = getattr(settings, name)
@@ -237,6 +239,7 @@ def job_facts(job: Job) -> dict[str, Any]:
     shape = job.shape
     return {
         "input": job.input,
+        "agent": None if job.agent is None else job.agent.name,
         "model": job.model,
         "base_url": keepable_url(job.base_url),
         "has_hidden_url": keepable_url(job.base_url) != job.base_url,
@@ -270,6 +273,8 @@ def job_of(ledger: Ledger, path: str, *, has_server: bool = False) -> Job:
     facts = dict(ledger.manifest().get("job") or {})
     if not facts or facts["input"] == "-" or not Path(facts["input"]).is_file():
         what = "its rows are not here"
+    elif facts.pop("agent", None) is not None:
+        what = "an agent answers its rows, which is not kept"
     elif facts.pop("has_hidden_url") and not has_server:
         what = "the address of its server was not kept"
     else:

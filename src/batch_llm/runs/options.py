@@ -16,6 +16,7 @@ from batch_llm.inputs.values import NAME
 from batch_llm.runs.job import Job
 from batch_llm.runs.ledgers import FOLDER, named_ledger
 from batch_llm.runs.recipe import read_settings
+from batch_llm.strategies.policies import fallback_codes
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, Iterable, Mapping, Sequence
@@ -38,6 +39,11 @@ class PaceOptions(TypedDict, total=False):
         longest_pause_seconds: Rows that would wait longer for a limit fail; None waits.
         timeout_seconds: For one call; default 120.
         retries: Further attempts of a row; default 5. Refusals by a rate limit do not count.
+        fallbacks: Models that are asked in turn where a row fails at its own.
+        fallback_on: Failures after which they are asked, as codes; None: the usual ones
+            (``docs/errors.md``).
+        max_tokens_cap: What a ``max_tokens`` that cut an answer off is raised to, once; None: twice
+            as much; 0: not at all.
         hedge: Send slow rows a second time at the end of the run.
         max_cost_usd: End before it costs more, failed attempts included.
         max_total_tokens: The same in tokens.
@@ -57,6 +63,9 @@ class PaceOptions(TypedDict, total=False):
     longest_pause_seconds: float | None
     timeout_seconds: float
     retries: int
+    fallbacks: Sequence[str]
+    fallback_on: Sequence[str] | None
+    max_tokens_cap: int | None
     hedge: bool
     max_cost_usd: Decimal | float | None
     max_total_tokens: int | None
@@ -154,6 +163,9 @@ def pace_of(options: PaceOptions) -> dict[str, Any]:
             "cache_expires_seconds", options["cache_expires_seconds"], "given with cache"
         )
     count, share = options.get("max_failed"), options.get("max_failed_share")
+    named = options.get("fallback_on")
+    fallback_on = None if named is None else tuple(named)
+    fallback_codes(fallback_on)
     return {
         "base_url": options.get("base_url"),
         "keys": tuple(options.get("keys", ())),
@@ -162,6 +174,9 @@ def pace_of(options: PaceOptions) -> dict[str, Any]:
         "longest_pause": options.get("longest_pause_seconds"),
         "timeout": options.get("timeout_seconds", 120.0),
         "retries": _at_least("retries", options.get("retries", 5), 0),
+        "fallbacks": tuple(options.get("fallbacks", ())),
+        "fallback_on": fallback_on,
+        "max_tokens_cap": _at_least("max_tokens_cap", options.get("max_tokens_cap"), 0),
         "hedges": options.get("hedge", False),
         "max_cost": None if cost is None else Decimal(str(cost)),
         "max_tokens_total": options.get("max_total_tokens"),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from batch_llm.core.text import safe
 from batch_llm.exceptions import InputError
 from batch_llm.inputs import Problem, Row, Source
+from batch_llm.providers.agents import CallByMode
 from batch_llm.providers.requests import content_of
 from batch_llm.runs.recipe import Recipe, has_numbered_columns
 from batch_llm.stores.base import ItemState, is_settled
@@ -107,8 +108,8 @@ def _known_otherwise(
     before = ledger.find(item.item_id)
     if before is None or before.content == content:
         return Found(item, None)
-    for variant in variants:
-        assert item.request is not None  # noqa: S101 - rows are requests
+    for variant in variants if item.request is not None else ():
+        assert item.request is not None  # noqa: S101 - see above
         request = variant.of(item.request)
         if before.content in {variant.mark, content_of(item.item_id, request)}:
             item.request = request
@@ -118,7 +119,8 @@ def _known_otherwise(
 
 
 def _content(item: Item) -> bytes:
-    assert item.request is not None  # noqa: S101 - rows are requests
+    if item.request is None:
+        return CallByMode().content(item)
     return content_of(item.item_id, item.request)
 
 
@@ -167,7 +169,7 @@ class Plan:
             self.rows += 1
             self._names.update(dict.fromkeys(record.data))
             self.characters += characters_of(request)
-            asked = request.settings.max_tokens
+            asked = request.settings.longest_answer
             self._bounded_rows += asked is not None
             self._most_output = max(self._most_output, asked or 0)
         if not self.rows and not self.problems:

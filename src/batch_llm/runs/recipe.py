@@ -155,6 +155,9 @@ class Recipe:
     def _check_flags_are_used(self) -> None:
         """Refuse flags that this shape of input would leave without effect."""
         job, shape = self._job, self._format
+        if job.agent is not None:
+            self._check_suits_agent()
+            return
         flags: dict[str, bool] = {}
         if shape == "openai-batch":
             flags = {
@@ -170,6 +173,27 @@ class Recipe:
             raise InputError(
                 f"{self._name} has whole requests ({shape}), which {given} cannot change\n\n"
                 "  Leave the flag out, or put it into each line's own request."
+            )
+
+    def _check_suits_agent(self) -> None:
+        """Refuse what an agent says itself, and rows that are no prompts."""
+        job = self._job
+        flags = {
+            "--system": job.system is not None,
+            "--schema or --choices": job.shape is not None,
+            "--set": job.settings != Settings(),
+            "--cache": job.cache is not None,
+        }
+        given = ", ".join(name for name, is_given in flags.items() if is_given)
+        if given:
+            raise InputError(
+                f"{given} cannot be used with --agent: an agent has instructions, output type and "
+                "settings of its own\n\n  Put it into the agent."
+            )
+        if self._format == "openai-batch" or (self._format == "chat" and job.prompt is None):
+            raise InputError(
+                f"{self._name} has whole requests ({self._format}), and an agent takes prompts\n\n"
+                "  --prompt '{{ column }}' makes one from each row"
             )
 
     def request_for(self, row: Row) -> Request:
@@ -203,7 +227,12 @@ class Recipe:
         Raises:
             ValueError: The row does not give one.
         """
-        return LLMWorkItem(row.item_id, request=self.request_for(row), context=row)
+        request = self.request_for(row)
+        if self._job.agent is not None:
+            prompt = request.messages[-1].content
+            assert isinstance(prompt, str)  # noqa: S101 - other shapes of input were refused
+            return self._job.agent.item(row, prompt)
+        return LLMWorkItem(row.item_id, request=request, context=row)
 
 
 def has_numbered_columns(job: Job) -> bool:

@@ -26,14 +26,16 @@ from batch_llm.exceptions import (
     BatchLLMError,
     ConfigError,
     InputError,
+    LaneStoppedError,
     LimitPauseError,
     MissingKeyError,
     UnknownModelError,
     UnsupportedRequestError,
 )
 from batch_llm.parallel import ParallelBatchProcessor
-from batch_llm.providers.registry import is_simulator, open_pool, resolve_pool, split_model
+from batch_llm.providers.registry import open_pool, resolve_pool, split_model
 from batch_llm.providers.requests import RequestCaller
+from batch_llm.providers.table import is_simulator
 from batch_llm.providers.transport import HttpTransport, raise_file_limit
 from batch_llm.runs.plan import chunks, look_up
 from batch_llm.simulator import parse_profile
@@ -63,11 +65,8 @@ if TYPE_CHECKING:
     Item = LLMWorkItem[Any, Any, Row]
     Result = WorkItemResult[Any, Row]
 
-FATAL_IN_A_ROW = 20
-_FATAL = {"auth", "quota", "not_found"}
-#: Fatal where nobody has ever answered: the address may be wrong.
-_NOBODY = "connection"
 _PAUSE = f"{LimitPauseError.__name__}: "
+_STOPPED = f"{LaneStoppedError.__name__}: "
 
 
 class Stop(Enum):
@@ -85,11 +84,13 @@ class Pools:
         own: The endpoints of the run's model.
         others: Those of models that rows were retried with; or why there are none: then the rows
             that still wait for such a model fail with it, and all others are as they are.
+        fallbacks: Those of the models that are asked where a row's own fails, by name.
         possible: Connections that can be opened, where these are fewer than wanted; else None.
     """
 
     own: Sequence[Endpoint]
     others: dict[str, Sequence[Endpoint] | BatchLLMError]
+    fallbacks: dict[str, Sequence[Endpoint]]
     possible: int | None
 
     @property
@@ -98,18 +99,23 @@ class Pools:
         return [endpoint.server for endpoint in self.own if endpoint.server]
 
     def _of(self, model: str) -> Sequence[Endpoint]:
-        found = self.others.get(model, self.own)
+        found = self.others.get(model) or self.fallbacks.get(model, self.own)
         if isinstance(found, BatchLLMError):
             raise found
         return found
 
-    def caller(self, transport: HttpTransport, job: Job, *, keep_bodies: bool) -> RequestCaller:
-        """Return who makes the calls."""
+    def caller(
+        self, transport: HttpTransport, job: Job, *, keep_bodies: bool
+    ) -> RequestCaller | None:
+        """Return who makes the calls of requests; an agent makes its own."""
+        if job.agent is not None:
+            return None
         return RequestCaller(
             self._of if self.others else self.own,
             transport,
             keep_bodies=keep_bodies,
             asks_servers=job.asks_servers,
+            fallback=self.fallbacks.__getitem__,
         )
 
 
@@ -152,23 +158,29 @@ def open_pools(job: Job, variants: Sequence[Variant] = ()) -> Iterator[Pools]:
         InputError: A cap on cost cannot be kept.
     """
     with contextlib.ExitStack() as opened:
+        if job.agent is not None:
+            job.agent.open(job, opened)
+            check_price(job, job.agent.places[0])
+            yield Pools(job.agent.places, {}, {}, None)
+            return
         own = opened.enter_context(open_pool(job.model, base_urls=job.base_url, keys=job.keys))
         others: dict[str, Sequence[Endpoint] | BatchLLMError] = {}
-        provider, _ = split_model(job.model)
         for model in dict.fromkeys(variant.model for variant in variants):
             if model is None or model == job.model:
                 continue
-            is_same = split_model(model)[0] == provider and not is_simulator(provider)
-            pool = open_pool(
-                model,
-                base_urls=job.base_url if is_same else None,
-                keys=job.keys if is_same else (),
-            )
             try:
-                others[model] = opened.enter_context(pool)
+                others[model] = opened.enter_context(open_pool(model, **job.places_of(model)))
             except (MissingKeyError, UnknownModelError, ConfigError) as error:
                 others[model] = error
-        pools = [own, *(one for one in others.values() if not isinstance(one, BatchLLMError))]
+        fallbacks: dict[str, Sequence[Endpoint]] = {
+            model: opened.enter_context(open_pool(model, **job.places_of(model)))
+            for model in job.fallbacks
+        }
+        pools = [
+            own,
+            *(one for one in others.values() if not isinstance(one, BatchLLMError)),
+            *fallbacks.values(),
+        ]
         given = job.concurrency if isinstance(job.concurrency, int) else None
         possible = raise_file_limit(given or AUTO_MOST_KNOWN)
         if job.forgets_limits and (path := limits_file()) is not None:
@@ -177,7 +189,7 @@ def open_pools(job: Job, variants: Sequence[Variant] = ()) -> Iterator[Pools]:
         check_settings(job, own[0])
         for one in pools:
             check_price(job, one[0])  # loaded here, where nothing waits: a display asks in mid-run
-        yield Pools(own, others, possible)
+        yield Pools(own, others, fallbacks, possible)
 
 
 def open_cache(job: Job) -> AnswerCache:
@@ -265,7 +277,6 @@ class Session:
         self.stop_text = ""
         #: What rows fail with that would wait too long for a limit.
         self.pause: str | None = None
-        self._fatal_code, self._fatal_count = "", 0
         self._transport = HttpTransport()
         possible = pools.possible
         self.processor: ParallelBatchProcessor[Any, Any, Row] = ParallelBatchProcessor(
@@ -276,7 +287,13 @@ class Session:
                 longest_pause=job.longest_pause,
                 timeout_per_item=job.timeout,
                 hedge="drain" if job.hedges else "off",
-                retry=RetryConfig(max_attempts=job.retries + 1, initial_wait=0.5),
+                retry=RetryConfig(
+                    max_attempts=job.retries + 1,
+                    initial_wait=0.5,
+                    max_tokens_cap=job.max_tokens_cap,
+                    fallback_on=job.fallback_on,
+                ),
+                fallbacks=job.fallbacks if job.agent is None else (),
                 progress_interval=0,
                 max_cost_usd=job.max_cost,
                 max_total_tokens=job.max_tokens_total,
@@ -323,6 +340,9 @@ class Session:
                         await waiting
         finally:
             await self._transport.aclose()
+        now = self.statistics()
+        if now.stopped_lanes and now.succeeded == now.reused:
+            self._end(Stop.PROVIDER_REFUSES, now.stopped_lanes[-1].reason)
 
     async def _unfinished(
         self,
@@ -352,23 +372,15 @@ class Session:
 
     def _watch(self, result: Result) -> None:
         """Stop when the provider refuses everything, or too much has failed."""
-        if result.error_code == "cancelled" or result.is_reused:
+        error = result.error or ""
+        if error.startswith(_STOPPED):
+            # The row's own lane, or that of its last fallback: nobody is left to ask.
+            self._end(Stop.PROVIDER_REFUSES, error.removeprefix(_STOPPED))
+        if result.success or result.error_code == "cancelled" or result.is_reused:
             return
-        if result.success:
-            self._fatal_count = 0
-            return
-        code = result.error_code or ""
-        if (result.error or "").startswith(_PAUSE):
+        if error.startswith(_PAUSE):
             # All that are left fail so, at once, and are in the file to be run again.
-            self.pause = (result.error or "").removeprefix(_PAUSE)
-        elif code in _FATAL or (code == _NOBODY and not self.processor.statistics().succeeded):
-            self._fatal_count = self._fatal_count + 1 if code == self._fatal_code else 1
-            self._fatal_code = code
-            if self._fatal_count >= FATAL_IN_A_ROW:
-                what = "nothing answers" if code == _NOBODY else "the provider refuses everything"
-                self._end(Stop.PROVIDER_REFUSES, f"{what}: {result.error}")
-        else:
-            self._fatal_count = 0
+            self.pause = error.removeprefix(_PAUSE)
         if self._job.fail_over is not None:
             bound, is_share = self._job.fail_over
             if not is_share and self.processor.statistics().failed > bound:

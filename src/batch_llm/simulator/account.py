@@ -21,6 +21,7 @@ from batch_llm.simulator.rules import RULES, owed, reserved
 from batch_llm.simulator.wire import (
     CLAIMED_LIMIT,
     CLAIMED_WAIT_SECONDS,
+    NO_SHARES,
     Excess,
     Flaw,
     Refusal,
@@ -149,7 +150,8 @@ class Account:
         #: None before the first call: it starts the time that is left.
         self._changes_at: float | None = None
         self._faults = Faults(profile)
-        self._shares = Shares(profile.cached, profile.cache_writes, profile.reasoning)
+        shares = Shares(profile.cached, profile.cache_writes, profile.reasoning)
+        self._shares = NO_SHARES if shares == NO_SHARES else shares
         self._rules = rules = RULES[provider]
         self._charge = rules.charge if profile.charge == "own" else profile.charge
         self._counts_rejects = _own(profile.rejects, rules.rejects) == "count"
@@ -169,8 +171,18 @@ class Account:
         self._told = self._limits
         if self._day is not None:
             self._told = [("requests_a_day", self._day), *self._limits]
+        self._is_hosted = profile.is_hosted
+        self._largest = profile.largest or math.inf
+        self._context = profile.context or math.inf
+        self._cached = profile.cached
+        self._slots = profile.slots if profile.is_hosted else 0
+        #: Whether anything can refuse a call, but for outages and credit.
+        self._is_limited = bool(self._told) or bool(self._slots)
+        self._refuses_large = rules.refuses_large
+        #: Whether input and output are limited each.
+        self._splits = bool(profile.itpm or profile.otpm)
         #: Whether anything is left to be counted when the answer is there.
-        self._settles = bool(profile.otpm) or (
+        self.settles = bool(profile.otpm) or (
             bool(profile.tpm) and self._charge in {"settled", "sum", "used"}
         )
 
@@ -189,7 +201,6 @@ class Account:
         wire: WireFormat,
         headers: Headers,
         body: bytes,
-        *,
         query: bytes = b"",
         model: str = "",
     ) -> Call:
@@ -205,22 +216,21 @@ class Account:
         Raises:
             Refusal: One of them is wrong.
         """
-        profile = self._profile
         try:
-            if profile.is_hosted:
+            if self._is_hosted:
                 wire.check_key(headers, query)
-            if profile.largest and len(body) > profile.largest:
-                raise wire.trouble("too_large", most=profile.largest)
+            if len(body) > self._largest:
+                raise wire.trouble("too_large", most=self._profile.largest)
             call = wire.read(body, model)
-            if profile.context and call.input_tokens > profile.context:
-                raise wire.trouble(
-                    "context", model=call.model, tokens=call.input_tokens, most=profile.context
-                )
+            tokens = call.input_tokens
+            if tokens > self._context:
+                most = self._profile.context
+                raise wire.trouble("context", model=call.model, tokens=tokens, most=most)
         except Refusal:
             self._counts.invalid += 1
             raise
-        if profile.cached:
-            call.cached_tokens = int(call.input_tokens * profile.cached)
+        if self._cached:
+            call.cached_tokens = int(tokens * self._cached)
         return call
 
     def admit(self, wire: WireFormat, call: Call, now: float, now_unix: float = 0.0) -> Visit:
@@ -254,6 +264,8 @@ class Account:
     ) -> None:
         """Count what is known only when the answer is there, and bring the headers up to date.
 
+        Only where the account ``settles``.
+
         Args:
             wire: How it is written.
             visit: The call.
@@ -261,8 +273,6 @@ class Account:
             now: On the account's clock.
             now_unix: The same moment in seconds since 1970.
         """
-        if not self._settles:
-            return
         input_tokens = 0 if done is None else done.input_tokens
         output_tokens = 0 if done is None else done.output_tokens
         for kind, limit in self._limits:
@@ -278,6 +288,8 @@ class Account:
             else:
                 limit.refresh(now)
         visit.headers = self._limit_headers(wire, now_unix)
+        if done is not None and visit.headers:
+            visit.headers |= wire.cost_headers(done)
 
     def _notice(self, now: float) -> None:
         """Note a call's time, and change the limits when theirs has come."""
@@ -291,15 +303,17 @@ class Account:
             self._changes_at = math.inf
 
     def _pass_limits(self, wire: WireFormat, call: Call, now: float, now_unix: float) -> Visit:
+        if not self._is_limited:
+            self._in_work += 1
+            return Visit(call, 0, now, {})
         tokens = reserved(self._charge, call)
-        amounts = {
-            "requests": 1,
-            "tokens": tokens,
-            "input_tokens": call.input_tokens - call.cached_tokens,
-            "output_tokens": 1,
-        }
+        amounts = {"requests": 1, "tokens": tokens}
+        if self._splits:
+            amounts["input_tokens"] = call.input_tokens - call.cached_tokens
+            amounts["output_tokens"] = 1
         refusal = self._refusal(wire, call, amounts, now, now_unix)
-        amounts["output_tokens"] = 0  # one must be left; they are counted when they are there
+        if self._splits:
+            amounts["output_tokens"] = 0  # one must be left; they are counted when they are there
         if refusal is None:
             for kind, limit in self._limits:
                 limit.take(amounts[kind], now)
@@ -318,24 +332,21 @@ class Account:
         self, wire: WireFormat, call: Call, amounts: dict[str, int], now: float, now_unix: float
     ) -> Refusal | None:
         """Return what the limit says that takes longest, or None when all let the call pass."""
-        profile = self._profile
         # All of them, whatever is refused first: it brings each up to this moment.
         waits = [(limit.wait_for(amounts[kind], now), kind, limit) for kind, limit in self._limits]
-        kind, tightest, wait = "", None, 0.0
         if self._day is not None and (day_wait := self._day.wait_for(1, now)) > 0:
             excess = self._excess("requests_a_day", call, 1, day_wait, now_unix)
             return wire.limited(excess)
-        if profile.is_hosted and profile.slots and self._in_work >= profile.slots:
-            return wire.trouble("busy", most=profile.slots)
-        if self._rules.refuses_large:
+        if self._slots and self._in_work >= self._slots:
+            return wire.trouble("busy", most=self._slots)
+        if self._refuses_large:
             for _, kind, limit in waits:
                 if kind == "tokens" and amounts[kind] > limit.most:
                     about = self._excess(
                         kind, call, amounts[kind], limit.reset_seconds(), now_unix, limit
                     )
                     return wire.too_large_for(about)
-        if waits:
-            wait, kind, tightest = max(waits, key=_first)
+        wait, kind, tightest = max(waits, key=_first, default=_NO_WAIT)
         if tightest is None or wait <= 0:
             return None
         excess = self._excess(kind, call, amounts[kind], wait, now_unix, tightest)
@@ -375,8 +386,10 @@ class Account:
         """
         name = self._faults.next_for(call.conversation)
         word = self._profile.quota
-        if (asked := fault_of(call.prompt)) is not None and asked[0] in FAULTS:
-            name, word = asked[0], asked[1] or word
+        if "<<p" in call.prompt:
+            asked, of_what = fault_of(call.prompt)
+            if asked in FAULTS:
+                name, word = asked, of_what or word
         if name is not None:
             name = self._possible(wire, name, call)
             refusal = None if name is None else self._fault(wire, name, word, call, now_unix)
@@ -415,7 +428,7 @@ class Account:
             return wire.out_of_quota(word, call.model)
         if name == "p502" or name in wire.troubles:
             return wire.trouble(name, model=call.model)
-        return wire.blocked(name)
+        return None
 
     def _advised(self, refusal: Refusal) -> Refusal:
         if self._profile.should_retry != "none":
@@ -479,7 +492,10 @@ class Account:
         self._counts.given_up += 1
 
 
-def _first(one: tuple[float, str, Limit]) -> float:
+_NO_WAIT: tuple[float, str, None] = (0.0, "", None)
+
+
+def _first(one: tuple[float, str, Limit | None]) -> float:
     return one[0]
 
 

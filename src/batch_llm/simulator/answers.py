@@ -64,12 +64,13 @@ def echo_of(prompt: str) -> str | None:
     return rest if mark else None
 
 
-def fault_of(prompt: str) -> tuple[str, str | None] | None:
-    """Return the fault that a prompt asks for, and the word behind it; None without one."""
-    if "<<p" not in prompt:
-        return None
+def fault_of(prompt: str) -> tuple[str | None, str | None]:
+    """Return the fault that a prompt asks for, and the word behind it; None for what is not there.
+
+    It begins with ``<<p``.
+    """
     found = _FAULT.search(prompt)
-    return (found[1], found[2]) if found else None
+    return (found[1], found[2]) if found else (None, None)
 
 
 def plain_answer(prompt: str, index: int = 0) -> str:

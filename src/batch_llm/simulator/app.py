@@ -137,9 +137,8 @@ class SimulatorApp:
         started = self._clock()
         body = await _read_body(receive)
         try:
-            call = account.read(
-                wire, scope["headers"], body, query=scope["query_string"], model=route.model
-            )
+            headers, query = scope["headers"], scope["query_string"]
+            call = account.read(wire, headers, body, query, route.model)
             visit = account.admit(wire, call, self._clock(), _now())
         except Refusal as refusal:
             await self._refuse(wire, refusal, {}, send, started)
@@ -170,22 +169,29 @@ class SimulatorApp:
         try:
             completion, name = account.answer(wire, call, _now())
         except Refusal as refusal:
-            account.settle(wire, visit, None, self._clock(), _now())
+            self._settle(account, wire, visit, None)
             await self._refuse(wire, refusal, visit.headers, send, started)
             return
         if not await self._wait(account.line, name, completion, call, receive):
-            account.settle(wire, visit, None, self._clock(), _now())
+            self._settle(account, wire, visit, None)
             return
         account.bill(completion, name, call)
         if not call.streams:
-            account.settle(wire, visit, completion, self._clock(), _now())
-        lines = _lines(visit.headers)
-        lines += wire.own_headers(completion.request_id, self._clock() - started)
+            self._settle(account, wire, visit, completion)
+        lines = wire.own_headers(completion.request_id, self._clock() - started)
+        if visit.headers and (wire.tells_limits_of_streams or not call.streams):
+            lines += _lines(visit.headers)
         try:
             await self._deliver(scope, send, wire, call, completion, name, lines)
         finally:
             if call.streams:
-                account.settle(wire, visit, completion, self._clock(), _now())
+                self._settle(account, wire, visit, completion)
+
+    def _settle(
+        self, account: Account, wire: WireFormat, visit: Visit, done: Completion | None
+    ) -> None:
+        if account.settles:
+            account.settle(wire, visit, done, self._clock(), _now())
 
     async def _refuse(
         self,
@@ -195,9 +201,10 @@ class SimulatorApp:
         send: Send,
         started: float,
     ) -> None:
-        lines = _lines(headers | refusal.headers)
-        lines += wire.own_headers(refusal.request_id, self._clock() - started)
-        await _send(send, refusal.status, refusal.body, [(b"content-type", refusal.kind), *lines])
+        lines = wire.own_headers(refusal.request_id, self._clock() - started)
+        lines += _lines(headers | refusal.headers)
+        lines.append((b"content-type", refusal.kind))
+        await _send(send, refusal.status, refusal.body, lines)
 
     async def _wait(
         self, line: Line, name: str | None, completion: Completion, call: Call, receive: Receive
@@ -230,7 +237,8 @@ class SimulatorApp:
                 await _send_half(send, body, headers)
             else:
                 sent = body[: len(body) // 2] if name == "pgarbage" else body
-                await _send(send, 200, sent, [_TYPE_JSON, *headers])
+                headers.append(_TYPE_JSON)
+                await _send(send, 200, sent, headers)
         if name == "preset":
             await asyncio.sleep(_READING_SECONDS)
             scope["extensions"][RESET]()
@@ -320,7 +328,8 @@ async def _start(send: Send, status: int, headers: Headers) -> None:
 
 
 async def _send(send: Send, status: int, body: bytes, headers: Headers) -> None:
-    await _start(send, status, [*headers, _length(body)])
+    headers.append(_length(body))
+    await _start(send, status, headers)
     await send({"type": "http.response.body", "body": body})
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from batch_llm.simulator.openai_chat import (
+    LIMIT_HEADERS,
     ChatCall,
     ChatCompletion,
     ChatFormat,
-    add_limit,
     go_duration,
     wait_headers,
 )
@@ -159,12 +159,12 @@ class GroqFormat(ChatFormat):
         """See ``WireFormat``: requests are told per day, tokens per minute."""
         headers: dict[str, str] = {}
         for kind, limit in limits:
-            if kind == "requests_a_day":
-                add_limit(headers, "requests", limit)
-                # The limits are kept per minute; this one is told per day.
-                headers["x-ratelimit-limit-requests"] = f"{limit.most:.0f}"
-            elif kind == "tokens":
-                add_limit(headers, "tokens", limit)
+            if kind in ("requests_a_day", "tokens"):
+                is_day = kind == "requests_a_day"
+                most, remaining, reset = LIMIT_HEADERS["requests" if is_day else kind]
+                headers[most] = f"{limit.most if is_day else limit.limit:.0f}"
+                headers[remaining] = str(limit.remaining())
+                headers[reset] = go_duration(limit.reset_seconds())
         return headers
 
     def own_headers(self, request_id: bytes, seconds: float) -> Headers:  # noqa: ARG002

@@ -15,8 +15,10 @@ from batch_llm.simulator.answers import count_tokens
 from batch_llm.simulator.wire import (
     JSON_OBJECT,
     LISTED_MODELS,
+    MISSING_MODEL,
     MODELS_CREATED,
     NO_SHARES,
+    TROUBLING_KEYS,
     Call,
     Choice,
     Completion,
@@ -59,6 +61,11 @@ _PER = {
     "input_tokens": ("input_tokens", "input tokens per min (ITPM)"),
     "output_tokens": ("output_tokens", "output tokens per min (OTPM)"),
     "requests_a_day": ("requests", "requests per day (RPD)"),
+}
+_TOLD = ("limit", "remaining", "reset")
+#: Of each kind of limit: the headers with the limit, what remains of it, and when it is whole.
+LIMIT_HEADERS = {
+    kind: [f"x-ratelimit-{what}-{kind.replace('_', '-')}" for what in _TOLD] for kind in _PER
 }
 _CONSTANT = [(b"openai-organization", b"org-simulator"), (b"openai-version", b"2020-10-01")]
 _QUOTA_MESSAGE = (
@@ -160,11 +167,17 @@ class ChatCall(Call):
         self.model = model_name(fields)
         called = self._read_messages(_messages(fields))
         self.max_tokens = _max_tokens(fields)
-        self.choices = whole_number(fields, "n", most=MAX_CHOICES) or 1
-        self.streams, self.streams_usage = _streaming(fields)
-        self.schema = _schema(fields)
+        self.choices = 1
         self.cached_tokens = 0
-        self.tool = None
+        self.streams = self.streams_usage = False
+        self.schema = self.tool = None
+        # Most calls have none of these.
+        if "n" in fields:
+            self.choices = whole_number(fields, "n", most=MAX_CHOICES) or 1
+        if "stream" in fields or "stream_options" in fields:
+            self.streams, self.streams_usage = _streaming(fields)
+        if "response_format" in fields:
+            self.schema = _schema(fields)
         if "tools" in fields:
             self._read_tools(fields, called)
 
@@ -292,8 +305,11 @@ def _tool(number_: int, tool: Any) -> Tool:
 
 
 def _max_tokens(fields: dict[str, Any]) -> int | None:
-    newer = whole_number(fields, "max_completion_tokens")
-    older = whole_number(fields, "max_tokens")
+    newer = older = None
+    if "max_completion_tokens" in fields:
+        newer = whole_number(fields, "max_completion_tokens")
+    if "max_tokens" in fields:
+        older = whole_number(fields, "max_tokens")
     return older if newer is None else newer
 
 
@@ -395,7 +411,9 @@ class OpenAiFormat(WireFormat):
 
     def check_key(self, headers: Iterable[tuple[bytes, bytes]], query: bytes) -> None:  # noqa: ARG002
         """See ``WireFormat``."""
-        self.check_secret(bearer(headers))
+        secret = bearer(headers)
+        if not secret or secret in TROUBLING_KEYS:
+            self.check_secret(secret)
 
     def flawed(self, flaw: Flaw) -> Refusal:
         """See ``WireFormat``."""
@@ -437,7 +455,10 @@ class OpenAiFormat(WireFormat):
         headers: dict[str, str] = {}
         for kind, limit in limits:
             if kind != "requests_a_day":
-                add_limit(headers, kind.replace("_", "-"), limit)
+                most, remaining, reset = LIMIT_HEADERS[kind]
+                headers[most] = f"{limit.limit:.0f}"
+                headers[remaining] = str(limit.remaining())
+                headers[reset] = go_duration(limit.reset_seconds())
         return headers
 
     def own_headers(self, request_id: bytes, seconds: float) -> Headers:
@@ -478,7 +499,8 @@ class ChatFormat(OpenAiFormat):
             call = ChatCall(body)
         except Flaw as flaw:
             raise self.flawed(flaw) from None
-        self.checked_model(call.model)
+        if call.model.startswith(MISSING_MODEL):
+            self.checked_model(call.model)
         return call
 
     def complete(
@@ -499,13 +521,6 @@ def wait_headers(excess: Excess) -> dict[str, str]:
     if excess.retry_after == "date":
         return {"retry-after": formatdate(math.ceil(excess.now + excess.seconds), usegmt=True)}
     return {"retry-after": str(max(1, math.ceil(excess.seconds)))}
-
-
-def add_limit(headers: dict[str, str], name: str, limit: Limit) -> None:
-    """Tell of one limit."""
-    headers[f"x-ratelimit-limit-{name}"] = f"{limit.limit:.0f}"
-    headers[f"x-ratelimit-remaining-{name}"] = str(limit.remaining())
-    headers[f"x-ratelimit-reset-{name}"] = go_duration(limit.reset_seconds())
 
 
 def go_duration(seconds: float) -> str:
@@ -538,12 +553,19 @@ class ChatCompletion(Completion):
         choices: list[dict[str, Any]] = [
             {
                 "index": index,
-                "message": self._message(index, choice),
+                "message": {
+                    "role": "assistant",
+                    "content": choice.text,
+                    "refusal": choice.refusal,
+                    "annotations": [],
+                },
                 "logprobs": None,
                 "finish_reason": choice.reason,
             }
             for index, choice in enumerate(self._choices)
         ]
+        if self._call.tool is not None:
+            self._call_tools(choices)
         return encode(
             {
                 "id": self._id,
@@ -557,21 +579,13 @@ class ChatCompletion(Completion):
             }
         )
 
-    def _message(self, index: int, choice: Choice) -> dict[str, Any]:
-        if self._call.tool is not None and choice.text:
-            return {
-                "role": "assistant",
-                "content": None,
-                "tool_calls": [self._tool_call(index, choice.text)],
-                "refusal": None,
-                "annotations": [],
-            }
-        return {
-            "role": "assistant",
-            "content": choice.text,
-            "refusal": choice.refusal,
-            "annotations": [],
-        }
+    def _call_tools(self, choices: list[dict[str, Any]]) -> None:
+        """Turn answers into calls of the function."""
+        for choice in choices:
+            message = choice["message"]
+            if message["content"]:
+                message["tool_calls"] = [self._tool_call(choice["index"], message["content"])]
+                message["content"] = None
 
     def _tool_call(self, index: int, arguments: str) -> dict[str, Any]:
         function = {"name": self._call.tool, "arguments": arguments}

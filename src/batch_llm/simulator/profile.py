@@ -298,7 +298,7 @@ PROFILES = {
         preset=0.01,
         pgarbage=0.01,
         pschema=0.02,
-        ptruncate=0.01,
+        ptruncate=0.002,
         hang=8.0,
         recover=3,
     ),

@@ -30,6 +30,7 @@ JSON_OBJECT = {
 REFUSAL = "I'm sorry, I cannot assist with that request."
 #: Keys and models by which a caller asks for trouble; every other one is good.
 BAD_KEY, FORBIDDEN_KEY, MISSING_MODEL = b"invalid", b"forbidden", "missing"
+TROUBLING_KEYS = (BAD_KEY, FORBIDDEN_KEY)
 #: What a 429 out of the blue claims to be the limit, where the profile has none.
 CLAIMED_LIMIT = 500
 CLAIMED_WAIT_SECONDS = 0.3
@@ -313,11 +314,13 @@ class Completion(ABC):
         self._choices = choices
         self.input_tokens = call.input_tokens
         self.cached_tokens = call.cached_tokens
-        self.written_tokens = int((call.input_tokens - call.cached_tokens) * shares.written)
-        self.output_tokens = sum([choice.tokens for choice in choices])
-        self.reasoning_tokens = (
-            sum([choice.reasoning for choice in choices]) if shares.reasoning else 0
+        self.output_tokens = (
+            choices[0].tokens if len(choices) == 1 else sum([one.tokens for one in choices])
         )
+        self.written_tokens = self.reasoning_tokens = 0
+        if shares is not NO_SHARES:
+            self.written_tokens = int((call.input_tokens - call.cached_tokens) * shares.written)
+            self.reasoning_tokens = sum([choice.reasoning for choice in choices])
         self.request_id = b""
 
     @abstractmethod
@@ -407,10 +410,12 @@ class WireFormat(ABC):
         provider: Whose account, limits and keys they are.
         troubles: Error answers by name: those of faults, and of what callers do.
         stream_type: The content type of an answer in pieces.
+        tells_limits_of_streams: Whether answers in pieces tell of the limits too.
     """
 
     provider: ClassVar[str]
     stream_type: bytes = b"text/event-stream; charset=utf-8"
+    tells_limits_of_streams: ClassVar[bool] = True
     troubles: ClassVar[dict[str, Trouble]]
 
     @abstractmethod
@@ -477,9 +482,13 @@ class WireFormat(ABC):
             now: Seconds since 1970.
         """
 
+    def cost_headers(self, done: Completion) -> dict[str, str]:  # noqa: ARG002 - most tell nothing
+        """Return the headers that tell what an answer took from the limits."""
+        return {}
+
     @abstractmethod
     def own_headers(self, request_id: bytes, seconds: float) -> Headers:
-        """Return what all answers have.
+        """Return what all answers have, in a new list.
 
         Args:
             request_id: Made up where it is empty.
@@ -532,23 +541,21 @@ class WireFormat(ABC):
         """Return the refusal of a call that is larger than the whole limit, where there is one."""
         return self.limited(excess)
 
-    def blocked(self, name: str) -> Refusal | None:  # noqa: ARG002 - not in all formats
-        """Return the error answer of ``prefuse`` or ``pfilter``; None where it is a good one."""
-        return None
-
     def knows_midway(self, call: Call) -> bool:
         """Return whether an answer to the call can hold an error although it began as a 200."""
         return call.streams
 
+    @abstractmethod
     def midway(self, request_id: bytes) -> bytes:
-        """Return the piece of a stream that says that the rest fails."""
-        raise NotImplementedError
+        """Return the piece of a stream that says that the rest fails; see ``knows_midway``."""
 
 
 def bearer(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
     """Return the secret of the ``Authorization`` header, or nothing."""
     for name, value in headers:
         if name == b"authorization":
+            if value.startswith(b"Bearer "):
+                return value[7:].strip()
             scheme, _, secret = value.partition(b" ")
             return secret.strip() if scheme.lower() == b"bearer" else b""
     return b""

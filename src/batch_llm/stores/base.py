@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 INTERRUPTED = "interrupted"
 
 
-class Attempt(msgspec.Struct, frozen=True):
+class Attempt(msgspec.Struct, frozen=True, gc=False):
     """One try of an item, as it was: the facts on which everything else is computed.
 
     Attributes:
@@ -48,6 +48,7 @@ class Attempt(msgspec.Struct, frozen=True):
         error: ``ExceptionType: message``, or None after a success; or from whom it came.
         billed_as: Model, server and tier under which the tokens are counted; None where the call
             cost nothing. With it and without ``usage``, nobody knows what it cost.
+        change: What was asked otherwise than in the attempt before; None: nothing.
     """
 
     number: int
@@ -57,6 +58,7 @@ class Attempt(msgspec.Struct, frozen=True):
     error_code: str | None = None
     error: str | None = None
     billed_as: tuple[str, str, str] | None = None
+    change: str | None = None
 
 
 class ItemState(StrEnum):
@@ -150,9 +152,17 @@ class Saving(ABC):
         """Whether it is likely to take so long that others should go on meanwhile."""
         return False
 
+    @property
+    def is_stuck(self) -> bool:
+        """Whether nothing can be saved for now: then nobody should go on meanwhile."""
+        return False
+
     @abstractmethod
-    def then(self, call: Callable[[Exception | None], None], /) -> None:
-        """Have ``call`` called when it has ended, in the event loop, with the error or None."""
+    def then(self, call: Callable[..., None], /, *values: Any) -> None:
+        """Have ``call`` called when it has ended, with the error or None and then ``values``.
+
+        In the event loop.
+        """
 
     @abstractmethod
     def __await__(self) -> Generator[Any, None, None]:

@@ -37,7 +37,7 @@ KINDS: Final = {
     "forget": 1,
     "finish": 6,
     "payload": 8,
-    "try": 11,
+    "try": 12,
 }
 
 
@@ -68,7 +68,9 @@ class Group:
         #: Notes of calls that are booked with this group.
         self.slots: list[int] = []
         self.results = 0
-        self.waiting: list[tuple[str, Callable[[Exception | None], None]]] = []
+        #: Who waits: id, call, and what it is called with, one after the other. (Of objects that
+        #: stay for a while the garbage collector has to look at each one, and here are many.)
+        self.waiting: list[Any] = []
         self.is_settled = False
         self.error: BaseException | None = None
 
@@ -94,7 +96,7 @@ class Group:
 class GroupSaving(Saving):
     """The saving of one result, with all others of its group."""
 
-    __slots__ = ("_error_of", "_group", "_item_id", "_loop", "_takes_long")
+    __slots__ = ("_error_of", "_group", "_is_stuck", "_item_id", "_loop", "_takes_long")
 
     def __init__(
         self,
@@ -104,18 +106,24 @@ class GroupSaving(Saving):
         error_of: Callable[[BaseException, str], Exception],
         *,
         takes_long: bool,
+        is_stuck: bool,
     ) -> None:
         self._group, self._item_id, self._loop, self._error_of = group, item_id, loop, error_of
-        self._takes_long = takes_long
+        self._takes_long, self._is_stuck = takes_long, is_stuck
 
     @property
     def takes_long(self) -> bool:
         """Whether the group before took long."""
         return self._takes_long
 
-    def then(self, call: Callable[[Exception | None], None], /) -> None:
+    @property
+    def is_stuck(self) -> bool:
+        """Whether the group before waits for room."""
+        return self._is_stuck
+
+    def then(self, call: Callable[..., None], /, *values: Any) -> None:
         """Have ``call`` called when it has ended. Not for one that has."""
-        self._group.waiting.append((self._item_id, call))
+        self._group.waiting += (self._item_id, call, values)
 
     def __await__(self) -> Generator[Any, None, None]:
         group = self._group
@@ -126,7 +134,7 @@ class GroupSaving(Saving):
                 if not future.done():
                     future.set_result(None)
 
-            group.waiting.append((self._item_id, wake))
+            self.then(wake)
             yield from future
         if group.error is not None:
             raise self._error_of(group.error, self._item_id)
@@ -165,6 +173,8 @@ class LedgerWriter:
         self.error: BaseException | None = None
         #: How long the last group took to write.
         self.seconds = 0.0
+        #: Whether a group waits for room on the disk.
+        self.is_stuck = False
         #: Groups that could not be written, in order.
         self._unsaved: list[Group] = []
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -256,17 +266,19 @@ class LedgerWriter:
                 self._write(group)
             except Exception as error:  # noqa: BLE001 - whatever it is, who waits must hear it
                 is_late = time.monotonic() >= deadline  # noqa: TID251
+                self.is_stuck = True
                 if is_late or not self._can_pass(error) or self._is_closing.wait(pause):
                     return error
                 pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
             else:
+                self.is_stuck = False
                 return None
 
     def _write_unsaved(self) -> None:
         while self._unsaved:
             self._write(self._unsaved[0])
             del self._unsaved[0]
-        self.error = None
+        self.error, self.is_stuck = None, False
 
     def _tell(self, group: Group, error: BaseException | None) -> None:
         loop = self._loop
@@ -283,9 +295,10 @@ class LedgerWriter:
         self._wake(group, 0)
 
     def _wake(self, group: Group, first: int) -> None:
-        last = first + _AT_A_TURN
-        error = group.error
-        for item_id, call in group.waiting[first:last]:
-            call(None if error is None else self._error_of(error, item_id))
-        if last < len(group.waiting) and self._loop is not None:
+        waiting, error = group.waiting, group.error
+        last = min(first + 3 * _AT_A_TURN, len(waiting))
+        for place in range(first, last, 3):
+            item_id, call, values = waiting[place : place + 3]
+            call(None if error is None else self._error_of(error, item_id), *values)
+        if last < len(waiting) and self._loop is not None:
             self._loop.call_soon(self._wake, group, last)

@@ -61,7 +61,8 @@ class LookAhead:
         is_used = len(self._rows) <= self._count // 4
         self._count = min(2 * self._count, _MOST) if is_used else max(self._count // 2, _FEWEST)
         rows = self._query("ahead", (self._last, self._count))
-        self._rows = {row[_KEY]: row for row in rows}
+        self._rows.clear()
+        self._rows.update({row[_KEY]: row for row in rows})
         self._is_at_end = len(rows) < self._count
         if rows:
             self._last = rows[-1][_NUMBER]

@@ -480,7 +480,14 @@ class SqliteLedger:
         group.results += 1
         self._conclude(writer, work, history)
         takes_long = writer.seconds > _LONG_SECONDS
-        return GroupSaving(group, item_id, self._loop, self._save_error, takes_long=takes_long)
+        return GroupSaving(
+            group,
+            item_id,
+            self._loop,
+            self._save_error,
+            takes_long=takes_long,
+            is_stuck=writer.is_stuck,
+        )
 
     def _conclude(self, writer: LedgerWriter, work: Work, history: Sequence[Attempt]) -> None:
         group = writer.open
@@ -505,7 +512,7 @@ class SqliteLedger:
         group.tries += (
             number, self._session, attempt.number, attempt.started_at + self._clock_offset,
             attempt.seconds, sent, got, further, attempt.error_code, clean(attempt.error),
-            booked_under,
+            booked_under, attempt.change,
         )  # fmt: skip
 
     def _unusable(self, item_id: str) -> StoreError:
@@ -794,7 +801,7 @@ def _reused_row(item_id: str, row: tuple[Any, ...]) -> WorkItemResult[Any, Any]:
 
 
 def _read_attempt(row: tuple[Any, ...]) -> Attempt:
-    number, started_at, seconds, sent, got, further, code, error, *billed_as = row
+    number, started_at, seconds, sent, got, further, code, error, change, *billed_as = row
     return Attempt(
         number,
         started_at,
@@ -803,6 +810,7 @@ def _read_attempt(row: tuple[Any, ...]) -> Attempt:
         code,
         error,
         None if billed_as[0] is None else (billed_as[0], billed_as[1], billed_as[2]),
+        change,
     )
 
 

@@ -314,10 +314,7 @@ class Admission:
             amount = cost[budget.field]
             if amount > budget.largest:  # noqa: PLR1730 - on the hot path: a call costs more
                 budget.largest = amount
-            if budget.capacity < math.inf or budget.log is not None:
-                budget.charge(now, amount)
-            else:
-                budget.spent += amount
+            budget.charge(now, amount)
             spent_then.append(budget.spent)
             if budget.counts_output:
                 budget.pending += cost.pending

@@ -15,6 +15,7 @@ from batch_llm.exceptions import (
     MalformedResponseError,
     MissingKeyError,
     RefusedError,
+    SettingRefusedError,
     StatusError,
     TruncatedError,
     UnknownModelError,
@@ -84,6 +85,7 @@ _OURS = {
     UnknownModelError: _NOT_FOUND,
     ContextLengthError: _CONTEXT_LENGTH,
     UnsupportedRequestError: _BAD_REQUEST,
+    SettingRefusedError: _verdict(ErrorCode.BAD_REQUEST, retry=True, wait=0.0),
 }
 #: Verdicts on classes of libraries, by name, for errors that carry no HTTP status. The most
 #: telling names first: an error's base classes are looked up too.

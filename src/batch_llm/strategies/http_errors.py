@@ -34,6 +34,8 @@ _QUOTA_CODES = {
 }
 #: Of models that there are not, under a 400.
 _MODEL_CODES = {"model_not_found", "unknown_model", "invalid_model"}
+#: Groq's, where it is the model's answer that was no good.
+_OUTPUT_CODES = {"json_validate_failed", "tool_use_failed"}
 #: Wordings of accounts without money, whatever the status.
 _QUOTA_WORDINGS = (
     "credit balance is too low",  # Anthropic's, a 400
@@ -90,6 +92,7 @@ _RETRYABLE = {
     ErrorCode.TIMEOUT,
     ErrorCode.CONNECTION,
     ErrorCode.SERVER_ERROR,
+    ErrorCode.BAD_OUTPUT,
 }
 #: A day, and an hour for clocks that differ.
 LONGEST_WAIT_SECONDS = 25 * 3600.0
@@ -119,6 +122,8 @@ def judge_status(
     category = "rate_limit" if is_rate_limit else code.value
     if code is ErrorCode.CONNECTION:
         category = "connection_error"
+    if code is ErrorCode.BAD_OUTPUT:
+        category = "validation_error"
     can_retry = is_rate_limit or code in _RETRYABLE
     return ErrorInfo(
         is_retryable=can_retry,
@@ -183,6 +188,8 @@ def _code_for(status: int, text: str, codes: set[str]) -> ErrorCode:
         return ErrorCode.AUTH  # Google's: a bad key; a country or an account that may not call
     if status in {400, 413, 422} and any(wording in lower for wording in _CONTEXT_WORDINGS):
         return ErrorCode.CONTEXT_LENGTH
+    if status == 400 and codes & _OUTPUT_CODES:
+        return ErrorCode.BAD_OUTPUT
     if status == 400 and codes & {"content_filter", "ResponsibleAIPolicyViolation"}:
         return ErrorCode.CONTENT_FILTER
     if status == 403 and '"flagged_input"' in lower:  # OpenRouter's moderation

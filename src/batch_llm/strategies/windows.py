@@ -23,20 +23,19 @@ class MinuteLog:
 
     def charge(self, now: float, amount: float) -> None:
         """Note a charge."""
-        second = math.floor(now)
-        if self._charges and self._charges[-1][0] >= second:
-            self._charges[-1][1] += amount
+        charges = self._charges
+        if charges and now < charges[-1][0] + 1:
+            charges[-1][1] += amount
         else:
-            self._charges.append([second, amount])
+            charges.append([math.floor(now), amount])
             self._forget(now)
         self._total += amount
 
     def take_back(self, charged_at: float, amount: float) -> None:
         """Take back from what was charged at that time; it may have left the window."""
-        second = math.floor(charged_at)
         for entry in reversed(self._charges):
-            if entry[0] <= second:
-                if entry[0] == second:
+            if entry[0] <= charged_at:
+                if charged_at < entry[0] + 1:
                     entry[1] -= amount
                     self._total -= amount
                 return

@@ -166,13 +166,15 @@ class LedgerSuite:
 
             async def first() -> None:
                 ledger.start("given up", b"one")
-                ledger.forget("given up", [Attempt(1, 0.0, 1.0, _USAGE, "timeout", "late")])
+                late = Attempt(1, 0.0, 1.0, _USAGE, "timeout", "late", change="asked anew")
+                ledger.forget("given up", [late])
                 ledger.start("cut off", b"one")
 
             _in_run(ledger, first)
         with reopen() as ledger:
             _in_run(ledger, lambda: _done(ledger, "given up", "cut off"))
             codes = [attempt.error_code for attempt in ledger.attempts("given up")]
+            assert ledger.attempts("given up")[0].change == "asked anew"
             assert codes == ["timeout", None]
             assert ledger.counts()[ItemState.DONE] == 2
 

@@ -88,7 +88,8 @@ async def test_when_all_fail_that_is_seen_at_once():
 
     result = await provider.processor().process(items(30))
 
-    assert {(one.error_code, one.success) for one in result.results} == {("auth", False)}
+    assert result.succeeded == 0
+    assert {one.error_code for one in result.results} == {"auth", "cancelled"}
     assert now() < 10
 
 

@@ -10,7 +10,23 @@ from hypothesis import strategies as st
 from batch_llm import StatusError
 from batch_llm.classifiers import HttpErrorClassifier
 from batch_llm.strategies.errors import code_of
-from batch_llm.strategies.http_errors import go_seconds, judge_status, suggested_wait
+from batch_llm.strategies.http_errors import (
+    go_seconds,
+    judge_status,
+    named_status,
+    suggested_wait,
+)
+
+OPENAI_QUOTAS = (
+    *("insufficient_quota", "billing_hard_limit_reached", "credit_balance_exhausted"),
+    *("organization_spend_limit_exceeded", "project_spend_limit_exceeded"),
+    "organization_usage_limit_exceeded",
+)
+
+
+def anthropic(code, message="no"):
+    error = {"type": "rate_limit_error", "message": message}
+    return {"type": "error", "error": error | ({"details": {"error_code": code}} if code else {})}
 
 
 @pytest.mark.parametrize(
@@ -64,6 +80,40 @@ def test_each_status_has_its_verdict(status, category, is_retryable):
         (429, [{"error": {"code": "insufficient_quota"}}], "quota"),
         (429, "insufficient_quota is a word here, not a code", "rate_limit"),
         (429, {"error": {"message": "Resource Unavailable"}}, "rate_limit"),
+        *((429, {"error": {"code": code}}, "quota") for code in OPENAI_QUOTAS),
+        *((429, {"error": {"type": code}}, "quota") for code in OPENAI_QUOTAS),
+        (429, anthropic("contract_spend_limit_reached"), "quota"),
+        (429, anthropic("enforced_spend_limit_reached"), "quota"),
+        (429, anthropic("ramp_limit_exceeded"), "rate_limit"),
+        (400, anthropic(None, "Your credit balance is too low to access the API"), "quota"),
+        (400, anthropic("organization_on_hold"), "quota"),
+        (400, anthropic(None, "prompt is too long: 9 tokens > 8 maximum"), "context_length"),
+        (402, anthropic("linked_organization_spend_limit_reached"), "quota"),
+        (
+            413,
+            {"error": {"code": "rate_limit_exceeded", "message": "try again in 5s"}},
+            "bad_request",
+        ),
+        (429, {"error": {"code": "request_quota_exceeded"}}, "rate_limit"),  # Cerebras
+        (429, {"error": {"code": "queue_exceeded"}}, "rate_limit"),
+        (403, {"error": {"code": 403, "metadata": {"flagged_input": "x"}}}, "content_filter"),
+        (403, {"message": "API access suspended until next month"}, "quota"),
+        (400, {"code": "unknown_model", "type": "invalid_request_error"}, "not_found"),
+        (400, {"error": {"status": "FAILED_PRECONDITION"}}, "auth"),
+        (400, {"error": {"details": [{"reason": "API_KEY_INVALID"}]}}, "auth"),
+        (
+            400,
+            {"error": {"message": "The input token count (9) exceeds the maximum"}},
+            "context_length",
+        ),
+        (503, {"error": {"status": "RESOURCE_EXHAUSTED"}}, "rate_limit"),
+        (503, {"error": {"status": "UNAVAILABLE"}}, "overloaded"),
+        (400, {"error": {"code": "json_validate_failed"}}, "validation_error"),
+        (
+            400,
+            {"error": {"code": "x", "innererror": {}, "type": "content_filter"}},
+            "content_filter",
+        ),
     ],
 )
 def test_the_body_says_more_than_the_status(status, body, category):
@@ -211,3 +261,27 @@ def test_a_wait_is_finite_and_not_negative(text, headers):
 @pytest.mark.parametrize("after", ["999999999", "Fri, 31 Dec 2999 23:59:59 GMT"])
 def test_a_wait_of_years_is_nonsense(after):
     assert suggested_wait("", {"retry-after": after}) is None
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        ({"code": 502}, 502),
+        ({"code": "429"}, 429),
+        ({"code": 200, "type": "overloaded_error"}, 529),
+        ({"error": {"type": "overloaded_error"}}, 529),
+        ({"type": "error", "error": {"type": "rate_limit_error"}}, 429),
+        ({"error": {"details": {"error_code": "enforced_spend_limit_reached"}}}, 429),
+        ({"status": "UNAVAILABLE"}, 503),
+        ({"code": "insufficient_quota"}, 429),
+        ({"code": "some_new_quota_thing"}, 429),
+        ({"code": "invalid_image_url"}, 400),
+        ({"code": "something_new"}, None),
+        ({"code": True}, None),
+        ({}, None),
+        ("rate_limit_error", None),
+        (None, None),
+    ],
+)
+def test_names_stand_for_statuses(error, status):
+    assert named_status(error) == status

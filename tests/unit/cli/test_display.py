@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import datetime
 from decimal import Decimal
 
 import msgspec
@@ -195,11 +196,12 @@ async def test_a_lane_that_is_closed_is_shown_beside_those_that_are_not():
 
 
 async def test_an_outage_is_shown_for_what_it_is():
-    pause = LanePause("", 0.4, "overloaded", 7, 12.0)
+    since = datetime(2026, 11, 26, 14, 5).astimezone()
+    pause = LanePause("", 0.4, "overloaded", 7, 12.0, since)
     now = msgspec.structs.replace(await numbers(), state="cooling", pauses=[pause])
     lines = live_lines(now, RateWindow().rates(now), title="t", total=12, width=79)
 
-    assert lines[6] == "state  cooling  the provider is overloaded for 12s, probing"
+    assert lines[6] == "state  cooling  the provider is overloaded since 14:05 (12s), probing"
 
 
 async def test_each_limit_is_shown_with_its_source_and_further_lanes_are_counted():

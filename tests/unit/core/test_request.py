@@ -60,6 +60,27 @@ def test_a_temperature_without_a_seed_asks_for_answers_of_their_own(settings, is
 
 
 @pytest.mark.parametrize(
+    ("settings", "bound"),
+    [
+        (Settings(), None),
+        (Settings(max_tokens=7), 7),
+        (Settings(max_tokens=7, extra={"max_output_tokens": 9}), 7),
+        (Settings(extra={"max_tokens": 7}), 7),
+        (Settings(extra={"max_output_tokens": 7}), 7),
+        (Settings(extra={"max_tokens": 9, "max_completion_tokens": 7}), 7),
+        (Settings(extra={"max_tokens": True, "tools": []}), None),
+    ],
+)
+def test_the_bound_of_an_answers_length_is_found_and_changed_where_it_stands(settings, bound):
+    assert settings.longest_answer == bound
+
+    raised = settings.with_longest_answer(50)
+
+    assert raised.longest_answer == 50
+    assert (raised.max_tokens is None) == (settings.max_tokens is None and bound is not None)
+
+
+@pytest.mark.parametrize(
     ("start", "kind"),
     [
         (b"\x89PNG\r\n\x1a\n", "image/png"),

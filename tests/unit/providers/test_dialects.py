@@ -8,7 +8,8 @@ import pytest
 
 from batch_llm import ContextLengthError, Message, Request, Settings, StatusError
 from batch_llm.core.schema import OutputSchema
-from batch_llm.providers.registry import PROVIDERS, resolve
+from batch_llm.providers.registry import resolve
+from batch_llm.providers.table import PROVIDERS
 
 FULL = Settings(max_tokens=9, seed=3, temperature=0.5)
 

@@ -188,7 +188,7 @@ def test_function_calls_are_an_answer():
 @pytest.mark.parametrize(
     "reason",
     ["SAFETY", "RECITATION", "BLOCKLIST", "PROHIBITED_CONTENT", "SPII", "LANGUAGE",
-     "IMAGE_SAFETY", "OTHER", "MODEL_ARMOR", "SOMETHING_NEW"],
+     "IMAGE_SAFETY", "IMAGE_PROHIBITED_CONTENT", "MODEL_ARMOR", "PUP_LIMITED_DISABLED"],
 )  # fmt: skip
 def test_an_answer_that_was_withheld_says_why_and_keeps_its_ratings(reason):
     outcome = decode(answer(candidate(reason=reason, finishMessage="Because.")))
@@ -218,6 +218,8 @@ def test_a_blocked_prompt_has_no_candidates():
         (answer(candidate({"text": "half"}, reason="CONTINUATION")), TruncatedError),
         (answer(candidate(reason="MALFORMED_FUNCTION_CALL")), MalformedResponseError),
         (answer(candidate(reason="MALFORMED_RESPONSE")), MalformedResponseError),
+        (answer(candidate(reason="OTHER")), MalformedResponseError),
+        (answer(candidate({"text": "x"}, reason="SOMETHING_NEW")), MalformedResponseError),
         (answer(candidate()), MalformedResponseError),
         (answer(), MalformedResponseError),
         (b"{", MalformedResponseError),

@@ -3,6 +3,8 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
 
+import groq
+import httpx
 import pytest
 
 from batch_llm import (
@@ -11,7 +13,12 @@ from batch_llm import (
     ProcessorConfig,
     StatusError,
 )
-from batch_llm.providers.limit_headers import limits_of_error, named_limit, read_limits
+from batch_llm.providers.limit_headers import (
+    GROQ_LIMITS,
+    limits_of_error,
+    named_limit,
+    read_limits,
+)
 from batch_llm.strategies.admission import CONCURRENCY, INPUT, OUTPUT, REQUESTS, TOKENS
 from batch_llm.strategies.budgets import REQUESTS_PER_DAY, LimitHeader
 from fakes import USAGE, item
@@ -154,7 +161,8 @@ async def test_the_limits_of_a_refused_call_reach_admission():
     built = ParallelBatchProcessor(config=ProcessorConfig(progress_interval=0))
     await built.process([item("a", call)])
 
-    assert [(one.limit, one.source) for one in built.statistics().limits] == [(600.0, "header")]
+    told = [one for one in built.statistics().limits if one.source == "header"]
+    assert [(one.dimension, one.limit) for one in told] == [("requests", 600.0)]
 
 
 def test_a_limit_below_one_is_no_limit():
@@ -167,3 +175,51 @@ def test_a_limit_below_one_is_no_limit():
     )
 
     assert found is None
+
+
+GROQ = {
+    "x-ratelimit-limit-requests": "14400",
+    "x-ratelimit-remaining-requests": "14399",
+    "x-ratelimit-reset-requests": "6s",
+    "x-ratelimit-limit-tokens": "6000",
+    "x-ratelimit-remaining-tokens": "5000",
+    "x-ratelimit-reset-tokens": "7.66s",
+}
+
+
+def test_groqs_requests_are_those_of_a_day_however_soon_they_are_refilled():
+    assert read_limits(GROQ, GROQ_LIMITS) == {
+        REQUESTS_PER_DAY: LimitHeader(14400, 14399, 6.0),
+        TOKENS: LimitHeader(6000, 5000, 7.66),
+    }
+
+
+@pytest.mark.parametrize("is_wrapped", [False, True])
+def test_groqs_are_told_by_its_sdks_exception(is_wrapped):
+    response = httpx.Response(429, headers=GROQ, request=httpx.Request("POST", "http://h"))
+    error = groq.RateLimitError("no", response=response, body=None)
+    if is_wrapped:
+        outer = RuntimeError("wrapped")
+        outer.__cause__ = error
+        error = outer
+
+    assert limits_of_error(error).keys() == {REQUESTS_PER_DAY, TOKENS}
+
+
+def test_mistrals_minutes_are_those_of_the_clock():
+    headers = {
+        "x-ratelimit-limit-req-minute": "60",
+        "x-ratelimit-remaining-req-minute": "59",
+        "x-ratelimit-limit-tokens-minute": "500000",
+        "x-ratelimit-remaining-tokens-minute": "0",
+        "x-ratelimit-tokens-query-cost": "12",
+    }
+
+    found = read_limits(headers)
+
+    assert found.keys() == {REQUESTS, TOKENS}
+    assert (found[TOKENS].limit, found[TOKENS].remaining) == (500000, 0)
+    now = datetime.now(UTC)
+    assert found[REQUESTS].reset_seconds == pytest.approx(60 - now.second, abs=2) or (
+        now.second >= 58  # the minute may end meanwhile
+    )

@@ -131,6 +131,7 @@ def test_a_body_written_for_chat_keeps_its_limit():
         ("gpt-5.6-luna", {}, False),
         ("gpt-5.6-luna", {"reasoning": {"effort": "none"}}, True),
         ("gpt-6-luna", {}, False),
+        ("gpt-6-luna", {"reasoning_effort": "none"}, True),
         ("o3-mini", {}, False),
         ("omni", {}, True),
     ],
@@ -141,6 +142,15 @@ def test_a_temperature_is_left_out_where_the_model_refuses_it(model, extra, is_s
     body = encode(Request.of(f"openai:{model}", "hi", settings=settings))
 
     assert ("temperature" in body, "top_p" in body) == (is_sent, is_sent)
+
+
+def test_chats_name_of_the_effort_is_put_in_its_place():
+    extra = {"reasoning_effort": "low", "reasoning": {"summary": "auto"}, "metadata": {"a": "b"}}
+
+    body = encode(Request.of("openai:m", "hi", settings=Settings(extra=extra)))
+
+    assert body["reasoning"] == {"effort": "low", "summary": "auto"}
+    assert (body["metadata"], "reasoning_effort" in body) == ({"a": "b"}, False)
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,12 @@ import pytest
 
 from batch_llm import ConfigError, MissingKeyError, UnknownModelError
 from batch_llm.providers.registry import (
-    PROVIDERS,
     open_endpoint,
     resolve,
     resolve_pool,
     split_model,
 )
+from batch_llm.providers.table import PROVIDERS
 
 KEY = "sk-0123456789"
 WITH_KEY = {"OPENAI_API_KEY": KEY}
@@ -246,3 +246,13 @@ def test_a_pool_is_each_server_with_each_key_in_the_order_given():
     assert [(one.url[:8], one.secret) for one in found] == [
         ("http://a", "x"), ("http://a", "y"), ("http://b", "x"), ("http://b", "y"),
     ]  # fmt: skip
+
+
+def test_two_keys_are_two_places_whatever_header_carries_them():
+    environ = {"A": "first-key", "B": "second-key", "C": "first-key"}
+
+    pool = resolve_pool("google:m", keys=("A", "B"), environ=environ)
+
+    assert [one.headers["x-goog-api-key"] for one in pool] == ["first-key", "second-key"]
+    with pytest.raises(ConfigError, match="all different"):
+        resolve_pool("google:m", keys=("A", "C"), environ=environ)

@@ -42,9 +42,9 @@ def test_tokens_are_a_quarter_of_the_characters_and_at_least_one():
     [
         ("hi <<p503>> there", ("p503", None)),
         ("<<pquota:credit_balance_exhausted>>", ("pquota", "credit_balance_exhausted")),
-        ("<<p503", None),
-        ("<<echo>>p503", None),
-        ("hi", None),
+        ("<<p503", (None, None)),
+        ("<<echo>>p503", (None, None)),
+        ("hi", (None, None)),
     ],
 )
 def test_a_prompt_can_ask_for_a_fault(prompt, fault):

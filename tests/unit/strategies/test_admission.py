@@ -613,3 +613,13 @@ def test_fixed_minutes_that_are_told_by_late_answers_only_do_not_close_the_gate_
 
     assert under_way  # it goes on to the end
     assert under_way[-1][0] > 900.0
+
+
+def test_what_is_charged_before_any_limit_is_known_counts_in_the_window_that_turns_out():
+    one = Admission(0.0)
+    budget = one.budgets["requests"]
+
+    grants = [one.start(0.1 * n, ONE) for n in range(5)]
+    one.cancelled(0.6, grants[0], was_sent=False)
+
+    assert budget.log.used(0.7) == budget.spent == 4

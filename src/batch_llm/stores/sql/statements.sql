@@ -53,8 +53,8 @@ VALUES (?, ?, ?, ?, ?, ?, ?, ?);
 -- name: try
 INSERT INTO tries
   (number, session, attempt, started_at, seconds, input_tokens, output_tokens, usage, error_code,
-   error, billed_as)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
+   error, billed_as, change)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
 
 -- name: billed_as
 INSERT INTO billed_as (id, model, server, tier)
@@ -116,7 +116,7 @@ WHERE number > ? AND state IN (SELECT value FROM json_each(?)) ORDER BY number L
 
 -- name: tries
 SELECT attempt, started_at, seconds, input_tokens, output_tokens, usage, error_code, error,
-       model, server, tier
+       change, model, server, tier
 FROM tries LEFT JOIN billed_as ON id = billed_as WHERE number = ? ORDER BY tries.rowid;
 
 -- name: counts

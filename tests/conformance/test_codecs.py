@@ -19,7 +19,7 @@ from batch_llm import (
     UnsupportedRequestError,
 )
 from batch_llm.core.schema import OutputSchema
-from batch_llm.providers.registry import PROVIDERS
+from batch_llm.providers.table import PROVIDERS
 
 CODECS = sorted({provider.codec for provider in PROVIDERS.values()}, key=repr)
 

@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import pytest
+
+from batch_llm.exceptions import ConfigError
+from batch_llm.runs.job import Job
+from batch_llm.runs.options import job_from
+
+
+def job(**options):
+    return job_from(["hi"], "openai-chat:small", None, options)
+
+
+def test_fallbacks_reach_the_job():
+    found = job(fallbacks=["openai-chat:big"], fallback_on=["quota"], max_tokens_cap=9)
+
+    assert (found.fallbacks, found.fallback_on, found.max_tokens_cap) == (
+        ("openai-chat:big",),
+        ("quota",),
+        9,
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [({"fallback_on": ["speed"]}, "fallback_on"), ({"max_tokens_cap": -1}, "max_tokens_cap")],
+)
+def test_what_cannot_be_is_refused(options, words):
+    with pytest.raises(ConfigError, match=words):
+        job(**options)
+
+
+def test_servers_and_keys_that_are_given_are_those_of_their_provider():
+    given = Job(input="-", model="vllm:a", base_url="http://h/v1", keys=("K",))
+
+    assert given.places_of("vllm:b") == {"base_urls": "http://h/v1", "keys": ("K",)}
+    assert given.places_of("openai:b") == {}
+    assert Job(input="-", model="sim:fast", base_url="http://h/v1").places_of("sim:slow") == {}

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import pytest
+
+from batch_llm.stores.call_notes import CallNotes
+from batch_llm.strategies.caps import Size
+
+NAMED = ("p:m", "", "standard")
+USAGE = {"input_tokens": 7, "output_tokens": 5, "total_tokens": 12, "reasoning_tokens": 3}
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "calls"
+
+
+def noted(path, count, *, key=b"id"):
+    notes = CallNotes(path)
+    notes.begin(3)
+    return notes, [
+        notes.note(n + 1, key, b"d" * 16, 2, NAMED, 1.5, Size(10, 20, None, False, 3, None))
+        for n in range(count)
+    ]
+
+
+def test_what_was_noted_is_there_without_closing_anything(path):
+    notes, places = noted(path, 2)
+    notes.tell(places[1], USAGE)
+
+    found = CallNotes(path)  # a killed process closes nothing
+
+    first, second = sorted(found.left())
+    assert found.session == 3
+    assert (first.number, first.key, first.content, first.attempt) == (1, b"id", b"d" * 16, 2)
+    assert (first.billed_as, first.started_at, first.usage) == (NAMED, 1.5, None)
+    assert first.size == (10, 20, None, False, 3, None)
+    assert second.usage == USAGE
+
+
+def test_what_was_let_go_of_is_gone_and_its_place_is_used_again(path):
+    notes, places = noted(path, 3)
+    notes.tell(places[1], USAGE)
+    notes.let_go(places[1])
+    assert sorted(note.number for note in notes.left()) == [1, 3]
+
+    assert notes.note(9, b"b", b"", 1, NAMED, 0.0, Size(0)) == places[1]
+
+    assert {note.number: note.usage for note in notes.left()} == {1: None, 3: None, 9: None}
+
+
+def test_it_grows_and_keeps_what_it_has(path):
+    noted(path, 1000)
+
+    assert sorted(note.number for note in CallNotes(path).left()) == list(range(1, 1001))
+
+
+def test_a_note_that_is_not_whole_is_none(path):
+    notes, places = noted(path, 1)
+    notes._map[places[0] : places[0] + 8] = (5).to_bytes(
+        8, "little"
+    )  # killed after the first field
+
+    assert list(notes.left()) == []
+
+
+def test_an_id_that_is_too_long_is_left_out(path):
+    notes, _ = noted(path, 1, key=b"x" * 65)
+    assert [note.key for note in notes.left()] == [None]
+    notes, _ = noted(path, 1, key=b"x" * 64)
+    assert [note.key for note in notes.left()] == [b"x" * 64]
+
+
+def test_names_beyond_the_room_are_not_known(path):
+    notes = CallNotes(path)
+    notes.begin(1)
+    for n in range(100):
+        notes.note(n + 1, b"", b"", 1, (f"{n}:" + "m" * 100, "", ""), 0.0, Size(0))
+
+    named = [note.billed_as for note in notes.left()]
+
+    assert named.count(None) > 0
+    assert (f"{0}:" + "m" * 100, "", "") in named
+
+
+@pytest.mark.parametrize("content", [b"", b"rubbish", b"\xff" * 5000, b"\0" * (4096 + 256)])
+def test_a_file_with_anything_else_has_no_notes(path, content):
+    path.write_bytes(content)
+
+    notes = CallNotes(path)
+
+    assert notes.session is None
+    notes.begin(1)
+    assert list(notes.left()) == []
