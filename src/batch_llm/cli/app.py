@@ -470,7 +470,7 @@ def show(
     id: str | None = None,  # noqa: A002
     settings: bool = False,
 ) -> int:
-    """Show a run: what is done, what failed and why, what it cost.
+    """Show a run: what is done, what failed and why, and its tokens.
 
     Parameters
     ----------

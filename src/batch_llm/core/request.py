@@ -153,7 +153,7 @@ class Request:
     """What to ask of which model.
 
     Attributes:
-        model: ``"provider:model"``, for example ``"openai-chat:gpt-6-luna"`` or ``"sim:fast"``.
+        model: ``"provider:model"``, for example ``"openai:gpt-6-luna"`` or ``"sim:fast"``.
         messages: The conversation, oldest first. Never empty.
         settings: Sampling and limits.
         output: The shape of the answer, or None for plain text.

@@ -57,7 +57,7 @@ async def run(
     Args:
         rows: A file's path (JSON lines, CSV, TSV, Parquet, text; whatever ``batch-llm run`` reads),
             or an iterable of texts, mappings or lists of messages.
-        model: ``"provider:model"``, such as ``"openai-chat:gpt-6-luna"`` or ``"sim:fast"``.
+        model: ``"provider:model"``, such as ``"openai:gpt-6-luna"`` or ``"sim:fast"``.
         schema: The answers' shape: a pydantic model or another type, a list of choices, a JSON
             schema. None: text.
         options: See ``RunOptions``.
