@@ -9,7 +9,7 @@ from __future__ import annotations
 from base64 import b64encode
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from batch_llm.exceptions import ConfigError
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     from batch_llm.core.schema import OutputSchema
 
-Role = Literal["system", "developer", "user", "assistant", "tool"]
 #: What wire formats call the bound of an answer's length. Of several that are given, the first
 #: counts.
 LENGTH_FIELDS = ("max_completion_tokens", "max_output_tokens", "max_tokens")
