@@ -90,7 +90,7 @@ def bare(folder, count):
             )
             connection.executemany(
                 sql["try"],
-                [(n + 1, 1, 1, 0.0, 0.1, 100, 400, None, None, None, 1) for n in numbers],
+                [(n + 1, 1, 1, 0.0, 0.1, 100, 400, None, None, None, 1, None) for n in numbers],
             )
             connection.execute("COMMIT")
         return count / (time.perf_counter() - began), (time.process_time() - cpu) / count * 1e6

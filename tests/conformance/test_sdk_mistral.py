@@ -270,19 +270,24 @@ def test_what_went_wrong_with_an_answer_is_told(api):
     assert cut.finish_reason == "length"
 
 
-def headers_of(running, api, **options):
-    """Return the headers of a good answer, which the SDK keeps to itself."""
+def headers_of(running, use):
+    """Return the headers of an answer, which the SDK keeps to itself."""
     seen = []
     raw = httpx2.Client(event_hooks={"response": [lambda response: seen.append(response.headers)]})
     with raw, new_client(running, client=raw) as opened:
-        ask(opened, **options)
+        use(opened)
     return seen[0]
+
+
+def stream_all(api):
+    with api.chat.stream(**arguments()) as stream:
+        return list(stream)
 
 
 def test_limits_are_told_and_kept_in_fixed_minutes(client):
     with Simulator("fast?latency=0&rpm=2&tpm=10k") as running:
         api = client(running)
-        headers = headers_of(running, api)
+        headers = headers_of(running, ask)
         used = ask(api).usage
         with pytest.raises(SDKError, match="Requests rate limit exceeded") as caught:
             ask(api)
@@ -295,11 +300,19 @@ def test_limits_are_told_and_kept_in_fixed_minutes(client):
         "x-ratelimit-limit-tokens-minute": "10000",
         # The answer counts as well.
         "x-ratelimit-remaining-tokens-minute": str(10_000 - used.total_tokens),
+        "x-ratelimit-tokens-query-cost": str(used.total_tokens),
     }
     assert caught.value.status_code == 429
     assert caught.value.headers["x-ratelimit-remaining-req-minute"] == "0"
     assert "retry-after" not in caught.value.headers
     assert (stats.refused, stats.successes) == (1, 2)
+
+
+def test_streams_tell_nothing_of_the_limits():
+    with Simulator("fast?latency=0&rpm=9&tpm=10k") as running:
+        headers = headers_of(running, stream_all)
+
+    assert not [name for name in headers if "ratelimit" in name]
 
 
 def test_cached_tokens_are_told():

@@ -11,6 +11,7 @@ import pytest
 from pydantic_ai import Agent
 
 from batch_llm import LLMWorkItem, ParallelBatchProcessor, ProcessorConfig, agents
+from batch_llm.providers.observed import _clients
 from batch_llm.simulator.server import Simulator
 from batch_llm.testing.simulator import simulator
 
@@ -84,6 +85,12 @@ def cli(tmp_path):
 
 def run(cli, agent, *flags, env=None):
     return cli("run", "q.jsonl", "--prompt", "{{ question }}", "--agent", agent, *flags, env=env)
+
+
+async def close(*models):
+    for model in models:
+        for client in _clients(model):
+            await client.aclose()
 
 
 def rows(path):
@@ -207,6 +214,7 @@ async def test_headers_of_good_answers_reach_admission(simulator, prefix):
         [LLMWorkItem(str(n), agent=Agent(made), prompt="hi") for n in range(3)]
     )
 
+    await close(made)
     assert result.succeeded == 3
     (known,) = [one for one in built.statistics().limits if one.dimension == "requests"]
     assert (known.limit, known.source) == (600.0, "header")
@@ -223,6 +231,7 @@ async def test_a_pydantic_ai_agent_can_be_asked_of_another_model_by_name(simulat
 
     result = await built.process([LLMWorkItem("a", agent=Agent(small), prompt="hi")])
 
+    await close(small, *built._caller._models.values())
     assert (result.results[0].success, result.results[0].model) == (True, "big")
     used = [one.model for one in built.statistics().usage if one.input_tokens]
     assert used == ["openai-chat:big"]

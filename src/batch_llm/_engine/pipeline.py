@@ -19,7 +19,6 @@ import asyncio
 import inspect
 import logging
 from contextlib import contextmanager
-from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
@@ -84,6 +83,7 @@ class Pipeline:
         self._on_error_of_store = on_error or _raise
         #: Results that are shown as soon as they are saved; their workers have gone on.
         self._unsaved = 0
+        self._on_saved = self._show_saved
         self._all_saved: asyncio.Future[None] | None = None
         #: Until when whoever takes the results has no room for more.
         self._room: asyncio.Future[None] | None = None
@@ -199,11 +199,12 @@ class Pipeline:
                 return False
             self._room = None
         self._unsaved += 1
-        saved.then(partial(self._show_saved, result, worker, progress))
+        # Of a success, how it came about is not needed any more, and many wait here.
+        saved.then(self._on_saved, result, worker, _NO_PROGRESS if result.success else progress)
         return True
 
     def _show_saved(
-        self, result: Result, worker: Worker, progress: Progress, error: Exception | None
+        self, error: Exception | None, result: Result, worker: Worker, progress: Progress
     ) -> None:
         self._unsaved -= 1
         if error is not None:
@@ -393,8 +394,8 @@ class _Shielded(Saving):
 
     __slots__ = ("_pending",)
 
-    def then(self, call: Callable[[Exception | None], None], /) -> None:
-        self._pending.add_done_callback(lambda done: call(done.exception()))  # type: ignore[arg-type]
+    def then(self, call: Callable[..., None], /, *values: Any) -> None:
+        self._pending.add_done_callback(lambda done: call(done.exception(), *values))
 
     def __init__(self, saved: Awaitable[None]) -> None:
         self._pending = asyncio.ensure_future(saved)

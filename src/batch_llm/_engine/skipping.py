@@ -47,6 +47,8 @@ class SkippingSource:
         self._ready: deque[Item] = deque()
         self._room: asyncio.Future[None] | None = None
         self._error: SourceError | None = None
+        #: One worker at a time passes over kept items; the others wait for what it finds.
+        self._turn = asyncio.Lock()
 
     @property
     def is_empty(self) -> bool:
@@ -59,23 +61,38 @@ class SkippingSource:
         Raises:
             SourceError: As for the source; what came before it was given.
         """
+        if self._is_clear:
+            # Among new items this is all that there is to do.
+            item = self._source.take_now()
+            if item is None or not self._store.may_have(item.item_id):
+                return item
+            self._read(item)
+        async with self._turn:
+            return await self._take()
+
+    @property
+    def _is_clear(self) -> bool:
+        """Whether nobody is passing over items, and nothing of what was read is left to give."""
+        return not (self._ready or self._error or self._room or self._turn.locked())
+
+    async def _take(self) -> Item | None:
         while not self._ready:
             if self._error is not None:
                 error, self._error = self._error, None
                 raise error
-            if self._source.is_empty:
-                return None
             if self._room is not None:
                 await asyncio.shield(self._room)
                 self._room = None
             else:
                 await asyncio.sleep(0)
-            if not self._ready and self._error is None:
-                self._read()
+            item = self._source.take_now()
+            if item is None or not self._store.may_have(item.item_id):
+                return item
+            self._read(item)
         return self._ready.popleft()
 
-    def _read(self) -> None:
-        chunk: list[Item] = []
+    def _read(self, first: Item) -> None:
+        chunk = [first]
         unknown: Item | None = None
         may_have = self._store.may_have
         try:

@@ -6,7 +6,6 @@ import inspect
 import os
 import sys
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -42,6 +41,8 @@ class CallByMode:
     def __init__(self, requests: Caller | None = None) -> None:
         self._requests = requests
         self._retries = SdkRetries()
+        #: Of fallbacks, by name: each has an HTTP client of its own.
+        self._models: dict[str, Any] = {}
 
     def lane(self, item: LLMWorkItem[Any, Any, Any], /) -> str:
         """Name the item's lane: its agent's model, where one can be seen, and where that is.
@@ -84,12 +85,34 @@ class CallByMode:
         if item.direct_call is not None:
             return await _call_directly(item, item.direct_call, attempt)
         if item.agent is not None:
+            name = item.asked_model
             if is_pydantic_ai(item.agent):
                 self._retries.look_at(item.agent)
-            return await _run_agent(item.agent, item.prompt, attempt, item.asked_model)
+                model = None if name is None else self._model(name)
+                return await _run_pydantic_ai(item.agent, item.prompt, attempt, model)
+            if name is not None:
+                expected = "another agent: only one of pydantic-ai can be asked of a model by name"
+                raise ConfigError("fallbacks", name, expected)
+            return await _run_agent(item.agent, item.prompt)
         if self._requests is None:
             raise ConfigError("requests", None, "a caller for items that are requests")
         return await self._requests.call(item, attempt)
+
+    def _model(self, name: str) -> Any:
+        found = self._models.get(name)
+        if found is None:
+            found = self._models[name] = _inferred(name)
+        return found
+
+
+def _inferred(name: str) -> Any:
+    from pydantic_ai.models import infer_model
+
+    found: Any = infer_model(name)
+    client: Any = getattr(found, "client", None)
+    if hasattr(client, "max_retries"):  # ours to say: the client is made here
+        client.max_retries = 0
+    return observe(found) if can_observe(found) else found
 
 
 def _key_variables(model: str) -> tuple[str, ...]:
@@ -117,13 +140,7 @@ def lane_of(agent: Any) -> str:
     return f"{name} {host}".rstrip()
 
 
-async def _run_agent(agent: Any, prompt: str, attempt: Try, model: str | None) -> Outcome:
-    """Run an agent; ``model`` is asked in place of its own."""
-    if is_pydantic_ai(agent):
-        return await _run_pydantic_ai(agent, prompt, attempt, model)
-    if model is not None:
-        expected = "another agent: only one of pydantic-ai can be asked of another model by name"
-        raise ConfigError("fallbacks", model, expected)
+async def _run_agent(agent: Any, prompt: str) -> Outcome:
     result = await agent.run(prompt)
     usage = usage_of(result)
     try:
@@ -133,7 +150,8 @@ async def _run_agent(agent: Any, prompt: str, attempt: Try, model: str | None) -
     return Outcome(output, usage, None, _model_name(result), _safety_ratings(result))
 
 
-async def _run_pydantic_ai(agent: Any, prompt: str, attempt: Try, model: str | None) -> Outcome:
+async def _run_pydantic_ai(agent: Any, prompt: str, attempt: Try, model: Any) -> Outcome:
+    """Run an agent of pydantic-ai's; ``model`` is asked in place of its own, unless it is None."""
     from pydantic_ai.usage import RunUsage
 
     # Filled in while the run goes on: after a failure it tells what was spent.
@@ -144,7 +162,7 @@ async def _run_pydantic_ai(agent: Any, prompt: str, attempt: Try, model: str | N
         if model is None:
             result = await agent.run(prompt, usage=spent)
         else:
-            result = await agent.run(prompt, usage=spent, model=_inferred(model))
+            result = await agent.run(prompt, usage=spent, model=model)
     except Exception as error:
         if spent.requests <= 1:
             raise
@@ -165,15 +183,6 @@ async def _run_pydantic_ai(agent: Any, prompt: str, attempt: Try, model: str | N
         limits=limits,
         parts=parts,
     )
-
-
-@lru_cache(maxsize=100)
-def _inferred(model: str) -> Any:
-    """Return a model by its name, once: each has an HTTP client of its own."""
-    from pydantic_ai.models import infer_model
-
-    found = infer_model(model)
-    return observe(found) if can_observe(found) else found
 
 
 def _parts(result: Any, agent: Any) -> tuple[tuple[str, dict[str, int]], ...] | None:

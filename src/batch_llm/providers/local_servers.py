@@ -21,6 +21,7 @@ import msgspec
 
 from batch_llm.exceptions import BatchLLMError
 from batch_llm.providers.base import Capacity
+from batch_llm.strategies.knee import FIRST_CALLS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -36,8 +37,8 @@ MOST_BYTES = 1 << 20
 MOST_SLOTS = 65_536
 #: vLLM's usual ``max_num_seqs``: it is 256 on most GPUs.
 VLLM_SLOTS = 256
-#: Where the number is searched, the search starts here. Ollama works on 1 to 4 at once.
-FIRST_CALLS, OLLAMA_FIRST_CALLS = 16, 4
+#: Where the number is searched, the search starts here: Ollama works on 1 to 4 at once.
+OLLAMA_FIRST_CALLS = 4
 
 _PROPS, _METRICS, _MODELS, _OLLAMA = "/props", "/metrics", "/v1/models", "/api/version"
 _VLLM_SLOTS = re.compile(rb'^vllm:[^\n]{0,4000}?[{,]max_num_seqs="([0-9]{1,6})"', re.MULTILINE)

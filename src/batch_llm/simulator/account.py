@@ -288,6 +288,8 @@ class Account:
             else:
                 limit.refresh(now)
         visit.headers = self._limit_headers(wire, now_unix)
+        if done is not None and visit.headers:
+            visit.headers |= wire.cost_headers(done)
 
     def _notice(self, now: float) -> None:
         """Note a call's time, and change the limits when theirs has come."""
@@ -426,7 +428,7 @@ class Account:
             return wire.out_of_quota(word, call.model)
         if name == "p502" or name in wire.troubles:
             return wire.trouble(name, model=call.model)
-        return wire.blocked(name)
+        return None
 
     def _advised(self, refusal: Refusal) -> Refusal:
         if self._profile.should_retry != "none":

@@ -179,7 +179,7 @@ class SimulatorApp:
         if not call.streams:
             self._settle(account, wire, visit, completion)
         lines = wire.own_headers(completion.request_id, self._clock() - started)
-        if visit.headers:
+        if visit.headers and (wire.tells_limits_of_streams or not call.streams):
             lines += _lines(visit.headers)
         try:
             await self._deliver(scope, send, wire, call, completion, name, lines)

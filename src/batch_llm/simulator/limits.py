@@ -197,11 +197,13 @@ class SlidingWindow:
     def give(self, amount: float, since: float, now: float) -> None:
         """Give back what a call took and did not need, unless that is forgotten already."""
         self._forget(now)
-        place = bisect_left(self._times, since)
-        if place < len(self._times) and self._times[place] == since:
-            before = self._totals[place - 1] if place else self._forgotten
-            given = min(amount, self._totals[place] - before)
-            self._totals[place:] = [total - given for total in self._totals[place:]]
+        first, end = bisect_left(self._times, since), bisect_right(self._times, since)
+        if first == end:
+            return
+        before = self._totals[first - 1] if first else self._forgotten
+        given = min(amount, self._totals[end - 1] - before)
+        # Of several calls at the same moment, whose it was makes no difference.
+        self._totals[first:] = [max(before, total - given) for total in self._totals[first:]]
 
     def refresh(self, now: float) -> None:
         """Bring what is told up to this moment."""

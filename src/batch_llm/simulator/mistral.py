@@ -10,6 +10,7 @@ from batch_llm.simulator.wire import (
     NO_SHARES,
     Call,
     Choice,
+    Completion,
     Excess,
     Flaw,
     Refusal,
@@ -41,6 +42,7 @@ class MistralFormat(ChatFormat):
     """Mistral's chat completions."""
 
     provider = "mistral"
+    tells_limits_of_streams = False
     owner = "mistralai"
     troubles = {  # noqa: RUF012 - see the base class
         "no_key": Trouble(401, None, None, "Unauthorized"),
@@ -133,6 +135,10 @@ class MistralFormat(ChatFormat):
                 headers[f"x-ratelimit-limit-{name}"] = f"{limit.limit:.0f}"
                 headers[f"x-ratelimit-remaining-{name}"] = str(limit.remaining())
         return headers
+
+    def cost_headers(self, done: Completion) -> dict[str, str]:
+        """See ``WireFormat``."""
+        return {"x-ratelimit-tokens-query-cost": str(done.input_tokens + done.output_tokens)}
 
     def own_headers(self, request_id: bytes, seconds: float) -> Headers:  # noqa: ARG002
         """See ``WireFormat``."""

@@ -410,10 +410,12 @@ class WireFormat(ABC):
         provider: Whose account, limits and keys they are.
         troubles: Error answers by name: those of faults, and of what callers do.
         stream_type: The content type of an answer in pieces.
+        tells_limits_of_streams: Whether answers in pieces tell of the limits too.
     """
 
     provider: ClassVar[str]
     stream_type: bytes = b"text/event-stream; charset=utf-8"
+    tells_limits_of_streams: ClassVar[bool] = True
     troubles: ClassVar[dict[str, Trouble]]
 
     @abstractmethod
@@ -480,6 +482,10 @@ class WireFormat(ABC):
             now: Seconds since 1970.
         """
 
+    def cost_headers(self, done: Completion) -> dict[str, str]:  # noqa: ARG002 - most tell nothing
+        """Return the headers that tell what an answer took from the limits."""
+        return {}
+
     @abstractmethod
     def own_headers(self, request_id: bytes, seconds: float) -> Headers:
         """Return what all answers have, in a new list.
@@ -535,17 +541,13 @@ class WireFormat(ABC):
         """Return the refusal of a call that is larger than the whole limit, where there is one."""
         return self.limited(excess)
 
-    def blocked(self, name: str) -> Refusal | None:  # noqa: ARG002 - not in all formats
-        """Return the error answer of ``prefuse`` or ``pfilter``; None where it is a good one."""
-        return None
-
     def knows_midway(self, call: Call) -> bool:
         """Return whether an answer to the call can hold an error although it began as a 200."""
         return call.streams
 
+    @abstractmethod
     def midway(self, request_id: bytes) -> bytes:
-        """Return the piece of a stream that says that the rest fails."""
-        raise NotImplementedError
+        """Return the piece of a stream that says that the rest fails; see ``knows_midway``."""
 
 
 def bearer(headers: Iterable[tuple[bytes, bytes]]) -> bytes:

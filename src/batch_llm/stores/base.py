@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 INTERRUPTED = "interrupted"
 
 
-class Attempt(msgspec.Struct, frozen=True):
+class Attempt(msgspec.Struct, frozen=True, gc=False):
     """One try of an item, as it was: the facts on which everything else is computed.
 
     Attributes:
@@ -158,8 +158,11 @@ class Saving(ABC):
         return False
 
     @abstractmethod
-    def then(self, call: Callable[[Exception | None], None], /) -> None:
-        """Have ``call`` called when it has ended, in the event loop, with the error or None."""
+    def then(self, call: Callable[..., None], /, *values: Any) -> None:
+        """Have ``call`` called when it has ended, with the error or None and then ``values``.
+
+        In the event loop.
+        """
 
     @abstractmethod
     def __await__(self) -> Generator[Any, None, None]:

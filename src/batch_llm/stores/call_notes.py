@@ -22,15 +22,16 @@ if TYPE_CHECKING:
 
     from batch_llm.strategies.caps import Size
 
-_MAGIC = b"batch-llm calls 1"
+_MAGIC = b"batch-llm calls 2"
 _HEAD_BYTES, _SLOT_BYTES, _FIRST_SLOTS = 4096, 256, 256
 #: Magic, session, and the length of the names after it.
 _HEAD = struct.Struct("<24sqi")
 #: The number of the item (0: free), attempt, name, start; what is known of its size; id and digest
-#: of the item; the number again: a note that is not whole has two.
-_NOTE = struct.Struct("<qiid qqqqq? B64s B16s q")
-_USAGE = struct.Struct("<7q")
-_USAGE_AT, _IS_KNOWN_AT = 192, 191
+#: of the item; the number again: a note that is not whole has two. Then tokens, of none so far.
+_NOTE = struct.Struct("<qiid qqqqq? B64s B16s q 62x")
+#: Tokens, and that they are known.
+_USAGE = struct.Struct("<7Q ?")
+_USAGE_AT = 160
 _FREE = bytes(8)
 _KINDS = (
     "input_tokens", "output_tokens", "total_tokens", "cache_read_tokens", "cache_write_tokens",
@@ -115,9 +116,14 @@ class CallNotes:
             number, attempt, name, started_at, sent, further, most, told_in, told_out = found[:9]
             is_seen, key_length, key, content_length, content = found[9:14]
             usage = None
-            if self._map[at + _IS_KNOWN_AT]:
-                counts = zip(_KINDS, _USAGE.unpack_from(self._map, at + _USAGE_AT), strict=True)
-                usage = {kind: count for kind, count in counts if count or kind in _KINDS[:3]}
+            *tokens, is_known = _USAGE.unpack_from(self._map, at + _USAGE_AT)
+            if is_known:
+                counts = zip(_KINDS, tokens, strict=True)
+                usage = {
+                    kind: min(count, _LARGEST)
+                    for kind, count in counts
+                    if count or kind in _KINDS[:3]
+                }
             yield CallNote(
                 number,
                 None if key_length > _LONGEST_ID else key[:key_length],
@@ -167,29 +173,34 @@ class CallNotes:
         if not self._free:
             self._grow()
         at = self._free.pop()
+        name = self._names.get(billed_as)
+        if name is None:
+            name = self.name(billed_as)
         sent, further, most, is_seen, told_in, told_out = size
-        self._map[at + _IS_KNOWN_AT] = 0
         # Its fields are written in this order, the first and the last of them the item's number.
         _NOTE.pack_into(
-            self._map, at, number, attempt, self.name(billed_as), started_at,
+            self._map, at, number, attempt, name, started_at,
             sent, further, -1 if most is None else most,
             -1 if told_in is None else told_in, -1 if told_out is None else told_out, is_seen,
-            min(len(key), _LONGEST_ID + 1), key[:_LONGEST_ID], len(content), content, number,
+            min(len(key), _LONGEST_ID + 1), key, len(content), content, number,
         )  # fmt: skip
         return at
 
     def tell(self, at: int, usage: dict[str, int]) -> None:
         """Note what a call took."""
-        get = usage.get
+        # That they are known is written after them.
         if len(usage) == 3:  # nearly always
-            counts = [get("input_tokens", 0), get("output_tokens", 0), get("total_tokens", 0)]
-            if min(counts) >= 0 and max(counts) <= _LARGEST:
-                _USAGE.pack_into(self._map, at + _USAGE_AT, *counts, 0, 0, 0, 0)
-                self._map[at + _IS_KNOWN_AT] = 1
+            try:
+                _USAGE.pack_into(
+                    self._map, at + _USAGE_AT, usage["input_tokens"], usage["output_tokens"],
+                    usage["total_tokens"], 0, 0, 0, 0, True,
+                )  # fmt: skip
+            except (KeyError, struct.error):  # other kinds; counts that are none
+                pass
+            else:
                 return
-        counts = [min(max(0, get(kind, 0)), _LARGEST) for kind in _KINDS]
-        _USAGE.pack_into(self._map, at + _USAGE_AT, *counts)
-        self._map[at + _IS_KNOWN_AT] = 1
+        counts = [min(max(0, usage.get(kind, 0)), _LARGEST) for kind in _KINDS]
+        _USAGE.pack_into(self._map, at + _USAGE_AT, *counts, True)
 
     def let_go(self, at: int) -> None:
         """Free a note's place: its call is booked, or was not sent."""

@@ -23,7 +23,7 @@ from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
 from batch_llm.strategies.budgets import REQUESTS, REQUESTS_PER_DAY, Budget, LimitHeader
-from batch_llm.strategies.enclosure import FEWEST_CALLS, Round, measured_rate
+from batch_llm.strategies.enclosure import CLOSED_SHARE, FEWEST_CALLS, Round, measured_rate
 from batch_llm.strategies.noise import Noise
 from batch_llm.strategies.overload import Overload
 from batch_llm.strategies.slots import Slots
@@ -59,6 +59,8 @@ SEARCH_ENDS_WITHIN = 1.5
 #: A round of the search that began at less than this share of what was let in has measured nothing:
 #: the bucket may have run over meanwhile.
 TRUSTED_SHARE = 0.9
+#: One in which less than this share of the rate was sent has measured how many there were to send.
+PACED_SHARE = 0.6
 #: Less than so many bursts let in may have been in the bucket: the growing rate overtook nothing.
 BURSTS_TO_OVERTAKE = 1.5
 #: After each refusal the search is so much slower, so that the next one is closer to the limit.
@@ -801,13 +803,19 @@ class Admission:
                 budget.peak = budget.rate / CUT
             else:
                 least = self._least(budget, grant, seconds)
-                budget.peak = max(least, self._overtaken(budget, let_in))
+                least = max(least, self._overtaken(budget, let_in))
+                # What it is at least; where a long closure may have filled the bucket to the brim,
+                # between that and what it is at most.
+                is_sure = self._is_bracketed or seconds - this.open_seconds < CLOSED_SHARE * seconds
+                budget.peak = least if is_sure else math.sqrt(least * budget.rate)
                 budget.learn_rate(budget.peak * CUT)
             budget.rate_at_start = budget.rate
             return
         budget.peak = budget.rate
         share = CUT
-        if seconds < SECOND_CUT_SECONDS and let_in > 0:
+        # A burst was refused, and no rate, where fewer were sent than the rate allows.
+        is_paced = let_in >= PACED_SHARE * budget.rate * this.open_seconds
+        if seconds < SECOND_CUT_SECONDS and let_in > 0 and is_paced:
             measured = measured_rate(last, this, per_call)
             if measured is not None:
                 share = min(CUT, MEASURED_SHARE * measured / budget.rate)
@@ -846,6 +854,8 @@ class Admission:
         measured = measured_rate(last, this, budget.spent / max(self._number, 1))
         if measured is None or budget.rate_at_start < TRUSTED_SHARE * measured:
             return None  # the bucket may have run over while the rate was below the limit's
+        if measured < PACED_SHARE * budget.rate_at_start:
+            return None  # or because there were not as many calls to send
         return measured
 
     def _ends_search(self, grant: Grant, seconds: float) -> bool:

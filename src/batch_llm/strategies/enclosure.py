@@ -55,4 +55,4 @@ def measured_rate(last: Round | None, this: Round, per_call: float) -> float | N
     if abs(longer) <= DIFFERENT_SHARE * max(this.open_seconds, last.open_seconds):
         return None
     slope = (this.let_in - last.let_in) / longer
-    return min(most, max(least, slope))
+    return min(most, slope) if slope >= least else None

@@ -137,7 +137,8 @@ class Overload:
             self._settled_until = now + SETTLING_SECONDS
 
     def note_cancelled(self, *, is_probe: bool) -> None:
-        """Note that a call was given up: a probe that told nothing is followed by another."""
+        """Note that a call was given up: it says nothing, and a probe is followed by another."""
+        self.requests = max(0.0, self.requests - 1)
         if is_probe:
             self._is_probing = False
 

@@ -4,6 +4,7 @@
 
     def test_my_pipeline(simulator):
         client = openai.OpenAI(base_url=simulator.base_url, api_key="any")
+        other = anthropic.Anthropic(base_url=simulator.sdk_url("anthropic"), api_key="any")
 
 The module imports without pytest; then it has no fixture.
 """

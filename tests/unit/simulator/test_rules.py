@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from batch_llm.simulator import Profile
 from batch_llm.simulator.account import Account
@@ -219,3 +221,33 @@ def test_every_rule_is_one_that_a_profile_could_choose():
             rejects=rules.rejects,
             retry_after=rules.retry_after,
         )
+
+
+@given(
+    st.sampled_from(CHARGES),
+    st.sampled_from(["bucket", "fixed", "sliding"]),
+    st.lists(st.tuples(st.integers(1, 90), st.booleans()), max_size=12),
+    st.randoms(use_true_random=False),
+)
+def test_in_whatever_order_calls_end_the_account_is_right(charge, window, calls, dice):
+    account = Account(Profile(tpm=100_000, charge=charge, window=window), 0.0)
+    visits = []
+    for cap, is_good in calls:
+        asked = call("openai", cap)
+        visits.append((account.admit(OPENAI_CHAT, asked, 0.0), is_good))
+    dice.shuffle(visits)
+    expected = 100_000
+    for visit, is_good in visits:
+        asked = visit.call
+        answer = OPENAI_CHAT.complete(asked, None, 0.0) if is_good else None
+        account.settle(OPENAI_CHAT, visit, answer, 0.0, 0.0)
+        spent = answer.input_tokens + answer.output_tokens if answer is not None else 0
+        expected -= {
+            "asked": max(asked.input_tokens, asked.max_tokens),
+            "settled": spent,
+            "sum": spent,
+            "input": asked.input_tokens,
+            "used": spent if is_good else asked.input_tokens,
+        }[charge]
+
+    assert remaining(account) == expected

@@ -300,7 +300,7 @@ def test_a_cost_that_comes_back_late_lowers_no_rate():
     assert one.budgets[REQUESTS].rate >= low
 
 
-def searching(*, rate_at_start):
+def searching(*, rate_at_start, reopened_at=10.5):
     """Return one in search whose bucket was empty at 10.0, and was filled at 50 a second since."""
     one = admission(dimensions=(REQUESTS,))
     one.accepted(0.1, one.start(0.0, ONE))
@@ -308,7 +308,7 @@ def searching(*, rate_at_start):
     requests = one.budgets[REQUESTS]
     requests.burst = 1e9  # the bucket may be large: nothing is to be learned from its size
     one.accepted(9.9, one.start(9.8, ONE))
-    one._cut_at, one._reopened_at, requests.spent_when_empty = 10.0, 10.5, requests.spent
+    one._cut_at, one._reopened_at, requests.spent_when_empty = 10.0, reopened_at, requests.spent
     requests.rate_at_start = rate_at_start
     for n in range(500):
         one.accepted(10.5 + n / 100, one.start(10.5 + n / 100, ONE))
@@ -327,8 +327,15 @@ def test_what_was_let_in_between_two_refusals_ends_the_search():
 def test_a_bucket_that_may_have_run_over_in_between_is_searched_on():
     one = searching(rate_at_start=30.0)
 
-    assert one._is_searching
+    assert one._is_searching  # from 50, which it is at least
     assert one.budgets[REQUESTS].rate == pytest.approx(0.87 * 50)
+
+
+def test_after_a_long_closure_the_search_goes_on_between_the_least_and_the_most():
+    one = searching(rate_at_start=60.0, reopened_at=17.0)
+
+    assert one._is_searching  # between 50 and 200, which was refused
+    assert one.budgets[REQUESTS].rate == pytest.approx(0.87 * 100)
 
 
 def test_a_rate_that_grew_over_a_small_bucket_tells_which_it_has_overtaken():
@@ -416,7 +423,7 @@ def test_a_known_limit_is_not_searched():
     assert not unknown._is_searching
 
 
-@pytest.mark.parametrize(("let_in", "share"), [(3, 0.5), (14, 9 / 8.7 * 0.7), (40, 0.87)])
+@pytest.mark.parametrize(("let_in", "share"), [(3, 0.87), (14, 9 / 8.7 * 0.7), (40, 0.87)])
 def test_a_second_cut_within_moments_leaves_what_was_let_in_between(let_in, share):
     one = admission(limits=Limits(requests_per_minute=600))
     now = past_the_first_refusal(one) + 6.0

@@ -358,3 +358,12 @@ def test_what_failed_in_an_outage_does_not_count_after_it():
     one.note_failure(3.0, 0, is_probe=False)
 
     assert one.concurrency == 8
+
+
+def test_calls_that_were_given_up_do_not_count_as_calls_that_failed():
+    one = Overload(0.0, random.Random(1))
+    for _ in range(30):
+        one.start()
+        one.note_cancelled(is_probe=False)
+
+    assert one.requests == 0.0
