@@ -31,7 +31,8 @@ class PaceOptions(TypedDict, total=False):
     """What may be another each time a run goes on: how fast, and how far.
 
     Attributes:
-        base_url: Any OpenAI-compatible server, up to ``/v1``; several: ``URL,URL``.
+        base_url: Another address, as the provider's SDK takes it (of OpenAI's kind up to ``/v1``);
+            several that serve the model: ``URL,URL``.
         keys: Names of variables with keys for the model, used side by side.
         concurrency: Calls in flight at the most; ``"auto"`` (default): as many as limits or a local
             server allow; ``"knee"``: searched.
