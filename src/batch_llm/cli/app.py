@@ -57,7 +57,7 @@ class Pace:
     """Flags that may be others each time a run goes on: how fast, how far, and what is shown."""
 
     base_url: Asking[str | None] = None
-    "any OpenAI-compatible server, up to /v1; several that serve the model: URL,URL"
+    "another address, as the provider's SDK takes it (OpenAI's kind: up to /v1); several: URL,URL"
     cache: Reuse[str | None] = None
     "folder with answers of earlier runs: what was asked before is not asked again (docs/cache.md)"
     cache_expires: Reuse[str | None] = None
