@@ -192,7 +192,7 @@ class LedgerWriter:
     def added(self) -> None:
         """Hear that something was added to the open group."""
         if self._handed:
-            return  # it is handed over when that one is written
+            return  # it is looked at when that one is written
         if len(self.open.works) >= _ENOUGH:
             self.hand_over()
         elif self._timer is None and self._loop is not None:
@@ -290,8 +290,12 @@ class LedgerWriter:
         self._handed -= 1
         group.error, group.is_settled = error, True
         self._settle(group)
-        if not self._handed:
-            self.hand_over()  # where nothing can be written any more, it is kept and told so
+        if error is not None:
+            if not self._handed:
+                self.hand_over()  # nothing can be written any more: it is kept and told so
+        elif not (self._handed or self.open.is_empty):
+            # What has gathered may be little: a transaction costs as much as a hundred rows.
+            self.added()
         self._wake(group, 0)
 
     def _wake(self, group: Group, first: int) -> None:
