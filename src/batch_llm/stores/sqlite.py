@@ -51,8 +51,6 @@ LINGER_SECONDS = 0.004
 RIPE_SECONDS, _LOOK_SECONDS = 1.0, 0.25
 #: How long a write waits for another program that has the file locked, or for room on the disk.
 PATIENCE_SECONDS = 30.0
-#: A group that takes longer is no reason for workers to do nothing meanwhile.
-_LONG_SECONDS = 0.1
 _PAGE_BYTES = 16_384
 #: Rows in one statement at the most.
 _MOST_ROWS = 512
@@ -481,15 +479,7 @@ class SqliteLedger:
         work.is_open, work.is_finished = False, True
         group.results += 1
         self._conclude(writer, work, history)
-        takes_long = writer.seconds > _LONG_SECONDS
-        return GroupSaving(
-            group,
-            item_id,
-            self._loop,
-            self._save_error,
-            takes_long=takes_long,
-            is_stuck=writer.is_stuck,
-        )
+        return GroupSaving(group, item_id, writer)
 
     def _conclude(self, writer: LedgerWriter, work: Work, history: Sequence[Attempt]) -> None:
         group = writer.open
