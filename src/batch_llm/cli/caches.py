@@ -13,7 +13,7 @@ from batch_llm._engine.sharing import key_of, may_share
 from batch_llm.cli.exit_codes import ExitCode
 from batch_llm.core.text import safe
 from batch_llm.providers.requests import exchange_of, where_of
-from batch_llm.runs.plan import characters_of, chunks
+from batch_llm.runs.plan import chunks
 from batch_llm.runs.session import open_cache
 from batch_llm.stores.answers import AnswerCache
 
@@ -66,7 +66,7 @@ def foresee(plan: Plan, endpoint: Endpoint) -> Foreseen:
                     seen.append(int.from_bytes(key[:8]))
                 elif item.request is not None:
                     cached += 1
-                    characters += characters_of(item.request)
+                    characters += item.request.characters
     ordered = sorted(seen)
     same = sum(one == after for one, after in pairwise(ordered))
     return Foreseen(same, cached, characters)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 
 from batch_llm.core.prices import BATCH, CONTEXT_STARTS, STANDARD, ModelUsage
+from batch_llm.core.request import CHARACTERS_PER_TOKEN
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
     from batch_llm.core.prices import Prices
 
-CHARACTERS_PER_TOKEN = 4
 #: The normal distribution's 95 % quantile: 5 % on either side of the interval.
 _Z = 1.6449
 #: What providers promise for batch jobs; most are done sooner.

@@ -20,7 +20,7 @@ from batch_llm.core.prices import ModelUsage, usd
 from batch_llm.core.text import safe
 from batch_llm.providers.registry import resolve, resolve_pool, split_model
 from batch_llm.providers.table import is_simulator
-from batch_llm.runs.plan import Plan, characters_of
+from batch_llm.runs.plan import Plan
 from batch_llm.runs.session import check_price, check_settings
 from batch_llm.simulator import parse_profile
 from batch_llm.stores.limit_memory import LimitMemory, limits_file
@@ -75,7 +75,7 @@ class Pilot:
         if not result.attempts:
             return  # not sent: it says nothing of what others will take
         usage = result.token_usage
-        characters = characters_of(self._plan.request_for(result.context))
+        characters = self._plan.request_for(result.context).characters
         self.samples.append(
             Sample(characters, usage.get("input_tokens", 0), usage.get("output_tokens", 0))
         )

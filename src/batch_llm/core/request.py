@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 #: What wire formats call the bound of an answer's length. Of several that are given, the first
 #: counts.
 LENGTH_FIELDS = ("max_completion_tokens", "max_output_tokens", "max_tokens")
+#: Characters of text to a token, as long as no answer has told better.
+CHARACTERS_PER_TOKEN = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +164,18 @@ class Request:
     messages: tuple[Message, ...]
     settings: Settings = Settings()
     output: OutputSchema | None = None
+
+    @property
+    def characters(self) -> int:
+        """Characters of its messages' texts; pictures and other parts are not in it."""
+        count = 0
+        for message in self.messages:
+            content = message.content
+            if isinstance(content, str):
+                count += len(content)
+            elif content is not None:
+                count += sum(len(part.text) for part in content if isinstance(part, Text))
+        return count
 
     @classmethod
     def of(

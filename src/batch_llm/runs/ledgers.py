@@ -139,6 +139,14 @@ def variants_of(ledger: Ledger) -> list[Variant]:
     return [Variant.from_facts(facts) for facts in ledger.manifest().get("retries") or ()]
 
 
+def variants_at(path: str | Path) -> list[Variant]:
+    """Return the same of the ledger at a path; none where there is none yet."""
+    if not Path(path).exists():
+        return []
+    with SqliteLedger(path, read_only=True) as found:
+        return variants_of(found)
+
+
 def retry_failed(
     ledger: Ledger,
     codes: Collection[str] | None = None,

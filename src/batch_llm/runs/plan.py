@@ -168,7 +168,7 @@ class Plan:
                 continue
             self.rows += 1
             self._names.update(dict.fromkeys(record.data))
-            self.characters += characters_of(request)
+            self.characters += request.characters
             asked = request.settings.longest_answer
             self._bounded_rows += asked is not None
             self._most_output = max(self._most_output, asked or 0)
@@ -270,11 +270,3 @@ class Plan:
 def bad_row(row: Row, error: ValueError) -> Problem:
     """Return the problem that a row is from which no request can be made."""
     return Problem(row.line, "invalid_row", safe(error), data=row.data, item_id=row.item_id)
-
-
-def characters_of(request: Request) -> int:
-    """Count the characters of a request's messages."""
-    return sum(
-        len(message.content) if isinstance(message.content, str) else 0
-        for message in request.messages
-    )

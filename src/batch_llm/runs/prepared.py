@@ -12,12 +12,11 @@ from batch_llm.base import WorkItemResult
 from batch_llm.core.config import DEFAULT_WORKERS
 from batch_llm.exceptions import InputError
 from batch_llm.inputs import Row
-from batch_llm.runs.ledgers import open_ledger, put_aside, variants_of
+from batch_llm.runs.ledgers import open_ledger, put_aside, variants_at
 from batch_llm.runs.options import in_python
 from batch_llm.runs.plan import Plan
 from batch_llm.runs.results import RunResult
 from batch_llm.runs.session import Session, open_cache, open_pools
-from batch_llm.stores.sqlite import SqliteLedger
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -26,8 +25,8 @@ if TYPE_CHECKING:
     from batch_llm.inputs import Problem
     from batch_llm.runs.job import Job
     from batch_llm.runs.once import RowsOnce
-    from batch_llm.runs.recipe import Variant
     from batch_llm.runs.results import RowData
+    from batch_llm.stores.sqlite import SqliteLedger
 
     Result = WorkItemResult[Any, Row]
     Shown = WorkItemResult[Any, RowData]
@@ -65,10 +64,7 @@ class Prepared:
         path = None if job.ledger is None else Path(job.ledger)
         if path is not None and path.exists() and overwrite:
             put_aside(path)
-        self._variants: list[Variant] = []
-        if path is not None and path.exists():
-            with SqliteLedger(path, read_only=True) as before:
-                self._variants = variants_of(before)
+        self._variants = [] if path is None else variants_at(path)
         pools = opened.enter_context(open_pools(job, self._variants))
         self.ledger: SqliteLedger | None = None
         if path is not None:

@@ -112,6 +112,8 @@ def test_settings_by_name_are_known_ones_and_others():
         ({"cache": ".answers"}, {"cache": ".answers"}),
         ({"cache": "c", "cache_expires_seconds": 9}, {"cache_expires": 9}),
         ({"dedupe": False}, {"dedupes": False}),
+        ({"ignore_slots": True}, {"asks_servers": False}),
+        ({"forget_limits": True}, {"forgets_limits": True}),
         ({"store": "x.sqlite"}, {"ledger": "x.sqlite"}),
         ({"name": "n"}, {"ledger": ".batch-llm/runs/n.sqlite"}),
         ({"name": "n", "store": ".batch-llm"}, {"ledger": ".batch-llm/runs/n.sqlite"}),
