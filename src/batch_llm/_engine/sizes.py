@@ -30,11 +30,18 @@ class Sizes:
         facts: What its provider counts.
     """
 
-    __slots__ = ("_charges_asked", "_charges_cache_reads", "_input_per_character", "_output")
+    __slots__ = (
+        "_charges_asked",
+        "_charges_cache_reads",
+        "_input_per_character",
+        "_output",
+        "_reserves_asked",
+    )
 
     def __init__(self, facts: LaneFacts) -> None:
         self._charges_asked = facts.charges_asked
         self._charges_cache_reads = facts.charges_cache_reads
+        self._reserves_asked = facts.reserves_asked
         self._input_per_character = 1 / CHARACTERS_PER_TOKEN
         self._output = FIRST_OUTPUT_TOKENS
 
@@ -47,6 +54,8 @@ class Sizes:
             got = min(got, asked)
             if self._charges_asked:
                 return Cost(1.0, max(asked, sent), sent, got)
+            if self._reserves_asked:  # all of it from the start; the rest comes back at the end
+                return Cost(1.0, sent + asked, sent, asked)
         elif self._charges_asked:
             return Cost(1.0, sent, sent, got)
         return Cost(1.0, sent + got, sent, got, got)
