@@ -52,8 +52,6 @@ LINGER_SECONDS = 0.004
 RIPE_SECONDS, _LOOK_SECONDS = 1.0, 0.25
 #: How long a write waits for another program that has the file locked, or for room on the disk.
 PATIENCE_SECONDS = 30.0
-#: A group that takes longer is no reason for workers to do nothing meanwhile.
-_LONG_SECONDS = 0.02
 _PAGE_BYTES = 16_384
 #: Rows in one statement at the most.
 _MOST_ROWS = 512
@@ -67,7 +65,7 @@ class Work:
 
     __slots__ = (
         "content", "is_finished", "is_new", "is_open", "is_reopened", "is_written", "item_id",
-        "number", "slots", "started_at",
+        "number", "slot", "slots", "started_at",
     )  # fmt: skip
 
     def __init__(self, number: int, item_id: str, content: bytes, started_at: float) -> None:
@@ -79,8 +77,9 @@ class Work:
         self.is_new = self.is_reopened = self.is_written = False
         #: Neither given up nor finished; finished.
         self.is_open, self.is_finished = True, False
-        #: Notes of its calls that have ended.
-        self.slots: list[int] = []
+        #: Notes of its calls that have ended: the first one, and the others.
+        self.slot: int | None = None
+        self.slots: tuple[int, ...] = ()
 
 
 class SqliteLedger:
@@ -460,7 +459,8 @@ class SqliteLedger:
             rated = None if ratings is None else to_json(ratings)
         except (TypeError, ValueError, RecursionError) as error:
             raise StoreError(item_id, f"{error}; return what JSON can hold") from error
-        number, session, code = work.number, self._session, clean(result.error_code)
+        number, session = work.number, self._session
+        code = None if result.error_code is None else clean(result.error_code)
         state = ItemState.DONE if success else ItemState.FAILED
         now = self._time() + self._clock_offset
         group = writer.open
@@ -480,23 +480,17 @@ class SqliteLedger:
         work.is_open, work.is_finished = False, True
         group.results += 1
         self._conclude(writer, work, history)
-        takes_long = writer.seconds > _LONG_SECONDS
-        return GroupSaving(
-            group,
-            item_id,
-            self._loop,
-            self._save_error,
-            takes_long=takes_long,
-            is_stuck=writer.is_stuck,
-        )
+        return GroupSaving(group, item_id, writer)
 
     def _conclude(self, writer: LedgerWriter, work: Work, history: Sequence[Attempt]) -> None:
         group = writer.open
         for attempt in history:
             self._book(group, work.number, attempt)
         group.works.append(work)
-        if work.slots:
-            group.slots += work.slots
+        if work.slot is not None:
+            group.slots.append(work.slot)
+            if work.slots:
+                group.slots += work.slots
         writer.added()
 
     def _book(self, group: Group, number: int, attempt: Attempt) -> None:
@@ -512,8 +506,8 @@ class SqliteLedger:
                 group.names += (booked_under, *billed_as)
         group.tries += (
             number, self._session, attempt.number, attempt.started_at + self._clock_offset,
-            attempt.seconds, sent, got, further, attempt.error_code, clean(attempt.error),
-            booked_under, attempt.change,
+            attempt.seconds, sent, got, further, attempt.error_code,
+            None if attempt.error is None else clean(attempt.error), booked_under, attempt.change,
         )  # fmt: skip
 
     def _unusable(self, item_id: str) -> StoreError:
@@ -586,7 +580,10 @@ class SqliteLedger:
             self._notes.tell(token, attempt.usage)
         work = self._open.get(item_id)
         if work is not None and work.is_open and work.number == number:
-            work.slots.append(token)
+            if work.slot is None:
+                work.slot = token
+            else:
+                work.slots += (token,)
             return
         group = self._writer.open
         self._book(group, number, attempt)
