@@ -289,7 +289,7 @@ def run(input: Input, /, *, flags: FlagsOfRun = None) -> int:  # noqa: A002
 
 def _run(source: str, flags: Flags) -> int:
     from batch_llm.cli.command import check_paths
-    from batch_llm.cli.execution import run_job
+    from batch_llm.cli.execution import run_command
     from batch_llm.exceptions import InputError
 
     if flags.verbose:
@@ -298,7 +298,7 @@ def _run(source: str, flags: Flags) -> int:
     if command.as_json and command.output == "-":
         raise InputError("--json and --output - both want standard output; choose one")
     check_paths(source, [command.output, command.failed], command.ledger)
-    return run_job(command)
+    return run_command(command)
 
 
 def _log_attempts() -> None:
@@ -537,7 +537,7 @@ def demo(*, prompts: int = 1000, concurrency: str = "auto") -> int:
     """Run sample prompts through the simulator with its faults on. No key, no network."""
     from batch_llm.cli import values
     from batch_llm.cli.command import Command
-    from batch_llm.cli.execution import run_job
+    from batch_llm.cli.execution import run_command
     from batch_llm.cli.progress import say
     from batch_llm.exceptions import ConfigError
 
@@ -553,7 +553,7 @@ def demo(*, prompts: int = 1000, concurrency: str = "auto") -> int:
                 city = cities[number % len(cities)]
                 row = {"id": f"demo-{number}", "prompt": f"Fact {number} about {city}?"}
                 file.write(f"{_dumps(row)}\n")
-        return run_job(
+        return run_command(
             Command(
                 input=str(source),
                 model="sim:flaky",

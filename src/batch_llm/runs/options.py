@@ -1,4 +1,4 @@
-"""The arguments of ``run``, ``stream`` and ``submit``, and the job that they make."""
+"""The arguments of ``run``, ``stream`` and ``submit``, and the brief that they make."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from batch_llm.core.request import Settings
 from batch_llm.core.schema import OutputSchema
 from batch_llm.exceptions import ConfigError, InputError
 from batch_llm.inputs.values import NAME
-from batch_llm.runs.job import Job
+from batch_llm.runs.brief import Brief
 from batch_llm.runs.ledgers import FOLDER, named_ledger
 from batch_llm.runs.recipe import read_settings
 from batch_llm.strategies.policies import fallback_codes
@@ -119,7 +119,7 @@ _KNOWN = frozenset(RunOptions.__annotations__)
 _BAD_ROWS = ("stop", "fail", "skip")
 
 
-def job_from(rows: Rows, model: str, schema: Any, options: RunOptions) -> Job:
+def brief_from(rows: Rows, model: str, schema: Any, options: RunOptions) -> Brief:
     """Understand the arguments of a run.
 
     Raises:
@@ -135,7 +135,7 @@ def job_from(rows: Rows, model: str, schema: Any, options: RunOptions) -> Job:
         raise ConfigError("bad_rows", bad_rows, f"one of {', '.join(_BAD_ROWS)}")
     columns = options.get("columns")
     settings = options.get("settings")
-    return Job(
+    return Brief(
         input=_input_of(rows),
         model=model,
         format=options.get("format"),
@@ -153,7 +153,7 @@ def job_from(rows: Rows, model: str, schema: Any, options: RunOptions) -> Job:
 
 
 def pace_of(options: PaceOptions) -> dict[str, Any]:
-    """Return the fields of a job that say how fast and how far.
+    """Return the fields of a brief that say how fast and how far.
 
     Raises:
         ConfigError: One of them cannot be.
