@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from batch_llm.core.request import CHARACTERS_PER_TOKEN
-from batch_llm.strategies.admission import Cost
+from batch_llm.strategies.costs import Cost
 
 if TYPE_CHECKING:
     from batch_llm.base import LLMWorkItem
