@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from batch_llm.core.request import CHARACTERS_PER_TOKEN
-from batch_llm.strategies.admission import Cost
+from batch_llm.strategies.costs import Cost
 
 if TYPE_CHECKING:
     from batch_llm.base import LLMWorkItem
@@ -30,11 +30,18 @@ class Sizes:
         facts: What its provider counts.
     """
 
-    __slots__ = ("_charges_asked", "_charges_cache_reads", "_input_per_character", "_output")
+    __slots__ = (
+        "_charges_answers",
+        "_charges_asked",
+        "_charges_cache_reads",
+        "_input_per_character",
+        "_output",
+    )
 
     def __init__(self, facts: LaneFacts) -> None:
         self._charges_asked = facts.charges_asked
         self._charges_cache_reads = facts.charges_cache_reads
+        self._charges_answers = facts.charges_answers
         self._input_per_character = 1 / CHARACTERS_PER_TOKEN
         self._output = FIRST_OUTPUT_TOKENS
 
@@ -48,6 +55,8 @@ class Sizes:
             if self._charges_asked:
                 return Cost(1.0, max(asked, sent), sent, got)
         elif self._charges_asked:
+            return Cost(1.0, sent, sent, got)
+        if not self._charges_answers:
             return Cost(1.0, sent, sent, got)
         return Cost(1.0, sent + got, sent, got, got)
 
@@ -64,7 +73,7 @@ class Sizes:
             return None
         if not self._charges_cache_reads:
             sent = max(0, sent - usage.get("cache_read_tokens", 0))
-        return Cost(1.0, sent + got, sent, got)
+        return Cost(1.0, sent + got if self._charges_answers else sent, sent, got)
 
 
 def _characters(item: Item) -> int:
