@@ -139,7 +139,7 @@ def _check_settings() -> None:
     import tomllib
     from pathlib import Path
 
-    from batch_llm.cli.app import Flags
+    from batch_llm.cli.flags import Flags
     from batch_llm.exceptions import InputError
     from batch_llm.stores.limit_memory import VARIABLE
 
