@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
     Item = LLMWorkItem[Any, Any, Any]
 
-#: What the wire calls the cap, where a request came as a wire body and has it among the rest.
-_WIRE_CAPS = ("max_completion_tokens", "max_output_tokens", "max_tokens")
 _AGENT = "agent"
 
 
@@ -111,7 +109,7 @@ class Escalation:
         failures = self._failures[code] = self._failures.get(code, 0) + 1
         cap = None
         if code is ErrorCode.TRUNCATED and self.asked.request is not None:
-            cap = _cap(self.asked.request)
+            cap = self.asked.request.settings.longest_answer
             is_retryable = is_retryable and (cap is not None or failures == 1)
         raised = None if cap is None else self._higher(cap)
         step = next_step(
@@ -170,7 +168,8 @@ class Escalation:
         request = self.asked.request
         assert request is not None  # noqa: S101 - only requests have a cap that we know
         self.asked = copy.copy(self.asked)
-        self.asked.request = _with_cap(request, raised)
+        settings = request.settings.with_longest_answer(raised)
+        self.asked.request = dataclasses.replace(request, settings=settings)
         self._note(f"max_tokens {cap} → {raised}")
 
     def _fall_back(self, number: int, code: ErrorCode) -> None:
@@ -225,28 +224,6 @@ class _NotMade:
 
 def _model(item: Item) -> str:
     return item.asked_model or (item.request.model if item.request is not None else "")
-
-
-def _cap(request: Request) -> int | None:
-    """Return the limit on the answer's length that a request asks for; None where it has none."""
-    settings = request.settings
-    if settings.max_tokens is not None:
-        return settings.max_tokens
-    for name in _WIRE_CAPS:
-        cap = settings.extra.get(name)
-        if type(cap) is int:
-            return cap
-    return None
-
-
-def _with_cap(request: Request, cap: int) -> Request:
-    settings = request.settings
-    if settings.max_tokens is not None:
-        settings = dataclasses.replace(settings, max_tokens=cap)
-    else:
-        name = next(name for name in _WIRE_CAPS if type(settings.extra.get(name)) is int)
-        settings = dataclasses.replace(settings, extra={**settings.extra, name: cap})
-    return dataclasses.replace(request, settings=settings)
 
 
 def _of_model(request: Request, model: str, number: int) -> Request:

@@ -356,7 +356,7 @@ def _can_hedge(item: Item) -> bool:
 
 
 def _size_of(item: Item) -> Size:
-    asked = item.request.settings.max_tokens if item.request is not None else None
+    asked = item.request.settings.longest_answer if item.request is not None else None
     return Size(item.estimated_input_tokens, item.estimated_output_tokens, asked)
 
 

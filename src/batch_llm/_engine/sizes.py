@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from batch_llm.strategies.admission import Cost
+from batch_llm.core.request import CHARACTERS_PER_TOKEN
+from batch_llm.strategies.costs import Cost
 
 if TYPE_CHECKING:
     from batch_llm.base import LLMWorkItem
@@ -16,8 +17,7 @@ if TYPE_CHECKING:
 
     Item = LLMWorkItem[Any, Any, Any]
 
-#: Characters to a token, until answers tell better; and an answer's tokens until the first.
-CHARACTERS_PER_TOKEN = 4.0
+#: An answer's tokens until the first has come.
 FIRST_OUTPUT_TOKENS = 400.0
 #: How fast the estimates follow: the share of one answer.
 LEARNING_SHARE = 0.03
@@ -30,11 +30,18 @@ class Sizes:
         facts: What its provider counts.
     """
 
-    __slots__ = ("_charges_asked", "_charges_cache_reads", "_input_per_character", "_output")
+    __slots__ = (
+        "_charges_answers",
+        "_charges_asked",
+        "_charges_cache_reads",
+        "_input_per_character",
+        "_output",
+    )
 
     def __init__(self, facts: LaneFacts) -> None:
         self._charges_asked = facts.charges_asked
         self._charges_cache_reads = facts.charges_cache_reads
+        self._charges_answers = facts.charges_answers
         self._input_per_character = 1 / CHARACTERS_PER_TOKEN
         self._output = FIRST_OUTPUT_TOKENS
 
@@ -43,11 +50,13 @@ class Sizes:
         told_sent, told_got = item.estimated_input_tokens, item.estimated_output_tokens
         sent = _characters(item) * self._input_per_character if told_sent is None else told_sent
         got = self._output if told_got is None else told_got
-        if item.request is not None and (asked := item.request.settings.max_tokens) is not None:
+        if item.request is not None and (asked := item.request.settings.longest_answer) is not None:
             got = min(got, asked)
             if self._charges_asked:
                 return Cost(1.0, max(asked, sent), sent, got)
         elif self._charges_asked:
+            return Cost(1.0, sent, sent, got)
+        if not self._charges_answers:
             return Cost(1.0, sent, sent, got)
         return Cost(1.0, sent + got, sent, got, got)
 
@@ -64,15 +73,8 @@ class Sizes:
             return None
         if not self._charges_cache_reads:
             sent = max(0, sent - usage.get("cache_read_tokens", 0))
-        return Cost(1.0, sent + got, sent, got)
+        return Cost(1.0, sent + got if self._charges_answers else sent, sent, got)
 
 
 def _characters(item: Item) -> int:
-    if item.request is None:
-        return len(item.prompt)
-    characters = 0
-    for message in item.request.messages:
-        content = message.content
-        if isinstance(content, str):
-            characters += len(content)
-    return characters
+    return len(item.prompt) if item.request is None else item.request.characters

@@ -402,12 +402,8 @@ _MESSAGE_BYTES = 16
 def _asked(request: Request) -> int | None:
     """Return the longest output that was asked for, of all choices together."""
     settings = request.settings
-    asked = settings.max_tokens
-    choices = 1
+    asked, choices = settings.longest_answer, 1
     if extra := settings.extra:
-        if asked is None:
-            found = extra.get("max_completion_tokens", extra.get("max_tokens"))
-            asked = found if isinstance(found, int) else None
         wanted = extra.get("n")
         choices = wanted if isinstance(wanted, int) and wanted > 1 else 1
     return None if asked is None else asked * choices

@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
+from batch_llm.core.request import LENGTH_FIELDS
 from batch_llm.exceptions import BadOutputError
 from batch_llm.providers.base import Outcome
 
@@ -17,9 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from batch_llm.core.request import Request, Settings
-
-#: The names under which bodies that were written by hand limit an answer's length.
-_LENGTH_FIELDS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 
 
 class Codec(ABC):
@@ -95,20 +93,12 @@ def complaint(feedback: BadOutputError) -> str:
     )
 
 
-def asked_length(settings: Settings) -> int | None:
-    """Return the bound of an answer's length, wherever the settings have it."""
-    if settings.max_tokens is not None:
-        return settings.max_tokens
-    found = (settings.extra.get(name) for name in _LENGTH_FIELDS)
-    return next((value for value in found if type(value) is int), None)
-
-
 def other_fields(settings: Settings) -> dict[str, Any]:
-    """Return the further fields without those that ``asked_length`` and ``stops`` read."""
+    """Return the further fields without those that ``longest_answer`` and ``stops`` read."""
     return {
         name: value
         for name, value in settings.extra.items()
-        if name not in _LENGTH_FIELDS and name != "stop"
+        if name not in LENGTH_FIELDS and name != "stop"
     }
 
 

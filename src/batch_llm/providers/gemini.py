@@ -19,7 +19,6 @@ from batch_llm.providers.base import Outcome
 from batch_llm.providers.codec import (
     Codec,
     answered,
-    asked_length,
     complaint,
     other_fields,
     stops,
@@ -144,7 +143,7 @@ class GenerateCodec(Codec):
                     config |= value
                 else:
                     (body if name in _TOP_FIELDS else config)[name] = value
-        length, ends = asked_length(settings), stops(settings)
+        length, ends = settings.longest_answer, stops(settings)
         if temperature is not None:
             config["temperature"] = temperature
         if settings.top_p is not None:
@@ -202,7 +201,7 @@ class GenerateCodec(Codec):
         texts = [part.text for part in parts if part.text is not None and not part.thought]
         text = "".join(texts) if texts else None
         if reason in _CUT:
-            error = TruncatedError(text or "", asked_length(request.settings))
+            error = TruncatedError(text or "", request.settings.longest_answer)
         elif reason in _WITHHELD or (reason is not None and reason.startswith("IMAGE_")):
             words = (candidate.finish_message or "")[:_MOST_WORDS]
             error = ContentFilteredError(f"{reason}: {words}" if words else str(reason))

@@ -186,7 +186,7 @@ class ChatCodec(Codec):
         elif reason == "content_filter":
             error = ContentFilteredError()
         elif reason == "length":
-            error = TruncatedError(text or "", request.settings.max_tokens)
+            error = TruncatedError(text or "", request.settings.longest_answer)
         elif reason == "model_length":  # Mistral's
             error = ContextLengthError(text or "")
         elif reason == "error":

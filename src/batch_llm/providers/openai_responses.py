@@ -23,7 +23,6 @@ from batch_llm.providers.base import Outcome
 from batch_llm.providers.codec import (
     Codec,
     answered,
-    asked_length,
     complaint,
     other_fields,
     wire_model,
@@ -134,7 +133,7 @@ class ResponsesCodec(Codec):
             body["temperature"] = temperature
         if top_p is not None:
             body["top_p"] = top_p
-        length = asked_length(settings)
+        length = settings.longest_answer
         if length is not None:
             body["max_output_tokens"] = length
         body.update(further)
@@ -182,7 +181,7 @@ class ResponsesCodec(Codec):
         elif reason == "content_filter":
             error = ContentFilteredError()
         elif reason == "max_output_tokens":
-            error = TruncatedError(text or "", asked_length(request.settings))
+            error = TruncatedError(text or "", request.settings.longest_answer)
         elif response.status == "incomplete":
             error = malformed(f"The answer is incomplete ({reason})"[:80], body, secret)
         elif text is None and has_calls and request.output is None:

@@ -44,6 +44,7 @@ class Provider:
         charges_asked: Whether its token limit counts the longest answer that was asked for, and not
             the one that came.
         charges_cache_reads: Whether its token limit counts input that was read from a cache.
+        charges_answers: Whether its token limit counts answers at all, and not the input alone.
         is_local: Whether it is a server on the user's own machines: it needs no key.
         may_be_local: Whether servers on the user's own machines speak its format, as a rule.
     """
@@ -61,6 +62,7 @@ class Provider:
     limit_names: LimitNames | None = None
     charges_asked: bool = False
     charges_cache_reads: bool = True
+    charges_answers: bool = True
     is_local: bool = False
     may_be_local: bool = True
 
@@ -132,6 +134,7 @@ PROVIDERS = {
             other_key_variables=("GEMINI_API_KEY",),
             version="/v1",
             key_header="x-goog-api-key",
+            charges_answers=False,
             may_be_local=False,
         ),
         Provider(

@@ -25,6 +25,7 @@ from batch_llm.stores.file_lock import FileLock
 from batch_llm.stores.ledger_writer import KINDS, Group, GroupSaving, LedgerWriter
 from batch_llm.stores.look_ahead import LookAhead
 from batch_llm.stores.seen_ids import SeenIds
+from batch_llm.stores.sqlite_files import REASONS, reason_of, transaction
 from batch_llm.stores.statements import many, migrations, statements
 from batch_llm.stores.values import (
     clean,
@@ -125,7 +126,7 @@ class SqliteLedger:
             self._session = self._number("last_session")
         except (OSError, sqlite3.Error) as error:
             self._let_go()
-            raise LedgerError(str(path), _reason(error)) from error
+            raise LedgerError(str(path), reason_of(error, _REASONS)) from error
         except BaseException:
             self._let_go()
             raise
@@ -274,7 +275,7 @@ class SqliteLedger:
         except BaseException as error:
             self._is_in_run = False
             if isinstance(error, sqlite3.Error):
-                raise LedgerError(str(self.path), _reason(error)) from error
+                raise LedgerError(str(self.path), reason_of(error, _REASONS)) from error
             raise
         if self._notes is not None:
             self._notes.begin(self._session)
@@ -529,7 +530,7 @@ class SqliteLedger:
         return StoreError(item_id, "the ledger is in no run")
 
     def _save_error(self, error: BaseException, item_id: str) -> StoreError:
-        reason = _reason(error)
+        reason = reason_of(error, _REASONS)
         unsaved = self.unsaved_results
         if unsaved:
             answers = "1 answer is" if unsaved == 1 else f"{unsaved:,} answers are"
@@ -548,7 +549,7 @@ class SqliteLedger:
         try:
             rows = self._reading.execute(self._sql["find"], (key_of(item_id),)).fetchall()
         except sqlite3.Error as error:
-            raise StoreError(item_id, _reason(error)) from error
+            raise StoreError(item_id, reason_of(error, _REASONS)) from error
         return rows[0] if rows else None
 
     def _settle(self, group: Group) -> None:
@@ -611,7 +612,7 @@ class SqliteLedger:
 
     def _write(self, group: Group) -> None:
         assert self._writing is not None  # noqa: S101 - the thread ends before it is closed
-        with _transaction(self._writing) as connection:
+        with transaction(self._writing) as connection:
             for name, values in group.rows():
                 if values:
                     _run(connection, name, values)
@@ -623,7 +624,7 @@ class SqliteLedger:
             raise LedgerError(str(self.path), "it was opened for reading only, or closed")
 
         def act() -> Any:
-            with _transaction(connection):
+            with transaction(connection):
                 return change(connection)
 
         return writer.call(act)
@@ -637,7 +638,7 @@ class SqliteLedger:
         try:
             return self._in_writers_thread(change).result()
         except sqlite3.Error as error:
-            raise LedgerError(str(self.path), _reason(error)) from error
+            raise LedgerError(str(self.path), reason_of(error, _REASONS)) from error
 
     # ---- reading ----
 
@@ -731,19 +732,7 @@ class SqliteLedger:
         try:
             return self._reading.execute(statement, values).fetchall()
         except sqlite3.Error as error:
-            raise LedgerError(str(self.path), _reason(error)) from error
-
-
-@contextlib.contextmanager
-def _transaction(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        yield connection
-        connection.execute("COMMIT")
-    except BaseException:
-        with contextlib.suppress(sqlite3.Error):  # a full disk has rolled it back already
-            connection.execute("ROLLBACK")
-        raise
+            raise LedgerError(str(self.path), reason_of(error, _REASONS)) from error
 
 
 def _run(connection: sqlite3.Connection, name: str, values: list[Any]) -> None:
@@ -831,23 +820,9 @@ def _is_for_want_of_room(error: BaseException) -> bool:
     return code in {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}
 
 
-def _reason(error: BaseException) -> str:
-    """Say in people's words why SQLite, or the system, refused."""
-    if isinstance(error, OSError):
-        return error.strerror or str(error)
-    text = str(error)
-    for words, reason in _REASONS.items():
-        if words in text:
-            return f"{reason} ({text})"
-    return text
-
-
-_REASONS = {
+_REASONS = REASONS | {
     "is full": "the disk is full; what was saved before is safe",
-    "readonly": "it cannot be written",
-    "unable to open": "it cannot be opened; is its folder there, and writable?",
     "is locked": "another program holds it; close that, and go on",
     "malformed": "the file is damaged; `batch-llm verify` says more",
     "not a database": "it is no ledger, or its beginning is damaged",
-    "disk I/O": "the disk reports an error",
 }

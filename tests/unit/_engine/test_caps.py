@@ -251,8 +251,8 @@ def test_the_size_of_a_request_is_that_of_all_its_parts():
     assert size.input_bytes > 8 + 2 * 16 + len("{'n': 3}")
 
 
-@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
-def test_an_old_name_of_the_limit_counts_too(name):
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens", "max_output_tokens"])
+def test_the_limit_counts_under_each_of_its_names(name):
     request = Request.of("x:m", "", settings=Settings(extra={name: 7}))
 
     assert size_of(LLMWorkItem("a", request=request)).max_output_tokens == 7

@@ -5,7 +5,7 @@ from base64 import b64encode
 
 import pytest
 
-from batch_llm import ConfigError, Image, Message, OtherPart, Request, Settings
+from batch_llm import ConfigError, Image, Message, OtherPart, Request, Settings, Text
 from batch_llm.core.schema import OutputSchema
 
 
@@ -42,6 +42,13 @@ def test_the_common_case_is_a_prompt_with_or_without_a_system_message():
     )
 
 
+def test_its_characters_are_those_of_all_its_texts():
+    parts = (Text("12345"), Image("https://x/p.png"), Text("6"))
+    turns = (Message("system", "1234"), Message("user", parts), Message("assistant", None))
+
+    assert Request("sim:fast", turns).characters == 10
+
+
 @pytest.mark.parametrize(
     ("settings", "is_sampled"),
     [
@@ -57,6 +64,27 @@ def test_the_common_case_is_a_prompt_with_or_without_a_system_message():
 )
 def test_a_temperature_without_a_seed_asks_for_answers_of_their_own(settings, is_sampled):
     assert settings.is_sampled is is_sampled
+
+
+@pytest.mark.parametrize(
+    ("settings", "bound"),
+    [
+        (Settings(), None),
+        (Settings(max_tokens=7), 7),
+        (Settings(max_tokens=7, extra={"max_output_tokens": 9}), 7),
+        (Settings(extra={"max_tokens": 7}), 7),
+        (Settings(extra={"max_output_tokens": 7}), 7),
+        (Settings(extra={"max_tokens": 9, "max_completion_tokens": 7}), 7),
+        (Settings(extra={"max_tokens": True, "tools": []}), None),
+    ],
+)
+def test_the_bound_of_an_answers_length_is_found_and_changed_where_it_stands(settings, bound):
+    assert settings.longest_answer == bound
+
+    raised = settings.with_longest_answer(50)
+
+    assert raised.longest_answer == 50
+    assert (raised.max_tokens is None) == (settings.max_tokens is None and bound is not None)
 
 
 @pytest.mark.parametrize(
