@@ -194,6 +194,8 @@ def settings_of(job: Job, format: str) -> dict[str, str]:  # noqa: A002 - the sh
         "system": job.system or "-",
         "schema": "-" if job.shape is None else _digest(_shape(job)),
     }
+    if job.image is not None:
+        found["image column"] = job.image
     if job.agent is not None:
         found |= {"agent": job.agent.name, "agent version": job.agent.version or "-"}
     settings = job.settings
@@ -249,6 +251,7 @@ def job_facts(job: Job) -> dict[str, Any]:
         "limit": job.limit,
         "prompt": job.prompt,
         "system": job.system,
+        "image": job.image,
         "settings": plain_settings(job.settings),
         "bad_rows": job.bad_rows,
         "shape": None
