@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from batch_llm.strategies.admission import Cost
+from batch_llm.core.request import CHARACTERS_PER_TOKEN
+from batch_llm.strategies.costs import Cost
 
 if TYPE_CHECKING:
     from batch_llm.base import LLMWorkItem
@@ -16,8 +17,7 @@ if TYPE_CHECKING:
 
     Item = LLMWorkItem[Any, Any, Any]
 
-#: Characters to a token, until answers tell better; and an answer's tokens until the first.
-CHARACTERS_PER_TOKEN = 4.0
+#: An answer's tokens until the first has come.
 FIRST_OUTPUT_TOKENS = 400.0
 #: How fast the estimates follow: the share of one answer.
 LEARNING_SHARE = 0.03
@@ -77,11 +77,4 @@ class Sizes:
 
 
 def _characters(item: Item) -> int:
-    if item.request is None:
-        return len(item.prompt)
-    characters = 0
-    for message in item.request.messages:
-        content = message.content
-        if isinstance(content, str):
-            characters += len(content)
-    return characters
+    return len(item.prompt) if item.request is None else item.request.characters

@@ -10,9 +10,9 @@ from datetime import UTC, datetime
 from importlib import metadata, util
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from cyclopts import App, Parameter
+from cyclopts import App, Group, Parameter
 from cyclopts.config import Env, Toml
 
 from batch_llm.cli.exit_codes import ExitCode
@@ -22,7 +22,7 @@ app = App(
     help="Send many prompts through a provider: every row answered once.",
     version=metadata.version("batch-llm"),
     result_action="return_value",
-    default_parameter=Parameter(negative=()),
+    default_parameter=Parameter(negative=(), show_default=lambda value: value or None),
     suppress_keyboard_interrupt=False,  # `main` says a word about it
 )
 #: Where the flags of ``run`` and ``check`` come from when the command line does not say.
@@ -31,6 +31,16 @@ _SOURCES = [
     Toml("batch-llm.toml", use_commands_as_keys=False),
     Toml("pyproject.toml", root_keys=["tool", "batch-llm"], use_commands_as_keys=False),
 ]
+_T = TypeVar("_T")
+#: Flags of one kind stand together in the help.
+Asking = Annotated[_T, Parameter(group=Group.create_ordered("What is asked, and whom"))]
+Rows = Annotated[_T, Parameter(group=Group.create_ordered("The rows"))]
+Results = Annotated[_T, Parameter(group=Group.create_ordered("The results"))]
+Reuse = Annotated[_T, Parameter(group=Group.create_ordered("Answers that are there already"))]
+Pacing = Annotated[_T, Parameter(group=Group.create_ordered("How fast"))]
+Failing = Annotated[_T, Parameter(group=Group.create_ordered("After failures"))]
+Capping = Annotated[_T, Parameter(group=Group.create_ordered("Cost and caps"))]
+Showing = Annotated[_T, Parameter(group=Group.create_ordered("What is shown"))]
 _EPILOGUE = """\
 Every flag can also be set in the environment (`BATCH_LLM_CONCURRENCY=200`), in `batch-llm.toml` or
 in `[tool.batch-llm]` of `pyproject.toml` (`concurrency = 200`). Keys are read from the environment
@@ -46,63 +56,63 @@ SIGTERM."""
 class Pace:
     """Flags that may be others each time a run goes on: how fast, how far, and what is shown."""
 
-    base_url: str | None = None
-    "any OpenAI-compatible server, up to /v1; several that serve the model: URL,URL"
-    cache: str | None = None
+    base_url: Asking[str | None] = None
+    "another address, as the provider's SDK takes it (OpenAI's kind: up to /v1); several: URL,URL"
+    cache: Reuse[str | None] = None
     "folder with answers of earlier runs: what was asked before is not asked again (docs/cache.md)"
-    cache_expires: str | None = None
+    cache_expires: Reuse[str | None] = None
     "ask again what was answered longer ago: 12h, 7d; default: never"
-    no_dedupe: bool = False
+    no_dedupe: Reuse[bool] = False
     "send rows that ask the same each by itself; else one that is in flight answers the others"
-    concurrency: Annotated[str | None, Parameter(name=["--concurrency", "-c"])] = None
+    concurrency: Pacing[Annotated[str | None, Parameter(name=["--concurrency", "-c"])]] = None
     "calls in flight at the most; default: as many as limits or a local server allow; or knee"
-    ignore_slots: bool = False
+    ignore_slots: Pacing[bool] = False
     "do not ask a local server (vLLM, llama.cpp) how many calls it works on at once"
-    rpm: str | None = None
+    rpm: Pacing[str | None] = None
     "requests per minute that are never passed; limits that are not given are learned"
-    tpm: str | None = None
+    tpm: Pacing[str | None] = None
     "tokens per minute, input and output together"
-    itpm: str | None = None
+    itpm: Pacing[str | None] = None
     "input tokens per minute"
-    otpm: str | None = None
+    otpm: Pacing[str | None] = None
     "output tokens per minute"
-    rpd: str | None = None
+    rpd: Pacing[str | None] = None
     "requests per day"
-    longest_pause: str | None = None
+    longest_pause: Pacing[str | None] = None
     "rows whose limit opens again later than this fail: 10m; default: wait, be it for tomorrow"
-    keys: str | None = None
+    keys: Asking[str | None] = None
     "variables with keys for the model, used side by side: OPENAI_API_KEY,SECOND_KEY"
-    forget_limits: bool = False
+    forget_limits: Pacing[bool] = False
     "forget what earlier runs have learned of the model's limits, and learn anew"
-    timeout: str | None = None
+    timeout: Pacing[str | None] = None
     "for one call; default: 120s"
-    hedge: bool = False
+    hedge: Pacing[bool] = False
     "at the end of the run, send slow rows a second time, and take the first answer"
-    retries: str | None = None
+    retries: Failing[str | None] = None
     "further attempts of a row; refusals by a rate limit do not count; default: 5"
-    fallback: Annotated[list[str] | None, Parameter(name="--fallback")] = None
+    fallback: Failing[Annotated[list[str] | None, Parameter(name="--fallback")]] = None
     "models that are asked in turn where a row fails at its own: MODEL,MODEL (or repeat)"
-    fallback_on: str | None = None
+    fallback_on: Failing[str | None] = None
     "failures after which they are asked: bad_output,quota; default: the usual ones, docs/errors.md"
-    max_tokens_cap: str | None = None
+    max_tokens_cap: Failing[str | None] = None
     "what a max_tokens that cut an answer off is raised to, once: 8k; default: twice; 0: not at all"
-    max_cost: str | None = None
+    max_cost: Capping[str | None] = None
     "stop before the run costs more US dollars than this, failed attempts included"
-    max_tokens_total: str | None = None
+    max_tokens_total: Capping[str | None] = None
     "the same in tokens, input and output together: 50M"
-    deadline: str | None = None
+    deadline: Capping[str | None] = None
     "send nothing any more after this: 6h, or 23:30, or 2026-11-30T08:00"
-    fail_over: str | None = None
+    fail_over: Capping[str | None] = None
     "stop when more rows than this have failed: 50, or 1% of those that are finished"
-    prices: str | None = None
+    prices: Capping[str | None] = None
     "TOML file with prices of your own, in USD per million tokens: docs/money.md"
-    progress: Literal["auto", "rich", "plain", "json", "none"] | None = None
+    progress: Showing[Literal["auto", "rich", "plain", "json", "none"] | None] = None
     "a display in terminals, else a line every 10 s; json: records on standard error"
-    json: bool = False
+    json: Showing[bool] = False
     "print machine-readable records to standard output"
-    quiet: Annotated[bool, Parameter(name=["--quiet", "-q"])] = False
+    quiet: Showing[Annotated[bool, Parameter(name=["--quiet", "-q"])]] = False
     "say nothing but errors"
-    verbose: Annotated[bool, Parameter(name=["--verbose", "-v"])] = False
+    verbose: Showing[Annotated[bool, Parameter(name=["--verbose", "-v"])]] = False
     "log each failed attempt"
 
 
@@ -110,59 +120,59 @@ class Pace:
 class Ask:
     """Flags that say what is asked of which rows, and where the results go."""
 
-    model: Annotated[str | None, Parameter(name=["--model", "-m"])] = None
+    model: Asking[Annotated[str | None, Parameter(name=["--model", "-m"])]] = None
     "provider:model, such as openai:gpt-6-luna; default: sim:fast, the simulator"
-    agent: str | None = None
+    agent: Asking[str | None] = None
     "who answers the rows: module:variable, agent.py:variable, or a .yaml or .json of pydantic-ai"
-    prompt: str | None = None
+    prompt: Asking[str | None] = None
     "template over columns: 'Classify {{ text }}'; @FILE reads it from a file"
-    system: str | None = None
+    system: Asking[str | None] = None
     "system message, a template too"
-    image: str | None = None
+    image: Asking[str | None] = None
     "column with a picture for each row: an address, or a path seen from INPUT's folder"
-    format: (
+    format: Rows[
         Literal["openai-batch", "chat", "prompt", "rows", "csv", "tsv", "parquet", "txt"] | None
-    ) = None
+    ] = None
     "default: seen from the name and the first record"
-    columns: str | None = None
+    columns: Rows[str | None] = None
     "names for a CSV or TSV without a header line: label,text"
-    id_column: str | None = None
+    id_column: Rows[str | None] = None
     "default: custom_id, id, else row-N"
-    limit: str | None = None
+    limit: Rows[str | None] = None
     "stop after so many rows: 500, 10k"
-    schema: str | None = None
+    schema: Asking[str | None] = None
     "JSON schema file or module:Type for structured answers"
-    choices: str | None = None
+    choices: Asking[str | None] = None
     "a,b,c: the answer is one of them"
-    set: Annotated[list[str], Parameter(name=["--set", "-s"])] = dataclasses.field(
+    set: Asking[Annotated[list[str], Parameter(name=["--set", "-s"])]] = dataclasses.field(
         default_factory=list
     )
     "a setting, such as temperature=0 (repeat); temperature=0,0.5 is one per attempt"
-    bad_rows: Literal["stop", "fail", "skip"] = "stop"
+    bad_rows: Rows[Literal["stop", "fail", "skip"]] = "stop"
     "what to do about records that cannot be used"
-    output: Annotated[str | None, Parameter(name=["--output", "-o"], allow_leading_hyphen=True)] = (
-        None
-    )
+    output: Results[
+        Annotated[str | None, Parameter(name=["--output", "-o"], allow_leading_hyphen=True)]
+    ] = None
     "default: INPUT.results.jsonl; .csv, .tsv and .parquet write tables; - is standard output"
-    failed: str | None = None
+    failed: Results[str | None] = None
     "the failed rows, ready to be run again; default: beside the results"
-    order: Literal["done", "input"] = "done"
+    order: Results[Literal["done", "input"]] = "done"
     "write rows as they are done, or in the input's order"
-    overwrite: bool = False
+    overwrite: Results[bool] = False
     "begin anew: replace output files that exist, and the run's ledger"
-    new: bool = False
+    new: Results[bool] = False
     "begin another run beside those that there are, with files of its own"
-    name: str | None = None
+    name: Results[str | None] = None
     "how the run is called, by `resume` and the like; default: after its output"
-    store: str | None = None
+    store: Results[str | None] = None
     "the run's ledger; default: .batch-llm/runs/NAME.sqlite; the same command again continues it"
-    no_store: bool = False
+    no_store: Results[bool] = False
     "keep no ledger: a run that is cut off cannot be continued"
 
 
 @dataclasses.dataclass(kw_only=True)
 class Flags(Pace, Ask):
-    """The flags of ``run``, ``check`` and ``plan``; in the help, those of ``Ask`` come first."""
+    """The flags of ``run``, ``check`` and ``plan``."""
 
 
 def _command(source: str, flags: Flags) -> Any:
@@ -282,7 +292,7 @@ def run(input: Input, /, *, flags: FlagsOfRun = None) -> int:  # noqa: A002
 
 def _run(source: str, flags: Flags) -> int:
     from batch_llm.cli.command import check_paths
-    from batch_llm.cli.execution import run_job
+    from batch_llm.cli.execution import run_command
     from batch_llm.exceptions import InputError
 
     if flags.verbose:
@@ -291,7 +301,7 @@ def _run(source: str, flags: Flags) -> int:
     if command.as_json and command.output == "-":
         raise InputError("--json and --output - both want standard output; choose one")
     check_paths(source, [command.output, command.failed], command.ledger)
-    return run_job(command)
+    return run_command(command)
 
 
 def _log_attempts() -> None:
@@ -473,7 +483,7 @@ def show(
     id: str | None = None,  # noqa: A002
     settings: bool = False,
 ) -> int:
-    """Show a run: what is done, what failed and why, what it cost.
+    """Show a run: what is done, what failed and why, and its tokens.
 
     Parameters
     ----------
@@ -530,7 +540,7 @@ def demo(*, prompts: int = 1000, concurrency: str = "auto") -> int:
     """Run sample prompts through the simulator with its faults on. No key, no network."""
     from batch_llm.cli import values
     from batch_llm.cli.command import Command
-    from batch_llm.cli.execution import run_job
+    from batch_llm.cli.execution import run_command
     from batch_llm.cli.progress import say
     from batch_llm.exceptions import ConfigError
 
@@ -546,7 +556,7 @@ def demo(*, prompts: int = 1000, concurrency: str = "auto") -> int:
                 city = cities[number % len(cities)]
                 row = {"id": f"demo-{number}", "prompt": f"Fact {number} about {city}?"}
                 file.write(f"{_dumps(row)}\n")
-        return run_job(
+        return run_command(
             Command(
                 input=str(source),
                 model="sim:flaky",

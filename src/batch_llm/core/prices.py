@@ -274,7 +274,7 @@ class Prices:
 
     @classmethod
     def from_file(cls, path: str | Path) -> Prices:
-        """Read a TOML file with one table per model, such as ``["openai-chat:gpt-6-luna"]``.
+        """Read a TOML file with one table per model, such as ``["openai:gpt-6-luna"]``.
 
         Each holds ``input`` and ``output``, and any other attribute of ``Price``.
 

@@ -66,8 +66,11 @@ class CallByMode:
         """Return the digest of what an item asks; of code, of its prompt and version."""
         if item.request is not None and self._requests is not None:
             return self._requests.content(item)
-        parts = (item.item_id, item.prompt, item.version)
-        return content_digest(*[part.encode("utf-8", "surrogatepass") for part in parts])
+        return content_digest(
+            item.item_id.encode("utf-8", "surrogatepass"),
+            item.prompt.encode("utf-8", "surrogatepass"),
+            item.version.encode("utf-8", "surrogatepass"),
+        )
 
     @property
     def repeatable(self) -> Repeatable | None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from batch_llm.core.request import Request
     from batch_llm.providers.base import Outcome, Try
     from batch_llm.providers.transport import Response, Transport
-    from batch_llm.strategies.budgets import LimitHeader
+    from batch_llm.strategies.header_belief import LimitHeader
 
 #: Writes a request whole, whatever its model refuses.
 _WHOLE = ChatCodec(thinks=False)

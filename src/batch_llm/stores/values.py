@@ -97,7 +97,7 @@ def to_json(value: Any) -> str:
         ValueError: It holds itself.
     """
     try:
-        return msgspec.json.encode(value, enc_hook=_fields).decode()
+        return _encode(value).decode()
     except (UnicodeEncodeError, OverflowError):  # half a character; a number of more than 64 bits
         return json.dumps(value, default=_fields)
 
@@ -117,6 +117,9 @@ def _fields(value: Any) -> Any:
     if dump is None:
         raise TypeError(f"a {type(value).__name__} is no plain data")
     return dump(mode="json")
+
+
+_encode = msgspec.json.Encoder(enc_hook=_fields).encode
 
 
 def reused(record: Record) -> WorkItemResult[Any, Any]:

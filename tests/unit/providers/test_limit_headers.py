@@ -19,8 +19,15 @@ from batch_llm.providers.limit_headers import (
     named_limit,
     read_limits,
 )
-from batch_llm.strategies.admission import CONCURRENCY, INPUT, OUTPUT, REQUESTS, TOKENS
-from batch_llm.strategies.budgets import REQUESTS_PER_DAY, LimitHeader
+from batch_llm.strategies.dimensions import (
+    CONCURRENCY,
+    INPUT,
+    OUTPUT,
+    REQUESTS,
+    REQUESTS_PER_DAY,
+    TOKENS,
+)
+from batch_llm.strategies.header_belief import LimitHeader
 from fakes import USAGE, item
 
 

@@ -5,17 +5,17 @@ import pytest
 from batch_llm import Image, Request, Text
 from batch_llm.exceptions import InputError
 from batch_llm.inputs import Row
-from batch_llm.runs.job import Job
-from batch_llm.runs.ledgers import job_facts, settings_of
+from batch_llm.runs.brief import Brief
+from batch_llm.runs.ledgers import brief_facts, settings_of
 from batch_llm.runs.recipe import Recipe, with_picture
 
 PNG = b"\x89PNG\r\n\x1a\n"
 ASKED = Request.of("x:m", "What is it?", system="Be brief.")
 
 
-def job(tmp_path, **more):
+def brief(tmp_path, **more):
     chosen = {"prompt": "What is {{ id }}?", "image": "photo"} | more
-    return Job(input=str(tmp_path / "rows.csv"), model="x:m", **chosen)
+    return Brief(input=str(tmp_path / "rows.csv"), model="x:m", **chosen)
 
 
 @pytest.mark.parametrize("value", ["https://example.com/a.png", "data:image/png;base64,AAAA"])
@@ -28,7 +28,7 @@ def test_an_address_is_handed_on_as_it_is(tmp_path, value):
 
 def test_a_path_is_seen_from_the_inputs_folder(tmp_path):
     (tmp_path / "a.png").write_bytes(PNG)
-    recipe = Recipe(job(tmp_path), "rows.csv", "csv", ["id", "photo"])
+    recipe = Recipe(brief(tmp_path), "rows.csv", "csv", ["id", "photo"])
 
     request = recipe.request_for(Row("1", 1, {"id": "1", "photo": "a.png"}))
 
@@ -64,10 +64,10 @@ def test_what_is_no_picture_is_told(tmp_path, value, problem):
 )
 def test_it_is_refused_where_it_would_do_nothing(tmp_path, format_, columns, more, problem):
     with pytest.raises(InputError, match=problem):
-        Recipe(job(tmp_path, **more), "rows", format_, columns)
+        Recipe(brief(tmp_path, **more), "rows", format_, columns)
 
 
 def test_the_column_belongs_to_the_run(tmp_path):
-    assert settings_of(job(tmp_path), "csv")["image column"] == "photo"
-    assert "image column" not in settings_of(job(tmp_path, image=None), "csv")
-    assert job_facts(job(tmp_path))["image"] == "photo"
+    assert settings_of(brief(tmp_path), "csv")["image column"] == "photo"
+    assert "image column" not in settings_of(brief(tmp_path, image=None), "csv")
+    assert brief_facts(brief(tmp_path))["image"] == "photo"
