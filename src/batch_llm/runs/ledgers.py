@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 from datetime import UTC, datetime
 from hashlib import blake2b
 from importlib import metadata
@@ -120,6 +121,9 @@ def open_ledger(
             "brief": brief_facts(brief),
             "servers": sorted(set(servers)),
             "version": version,
+            "python": platform.python_version(),
+            "prices": brief.prices.origin,
+            "prices_at": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         ledger.note(facts | brief.facts | ({} if before else {"made_by_version": version}))
     except BaseException:
