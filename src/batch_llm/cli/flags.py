@@ -100,6 +100,8 @@ class Ask:
     "template over columns: 'Classify {{ text }}'; @FILE reads it from a file"
     system: Asking[str | None] = None
     "system message, a template too"
+    image: Asking[str | None] = None
+    "column with a picture for each row: an address, or a path seen from INPUT's folder"
     format: Rows[
         Literal["openai-batch", "chat", "prompt", "rows", "csv", "tsv", "parquet", "txt"] | None
     ] = None
@@ -190,6 +192,7 @@ def command_from(source: str, flags: Flags) -> Command:
         limit=None if limit is None else values.read_count("--limit", limit, at_least=1),
         prompt=values.read_text("--prompt", flags.prompt),
         system=values.read_text("--system", flags.system),
+        image=flags.image,
         settings=values.read_settings(flags.set),
         shape=values.read_shape(flags.schema, flags.choices),
         bad_rows=flags.bad_rows,

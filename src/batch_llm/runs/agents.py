@@ -213,8 +213,10 @@ def _model(brief: Brief, name: str, opened: ExitStack) -> Any:
         raise ConfigError("--keys or --base-url", len(places), "one, where an agent is asked")
     (endpoint,) = places
     spoken = agents.sdk_prefix(SIMULATED.get(prefix, prefix))
+    # Google's SDK refuses a model's name with the options of a simulator in it.
+    plain = endpoint.model.partition("?")[0] if is_simulator(prefix) else endpoint.model
     return agents.model(
-        f"{spoken}:{endpoint.model}",
+        f"{spoken}:{plain}",
         base_url=agents.sdk_base_url(spoken, endpoint.url),
         api_key=endpoint.secret or "none",
     )

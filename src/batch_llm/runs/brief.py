@@ -31,6 +31,8 @@ class Brief:
     limit: int | None = None
     prompt: str | None = None
     system: str | None = None
+    #: The column with a picture for each row.
+    image: str | None = None
     settings: Settings = field(default_factory=Settings)
     shape: OutputSchema | None = None
     #: Who answers the rows, instead of requests; and its model, where it is not asked of its own.

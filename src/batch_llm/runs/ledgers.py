@@ -206,6 +206,8 @@ def settings_of(brief: Brief, format: str) -> dict[str, str]:  # noqa: A002 - th
         "system": brief.system or "-",
         "schema": "-" if brief.shape is None else _digest(_shape(brief)),
     }
+    if brief.image is not None:
+        found["image column"] = brief.image
     if brief.agent is not None:
         found |= {"agent": brief.agent.name, "agent version": brief.agent.version or "-"}
     settings = brief.settings
@@ -261,6 +263,7 @@ def brief_facts(brief: Brief) -> dict[str, Any]:
         "limit": brief.limit,
         "prompt": brief.prompt,
         "system": brief.system,
+        "image": brief.image,
         "settings": plain_settings(brief.settings),
         "bad_rows": brief.bad_rows,
         "shape": None

@@ -89,6 +89,8 @@ class RunOptions(PaceOptions, total=False):
     Attributes:
         prompt: A template over the rows' columns: ``"Classify {{ text }}"``.
         system: The system message, a template too.
+        image: The column with a picture for each row: an address, a ``data:`` URL, or a path,
+            seen from the input's folder. Where it is empty there is none.
         settings: Such as ``{"temperature": 0, "max_tokens": 500}``; a list of temperatures is one
             per attempt.
         format: Of a file; None sees it from the name and the first record.
@@ -104,6 +106,7 @@ class RunOptions(PaceOptions, total=False):
 
     prompt: str | None
     system: str | None
+    image: str | None
     settings: Mapping[str, Any] | Settings | None
     format: str | None
     columns: Sequence[str] | None
@@ -144,6 +147,7 @@ def brief_from(rows: Rows, model: str, schema: Any, options: RunOptions) -> Brie
         limit=_at_least("limit", options.get("limit"), 1),
         prompt=options.get("prompt"),
         system=options.get("system"),
+        image=options.get("image"),
         settings=settings if isinstance(settings, Settings) else settings_from(settings or {}),
         shape=None if schema is None else OutputSchema.of(schema),
         bad_rows=bad_rows,
@@ -259,6 +263,7 @@ _WORDS = {
     "--overwrite": "overwrite=True",
     "--prompt": "prompt",
     "--system": "system",
+    "--image": "image",
     "--columns": "columns",
     "--format": "format",
     "--keys": "keys",

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from batch_llm.base import LLMWorkItem
-from batch_llm.core.request import Request, Settings
+from batch_llm.core.request import Image, Message, Request, Settings, Text
 from batch_llm.core.text import safe
 from batch_llm.exceptions import InputError
 from batch_llm.inputs import Row, Template
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     Item = LLMWorkItem[Any, Any, Row]
 
 _CHAT_URL = "/v1/chat/completions"
+_ADDRESSES = ("https://", "http://", "data:")
 _TABLES = {"rows", "csv", "tsv", "parquet"}
 
 
@@ -147,10 +149,9 @@ class Recipe:
             problem = template.check(columns, self._name) if template else None
             if problem:
                 raise InputError(problem)
-        if self._brief.id_column and self._brief.id_column not in columns:
-            raise InputError(
-                f'{self._name} has no column "{safe(self._brief.id_column)}" for the ids'
-            )
+        for column, what in ((self._brief.id_column, "ids"), (self._brief.image, "pictures")):
+            if column and column not in columns:
+                raise InputError(f'{self._name} has no column "{safe(column)}" for the {what}')
 
     def _check_flags_are_used(self) -> None:
         """Refuse flags that this shape of input would leave without effect."""
@@ -163,11 +164,12 @@ class Recipe:
             flags = {
                 "--prompt": brief.prompt is not None,
                 "--system": brief.system is not None,
+                "--image": brief.image is not None,
                 "--schema or --choices": brief.shape is not None,
                 "--set": brief.settings != Settings(),
             }
         elif shape == "chat" and brief.prompt is None:
-            flags = {"--system": brief.system is not None}
+            flags = {"--system": brief.system is not None, "--image": brief.image is not None}
         given = ", ".join(name for name, is_given in flags.items() if is_given)
         if given:
             raise InputError(
@@ -180,6 +182,7 @@ class Recipe:
         brief = self._brief
         flags = {
             "--system": brief.system is not None,
+            "--image": brief.image is not None,
             "--schema or --choices": brief.shape is not None,
             "--set": brief.settings != Settings(),
             "--cache": brief.cache is not None,
@@ -219,9 +222,12 @@ class Recipe:
             if not isinstance(prompt, str):
                 raise ValueError("`prompt` must be a text")
         system = self._system.render(data) if self._system is not None else None
-        return Request.of(
+        request = Request.of(
             brief.model, prompt, system=system, output=brief.shape, settings=brief.settings
         )
+        if brief.image is None:
+            return request
+        return with_picture(request, data.get(brief.image), Path(brief.input).parent)
 
     def item_for(self, row: Row) -> Item:
         """Make a row's item.
@@ -235,6 +241,33 @@ class Recipe:
             assert isinstance(prompt, str)  # noqa: S101 - other shapes of input were refused
             return self._brief.agent.item(row, prompt)
         return LLMWorkItem(row.item_id, request=request, context=row)
+
+
+def with_picture(request: Request, value: Any, folder: Path) -> Request:
+    """Return a request of one prompt with a picture behind it.
+
+    Args:
+        request: What is asked.
+        value: An address, a ``data:`` URL or a path; nothing and the empty text are no picture.
+        folder: Where a path begins.
+
+    Raises:
+        ValueError: It is none of these, or there is no picture.
+    """
+    if value is None or value == "":
+        return request
+    if not isinstance(value, str):
+        raise ValueError("the picture must be an address or a path")  # noqa: TRY004 - bad input, not a bug
+    if value.startswith(_ADDRESSES):
+        image = Image(value)
+    else:
+        try:
+            image = Image.from_file(folder / value)
+        except OSError as error:
+            raise ValueError(f"the picture cannot be read: {error.strerror}") from None
+    *before, turn = request.messages
+    assert isinstance(turn.content, str)  # noqa: S101 - it was made so
+    return replace(request, messages=(*before, Message(turn.role, (Text(turn.content), image))))
 
 
 def has_numbered_columns(brief: Brief) -> bool:
