@@ -188,10 +188,28 @@ class SqliteLedger:
                 raise
             found = self._opened(f"{uri}?immutable=1")
         version = found.execute("PRAGMA user_version").fetchone()[0]
-        if version not in migrations():
+        if version == max(migrations()):
+            return found
+        try:
+            return self._migrated_copy(found)
+        finally:
             found.close()
-            raise LedgerError(str(self.path), _not_ours(version))
-        return found
+
+    def _migrated_copy(self, earlier: sqlite3.Connection) -> sqlite3.Connection:
+        """Return what a file of an earlier version holds in the present schema; it stays as it is.
+
+        A process that was killed as it made its ledger leaves one of version 0, without a table.
+        """
+        copy = sqlite3.connect(
+            "", isolation_level=None, check_same_thread=False
+        )  # a temporary file
+        try:
+            earlier.backup(copy)
+            self._migrate(copy)
+        except BaseException:
+            copy.close()
+            raise
+        return copy
 
     def _opened(self, uri: str) -> sqlite3.Connection:
         found = sqlite3.connect(
