@@ -31,6 +31,7 @@ class Sizes:
     """
 
     __slots__ = (
+        "_charges_answers",
         "_charges_asked",
         "_charges_cache_reads",
         "_input_per_character",
@@ -41,6 +42,7 @@ class Sizes:
     def __init__(self, facts: LaneFacts) -> None:
         self._charges_asked = facts.charges_asked
         self._charges_cache_reads = facts.charges_cache_reads
+        self._charges_answers = facts.charges_answers
         self._reserves_asked = facts.reserves_asked
         self._input_per_character = 1 / CHARACTERS_PER_TOKEN
         self._output = FIRST_OUTPUT_TOKENS
@@ -58,6 +60,8 @@ class Sizes:
                 return Cost(1.0, sent + asked, sent, asked)
         elif self._charges_asked:
             return Cost(1.0, sent, sent, got)
+        if not self._charges_answers:
+            return Cost(1.0, sent, sent, got)
         return Cost(1.0, sent + got, sent, got, got)
 
     def learn(self, item: Item, usage: dict[str, int] | None) -> Cost | None:
@@ -73,7 +77,7 @@ class Sizes:
             return None
         if not self._charges_cache_reads:
             sent = max(0, sent - usage.get("cache_read_tokens", 0))
-        return Cost(1.0, sent + got, sent, got)
+        return Cost(1.0, sent + got if self._charges_answers else sent, sent, got)
 
 
 def _characters(item: Item) -> int:

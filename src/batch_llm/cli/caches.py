@@ -1,4 +1,4 @@
-"""Caches of answers: opens a job's, tells what one holds, clears it."""
+"""Caches of answers: opens a brief's, tells what one holds, clears it."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def foresee(plan: Plan, endpoint: Endpoint) -> Foreseen:
     Raises:
         CacheError: The cache cannot be used.
     """
-    job = plan.job
-    if job.agent is not None or (not job.dedupes and job.cache is None):
+    brief = plan.brief
+    if brief.agent is not None or (not brief.dedupes and brief.cache is None):
         return Foreseen()
     where = where_of(endpoint)
     cached = characters = 0
@@ -51,14 +51,14 @@ def foresee(plan: Plan, endpoint: Endpoint) -> Foreseen:
     seen = array("Q")
     with contextlib.ExitStack() as opened:
         cache = None
-        if job.cache is not None and AnswerCache.is_in(job.cache):
-            cache = opened.enter_context(open_cache(job))
+        if brief.cache is not None and AnswerCache.is_in(brief.cache):
+            cache = opened.enter_context(open_cache(brief))
         for chunk in chunks(plan.items()):
             keys: list[bytes] = []
             for item in chunk:
                 assert item.request is not None  # noqa: S101 - rows are requests
                 exchange = exchange_of(item.request, endpoint, where)
-                is_shared = job.dedupes and may_share(item, item.request)
+                is_shared = brief.dedupes and may_share(item, item.request)
                 keys.append(key_of(item, exchange, is_shared=is_shared))
             found = {} if cache is None else cache.find(keys)
             for item, key in zip(chunk, keys, strict=True):

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from batch_llm.base import WorkItemResult
     from batch_llm.cli.command import Command
     from batch_llm.inputs import Row
-    from batch_llm.runs.job import Job
+    from batch_llm.runs.brief import Brief
     from batch_llm.stores.sqlite import SqliteLedger
 
     Result = WorkItemResult[Any, Row]
@@ -122,7 +122,7 @@ class _Writers:
         self.failed.close()
 
 
-def run_job(command: Command) -> ExitCode:
+def run_command(command: Command) -> ExitCode:
     """Do it. Everything that can be checked is checked before the first call."""
     return run_plan(Plan(command), command)[0]
 
@@ -459,6 +459,6 @@ class _Execution:
         return None if self._session.stop_reason is None else ExitCode.STOPPED_BY_LIMIT
 
 
-def _has_limit(job: Job) -> bool:
-    limits = (job.max_cost, job.max_tokens_total, job.deadline, job.fail_over)
+def _has_limit(brief: Brief) -> bool:
+    limits = (brief.max_cost, brief.max_tokens_total, brief.deadline, brief.fail_over)
     return any(limit is not None for limit in limits)

@@ -100,6 +100,7 @@ class LaneFacts(msgspec.Struct, frozen=True):
         reserves_asked: Whether that is counted from the start of a call, and what the answer did
             not need is given back at its end.
         charges_cache_reads: Whether input that was read from a cache counts.
+        charges_answers: Whether answers count at all, and not the input alone.
         remembered_as: By place, the name under which its limits are remembered between runs; None
             where they are not.
         ask: By place, finds out what its server works on at once, before the first call; None, and
@@ -116,6 +117,7 @@ class LaneFacts(msgspec.Struct, frozen=True):
     charges_asked: bool = False
     reserves_asked: bool = False
     charges_cache_reads: bool = True
+    charges_answers: bool = True
     remembered_as: tuple[str | None, ...] = ()
     ask: tuple[Callable[[], Awaitable[Capacity | None]] | None, ...] = ()
     model: str = ""

@@ -46,6 +46,7 @@ class Provider:
         reserves_asked: Whether that is counted from the start of a call, and what the answer did
             not need is given back at its end.
         charges_cache_reads: Whether its token limit counts input that was read from a cache.
+        charges_answers: Whether its token limit counts answers at all, and not the input alone.
         is_local: Whether it is a server on the user's own machines: it needs no key.
         may_be_local: Whether servers on the user's own machines speak its format, as a rule.
     """
@@ -64,6 +65,7 @@ class Provider:
     charges_asked: bool = False
     reserves_asked: bool = False
     charges_cache_reads: bool = True
+    charges_answers: bool = True
     is_local: bool = False
     may_be_local: bool = True
 
@@ -146,6 +148,7 @@ PROVIDERS = {
             other_key_variables=("GEMINI_API_KEY",),
             version="/v1",
             key_header="x-goog-api-key",
+            charges_answers=False,
             may_be_local=False,
         ),
         Provider(

@@ -1,4 +1,4 @@
-"""The arguments of ``run``, ``stream`` and ``submit``, and the job that they make."""
+"""The arguments of ``run``, ``stream`` and ``submit``, and the brief that they make."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from batch_llm.core.request import Settings
 from batch_llm.core.schema import OutputSchema
 from batch_llm.exceptions import ConfigError, InputError
 from batch_llm.inputs.values import NAME
-from batch_llm.runs.job import Job
+from batch_llm.runs.brief import Brief
 from batch_llm.runs.ledgers import FOLDER, named_ledger
 from batch_llm.runs.recipe import read_settings
 from batch_llm.strategies.policies import fallback_codes
@@ -89,6 +89,8 @@ class RunOptions(PaceOptions, total=False):
     Attributes:
         prompt: A template over the rows' columns: ``"Classify {{ text }}"``.
         system: The system message, a template too.
+        image: The column with a picture for each row: an address, a ``data:`` URL, or a path,
+            seen from the input's folder. Where it is empty there is none.
         settings: Such as ``{"temperature": 0, "max_tokens": 500}``; a list of temperatures is one
             per attempt.
         format: Of a file; None sees it from the name and the first record.
@@ -104,6 +106,7 @@ class RunOptions(PaceOptions, total=False):
 
     prompt: str | None
     system: str | None
+    image: str | None
     settings: Mapping[str, Any] | Settings | None
     format: str | None
     columns: Sequence[str] | None
@@ -119,7 +122,7 @@ _KNOWN = frozenset(RunOptions.__annotations__)
 _BAD_ROWS = ("stop", "fail", "skip")
 
 
-def job_from(rows: Rows, model: str, schema: Any, options: RunOptions) -> Job:
+def brief_from(rows: Rows, model: str, schema: Any, options: RunOptions) -> Brief:
     """Understand the arguments of a run.
 
     Raises:
@@ -135,7 +138,7 @@ def job_from(rows: Rows, model: str, schema: Any, options: RunOptions) -> Job:
         raise ConfigError("bad_rows", bad_rows, f"one of {', '.join(_BAD_ROWS)}")
     columns = options.get("columns")
     settings = options.get("settings")
-    return Job(
+    return Brief(
         input=_input_of(rows),
         model=model,
         format=options.get("format"),
@@ -144,6 +147,7 @@ def job_from(rows: Rows, model: str, schema: Any, options: RunOptions) -> Job:
         limit=_at_least("limit", options.get("limit"), 1),
         prompt=options.get("prompt"),
         system=options.get("system"),
+        image=options.get("image"),
         settings=settings if isinstance(settings, Settings) else settings_from(settings or {}),
         shape=None if schema is None else OutputSchema.of(schema),
         bad_rows=bad_rows,
@@ -153,7 +157,7 @@ def job_from(rows: Rows, model: str, schema: Any, options: RunOptions) -> Job:
 
 
 def pace_of(options: PaceOptions) -> dict[str, Any]:
-    """Return the fields of a job that say how fast and how far.
+    """Return the fields of a brief that say how fast and how far.
 
     Raises:
         ConfigError: One of them cannot be.
@@ -259,6 +263,7 @@ _WORDS = {
     "--overwrite": "overwrite=True",
     "--prompt": "prompt",
     "--system": "system",
+    "--image": "image",
     "--columns": "columns",
     "--format": "format",
     "--keys": "keys",
