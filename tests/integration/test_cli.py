@@ -672,3 +672,48 @@ def test_a_full_disk_is_named_and_has_its_own_exit_code(cli, questions):
     assert done.returncode == 74, done.stderr
     assert "could not be written to /dev/full: No space left" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_run_does_not_end_because_nobody_can_hear_it(tmp_path, questions):
+    command = [sys.executable, "-m", "batch_llm", "run", questions.name]
+    command += ["--prompt", "{{ question }}"]
+
+    def run(*more, **streams):
+        return subprocess.run(
+            [*command, *more], cwd=tmp_path, stderr=subprocess.PIPE, check=False, **streams
+        )
+
+    with Path("/dev/full").open("w") as full:
+        ran = subprocess.run([*command, "-o", "out.jsonl"], cwd=tmp_path, stderr=full, check=False)
+        refused = subprocess.run([*command, "--rpm", "x"], cwd=tmp_path, stderr=full, check=False)
+        mute = run("-o", "two.jsonl", "--json", stdout=full, text=True)
+
+    assert (ran.returncode, refused.returncode) == (0, 2)
+    assert len(rows(tmp_path / "out.jsonl")) == 60
+    assert mute.returncode == 74, mute.stderr
+    assert "standard output: No space left" in mute.stderr
+
+
+def test_rows_are_not_mixed_with_words_where_standard_error_is_closed(tmp_path, questions):
+    command = (
+        f"{shlex.quote(sys.executable)} -m batch_llm run q.jsonl --prompt '{{{{ question }}}}'"
+    )
+
+    ran = subprocess.run(
+        f"{command} -o - 2>&-", shell=True, cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+
+    assert len([json.loads(line) for line in ran.stdout.splitlines()]) == 60
+
+
+def test_a_run_that_was_killed_as_it_made_its_ledger_goes_on(cli, tmp_path, questions):
+    command = ["run", questions.name, "--prompt", "{{ question }}"]
+    (tmp_path / ".batch-llm" / "runs").mkdir(parents=True)
+    (tmp_path / ".batch-llm" / "runs" / "q.results.jsonl.sqlite").touch()
+
+    listed, ran = cli("ls"), cli(*command)
+
+    assert listed.returncode == 0, listed.stderr
+    assert ran.returncode == 0, ran.stderr
+    assert len(rows(tmp_path / "q.results.jsonl")) == 60

@@ -14,6 +14,7 @@ from batch_llm.exceptions import DuplicateItemError, LedgerError, LedgerInUseErr
 from batch_llm.providers.requests import content_of
 from batch_llm.stores import ItemState, SqliteLedger
 from batch_llm.stores.base import TRANSITIONS
+from batch_llm.stores.statements import migrations
 from fakes import Script
 
 
@@ -228,3 +229,35 @@ def test_an_item_that_is_long_in_work_is_written_down_as_such(path):
     with SqliteLedger(path) as ledger:
         assert asyncio.run(main(ledger)) is ItemState.RUNNING
         assert ledger.find("slow").state is ItemState.DONE
+
+
+def test_an_earlier_versions_ledger_is_read_as_it_would_be_after_its_migration(path):
+    earlier = migrations()[1]
+    with sqlite3.connect(path) as tool:
+        tool.executescript(f"{earlier}\nPRAGMA user_version = 1;")
+        tool.execute("INSERT INTO items VALUES (1, 'a', x'01', 'failed', 1, 'timeout', 1, 2)")
+        tool.execute(
+            "INSERT INTO payloads (number, error, usage, seconds) VALUES (1, 'late', '{}', 1)"
+        )
+        tool.execute("INSERT INTO tries VALUES (1, 1, 1, 1, 1, 7, 3, NULL, 'timeout', 'late')")
+    tool.close()
+    before = path.read_bytes()
+
+    with SqliteLedger(path, read_only=True) as ledger:
+        assert ledger.counts()[ItemState.FAILED] == 1
+        assert [attempt.usage["input_tokens"] for attempt in ledger.attempts("a")] == [7]
+        assert [record.error for record in ledger.records(ItemState.FAILED)] == ["late"]
+        assert ledger.problems() == []
+
+    assert path.read_bytes() == before
+    with SqliteLedger(path) as ledger:
+        run(ledger, 1)
+
+
+def test_a_ledger_whose_making_was_cut_off_is_an_empty_one(path):
+    path.write_bytes(b"")  # what a process leaves that was killed before the first transaction
+
+    with SqliteLedger(path, read_only=True) as ledger:
+        assert not any(ledger.counts().values())
+
+    assert path.read_bytes() == b""

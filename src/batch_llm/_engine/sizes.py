@@ -36,12 +36,14 @@ class Sizes:
         "_charges_cache_reads",
         "_input_per_character",
         "_output",
+        "_reserves_asked",
     )
 
     def __init__(self, facts: LaneFacts) -> None:
         self._charges_asked = facts.charges_asked
         self._charges_cache_reads = facts.charges_cache_reads
         self._charges_answers = facts.charges_answers
+        self._reserves_asked = facts.reserves_asked
         self._input_per_character = 1 / CHARACTERS_PER_TOKEN
         self._output = FIRST_OUTPUT_TOKENS
 
@@ -54,6 +56,8 @@ class Sizes:
             got = min(got, asked)
             if self._charges_asked:
                 return Cost(1.0, max(asked, sent), sent, got)
+            if self._reserves_asked:  # all of it from the start; the rest comes back at the end
+                return Cost(1.0, sent + asked, sent, asked)
         elif self._charges_asked:
             return Cost(1.0, sent, sent, got)
         if not self._charges_answers:

@@ -72,6 +72,8 @@ def _leave(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
 
 def _explain(error: Exception) -> None:
     """Say what happened and what to do, with the way to try it without any provider."""
+    import contextlib
+
     from batch_llm.core.text import safe
     from batch_llm.exceptions import (
         CacheError,
@@ -115,7 +117,8 @@ def _explain(error: Exception) -> None:
             "  --model sim:fast           tries it without a key"
         )
     # Line by line: names of files, columns and models are other people's text.
-    print("\n".join(map(safe, f"error: {lines}".split("\n"))), file=sys.stderr)
+    with contextlib.suppress(OSError):  # nobody there to read it: the exit code still says it
+        print("\n".join(map(safe, f"error: {lines}".split("\n"))), file=sys.stderr)
 
 
 def _load_dotenv() -> None:
@@ -139,7 +142,7 @@ def _check_settings() -> None:
     import tomllib
     from pathlib import Path
 
-    from batch_llm.cli.app import Flags
+    from batch_llm.cli.flags import Flags
     from batch_llm.exceptions import InputError
     from batch_llm.stores.limit_memory import VARIABLE
 

@@ -14,7 +14,7 @@ from batch_llm.runs.ledgers import default_ledger, keepable_url, name_of, named_
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from batch_llm.cli.app import Flags
+    from batch_llm.cli.flags import Flags
 
 _TABLES = {".csv", ".tsv"}
 _NOT_WRITTEN = {".arrow", ".feather", ".xlsx", ".xls", ".db", ".sqlite", ".gz", ".zip"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import sys
@@ -14,6 +15,7 @@ import msgspec
 from batch_llm.cli.costs import bill_of_run, cost_record
 from batch_llm.cli.display import RateWindow, live_lines, log_line, without_cancelled
 from batch_llm.core.text import safe
+from batch_llm.exceptions import OutputLostError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,9 +33,15 @@ _FRAMES_PER_SECOND = 4
 
 
 def say(text: str) -> None:
-    """Talk to people: on standard error, line by line made fit for a terminal."""
+    """Talk to people: on standard error, line by line made fit for a terminal.
+
+    Nobody may be there to hear it (a closed pipe, a full disk): that is no reason to end a run.
+    """
+    if sys.stderr is None:  # closed; and standard output is for results
+        return
     lines = (safe(line, _LONGEST_LINE) for line in text.split("\n"))
-    print("\n".join(lines), file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):
+        print("\n".join(lines), file=sys.stderr, flush=True)
 
 
 def tell(record: dict[str, Any]) -> None:
@@ -43,6 +51,9 @@ def tell(record: dict[str, Any]) -> None:
     except BrokenPipeError:
         # Python would complain once more when it closes standard output.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise OutputLostError("standard output", error.strerror or str(error)) from error
 
 
 async def show_progress(

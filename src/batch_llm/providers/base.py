@@ -97,6 +97,8 @@ class LaneFacts(msgspec.Struct, frozen=True):
         burst_seconds: How many seconds of a told limit the provider lets go at once.
         charges_asked: Whether the longest answer that was asked for counts, and not the one that
             came.
+        reserves_asked: Whether that is counted from the start of a call, and what the answer did
+            not need is given back at its end.
         charges_cache_reads: Whether input that was read from a cache counts.
         charges_answers: Whether answers count at all, and not the input alone.
         remembered_as: By place, the name under which its limits are remembered between runs; None
@@ -113,6 +115,7 @@ class LaneFacts(msgspec.Struct, frozen=True):
     places: int = 1
     burst_seconds: float = 60.0
     charges_asked: bool = False
+    reserves_asked: bool = False
     charges_cache_reads: bool = True
     charges_answers: bool = True
     remembered_as: tuple[str | None, ...] = ()

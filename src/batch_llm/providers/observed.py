@@ -84,6 +84,18 @@ def observe(agent: T) -> T:
     return agent
 
 
+def taken_over(model: T) -> T:
+    """Return a model that was made here: its SDK does not retry, and its headers are seen.
+
+    Args:
+        model: A model of pydantic-ai whose client is nobody else's.
+    """
+    client: Any = getattr(model, "client", None)
+    if hasattr(client, "max_retries"):
+        client.max_retries = 0
+    return observe(model) if can_observe(model) else model
+
+
 def can_observe(agent: object) -> bool:
     """Whether ``observe`` would find an HTTP client."""
     return any(True for _ in _clients(agent))

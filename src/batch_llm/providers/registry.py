@@ -50,6 +50,7 @@ class Endpoint:
             without one.
         is_local: Whether its server is one of the user's own, and may be asked about itself.
         key_variable: The name of the variable with the key; empty without a key.
+        reserves_asked: See ``Provider``.
     """
 
     provider: str
@@ -64,6 +65,7 @@ class Endpoint:
     is_local: bool = False
     key_variable: str = ""
     charges_answers: bool = True
+    reserves_asked: bool = False
 
     @property
     def shown_url(self) -> str:
@@ -227,6 +229,7 @@ def resolve(
         may_be_local and host not in _PUBLIC_HOSTS,
         "" if login is not None or not key else variable,
         provider.charges_answers,
+        reserves_asked=(is_own or not provider.base_url) and provider.reserves_asked,
     )
 
 
@@ -247,6 +250,7 @@ def _simulated(prefix: str, name: str, base_url: str) -> Endpoint:
         provider.limit_names,
         provider.charges_asked,
         provider.charges_cache_reads,
+        reserves_asked=provider.reserves_asked,
         is_local=prefix == SIMULATOR,  # which may play a local server
         charges_answers=provider.charges_answers,
     )

@@ -87,6 +87,7 @@ class RequestCaller:
         return LaneFacts(
             places=len(pool),
             charges_asked=pool[0].charges_asked,
+            reserves_asked=pool[0].reserves_asked,
             charges_cache_reads=pool[0].charges_cache_reads,
             charges_answers=pool[0].charges_answers,
             model=f"{pool[0].provider}:{pool[0].model}",

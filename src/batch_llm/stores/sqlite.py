@@ -188,10 +188,28 @@ class SqliteLedger:
                 raise
             found = self._opened(f"{uri}?immutable=1")
         version = found.execute("PRAGMA user_version").fetchone()[0]
-        if version not in migrations():
+        if version == max(migrations()):
+            return found
+        try:
+            return self._migrated_copy(found)
+        finally:
             found.close()
-            raise LedgerError(str(self.path), _not_ours(version))
-        return found
+
+    def _migrated_copy(self, earlier: sqlite3.Connection) -> sqlite3.Connection:
+        """Return what a file of an earlier version holds in the present schema; it stays as it is.
+
+        A process that was killed as it made its ledger leaves one of version 0, without a table.
+        """
+        copy = sqlite3.connect(
+            "", isolation_level=None, check_same_thread=False
+        )  # a temporary file
+        try:
+            earlier.backup(copy)
+            self._migrate(copy)
+        except BaseException:
+            copy.close()
+            raise
+        return copy
 
     def _opened(self, uri: str) -> sqlite3.Connection:
         found = sqlite3.connect(
@@ -472,20 +490,27 @@ class SqliteLedger:
             if not work.is_written:
                 self._write_start(group, work)
             group.finish += (number, state, session, code, result.attempts, now)
+        usage_json = usage_to_json(result.token_usage)
         group.payload += (
             number, output, None if success else clean(result.error or "failed"),
-            clean(result.model), usage_to_json(result.token_usage), result.duration_seconds, rated,
-            result.response_body,
+            clean(result.model), usage_json, result.duration_seconds, rated, result.response_body,
         )  # fmt: skip
         work.is_open, work.is_finished = False, True
         group.results += 1
-        self._conclude(writer, work, history)
+        self._conclude(writer, work, history, result.token_usage, usage_json)
         return GroupSaving(group, item_id, writer)
 
-    def _conclude(self, writer: LedgerWriter, work: Work, history: Sequence[Attempt]) -> None:
+    def _conclude(
+        self,
+        writer: LedgerWriter,
+        work: Work,
+        history: Sequence[Attempt],
+        usage: Mapping[str, Any] | None = None,
+        usage_json: str | None = None,
+    ) -> None:
         group = writer.open
         for attempt in history:
-            self._book(group, work.number, attempt)
+            self._book(group, work.number, attempt, usage, usage_json)
         group.works.append(work)
         if work.slot is not None:
             group.slots.append(work.slot)
@@ -493,11 +518,18 @@ class SqliteLedger:
                 group.slots += work.slots
         writer.added()
 
-    def _book(self, group: Group, number: int, attempt: Attempt) -> None:
+    def _book(
+        self,
+        group: Group,
+        number: int,
+        attempt: Attempt,
+        known: Mapping[str, Any] | None = None,
+        known_json: str | None = None,
+    ) -> None:
         usage, billed_as = attempt.usage, attempt.billed_as
         sent = got = further = None
         if usage is not None:
-            sent, got, further = further_usage(usage)
+            sent, got, further = further_usage(usage, known, known_json)
         booked_under = None
         if billed_as is not None:
             booked_under = self._billed_as.get(billed_as)

@@ -277,6 +277,8 @@ class Budget:
 
     def release(self) -> None:
         """Take it for unlimited again."""
+        self.limit = None
+        self.is_window = self.is_sliding = False
         self.rate = self.ceiling = self.peak = math.inf
         self.capacity = self.level = math.inf
 

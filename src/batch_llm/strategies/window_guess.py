@@ -114,9 +114,13 @@ class WindowGuess:
 
     @property
     def _may_be_learned(self) -> bool:
-        """Whether this may be the first opening of a window that nobody told us of."""
+        """Whether this may be the first opening of a window that nobody told us of.
+
+        A dimension that no refusal was blamed on has no limit to learn.
+        """
         budget = self._budget
-        return budget.source == "unknown" and budget.limit is None and budget.log is not None
+        is_new = budget.source == "unknown" and budget.limit is None
+        return is_new and budget.is_limited and budget.log is not None
 
     def _learn_window(self, now: float, *, others: bool) -> None:
         """Take what was let in before the first refusal for the limit of a minute."""

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from batch_llm.strategies.budgets import Budget
-from batch_llm.strategies.dimensions import REQUESTS
+from batch_llm.strategies.dimensions import REQUESTS, TOKENS
 from budget_states import opened_twice, told, window
 
 
@@ -181,3 +181,24 @@ def test_a_refusal_near_the_turn_of_the_minute_does_not_where_headers_told_of_it
     budget.refill(61.0)
 
     assert refused_in_mid_window(budget, 120.0 + second, 1.0).is_window
+
+
+def test_a_dimension_that_no_refusal_was_blamed_on_has_no_limit_to_learn():
+    budget = Budget(TOKENS, None, 0.0, 60.0)
+    budget.charge(0.0, 400.0)
+    budget.note_cut()
+
+    budget.windows.explain_opening(31.0, 0.0, 31.0, is_long=True)
+
+    assert not budget.is_limited
+    assert not budget.is_window
+
+
+def test_a_learned_window_that_is_believed_no_more_is_not_fitted_either():
+    budget = closed()
+
+    budget.release()
+    budget.windows.fit(200.0, is_refused=False)
+
+    assert not budget.is_limited
+    assert budget.wait(200.0, 1e9) == 0.0
