@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import math
+import random
 from typing import NamedTuple
 
 from batch_llm.strategies.costs import Cost
@@ -84,3 +85,20 @@ class Lane:
                 retry_after=reply.retry_after,
                 dimension=reply.dimension,
             )
+
+
+class Bucket:
+    """Lets in a rate and a burst, and refuses a share of all calls at random."""
+
+    def __init__(self, seed, *, rate=1e9, burst=1e9, chance=0.0):
+        self.dice = random.Random(seed)
+        self.rate, self.burst, self.level, self.at = rate, burst, burst, 0.0
+        self.chance = chance
+
+    def __call__(self, now):
+        self.level = min(self.burst, self.level + (now - self.at) * self.rate)
+        self.at = now
+        if self.dice.random() < self.chance or self.level < 1:
+            return Reply("refused", 0.1)
+        self.level -= 1
+        return Reply("taken", self.dice.uniform(0.5, 1.5))

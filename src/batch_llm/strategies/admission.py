@@ -14,7 +14,7 @@ page is how its parts work together:
 - It closes the gate for as long as Retry-After says (``gate.py``). How long that takes shows limits
   that are counted by the minute (``closure.py``, ``window_guess.py``).
 - Refusals that are none of a rate's: a limit on calls in flight (``slots.py``), chance
-  (``noise.py``), an overloaded or absent provider (``overload.py``).
+  (``noise.py``, ``second_calls.py``), an overloaded or absent provider (``overload.py``).
 
 What it reaches on the test bench is in ``docs/admission.md``.
 """
@@ -48,6 +48,7 @@ from batch_llm.strategies.noise import Noise
 from batch_llm.strategies.overload import Overload
 from batch_llm.strategies.rate_search import RateSearch
 from batch_llm.strategies.rates import Rates
+from batch_llm.strategies.second_calls import FASTEST_TRIED, Bound, SecondCalls, bounds_of
 from batch_llm.strategies.slots import Slots
 
 if TYPE_CHECKING:
@@ -86,6 +87,7 @@ class Admission:
         "_overload",
         "_rates",
         "_search",
+        "_second_calls",
         "_slots",
         "budgets",
         "in_flight",
@@ -121,6 +123,7 @@ class Admission:
         self._search = RateSearch(self._belief, self._epoch, self._doubt)
         self._rates = Rates(now, self.budgets, self._belief, self._epoch, self._search)
         self._noise = Noise()
+        self._second_calls = SecondCalls()
         self._slots = Slots()
         self._overload = Overload(now, self._dice)
 
@@ -400,6 +403,8 @@ class Admission:
         if grant.number > epoch.calls_at_cut:
             if not epoch.accepted:
                 self._reopen(now, grant)
+            if epoch.accepted <= 1 and self.refusals:
+                self._note_second(grant)
             epoch.accepted += 1
             self._gate.closed_again = 0
             if not belief.is_first and self._rates.grow(now) and not belief.knows_limits:
@@ -438,6 +443,7 @@ class Admission:
             epoch.close()
             self._close_gate(now, retry_after)
             return True
+        bounds = [] if is_closed_still else self._bounds()
         if not is_closed_still and not self._cut_rates(now, grant, named):
             return False
         for name, budget in self.budgets.items():
@@ -451,7 +457,9 @@ class Admission:
         belief.is_first = False
         epoch.close()
         self._rates.grown_at = now
-        self._close_gate(now, retry_after)
+        is_trial = self._second_calls.begin(now + (retry_after or 0.0), grant, bounds)
+        if not is_trial or retry_after is not None:
+            self._close_gate(now, retry_after)
         self.budgets[REQUESTS].keep_empty(gate.closed_until)
         if not belief.knows_limits:
             self._doubt.fit_to_cut(self.requests_per_second)
@@ -498,6 +506,8 @@ class Admission:
             is_so = self._slots.explains(grant.others, is_first=is_first)
         if is_so and not was_known:
             self._rates.lift(self._noise)
+        elif was_known and not self._slots.is_known:
+            self._rates.land()
         return is_so
 
     def _is_noise(self, now: float, grant: Grant, seconds: float) -> bool:
@@ -514,6 +524,23 @@ class Admission:
             return False
         self._rates.lift(self._noise)
         return True
+
+    def _bounds(self) -> list[Bound]:
+        """Return the rates that two calls right after a refusal are to be compared with."""
+        is_tried = not (
+            self._belief.is_first
+            or self._belief.knows_limits
+            or self._noise.is_believed
+            or self.requests_per_second > FASTEST_TRIED
+        )
+        return bounds_of(self.budgets.values()) if is_tried else []
+
+    def _note_second(self, grant: Grant) -> None:
+        """See from the first two calls let in since a refusal whether it was chance."""
+        noise = self._noise
+        if self._second_calls.note_accepted(grant, noise.proofs_asked) and not noise.is_believed:
+            noise.believe(self.refusals / self._epoch.calls)
+            self._rates.lift(noise)
 
     def _note_follower(self, grant: Grant, *, was_accepted: bool) -> None:
         """See from the calls after the first refusal whether it meant that the bucket was empty."""

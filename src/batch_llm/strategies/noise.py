@@ -15,6 +15,8 @@ from collections import deque
 
 #: Refusals in a row that no limit explains, until they are taken for random.
 UNEXPLAINED_IN_A_ROW = 4
+#: A trial that no bucket explains weighs as much as so many of them.
+UNEXPLAINED_PER_PROOF = 2
 #: A refusal is unexplained below this share of the rate that was let in shortly before.
 IMPOSSIBLE_SHARE = 0.93
 #: What was let in counts for so long, and for so many refusals at least.
@@ -77,6 +79,11 @@ class Noise:
         """Whether refusals come at random."""
         return self.chance > 0
 
+    @property
+    def proofs_asked(self) -> int:
+        """Trials with two calls (``second_calls.py``) that weigh as much as the row."""
+        return self._asked // UNEXPLAINED_PER_PROOF
+
     def note_episode(self, now: float, rates: dict[str, float], calls: int) -> bool:
         """Take a refusal into account that followed ``calls`` calls let in at ``rates``.
 
@@ -95,12 +102,16 @@ class Noise:
         self._episodes.append((now, rates))
         if self._in_a_row < self._asked:
             return False
-        self.chance = self._calm_chance = min(LARGEST_CHANCE, self._refusals / self._calls)
+        self.believe(self._refusals / self._calls)
+        return True
+
+    def believe(self, share: float) -> None:
+        """Take refusals for random from now on, ``share`` of all calls."""
+        self.chance = self._calm_chance = min(LARGEST_CHANCE, share)
         self._chance_most = min(LARGEST_CHANCE, LARGEST_RISE * self.chance)
         self._in_a_row = self._calls = self._refusals = 0
         self._alarm, self._silent, self._calls_since = 0.0, 0, 0
         self._silent_most = MISSING / self.chance
-        return True
 
     def best_rate(self, dimension: str) -> float:
         """Return the highest rate that was let in lately."""

@@ -139,6 +139,12 @@ class Rates:
                 budget.peak = max(budget.peak, budget.rate, noise.best_rate(name))
                 budget.learn_rate(budget.ceiling if budget.limit else budget.peak)
 
+    def land(self) -> None:
+        """Go back to rates that were in use: what grew under another limit was never tried."""
+        for budget in self._budgets.values():
+            if budget.source == "unknown" and budget.rate < math.inf:
+                budget.learn_rate(min(budget.rate, budget.peak))
+
     def grow(self, now: float) -> bool:
         """Let the rates grow by what is due; return whether anything was."""
         elapsed = now - self.grown_at

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from admissions import ONE, admission, start_all
 from batch_llm.strategies.dimensions import REQUESTS
+from batch_llm.strategies.doubt import Doubt
+from batch_llm.strategies.grants import Grant
 
 
 def test_few_calls_are_in_doubt_at_the_start_and_silence_is_consent():
@@ -25,3 +27,26 @@ def test_as_many_calls_are_in_doubt_as_a_high_rate_needs():
         one.accepted(now, one.start(now, ONE))
 
     assert one._doubt.limit >= 2000 * one._doubt.seconds
+
+
+def test_calls_that_are_silent_count_as_let_in_in_the_order_in_which_they_were_sent():
+    doubt = Doubt(0.0, is_told=False)
+    grants = [Grant(at, 0, ONE, n, 0) for n, at in enumerate((0.0, 0.125, 0.25))]
+    for grant in grants:
+        doubt.add(grant)
+    doubt.settle(grants[0])
+
+    assert doubt.silent(0.6) is None
+    assert doubt.silent(0.625) is grants[1]
+    assert doubt.silent(0.625) is None
+    assert doubt.wait(0.625) == 0.125
+
+
+def test_how_long_a_call_is_in_doubt_follows_the_refusals_within_bounds():
+    doubt = Doubt(0.0, is_told=False)
+    for _ in range(50):
+        doubt.note_refused(0.001)
+    assert doubt.seconds == 0.1
+
+    doubt.note_refused(60.0)
+    assert doubt.seconds == 2.0

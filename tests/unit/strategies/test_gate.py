@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import random
 
 import pytest
 
 from admissions import ONE, admission, start_all
 from batch_llm import Limits
 from batch_llm.strategies.dimensions import REQUESTS
+from batch_llm.strategies.gate import Gate
 
 
 def test_retry_after_closes_the_gate_for_exactly_that_long():
@@ -85,3 +87,23 @@ def test_a_day_s_limit_that_is_refused_without_a_time_is_tried_ever_more_rarely(
         refused += 1
 
     assert refused < 200
+
+
+def test_a_guessed_rate_is_no_reason_to_wait_longer_between_probes():
+    guessed, known = Gate(random.Random(1)), Gate(random.Random(1))
+    guessed.closed_again = known.closed_again = 1
+
+    guessed.close(0.0, None, 0.05, is_guess=True)
+    known.close(0.0, None, 0.05, is_guess=False)
+
+    assert guessed.closed_until == pytest.approx(0.5, rel=0.2)
+    assert known.closed_until == pytest.approx(20.0, rel=0.2)
+
+
+def test_a_gate_is_never_opened_by_a_shorter_wait():
+    gate = Gate(random.Random(1))
+
+    gate.keep_closed(9.0)
+    gate.close(0.0, 1.0, 10.0, is_guess=False)
+
+    assert gate.closed_until == 9.0

@@ -66,3 +66,18 @@ def test_a_dimension_that_is_not_used_up_does_not_grow():
 
     assert one.budgets[REQUESTS].rate > requests
     assert one.budgets[TOKENS].rate == tokens
+
+
+def test_what_grew_under_a_limit_in_flight_is_no_rate_once_that_is_refuted():
+    one = admission(dimensions=(REQUESTS,))
+    one.accepted(0.1, one.start(0.0, ONE))
+    one.refused(0.2, one.start(0.1, ONE), latency=0.1)
+    requests = one.budgets[REQUESTS]
+    one._slots.most = one._slots.tried = 50
+    requests.peak, requests.rate = 7.0, 1e6
+
+    for now in (20.0, 21.0, 22.0):  # refused far below it, which is no limit in flight then
+        one.refused(now, one.start(now, ONE), latency=0.1)
+
+    assert not one._slots.is_known
+    assert requests.rate <= 7.0
