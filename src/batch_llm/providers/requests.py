@@ -136,9 +136,9 @@ class RequestCaller:
                 model=endpoint.model,
                 feedback=previous if isinstance(previous, BadOutputError) else None,
             )
-        except UnicodeEncodeError as error:
-            half = ascii(error.object[error.start])
-            raise UnsupportedRequestError("JSON", f"half of a character, {half}") from error
+        except UnicodeEncodeError as problem:
+            half = ascii(problem.object[problem.start])
+            raise UnsupportedRequestError("JSON", f"half of a character, {half}") from problem
         response = await self._transport.post(endpoint.url, endpoint.headers, body)
         outcome = endpoint.codec.decode(
             response.status, response.headers, response.body, request, secret=endpoint.secret
