@@ -18,8 +18,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from batch_llm.core.config import Limits
-from batch_llm.strategies.admission import INPUT, OUTPUT, REQUESTS, TOKENS, Admission, Cost
-from batch_llm.strategies.budgets import LimitHeader
+from batch_llm.strategies.admission import Admission
+from batch_llm.strategies.costs import Cost
+from batch_llm.strategies.dimensions import INPUT, OUTPUT, REQUESTS, TOKENS
+from batch_llm.strategies.header_belief import LimitHeader
 
 NAMES = {"requests": REQUESTS, "tokens": TOKENS, "input": INPUT, "output": OUTPUT}
 

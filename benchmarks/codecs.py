@@ -248,6 +248,7 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--requests", type=int, default=5_000)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", default="", help="formats whose names begin so")
     parser.add_argument("--one", nargs=3, metavar=("FORMAT", "WAY", "PORT"))
     options = parser.parse_args()
     if options.one:
@@ -259,8 +260,9 @@ def main():
     server = multiprocessing.Process(target=serve, args=(theirs,), daemon=True)
     server.start()
     ports, found = ours.recv(), {}
+    formats = [name for name in FORMATS if name.startswith(options.only)]
     for _ in range(options.rounds):
-        for name in FORMATS:
+        for name in formats:
             for way in WAYS:
                 command = [sys.executable, __file__, "--requests", str(options.requests)]
                 command += ["--one", name, way, str(ports[name])]
@@ -271,7 +273,7 @@ def main():
     print(f"Python {platform.python_version()}, {IN_FLIGHT} in flight, {options.rounds} rounds\n")
     print("| format | aiohttp, µs | + codec, µs | of aiohttp | + engine, µs | of aiohttp |")
     print("|---|---|---|---|---|---|")
-    for name in FORMATS:
+    for name in formats:
         bare, codec, engine = (statistics.median(found[name, way]) for way in WAYS)
         print(
             f"| {name} | {bare:.0f} | {codec:.0f} | {codec / bare:.2f} x "

@@ -18,7 +18,9 @@ import statistics
 from bisect import bisect_left
 
 from batch_llm.core.config import Limits
-from batch_llm.strategies.admission import REQUESTS, Admission, Cost
+from batch_llm.strategies.admission import Admission
+from batch_llm.strategies.costs import Cost
+from batch_llm.strategies.dimensions import REQUESTS
 
 RATE = 100.0
 LATENCIES = (0.005, 0.05, 0.5, 2.0)

@@ -6,7 +6,7 @@ import heapq
 import math
 from typing import NamedTuple
 
-from batch_llm.strategies.admission import Cost
+from batch_llm.strategies.costs import Cost
 
 
 class Reply(NamedTuple):

@@ -16,7 +16,7 @@ from batch_llm.exceptions import (
     MissingKeyError,
     UnknownModelError,
 )
-from batch_llm.providers.observed import can_observe, observe
+from batch_llm.providers.observed import observe, taken_over
 
 __all__ = ["model", "observe"]
 
@@ -87,10 +87,7 @@ def model(name: str, *, base_url: str | None = None, api_key: str | None = None)
         if (missing := _VARIABLE.search(str(error))) is not None:
             raise MissingKeyError(prefix, missing[1]) from error
         raise UnknownModelError(name, str(error)) from error
-    client: Any = getattr(made, "client", None)
-    if hasattr(client, "max_retries"):
-        client.max_retries = 0
-    return observe(made) if can_observe(made) else made
+    return taken_over(made)
 
 
 def _made(kind: _Kind, plain: str, base_url: str | None, api_key: str | None) -> Any:

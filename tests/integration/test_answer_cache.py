@@ -255,9 +255,9 @@ async def test_look_ups_that_come_together_are_one_query(tmp_path, monkeypatch):
     groups = []
     await keep(tmp_path, *range(100))
     with AnswerCache(tmp_path) as cache:
-        read = cache._reader._write
+        read = cache._reader._act
         monkeypatch.setattr(
-            cache._reader, "_write", lambda group: (groups.append(len(group)), read(group))
+            cache._reader, "_act", lambda group: (groups.append(len(group)), read(group))
         )
         await look_up(cache, *range(100))
 

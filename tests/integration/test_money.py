@@ -225,7 +225,7 @@ def test_a_share_of_failures_ends_with_3(cli):
     assert "of 20 finished items have failed" in done.stderr
 
 
-def test_a_plan_says_what_a_job_takes_and_sends_nothing(cli, tmp_path):
+def test_a_plan_says_what_a_run_takes_and_sends_nothing(cli, tmp_path):
     done = cli(
         "plan", "q.jsonl", "-m", "openai-chat:gpt-4o-mini", "-s", "max_tokens=100", "--rpm", "60",
         "--json",
@@ -243,12 +243,12 @@ def test_a_plan_says_what_a_job_takes_and_sends_nothing(cli, tmp_path):
 
 def test_a_pilot_sends_so_many_rows_and_its_interval_holds(cli, tmp_path):
     with Simulator("fast") as simulator:
-        job = ["-m", "openai-chat:x", "--base-url", simulator.base_url, "--prices", "prices.toml"]
-        done = cli("plan", "q.jsonl", *job, "--pilot", "20", "--json")
+        flags = ["-m", "openai-chat:x", "--base-url", simulator.base_url, "--prices", "prices.toml"]
+        done = cli("plan", "q.jsonl", *flags, "--pilot", "20", "--json")
         stats = simulator.stats()
-        told = cli("plan", "q.jsonl", *job, "--pilot", "24")
+        told = cli("plan", "q.jsonl", *flags, "--pilot", "24")
         before = simulator.stats()
-        run = cli("run", "q.jsonl", *job)
+        run = cli("run", "q.jsonl", *flags)
         after = simulator.stats()
 
     found = json.loads(done.stdout)

@@ -318,6 +318,21 @@ async def test_a_run_over_a_file_is_resumed_by_its_name_alone(there, tmp_path, s
         await bl.attach("rows").resume()
 
 
+def test_a_run_is_resumed_and_waited_for_without_await(there, tmp_path):
+    path = tmp_path / "q.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in questions(30)))
+    capped = bl.run_sync(
+        path, **there, name="f", settings={"max_tokens": 20}, max_total_tokens=300, concurrency=2
+    )
+    assert 0 < capped.not_done < 30
+    run = bl.attach("f")
+
+    done = run.resume_sync(concurrency=8)
+
+    assert (done.succeeded, done.reused) == (30, 30 - capped.not_done)
+    assert run.wait_sync()[ItemState.DONE] == 30
+
+
 def test_a_run_of_the_command_is_the_run_of_python(there, tmp_path, simulator):
     (tmp_path / "q.jsonl").write_text("\n".join(json.dumps(row) for row in questions(12)))
     command = ["run", "q.jsonl", "-m", MODEL, "--base-url", there["base_url"], "--name", "both"]

@@ -11,6 +11,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from importlib import metadata
 
 import pytest
 
@@ -240,7 +241,9 @@ def test_a_run_can_be_looked_at(tmp_path, cli):
     assert "content_filter" in cli("show").stdout
     assert len(cli("show", "--failed").stdout.splitlines()) == 5
     assert "attempt 1" in cli("show", "--id", "q3").stdout
-    assert "sim:fast?prefuse=1" in cli("show", "--settings").stdout
+    settings = cli("show", "--settings").stdout
+    assert "sim:fast?prefuse=1" in settings
+    assert f"genai-prices {metadata.version('genai-prices')}\n" in settings
     assert cli("export", "-o", "e.csv").returncode == 0
     assert len((tmp_path / "e.csv").read_text().splitlines()) == 6
 

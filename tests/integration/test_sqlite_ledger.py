@@ -13,6 +13,7 @@ from batch_llm import LLMWorkItem, ParallelBatchProcessor, Request
 from batch_llm.exceptions import DuplicateItemError, LedgerError, LedgerInUseError, StoreError
 from batch_llm.providers.requests import content_of
 from batch_llm.stores import ItemState, SqliteLedger
+from batch_llm.stores.base import TRANSITIONS
 from batch_llm.stores.statements import migrations
 from fakes import Script
 
@@ -74,13 +75,20 @@ def test_the_views_say_what_became_of_each_item(path):
     tool.close()
 
 
-def test_illegal_steps_are_refused_by_the_file_itself(path):
+@pytest.mark.parametrize("before", ItemState)
+@pytest.mark.parametrize("after", ItemState)
+def test_the_file_itself_takes_the_steps_that_there_are_and_no_others(path, before, after):
     with SqliteLedger(path) as ledger:
         run(ledger, 1)
     with sqlite3.connect(path) as tool:
-        for state in ("running", "failed", "done"):
+        tool.execute("UPDATE items SET state = 'pending'")
+        for state in {"pending": [], "running": ["running"]}.get(before, ["running", before]):
+            tool.execute("UPDATE items SET state = ?", (state,))
+        if (before, after) in TRANSITIONS:
+            tool.execute("UPDATE items SET state = ?", (after,))
+        else:
             with pytest.raises(sqlite3.IntegrityError, match="no such step"):
-                tool.execute("UPDATE items SET state = ?", (state,))
+                tool.execute("UPDATE items SET state = ?", (after,))
     tool.close()
 
 

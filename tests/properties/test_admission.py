@@ -9,8 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batch_llm import Limits
-from batch_llm.strategies.admission import OUTPUT, REQUESTS, TOKENS, Admission, Cost
-from batch_llm.strategies.budgets import LimitHeader
+from batch_llm.strategies.admission import Admission
+from batch_llm.strategies.costs import Cost
+from batch_llm.strategies.dimensions import OUTPUT, REQUESTS, TOKENS
+from batch_llm.strategies.header_belief import LimitHeader
 
 ends = st.sampled_from(["ok", "ok", "ok", "refused", "refused soon", "busy", "cancelled", "unsent"])
 
@@ -50,7 +52,7 @@ def test_permits_are_conserved(seed, steps, limit):
     for grant in open_grants:
         one.cancelled(now, grant, was_sent=False)
     assert one.in_flight == 0
-    assert one._in_doubt == 0
+    assert one._doubt.calls == 0
     assert all(abs(budget.pending) < 1e-6 for budget in one.budgets.values())
     wait, cost = 0.0, Cost(1.0, 100.0, 100.0)
     for _ in range(50):  # everybody is let in sooner or later, without anybody's help

@@ -18,8 +18,11 @@ from hypothesis.stateful import (
 )
 
 from batch_llm import Limits
-from batch_llm.strategies.admission import CONCURRENCY, OUTPUT, REQUESTS, TOKENS, Admission, Cost
-from batch_llm.strategies.budgets import LOWEST_RATE, LimitHeader
+from batch_llm.strategies.admission import Admission
+from batch_llm.strategies.budgets import LOWEST_RATE
+from batch_llm.strategies.costs import Cost
+from batch_llm.strategies.dimensions import CONCURRENCY, OUTPUT, REQUESTS, TOKENS
+from batch_llm.strategies.header_belief import LimitHeader
 
 EPSILON = 1e-6
 per_minute = st.sampled_from([1.0, 7.0, 60.0, 600.0, 6000.0])
@@ -189,7 +192,7 @@ class AdmissionMachine(RuleBasedStateMachine):
     def permits_are_conserved(self):
         grants = self.open.values()
         assert self.one.in_flight == len(grants)
-        assert self.one._in_doubt == sum(grant.is_in_doubt for grant in grants)
+        assert self.one._doubt.calls == sum(grant.is_in_doubt for grant in grants)
         for name in self.one.budgets.keys() & {TOKENS, OUTPUT}:
             budget = self.one.budgets[name]
             # One that headers told of later knows nothing of the calls from before.
@@ -224,7 +227,7 @@ class AdmissionMachine(RuleBasedStateMachine):
             return
         for grant in self.open.values():
             self.one.cancelled(self.now, grant, was_sent=False)
-        assert self.one.in_flight == self.one._in_doubt == 0
+        assert self.one.in_flight == self.one._doubt.calls == 0
         assert all(abs(budget.pending) < EPSILON for budget in self.one.budgets.values())
         for _ in range(20):
             wait = self.one.wait(self.now, cost_of(100))

@@ -112,7 +112,7 @@ def test_each_item_ends_with_one_result_and_within_its_attempts(
         ),
     )
     items = [
-        LLMWorkItem(name, request=Request.of("x:a", "hi", settings=Settings(max_tokens=64)))
+        LLMWorkItem(name, request=Request.of("x:a", f"hi {name}", settings=Settings(max_tokens=64)))
         for name in named
     ]
     built = ParallelBatchProcessor(config=config, requests=oracle, store=ledger)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from batch_llm._engine.places import Place
     from batch_llm.base import LLMWorkItem
     from batch_llm.providers.base import Outcome
-    from batch_llm.strategies.admission import Cost
+    from batch_llm.strategies.costs import Cost
 
     Item = LLMWorkItem[Any, Any, Any]
 

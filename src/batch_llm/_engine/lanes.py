@@ -24,9 +24,10 @@ from batch_llm._engine.turns import Queue
 from batch_llm.core.text import safe
 from batch_llm.exceptions import LimitPauseError
 from batch_llm.providers.base import Capacity
-from batch_llm.strategies.admission import Admission, Cost, Grant
-from batch_llm.strategies.budgets import CALLS_HELD_BACK, MINUTE, REQUESTS, SHARE_HELD_BACK
+from batch_llm.strategies.admission import Admission
+from batch_llm.strategies.dimensions import MINUTE, REQUESTS
 from batch_llm.strategies.errors import ErrorCode
+from batch_llm.strategies.header_belief import CALLS_HELD_BACK, SHARE_HELD_BACK
 from batch_llm.strategies.knee import FIRST_CALLS
 from batch_llm.strategies.slots import with_margin
 
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from batch_llm.core.config import Limits
     from batch_llm.providers.base import Caller, LaneFacts
     from batch_llm.stores.limit_memory import LimitMemory
+    from batch_llm.strategies.costs import Cost
+    from batch_llm.strategies.grants import Grant
 
     Item = LLMWorkItem[Any, Any, Any]
 

@@ -52,7 +52,7 @@ T = TypeVar("T")
 logger = logging.getLogger("batch_llm.pipeline")
 
 #: So many results at the most wait to be saved while their workers go on.
-MOST_UNSAVED = 512
+MOST_UNSAVED = 1024
 #: A post-processor that takes longer is given up; the item's result stands.
 POST_PROCESSOR_SECONDS = 75.0
 

@@ -11,13 +11,16 @@ import math
 from typing import TYPE_CHECKING
 
 from batch_llm.core.usage import tokens
-from batch_llm.strategies.admission import CONCURRENCY, Admission, Cost, Grant
+from batch_llm.strategies.dimensions import CONCURRENCY
 from batch_llm.strategies.knee import Knee, work_of
 from batch_llm.strategies.slots import with_margin
 
 if TYPE_CHECKING:
     from batch_llm.providers.base import Capacity
-    from batch_llm.strategies.admission import Known
+    from batch_llm.strategies.admission import Admission
+    from batch_llm.strategies.belief import Known
+    from batch_llm.strategies.costs import Cost
+    from batch_llm.strategies.grants import Grant
 
 #: A place that failed is set aside for so long; twice as long each further time.
 ASIDE_SECONDS, LONGEST_ASIDE_SECONDS = 30.0, 900.0

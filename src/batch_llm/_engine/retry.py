@@ -19,6 +19,7 @@ from batch_llm.exceptions import (
     LaneStoppedError,
     LimitPauseError,
     RateLimitedTooOftenError,
+    SettingRefusedError,
     UnknownPriceError,
 )
 from batch_llm.providers.base import Outcome, Try
@@ -160,6 +161,8 @@ class Retrier:
                     refusals += 1
                     if self._config.max_rate_limits and refusals > self._config.max_rate_limits:
                         return Outcome(error=_too_often(refusals, previous))
+                elif isinstance(previous, SettingRefusedError):
+                    wait = 0.0  # once for each place: it is never sent the setting again
                 elif ended.held is not Held.NO:
                     overloads += 1
                     if self._config.max_rate_limits and overloads > self._config.max_rate_limits:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from batch_llm.strategies.admission import Cost
+from batch_llm.core.request import CHARACTERS_PER_TOKEN
+from batch_llm.strategies.costs import Cost
 
 if TYPE_CHECKING:
     from batch_llm.base import LLMWorkItem
@@ -16,8 +17,7 @@ if TYPE_CHECKING:
 
     Item = LLMWorkItem[Any, Any, Any]
 
-#: Characters to a token, until answers tell better; and an answer's tokens until the first.
-CHARACTERS_PER_TOKEN = 4.0
+#: An answer's tokens until the first has come.
 FIRST_OUTPUT_TOKENS = 400.0
 #: How fast the estimates follow: the share of one answer.
 LEARNING_SHARE = 0.03
@@ -30,11 +30,20 @@ class Sizes:
         facts: What its provider counts.
     """
 
-    __slots__ = ("_charges_asked", "_charges_cache_reads", "_input_per_character", "_output")
+    __slots__ = (
+        "_charges_answers",
+        "_charges_asked",
+        "_charges_cache_reads",
+        "_input_per_character",
+        "_output",
+        "_reserves_asked",
+    )
 
     def __init__(self, facts: LaneFacts) -> None:
         self._charges_asked = facts.charges_asked
         self._charges_cache_reads = facts.charges_cache_reads
+        self._charges_answers = facts.charges_answers
+        self._reserves_asked = facts.reserves_asked
         self._input_per_character = 1 / CHARACTERS_PER_TOKEN
         self._output = FIRST_OUTPUT_TOKENS
 
@@ -47,7 +56,11 @@ class Sizes:
             got = min(got, asked)
             if self._charges_asked:
                 return Cost(1.0, max(asked, sent), sent, got)
+            if self._reserves_asked:  # all of it from the start; the rest comes back at the end
+                return Cost(1.0, sent + asked, sent, asked)
         elif self._charges_asked:
+            return Cost(1.0, sent, sent, got)
+        if not self._charges_answers:
             return Cost(1.0, sent, sent, got)
         return Cost(1.0, sent + got, sent, got, got)
 
@@ -64,15 +77,8 @@ class Sizes:
             return None
         if not self._charges_cache_reads:
             sent = max(0, sent - usage.get("cache_read_tokens", 0))
-        return Cost(1.0, sent + got, sent, got)
+        return Cost(1.0, sent + got if self._charges_answers else sent, sent, got)
 
 
 def _characters(item: Item) -> int:
-    if item.request is None:
-        return len(item.prompt)
-    characters = 0
-    for message in item.request.messages:
-        content = message.content
-        if isinstance(content, str):
-            characters += len(content)
-    return characters
+    return len(item.prompt) if item.request is None else item.request.characters

@@ -61,19 +61,14 @@ class SkippingSource:
         Raises:
             SourceError: As for the source; what came before it was given.
         """
-        if self._is_clear:
-            # Among new items this is all that there is to do.
+        if not (self._ready or self._error or self._room or self._turn.locked()):
+            # Nobody is passing over items: among new ones this is all that there is to do.
             item = self._source.take_now()
             if item is None or not self._store.may_have(item.item_id):
                 return item
             self._read(item)
         async with self._turn:
             return await self._take()
-
-    @property
-    def _is_clear(self) -> bool:
-        """Whether nobody is passing over items, and nothing of what was read is left to give."""
-        return not (self._ready or self._error or self._room or self._turn.locked())
 
     async def _take(self) -> Item | None:
         while not self._ready:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from batch_llm._engine.lanes import Ticket
-    from batch_llm.strategies.admission import Cost
+    from batch_llm.strategies.costs import Cost
 
 #: One in so many of a run's calls goes to the one that has waited longest, whatever its priority.
 LONGEST_WAITING_EVERY = 10

@@ -71,7 +71,7 @@ def _leave(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
 
 
 def _explain(error: Exception) -> None:
-    """Say what happened and what to do, with the way to try the job without any provider."""
+    """Say what happened and what to do, with the way to try it without any provider."""
     import contextlib
 
     from batch_llm.core.text import safe
@@ -107,14 +107,14 @@ def _explain(error: Exception) -> None:
         lines = (
             f'unknown model "{safe(error.model)}"\n\n  {error.reason}{hint}\n\n'
             "  batch-llm models           lists the names known to this version\n"
-            "  --model sim:fast           tries the job without any provider"
+            "  --model sim:fast           tries it without any provider"
         )
     elif isinstance(error, MissingKeyError):
         lines = (
             f"no key for {error.provider}\n\n"
             f"  {error.provider} reads {error.variable} from the environment, or from ./.env\n"
             f"    export {error.variable}=…\n\n"
-            "  --model sim:fast           tries the job without a key"
+            "  --model sim:fast           tries it without a key"
         )
     # Line by line: names of files, columns and models are other people's text.
     with contextlib.suppress(OSError):  # nobody there to read it: the exit code still says it
@@ -142,7 +142,7 @@ def _check_settings() -> None:
     import tomllib
     from pathlib import Path
 
-    from batch_llm.cli.app import Flags
+    from batch_llm.cli.flags import Flags
     from batch_llm.exceptions import InputError
     from batch_llm.stores.limit_memory import VARIABLE
 

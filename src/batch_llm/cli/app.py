@@ -1,4 +1,4 @@
-"""The commands and their flags."""
+"""The commands. The flags of those that run rows are in ``flags``."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ import dataclasses
 import json
 import os
 import sys
-from datetime import UTC, datetime
 from importlib import metadata, util
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 from cyclopts.config import Env, Toml
 
 from batch_llm.cli.exit_codes import ExitCode
+from batch_llm.cli.flags import Flags, Pace, command_from
 
 app = App(
     name="batch-llm",
     help="Send many prompts through a provider: every row answered once.",
     version=metadata.version("batch-llm"),
     result_action="return_value",
-    default_parameter=Parameter(negative=()),
+    default_parameter=Parameter(negative=(), show_default=lambda value: value or None),
     suppress_keyboard_interrupt=False,  # `main` says a word about it
 )
 #: Where the flags of ``run`` and ``check`` come from when the command line does not say.
@@ -42,227 +42,6 @@ everything, 70 a bug, 74 a result could not be written, 130 and 143 stopped by C
 SIGTERM."""
 
 
-@dataclasses.dataclass(kw_only=True)
-class Pace:
-    """Flags that may be others each time a run goes on: how fast, how far, and what is shown."""
-
-    base_url: str | None = None
-    "any OpenAI-compatible server, up to /v1; several that serve the model: URL,URL"
-    cache: str | None = None
-    "folder with answers of earlier runs: what was asked before is not asked again (docs/cache.md)"
-    cache_expires: str | None = None
-    "ask again what was answered longer ago: 12h, 7d; default: never"
-    no_dedupe: bool = False
-    "send rows that ask the same each by itself; else one that is in flight answers the others"
-    concurrency: Annotated[str | None, Parameter(name=["--concurrency", "-c"])] = None
-    "calls in flight at the most; default: as many as limits or a local server allow; or knee"
-    ignore_slots: bool = False
-    "do not ask a local server (vLLM, llama.cpp) how many calls it works on at once"
-    rpm: str | None = None
-    "requests per minute that are never passed; limits that are not given are learned"
-    tpm: str | None = None
-    "tokens per minute, input and output together"
-    itpm: str | None = None
-    "input tokens per minute"
-    otpm: str | None = None
-    "output tokens per minute"
-    rpd: str | None = None
-    "requests per day"
-    longest_pause: str | None = None
-    "rows whose limit opens again later than this fail: 10m; default: wait, be it for tomorrow"
-    keys: str | None = None
-    "variables with keys for the model, used side by side: OPENAI_API_KEY,SECOND_KEY"
-    forget_limits: bool = False
-    "forget what earlier runs have learned of the model's limits, and learn anew"
-    timeout: str | None = None
-    "for one call; default: 120s"
-    hedge: bool = False
-    "at the end of the run, send slow rows a second time, and take the first answer"
-    retries: str | None = None
-    "further attempts of a row; refusals by a rate limit do not count; default: 5"
-    fallback: Annotated[list[str] | None, Parameter(name="--fallback")] = None
-    "models that are asked in turn where a row fails at its own: MODEL,MODEL (or repeat)"
-    fallback_on: str | None = None
-    "failures after which they are asked: bad_output,quota; default: the usual ones, docs/errors.md"
-    max_tokens_cap: str | None = None
-    "what a max_tokens that cut an answer off is raised to, once: 8k; default: twice; 0: not at all"
-    max_cost: str | None = None
-    "stop before the run costs more US dollars than this, failed attempts included"
-    max_tokens_total: str | None = None
-    "the same in tokens, input and output together: 50M"
-    deadline: str | None = None
-    "send nothing any more after this: 6h, or 23:30, or 2026-11-30T08:00"
-    fail_over: str | None = None
-    "stop when more rows than this have failed: 50, or 1% of those that are finished"
-    prices: str | None = None
-    "TOML file with prices of your own, in USD per million tokens: docs/money.md"
-    progress: Literal["auto", "rich", "plain", "json", "none"] | None = None
-    "a display in terminals, else a line every 10 s; json: records on standard error"
-    json: bool = False
-    "print machine-readable records to standard output"
-    quiet: Annotated[bool, Parameter(name=["--quiet", "-q"])] = False
-    "say nothing but errors"
-    verbose: Annotated[bool, Parameter(name=["--verbose", "-v"])] = False
-    "log each failed attempt"
-
-
-@dataclasses.dataclass(kw_only=True)
-class Ask:
-    """Flags that say what is asked of which rows, and where the results go."""
-
-    model: Annotated[str | None, Parameter(name=["--model", "-m"])] = None
-    "provider:model, such as openai:gpt-6-luna; default: sim:fast, the simulator"
-    agent: str | None = None
-    "who answers the rows: module:variable, agent.py:variable, or a .yaml or .json of pydantic-ai"
-    prompt: str | None = None
-    "template over columns: 'Classify {{ text }}'; @FILE reads it from a file"
-    system: str | None = None
-    "system message, a template too"
-    format: (
-        Literal["openai-batch", "chat", "prompt", "rows", "csv", "tsv", "parquet", "txt"] | None
-    ) = None
-    "default: seen from the name and the first record"
-    columns: str | None = None
-    "names for a CSV or TSV without a header line: label,text"
-    id_column: str | None = None
-    "default: custom_id, id, else row-N"
-    limit: str | None = None
-    "stop after so many rows: 500, 10k"
-    schema: str | None = None
-    "JSON schema file or module:Type for structured answers"
-    choices: str | None = None
-    "a,b,c: the answer is one of them"
-    set: Annotated[list[str], Parameter(name=["--set", "-s"])] = dataclasses.field(
-        default_factory=list
-    )
-    "a setting, such as temperature=0 (repeat); temperature=0,0.5 is one per attempt"
-    bad_rows: Literal["stop", "fail", "skip"] = "stop"
-    "what to do about records that cannot be used"
-    output: Annotated[str | None, Parameter(name=["--output", "-o"], allow_leading_hyphen=True)] = (
-        None
-    )
-    "default: INPUT.results.jsonl; .csv, .tsv and .parquet write tables; - is standard output"
-    failed: str | None = None
-    "the failed rows, ready to be run again; default: beside the results"
-    order: Literal["done", "input"] = "done"
-    "write rows as they are done, or in the input's order"
-    overwrite: bool = False
-    "begin anew: replace output files that exist, and the run's ledger"
-    new: bool = False
-    "begin another run beside those that there are, with files of its own"
-    name: str | None = None
-    "how the run is called, by `resume` and the like; default: after its output"
-    store: str | None = None
-    "the run's ledger; default: .batch-llm/runs/NAME.sqlite; the same command again continues it"
-    no_store: bool = False
-    "keep no ledger: a run that is cut off cannot be continued"
-
-
-@dataclasses.dataclass(kw_only=True)
-class Flags(Pace, Ask):
-    """The flags of ``run``, ``check`` and ``plan``; in the help, those of ``Ask`` come first."""
-
-
-def _command(source: str, flags: Flags) -> Any:
-    from batch_llm.cli import values
-    from batch_llm.cli.command import Command, flags_to_keep, ledger_for, paths_for
-    from batch_llm.core.prices import Prices
-    from batch_llm.exceptions import ConfigError, InputError
-    from batch_llm.strategies.policies import fallback_codes
-
-    if source != "-" and not Path(source).is_file():
-        raise InputError(f"{source} is not a file that can be read")
-    if flags.base_url is not None and flags.model is None:
-        raise ConfigError("--model", None, "given with --base-url: openai-chat:NAME")
-    if flags.cache_expires is not None and flags.cache is None:
-        raise ConfigError("--cache-expires", flags.cache_expires, "given with --cache FOLDER")
-    output, failed = paths_for(source, flags.output, flags.failed, is_new=flags.new)
-    ledger = ledger_for(flags, source, output)
-    limit = flags.limit
-    fallback_on = None if flags.fallback_on is None else tuple(flags.fallback_on.split(","))
-    fallback_codes(fallback_on)
-    agent = None
-    if flags.agent is not None:
-        from batch_llm.runs.agents import load_agent
-
-        agent = load_agent(flags.agent)
-    return Command(
-        input=source,
-        model=flags.model or (agent.model if agent is not None else "sim:fast"),
-        agent=agent,
-        agent_model=flags.model if agent is not None else None,
-        base_url=flags.base_url,
-        format=flags.format,
-        columns=tuple(flags.columns.split(",")) if flags.columns else None,
-        id_column=flags.id_column,
-        limit=None if limit is None else values.read_count("--limit", limit, at_least=1),
-        prompt=values.read_text("--prompt", flags.prompt),
-        system=values.read_text("--system", flags.system),
-        settings=values.read_settings(flags.set),
-        shape=values.read_shape(flags.schema, flags.choices),
-        bad_rows=flags.bad_rows,
-        output=output,
-        failed=failed,
-        order=flags.order,
-        overwrite=flags.overwrite,
-        concurrency=values.read_concurrency(flags.concurrency or "auto"),
-        asks_servers=not flags.ignore_slots,
-        limits=_limits(flags),
-        longest_pause=None
-        if flags.longest_pause is None
-        else values.read_seconds("--longest-pause", flags.longest_pause),
-        keys=tuple(flags.keys.split(",")) if flags.keys else (),
-        forgets_limits=flags.forget_limits,
-        timeout=values.read_seconds("--timeout", flags.timeout or "120s"),
-        hedges=flags.hedge,
-        retries=values.read_count("--retries", flags.retries or "5"),
-        fallbacks=tuple(name for given in flags.fallback or () for name in given.split(",")),
-        fallback_on=fallback_on,
-        max_tokens_cap=None
-        if flags.max_tokens_cap is None
-        else values.read_count("--max-tokens-cap", flags.max_tokens_cap),
-        max_cost=None if flags.max_cost is None else values.read_usd("--max-cost", flags.max_cost),
-        max_tokens_total=None
-        if flags.max_tokens_total is None
-        else values.read_count("--max-tokens-total", flags.max_tokens_total, at_least=1),
-        deadline=None
-        if flags.deadline is None
-        else values.read_deadline("--deadline", flags.deadline, datetime.now(UTC).astimezone()),
-        fail_over=values.read_tolerance("--fail-over", flags.fail_over)
-        if flags.fail_over
-        else None,
-        prices=Prices() if flags.prices is None else Prices.from_file(flags.prices),
-        progress=flags.progress or "auto",
-        as_json=flags.json,
-        quiet=flags.quiet,
-        cache=flags.cache,
-        cache_expires=None
-        if flags.cache_expires is None
-        else values.read_seconds("--cache-expires", flags.cache_expires),
-        dedupes=not flags.no_dedupe,
-        ledger=ledger,
-        facts={
-            "output": output,
-            "failed": failed,
-            "flags": flags_to_keep(flags, source, output, failed),
-        },
-    )
-
-
-def _limits(flags: Pace) -> Any:
-    from batch_llm.cli.values import read_limit
-    from batch_llm.core.config import Limits
-
-    limits = Limits(
-        requests_per_minute=read_limit("--rpm", flags.rpm),
-        tokens_per_minute=read_limit("--tpm", flags.tpm),
-        input_tokens_per_minute=read_limit("--itpm", flags.itpm),
-        output_tokens_per_minute=read_limit("--otpm", flags.otpm),
-        requests_per_day=read_limit("--rpd", flags.rpd),
-    )
-    return None if limits == Limits() else limits
-
-
 Input = Annotated[str, Parameter(name="INPUT", allow_leading_hyphen=True)]
 FlagsOfRun = Annotated[Flags | None, Parameter(name="*")]
 FlagsOfPace = Annotated[Pace | None, Parameter(name="*")]
@@ -279,16 +58,16 @@ def run(input: Input, /, *, flags: FlagsOfRun = None) -> int:  # noqa: A002
 
 def _run(source: str, flags: Flags) -> int:
     from batch_llm.cli.command import check_paths
-    from batch_llm.cli.execution import run_job
+    from batch_llm.cli.execution import run_command
     from batch_llm.exceptions import InputError
 
     if flags.verbose:
         _log_attempts()
-    command = _command(source, flags)
+    command = command_from(source, flags)
     if command.as_json and command.output == "-":
         raise InputError("--json and --output - both want standard output; choose one")
     check_paths(source, [command.output, command.failed], command.ledger)
-    return run_job(command)
+    return run_command(command)
 
 
 def _log_attempts() -> None:
@@ -311,7 +90,7 @@ def check(input: Input, /, *, flags: FlagsOfRun = None) -> int:  # noqa: A002
     """Do everything that `run` does before it sends: rows, ids, prompt, model, key, files."""
     from batch_llm.cli.planning import run_check
 
-    return run_check(_command(input, flags or Flags()))
+    return run_check(command_from(input, flags or Flags()))
 
 
 @app.command(config=_SOURCES, help_epilogue=_EPILOGUE)
@@ -328,7 +107,7 @@ def plan(input: Input, /, *, pilot: str | None = None, flags: FlagsOfRun = None)
     from batch_llm.cli.planning import run_planning
 
     count = None if pilot is None else values.read_count("--pilot", pilot, at_least=1)
-    return run_planning(_command(input, flags or Flags()), count)
+    return run_planning(command_from(input, flags or Flags()), count)
 
 
 cache_app = App(name="cache", help="Look into a cache of answers, and clear it.")
@@ -470,7 +249,7 @@ def show(
     id: str | None = None,  # noqa: A002
     settings: bool = False,
 ) -> int:
-    """Show a run: what is done, what failed and why, what it cost.
+    """Show a run: what is done, what failed and why, and its tokens.
 
     Parameters
     ----------
@@ -515,7 +294,7 @@ def verify(run: Run = None, /) -> int:
 
     path = find_ledger(run)
     try:
-        command = _command(*_command_of(path))
+        command = command_from(*_command_of(path))
     except BatchLLMError as error:
         say(f"its input and output are not compared: {error}")
         command = None
@@ -527,7 +306,7 @@ def demo(*, prompts: int = 1000, concurrency: str = "auto") -> int:
     """Run sample prompts through the simulator with its faults on. No key, no network."""
     from batch_llm.cli import values
     from batch_llm.cli.command import Command
-    from batch_llm.cli.execution import run_job
+    from batch_llm.cli.execution import run_command
     from batch_llm.cli.progress import say
     from batch_llm.exceptions import ConfigError
 
@@ -543,7 +322,7 @@ def demo(*, prompts: int = 1000, concurrency: str = "auto") -> int:
                 city = cities[number % len(cities)]
                 row = {"id": f"demo-{number}", "prompt": f"Fact {number} about {city}?"}
                 file.write(f"{_dumps(row)}\n")
-        return run_job(
+        return run_command(
             Command(
                 input=str(source),
                 model="sim:flaky",

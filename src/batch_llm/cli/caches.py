@@ -1,4 +1,4 @@
-"""Caches of answers: opens a job's, tells what one holds, clears it."""
+"""Caches of answers: opens a brief's, tells what one holds, clears it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from batch_llm._engine.sharing import key_of, may_share
 from batch_llm.cli.exit_codes import ExitCode
 from batch_llm.core.text import safe
 from batch_llm.providers.requests import exchange_of, where_of
-from batch_llm.runs.plan import characters_of, chunks
+from batch_llm.runs.plan import chunks
 from batch_llm.runs.session import open_cache
 from batch_llm.stores.answers import AnswerCache
 
@@ -42,8 +42,8 @@ def foresee(plan: Plan, endpoint: Endpoint) -> Foreseen:
     Raises:
         CacheError: The cache cannot be used.
     """
-    job = plan.job
-    if job.agent is not None or (not job.dedupes and job.cache is None):
+    brief = plan.brief
+    if brief.agent is not None or (not brief.dedupes and brief.cache is None):
         return Foreseen()
     where = where_of(endpoint)
     cached = characters = 0
@@ -51,14 +51,14 @@ def foresee(plan: Plan, endpoint: Endpoint) -> Foreseen:
     seen = array("Q")
     with contextlib.ExitStack() as opened:
         cache = None
-        if job.cache is not None and AnswerCache.is_in(job.cache):
-            cache = opened.enter_context(open_cache(job))
+        if brief.cache is not None and AnswerCache.is_in(brief.cache):
+            cache = opened.enter_context(open_cache(brief))
         for chunk in chunks(plan.items()):
             keys: list[bytes] = []
             for item in chunk:
                 assert item.request is not None  # noqa: S101 - rows are requests
                 exchange = exchange_of(item.request, endpoint, where)
-                is_shared = job.dedupes and may_share(item, item.request)
+                is_shared = brief.dedupes and may_share(item, item.request)
                 keys.append(key_of(item, exchange, is_shared=is_shared))
             found = {} if cache is None else cache.find(keys)
             for item, key in zip(chunk, keys, strict=True):
@@ -66,7 +66,7 @@ def foresee(plan: Plan, endpoint: Endpoint) -> Foreseen:
                     seen.append(int.from_bytes(key[:8]))
                 elif item.request is not None:
                     cached += 1
-                    characters += characters_of(item.request)
+                    characters += item.request.characters
     ordered = sorted(seen)
     same = sum(one == after for one, after in pairwise(ordered))
     return Foreseen(same, cached, characters)

@@ -1,4 +1,4 @@
-"""What a command is to do: the job, where its results go, and what is shown of it."""
+"""What a command is to do: the brief, where its results go, and what is shown of it."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from typing import TYPE_CHECKING, Any
 
 from batch_llm.core.parquet import load_parquet
 from batch_llm.exceptions import ConfigError, InputError, OutputExistsError
-from batch_llm.runs.job import Job
+from batch_llm.runs.brief import Brief
 from batch_llm.runs.ledgers import default_ledger, keepable_url, name_of, named_ledger
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from batch_llm.cli.app import Flags
+    from batch_llm.cli.flags import Flags
 
 _TABLES = {".csv", ".tsv"}
 _NOT_WRITTEN = {".arrow", ".feather", ".xlsx", ".xls", ".db", ".sqlite", ".gz", ".zip"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Command(Job):
-    """A job with what only the command line knows."""
+class Command(Brief):
+    """A brief with what only the command line knows."""
 
     output: str = "results.jsonl"
     failed: str = "failed.jsonl"

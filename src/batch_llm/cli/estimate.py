@@ -1,4 +1,4 @@
-"""What a job will take: tokens, money and time, before it is sent. Pure arithmetic.
+"""What a run will take: tokens, money and time, before it is sent. Pure arithmetic.
 
 Without a pilot the input is a quarter of its characters, and of the output nothing is known but its
 upper bound. With one, both go by the rows that were sent: the input by tokens per character, the
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 
 from batch_llm.core.prices import BATCH, CONTEXT_STARTS, STANDARD, ModelUsage
+from batch_llm.core.request import CHARACTERS_PER_TOKEN
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
     from batch_llm.core.prices import Prices
 
-CHARACTERS_PER_TOKEN = 4
 #: The normal distribution's 95 % quantile: 5 % on either side of the interval.
 _Z = 1.6449
 #: What providers promise for batch jobs; most are done sooner.
@@ -54,7 +54,7 @@ class KnownLimit(NamedTuple):
 
 
 class Estimate(msgspec.Struct, kw_only=True):
-    """What a job will take.
+    """What a run will take.
 
     Attributes:
         rows: Exactly.
@@ -128,7 +128,7 @@ def make(
     samples: Sequence[Sample] = (),
     used: Sequence[ModelUsage] = (),
 ) -> Estimate:
-    """Estimate a job.
+    """Estimate a run.
 
     Args:
         rows: All of them.

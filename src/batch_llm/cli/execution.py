@@ -21,7 +21,7 @@ from batch_llm.cli.display import summary_lines
 from batch_llm.cli.exit_codes import ExitCode
 from batch_llm.cli.progress import say, show_progress, tell
 from batch_llm.outputs import FailedWriter, Finished, ResultWriter, finished
-from batch_llm.runs.ledgers import name_of, open_ledger, put_aside, variants_of
+from batch_llm.runs.ledgers import name_of, open_ledger, put_aside, variants_at
 from batch_llm.runs.plan import Plan, Survey
 from batch_llm.runs.session import (
     Session,
@@ -30,7 +30,6 @@ from batch_llm.runs.session import (
     open_cache,
     open_pools,
 )
-from batch_llm.stores.sqlite import SqliteLedger
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -39,8 +38,8 @@ if TYPE_CHECKING:
     from batch_llm.base import WorkItemResult
     from batch_llm.cli.command import Command
     from batch_llm.inputs import Row
-    from batch_llm.runs.job import Job
-    from batch_llm.runs.recipe import Variant
+    from batch_llm.runs.brief import Brief
+    from batch_llm.stores.sqlite import SqliteLedger
 
     Result = WorkItemResult[Any, Row]
 
@@ -123,7 +122,7 @@ class _Writers:
         self.failed.close()
 
 
-def run_job(command: Command) -> ExitCode:
+def run_command(command: Command) -> ExitCode:
     """Do it. Everything that can be checked is checked before the first call."""
     return run_plan(Plan(command), command)[0]
 
@@ -143,7 +142,7 @@ def run_plan(
     logging.getLogger("batch_llm.stops").disabled = True  # told at the end, with what to do next
     with contextlib.ExitStack() as opened:
         is_anew = command.ledger is None or (command.overwrite and pilot is None)
-        variants = [] if is_anew else _variants_before(str(command.ledger))
+        variants = [] if is_anew else variants_at(str(command.ledger))
         pools = opened.enter_context(open_pools(command, variants))
         if is_short_of_connections(command, pools.possible):
             say(f"warning: only {pools.possible} connections are possible here; taking as many")
@@ -178,14 +177,6 @@ def run_plan(
         )
         execution = _Execution(plan, command, session, writers, pilot, ledger, survey)
         return asyncio.run(execution.run()), session.statistics()
-
-
-def _variants_before(ledger: str) -> list[Variant]:
-    """Return what rows of an earlier session were retried with."""
-    if not Path(ledger).exists():
-        return []
-    with SqliteLedger(ledger, read_only=True) as found:
-        return variants_of(found)
 
 
 def open_run(
@@ -468,6 +459,6 @@ class _Execution:
         return None if self._session.stop_reason is None else ExitCode.STOPPED_BY_LIMIT
 
 
-def _has_limit(job: Job) -> bool:
-    limits = (job.max_cost, job.max_tokens_total, job.deadline, job.fail_over)
+def _has_limit(brief: Brief) -> bool:
+    limits = (brief.max_cost, brief.max_tokens_total, brief.deadline, brief.fail_over)
     return any(limit is not None for limit in limits)

@@ -20,6 +20,7 @@ from batch_llm.stores.base import ItemState
 from batch_llm.stores.sqlite import SqliteLedger
 from batch_llm.stores.values import reused
 
+_MOST_MODELS = 10
 _SETTLED = (ItemState.DONE, ItemState.FAILED)
 
 
@@ -67,8 +68,11 @@ def show_run(run: str | None, *, failed: bool, item_id: str | None, settings: bo
         counts = ledger.counts()
         codes: Counter[str] = Counter()
         tokens: Counter[str] = Counter()
+        models: Counter[str] = Counter()
         for record in ledger.records(*_SETTLED):
             tokens.update(record.usage)
+            if record.model is not None:
+                models[record.model] += 1
             if record.state is ItemState.FAILED:
                 codes[record.error_code or "unknown"] += 1
         print(f"{safe(name_of(path))}\n")
@@ -77,6 +81,8 @@ def show_run(run: str | None, *, failed: bool, item_id: str | None, settings: bo
         for code, count in codes.most_common():
             print(f"    {safe(code):<20} {count:>7,}")
         print(f"  tokens    {tokens['input_tokens']:,} in, {tokens['output_tokens']:,} out")
+        for model, count in models.most_common(_MOST_MODELS):
+            print(f"  answered by {safe(model, 60)}  {count:,}")
         if counts[ItemState.FAILED]:
             print(f"\n  batch-llm retry {safe(name_of(path))}   runs the failed rows again")
     return ExitCode.OK
@@ -89,6 +95,9 @@ def _show_settings(ledger: SqliteLedger) -> int:
     servers = ", ".join(manifest.get("servers") or ())
     if servers:
         print(f"{'server':<14} {safe(servers)}")
+    for name, title in (("version", "batch-llm"), ("python", "python"), ("prices", "prices")):
+        if name in manifest:
+            print(f"{title:<14} {safe(manifest[name])}")
     for facts in manifest.get("retries") or ():
         changes = dict(facts["settings"])
         changes |= changes.pop("extra", {})

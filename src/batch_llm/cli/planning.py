@@ -1,4 +1,4 @@
-"""``check`` and ``plan``: what a job will take, said before it is sent."""
+"""``check`` and ``plan``: what a run will take, said before it is sent."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from batch_llm.core.prices import ModelUsage, usd
 from batch_llm.core.text import safe
 from batch_llm.providers.registry import resolve, resolve_pool, split_model
 from batch_llm.providers.table import is_simulator
-from batch_llm.runs.plan import Plan, characters_of
+from batch_llm.runs.plan import Plan
 from batch_llm.runs.session import check_price, check_settings
 from batch_llm.simulator import parse_profile
 from batch_llm.stores.limit_memory import LimitMemory, limits_file
@@ -75,7 +75,7 @@ class Pilot:
         if not result.attempts:
             return  # not sent: it says nothing of what others will take
         usage = result.token_usage
-        characters = characters_of(self._plan.request_for(result.context))
+        characters = self._plan.request_for(result.context).characters
         self.samples.append(
             Sample(characters, usage.get("input_tokens", 0), usage.get("output_tokens", 0))
         )
@@ -102,68 +102,70 @@ class Pilot:
         }
 
 
-def pilot_paths(job: Command) -> tuple[str, str]:
+def pilot_paths(command: Command) -> tuple[str, str]:
     """Return where a pilot's results and its failed rows go: beside those of the run."""
-    stem = Path(job.output).name.removesuffix(".jsonl").removesuffix(".results")
-    folder = Path(job.output).parent
-    if job.output == "-":
-        stem, folder = Path(job.input).stem.strip("-") or "stdin", Path()
-    failed = Path(job.failed)
+    stem = Path(command.output).name.removesuffix(".jsonl").removesuffix(".results")
+    folder = Path(command.output).parent
+    if command.output == "-":
+        stem, folder = Path(command.input).stem.strip("-") or "stdin", Path()
+    failed = Path(command.failed)
     return (
         str(folder / f"{stem}.pilot.jsonl"),
         str(failed.with_name(f"{failed.stem}.pilot{failed.suffix}")),
     )
 
 
-def run_check(job: Command) -> ExitCode:
-    """Check everything that can be, send nothing, and say what the job will take."""
-    plan, endpoints = _checked(job)
-    return _tell(plan, job, endpoints, None)
+def run_check(command: Command) -> ExitCode:
+    """Check everything that can be, send nothing, and say what the run will take."""
+    plan, endpoints = _checked(command)
+    return _tell(plan, command, endpoints, None)
 
 
-def run_planning(job: Command, pilot: int | None) -> ExitCode:
+def run_planning(command: Command, pilot: int | None) -> ExitCode:
     """Do the same; with a pilot, send so many rows first, and go by what they took."""
-    plan, endpoints = _checked(job)
+    plan, endpoints = _checked(command)
     if pilot is None:
-        return _tell(plan, job, endpoints, None)
-    done = Pilot(plan, job, pilot)
-    _tell(plan, job, endpoints, done)
+        return _tell(plan, command, endpoints, None)
+    done = Pilot(plan, command, pilot)
+    _tell(plan, command, endpoints, done)
     return ExitCode.OK if done.code is ExitCode.SOME_FAILED else done.code
 
 
-def _checked(job: Command) -> tuple[Plan, Sequence[Endpoint]]:
-    check_paths(job.input, [job.output, job.failed])
-    if job.ledger is None or not Path(job.ledger).exists():
-        check_outputs_are_free(job)
-    plan = Plan(job)
-    if job.agent is not None:
-        return plan, _agents_endpoints(job)
-    endpoints = _endpoints(job, job.model)
-    check_settings(job, endpoints[0])
-    check_price(job, endpoints[0])
-    for fallback in job.fallbacks:
-        check_price(job, _endpoints(job, fallback)[0])
+def _checked(command: Command) -> tuple[Plan, Sequence[Endpoint]]:
+    check_paths(command.input, [command.output, command.failed])
+    if command.ledger is None or not Path(command.ledger).exists():
+        check_outputs_are_free(command)
+    plan = Plan(command)
+    if command.agent is not None:
+        return plan, _agents_endpoints(command)
+    endpoints = _endpoints(command, command.model)
+    check_settings(command, endpoints[0])
+    check_price(command, endpoints[0])
+    for fallback in command.fallbacks:
+        check_price(command, _endpoints(command, fallback)[0])
     return plan, endpoints
 
 
-def _agents_endpoints(job: Command) -> Sequence[Endpoint]:
+def _agents_endpoints(command: Command) -> Sequence[Endpoint]:
     """Return what is known of where an agent's calls go, once it has its models."""
-    assert job.agent is not None  # noqa: S101 - the caller has looked
+    assert command.agent is not None  # noqa: S101 - the caller has looked
     with contextlib.ExitStack() as opened:
-        job.agent.open(job, opened)
-        check_price(job, job.agent.places[0])
-        return job.agent.places
+        command.agent.open(command, opened)
+        check_price(command, command.agent.places[0])
+        return command.agent.places
 
 
-def _endpoints(job: Command, model: str) -> Sequence[Endpoint]:
+def _endpoints(command: Command, model: str) -> Sequence[Endpoint]:
     provider, name = split_model(model)
     if is_simulator(provider):
         parse_profile(name)
         return [resolve(model, base_url=_NEVER_CALLED)]
-    return resolve_pool(model, **job.places_of(model))
+    return resolve_pool(model, **command.places_of(model))
 
 
-def _tell(plan: Plan, job: Command, endpoints: Sequence[Endpoint], pilot: Pilot | None) -> ExitCode:
+def _tell(
+    plan: Plan, command: Command, endpoints: Sequence[Endpoint], pilot: Pilot | None
+) -> ExitCode:
     endpoint = endpoints[0]
     foreseen = foresee(plan, endpoint)
     found = estimate.make(
@@ -172,12 +174,12 @@ def _tell(plan: Plan, job: Command, endpoints: Sequence[Endpoint], pilot: Pilot 
         most_output=plan.most_output_tokens,
         model=f"{endpoint.provider}:{endpoint.model}",
         server=endpoint.server,
-        prices=job.prices,
-        limits=known_limits(job, endpoints, pilot.statistics if pilot else None),
+        prices=command.prices,
+        limits=known_limits(command, endpoints, pilot.statistics if pilot else None),
         samples=pilot.samples if pilot else (),
         used=[pilot.used] if pilot else (),
     )
-    if job.as_json:
+    if command.as_json:
         facts = {
             "schema": 1,
             "rows": plan.rows,
@@ -187,19 +189,19 @@ def _tell(plan: Plan, job: Command, endpoints: Sequence[Endpoint], pilot: Pilot 
             "format": plan.source.format,
             "columns": plan.source.columns,
             "input_tokens_estimate": found.input_tokens,
-            "model": job.model,
+            "model": command.model,
             "estimate": msgspec.to_builtins(found) | {"batch_hours": estimate.BATCH_HOURS},
-            "pilot": pilot.facts(job) if pilot else None,
+            "pilot": pilot.facts(command) if pilot else None,
         }
         print(msgspec.json.encode(facts).decode())
         return ExitCode.OK
     print(
         f"{safe(plan.source.name)}: {plan.rows:,} rows ({plan.source.format}), "
-        f"about {found.input_tokens:,} tokens in, {job.model}; ready to run"
+        f"about {found.input_tokens:,} tokens in, {command.model}; ready to run"
     )
     if pilot is not None:
-        print("\n".join(["", *pilot_lines(pilot, job)]))
-    lines = foreseen_lines(foreseen, job)
+        print("\n".join(["", *pilot_lines(pilot, command)]))
+    lines = foreseen_lines(foreseen, command)
     if foreseen.cached < plan.rows:
         lines += estimate_lines(found)
     print("\n".join(["", *lines]))
@@ -207,7 +209,7 @@ def _tell(plan: Plan, job: Command, endpoints: Sequence[Endpoint], pilot: Pilot 
 
 
 def known_limits(
-    job: Command, endpoints: Sequence[Endpoint], now: Statistics | None
+    command: Command, endpoints: Sequence[Endpoint], now: Statistics | None
 ) -> list[KnownLimit]:
     """Return the limits that are told, or were seen in a pilot, or are remembered; the first wins.
 
@@ -218,9 +220,9 @@ def known_limits(
     def note(dimension: str, limit: float, source: str) -> None:
         found.setdefault(dimension, KnownLimit(dimension, limit, source))
 
-    if job.limits is not None:
+    if command.limits is not None:
         for name, dimension in _DIMENSIONS.items():
-            if (told := getattr(job.limits, name)) is not None:
+            if (told := getattr(command.limits, name)) is not None:
                 note(dimension, told * len(endpoints), "told")
         return list(found.values())
     for dimension, limit, source in _summed(
@@ -229,7 +231,7 @@ def known_limits(
         if source in {"header", "remembered"}:
             note(dimension, limit, source)
     path = limits_file()
-    memory = None if path is None or job.forgets_limits else LimitMemory(path)
+    memory = None if path is None or command.forgets_limits else LimitMemory(path)
     remembered = []
     for endpoint in endpoints:
         recalled = memory.recall(endpoint.account) if memory and endpoint.account else None
@@ -260,9 +262,9 @@ def _summed(limits: Iterable[tuple[str, float, str]]) -> list[tuple[str, float, 
     return [(dimension, limit, source) for (dimension, source), limit in sums.items()]
 
 
-def pilot_lines(pilot: Pilot, job: Command) -> list[str]:
+def pilot_lines(pilot: Pilot, command: Command) -> list[str]:
     """Return what a pilot brought, with the first of its answers."""
-    bill = job.prices.bill(pilot.statistics.usage)
+    bill = command.prices.bill(pilot.statistics.usage)
     cost = "unknown" if bill.known_usd is None else usd(bill.known_usd)
     rows, used = len(pilot.samples), pilot.used
     sent = f"{rows - pilot.reused:,} rows sent"
@@ -274,17 +276,17 @@ def pilot_lines(pilot: Pilot, job: Command) -> list[str]:
         f"  pilot     {sent}: {pilot.succeeded:,} ok, {failed:,} failed, cost {cost}",
         f"            {took}; all results in {safe(pilot.output)}",
     ]
-    if job.ledger is not None:
+    if command.ledger is not None:
         lines.append("            `run` uses them, and does not send these rows again")
     return lines + [f"            {safe(name, 20)}: {safe(text, 60)}" for name, text in pilot.shown]
 
 
-def foreseen_lines(foreseen: Foreseen, job: Command) -> list[str]:
+def foreseen_lines(foreseen: Foreseen, command: Command) -> list[str]:
     """Return which rows need no call of their own, in words."""
     lines = []
     if foreseen.cached:
         lines.append(
-            f"  cached    {foreseen.cached:,} rows are answered by {safe(job.cache or '')};"
+            f"  cached    {foreseen.cached:,} rows are answered by {safe(command.cache or '')};"
             " not in the numbers below"
         )
     if foreseen.same:

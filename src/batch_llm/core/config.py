@@ -239,7 +239,8 @@ class ProcessorConfig:
             costs). None and ``"off"`` never do.
         max_cost_usd: What a run may cost, failed attempts included. It ends before a call is sent
             whose worst case would pass it (``docs/money.md`` says what is exact in that). Each run
-            has it anew. None: as much as it takes.
+            has it anew; with a ledger, what earlier sessions of the run took counts too. None: as
+            much as it takes.
         max_total_tokens: The same of tokens, input and output together.
         deadline_seconds: A run sends nothing any more so long after its start, and ends when what
             is in flight has ended.

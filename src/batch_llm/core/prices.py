@@ -272,9 +272,25 @@ class Prices:
                 raise ConfigError(f"price of {name}", price, "a Price(input=…, output=…)")
             price.rate()
 
+    @property
+    def origin(self) -> str:
+        """Where the prices are from: the library's version, and how many are the user's own.
+
+        Two tables of the user's with the same origin have the same prices.
+        """
+        from hashlib import blake2b
+        from importlib import metadata
+
+        library = f"genai-prices {metadata.version('genai-prices')}"
+        if not self._table:
+            return library
+        listed = repr(sorted(self._table.items())).encode()
+        digest = blake2b(listed, digest_size=6).hexdigest()
+        return f"{library}, before it {len(self._table)} of the user's own ({digest})"
+
     @classmethod
     def from_file(cls, path: str | Path) -> Prices:
-        """Read a TOML file with one table per model, such as ``["openai-chat:gpt-6-luna"]``.
+        """Read a TOML file with one table per model, such as ``["openai:gpt-6-luna"]``.
 
         Each holds ``input`` and ``output``, and any other attribute of ``Price``.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from base64 import b64encode
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from batch_llm.exceptions import ConfigError
 
@@ -18,10 +18,11 @@ if TYPE_CHECKING:
 
     from batch_llm.core.schema import OutputSchema
 
-Role = Literal["system", "developer", "user", "assistant", "tool"]
 #: What wire formats call the bound of an answer's length. Of several that are given, the first
 #: counts.
 LENGTH_FIELDS = ("max_completion_tokens", "max_output_tokens", "max_tokens")
+#: Characters of text to a token, as long as no answer has told better.
+CHARACTERS_PER_TOKEN = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +154,7 @@ class Request:
     """What to ask of which model.
 
     Attributes:
-        model: ``"provider:model"``, for example ``"openai-chat:gpt-6-luna"`` or ``"sim:fast"``.
+        model: ``"provider:model"``, for example ``"openai:gpt-6-luna"`` or ``"sim:fast"``.
         messages: The conversation, oldest first. Never empty.
         settings: Sampling and limits.
         output: The shape of the answer, or None for plain text.
@@ -163,6 +164,18 @@ class Request:
     messages: tuple[Message, ...]
     settings: Settings = Settings()
     output: OutputSchema | None = None
+
+    @property
+    def characters(self) -> int:
+        """Characters of its messages' texts; pictures and other parts are not in it."""
+        count = 0
+        for message in self.messages:
+            content = message.content
+            if isinstance(content, str):
+                count += len(content)
+            elif content is not None:
+                count += sum(len(part.text) for part in content if isinstance(part, Text))
+        return count
 
     @classmethod
     def of(

@@ -21,7 +21,7 @@ from batch_llm.providers.base import (
     content_digest,
 )
 from batch_llm.providers.limit_headers import limits_of_error
-from batch_llm.providers.observed import Seen, can_observe, observe, seen, watch
+from batch_llm.providers.observed import Seen, seen, taken_over, watch
 from batch_llm.providers.sdk_retries import SdkRetries
 from batch_llm.providers.table import PROVIDERS
 
@@ -66,8 +66,11 @@ class CallByMode:
         """Return the digest of what an item asks; of code, of its prompt and version."""
         if item.request is not None and self._requests is not None:
             return self._requests.content(item)
-        parts = (item.item_id, item.prompt, item.version)
-        return content_digest(*[part.encode("utf-8", "surrogatepass") for part in parts])
+        return content_digest(
+            item.item_id.encode("utf-8", "surrogatepass"),
+            item.prompt.encode("utf-8", "surrogatepass"),
+            item.version.encode("utf-8", "surrogatepass"),
+        )
 
     @property
     def repeatable(self) -> Repeatable | None:
@@ -108,11 +111,7 @@ class CallByMode:
 def _inferred(name: str) -> Any:
     from pydantic_ai.models import infer_model
 
-    found: Any = infer_model(name)
-    client: Any = getattr(found, "client", None)
-    if hasattr(client, "max_retries"):  # ours to say: the client is made here
-        client.max_retries = 0
-    return observe(found) if can_observe(found) else found
+    return taken_over(infer_model(name))
 
 
 def _key_variables(model: str) -> tuple[str, ...]:

@@ -110,6 +110,62 @@ class _Message(msgspec.Struct):
     error: Any = None
 
 
+class _Delta(msgspec.Struct):
+    type: str = ""
+    text: str = ""
+    partial_json: str = ""
+
+
+class _BlockDelta(msgspec.Struct, tag="content_block_delta"):
+    delta: _Delta
+    index: int | None = None
+
+
+class _BlockStart(msgspec.Struct, tag="content_block_start"):
+    content_block: dict[str, Any]
+    index: int | None = None
+
+
+class _MessageStart(msgspec.Struct, tag="message_start"):
+    message: dict[str, Any]
+
+
+class _MessageDelta(msgspec.Struct, tag="message_delta"):
+    delta: dict[str, Any] = msgspec.field(default_factory=dict)
+    usage: dict[str, Any] | None = None
+
+
+class _StreamError(msgspec.Struct, tag="error"):
+    error: Any = None
+
+
+class _BlockStop(msgspec.Struct, tag="content_block_stop"):
+    """Says nothing new."""
+
+
+class _MessageStop(msgspec.Struct, tag="message_stop"):
+    """Says nothing new."""
+
+
+class _Ping(msgspec.Struct, tag="ping"):
+    """Says nothing at all."""
+
+
+_Event = (
+    _BlockDelta
+    | _BlockStart
+    | _MessageStart
+    | _MessageDelta
+    | _StreamError
+    | _BlockStop
+    | _MessageStop
+    | _Ping
+)
+#: Where the pieces of a block are while it grows; no field of the format.
+_TEXTS, _WRITTEN = "\0text", "\0input"
+
+_decode_event = msgspec.json.Decoder(_Event).decode
+_decode_events = msgspec.json.Decoder(list[_Event]).decode
 _decode = msgspec.json.Decoder(_Message).decode
 _encode = msgspec.json.Encoder().encode
 
@@ -313,47 +369,59 @@ def _joined(stream: bytes) -> bytes:
     ``message_delta`` with the rest of the usage, ``message_stop``, ``ping`` and ``error``. Of a
     stream that breaks off, what was there; it has no ``stop_reason`` then.
     """
+    lines = [line[5:] for line in stream.split(b"\n") if line.startswith(b"data:")]
+    try:
+        # At once: a long answer has thousands of events.
+        events = _decode_events(b"[%b]" % b",".join(lines))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        events = _read_one_by_one(lines)
     message: dict[str, Any] = {}
     blocks: dict[Any, dict[str, Any]] = {}
-    for line in stream.split(b"\n"):
-        if not line.startswith(b"data:"):
-            continue
-        try:
-            event = msgspec.json.decode(line[5:])
-            kind = event.get("type")
-            if kind == "error":
-                message["error"] = event.get("error") or True
-            elif kind == "message_start":
-                message |= event["message"]
-            elif kind == "content_block_start":
-                blocks[event.get("index")] = dict(event["content_block"])
-            elif kind == "content_block_delta":
-                _extend(blocks[event.get("index")], event["delta"])
-            elif kind == "message_delta":
-                message |= event["delta"]
-                if isinstance(event.get("usage"), dict):
-                    message["usage"] = (message.get("usage") or {}) | event["usage"]
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            break
-        except (AttributeError, KeyError, TypeError, ValueError):
-            continue  # an event of a shape that nobody knows
+    for event in events:
+        if type(event) is _BlockDelta:
+            if (block := blocks.get(event.index)) is not None:
+                _extend(block, event.delta)
+        elif type(event) is _BlockStart:
+            blocks[event.index] = event.content_block
+        elif type(event) is _MessageStart:
+            message |= event.message
+        elif type(event) is _MessageDelta:
+            message |= event.delta
+            if event.usage is not None:
+                message["usage"] = (message.get("usage") or {}) | event.usage
+        elif type(event) is _StreamError:
+            message["error"] = event.error or True
     if not message:
         return b""
     message["content"] = [_finished(block) for block in blocks.values()]
     return _encode(message)
 
 
-def _extend(block: dict[str, Any], delta: dict[str, Any]) -> None:
-    kind = delta.get("type")
-    if kind == "text_delta":
-        block["text"] = block.get("text", "") + delta["text"]
-    elif kind == "input_json_delta":
-        block["json"] = block.get("json", "") + delta["partial_json"]
+def _read_one_by_one(lines: list[bytes]) -> list[_Event]:
+    """Read events up to the one that is broken off, without those of a shape that nobody knows."""
+    events = []
+    for line in lines:
+        try:
+            events.append(_decode_event(line))
+        except msgspec.ValidationError:
+            continue
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            break
+    return events
+
+
+def _extend(block: dict[str, Any], delta: _Delta) -> None:
+    if delta.type == "text_delta":
+        block.setdefault(_TEXTS, []).append(delta.text)
+    elif delta.type == "input_json_delta":
+        block.setdefault(_WRITTEN, []).append(delta.partial_json)
 
 
 def _finished(block: dict[str, Any]) -> dict[str, Any]:
     """Return a block whose pieces are joined; its input stays as it is where it is no JSON."""
-    if written := block.pop("json", ""):
+    if texts := block.pop(_TEXTS, None):
+        block["text"] = "".join((block.get("text") or "", *texts))
+    if written := "".join(block.pop(_WRITTEN, ())):
         try:
             msgspec.json.decode(written)
             block["input"] = msgspec.Raw(written.encode())

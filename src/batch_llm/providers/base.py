@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
     from batch_llm.base import LLMWorkItem
-    from batch_llm.strategies.budgets import LimitHeader
+    from batch_llm.strategies.header_belief import LimitHeader
 
 
 #: The key in ``Try.memory`` under which a caller leaves the usage object that its library fills in
@@ -97,7 +97,10 @@ class LaneFacts(msgspec.Struct, frozen=True):
         burst_seconds: How many seconds of a told limit the provider lets go at once.
         charges_asked: Whether the longest answer that was asked for counts, and not the one that
             came.
+        reserves_asked: Whether that is counted from the start of a call, and what the answer did
+            not need is given back at its end.
         charges_cache_reads: Whether input that was read from a cache counts.
+        charges_answers: Whether answers count at all, and not the input alone.
         remembered_as: By place, the name under which its limits are remembered between runs; None
             where they are not.
         ask: By place, finds out what its server works on at once, before the first call; None, and
@@ -112,7 +115,9 @@ class LaneFacts(msgspec.Struct, frozen=True):
     places: int = 1
     burst_seconds: float = 60.0
     charges_asked: bool = False
+    reserves_asked: bool = False
     charges_cache_reads: bool = True
+    charges_answers: bool = True
     remembered_as: tuple[str | None, ...] = ()
     ask: tuple[Callable[[], Awaitable[Capacity | None]] | None, ...] = ()
     model: str = ""

@@ -5,9 +5,16 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from batch_llm.strategies.admission import CONCURRENCY, INPUT, OUTPUT, TOKENS
-from batch_llm.strategies.budgets import REQUESTS, REQUESTS_PER_DAY, LimitHeader
 from batch_llm.strategies.default_classifier import headers_of
+from batch_llm.strategies.dimensions import (
+    CONCURRENCY,
+    INPUT,
+    OUTPUT,
+    REQUESTS,
+    REQUESTS_PER_DAY,
+    TOKENS,
+)
+from batch_llm.strategies.header_belief import LimitHeader
 from batch_llm.strategies.http_errors import go_seconds, seconds_until
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from batch_llm.providers.limit_headers import read_limits
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from batch_llm.strategies.budgets import LimitHeader
+    from batch_llm.strategies.header_belief import LimitHeader
 
 T = TypeVar("T")
 
@@ -82,6 +82,18 @@ def observe(agent: T) -> T:
             hooks.append(_note)
     watch.is_on = True
     return agent
+
+
+def taken_over(model: T) -> T:
+    """Return a model that was made here: its SDK does not retry, and its headers are seen.
+
+    Args:
+        model: A model of pydantic-ai whose client is nobody else's.
+    """
+    client: Any = getattr(model, "client", None)
+    if hasattr(client, "max_retries"):
+        client.max_retries = 0
+    return observe(model) if can_observe(model) else model
 
 
 def can_observe(agent: object) -> bool:

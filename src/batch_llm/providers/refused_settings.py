@@ -6,6 +6,7 @@ The first calls fail; they are tried again without the setting, and all later on
 from __future__ import annotations
 
 import logging
+import re
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,20 @@ logger = logging.getLogger("batch_llm.requests")
 _SAMPLING = ("temperature", "top_p")
 #: OpenAI's codes for a parameter, or a value of one, that a model does not take.
 _CODES = ("unsupported_parameter", "unsupported_value")
+_STATUSES = (400, 422)
+_REFUSED = (
+    r"(?:not support|unsupported|not available|not allowed|not permitted|not accept|deprecated"
+    r"|only be set to|only the default|unknown (?:name|field|parameter)|unrecognized)"
+)
+_NAMED = r"(?<![a-z_])(?P<{}>temperature|top_?p)(?![a-z_])"
+#: In one sentence, the setting and that it is refused: "`temperature` is deprecated for this
+#: model", "Unsupported parameter: 'top_p'".
+_IN_WORDS = re.compile(
+    rf"{_NAMED.format('before')}[^.\n]{{0,120}}{_REFUSED}"
+    rf"|{_REFUSED}[^.\n]{{0,80}}{_NAMED.format('after')}",
+    re.IGNORECASE,
+)
+_MOST_READ = 2000
 
 
 class RefusedSettings:
@@ -55,9 +70,19 @@ class RefusedSettings:
 
 
 def refused_setting(error: Exception) -> str | None:
-    """Return the sampling setting that a 400 refuses; None for any other failure."""
-    if not isinstance(error, StatusError) or error.status != 400 or error.code not in _CODES:
+    """Return the sampling setting that a model does not take at all; None for any other failure.
+
+    OpenAI names it in a field of its own. Others say it in words; a value that is out of bounds is
+    another failure, in words and in OpenAI's codes.
+    """
+    if not isinstance(error, StatusError) or error.status not in _STATUSES:
         return None
     body = error.body.get("error") if isinstance(error.body, dict) else None
     param = body.get("param") if isinstance(body, dict) else None
-    return param if param in _SAMPLING else None
+    if isinstance(param, str):
+        return param if param in _SAMPLING and error.code in _CODES else None
+    found = _IN_WORDS.search(error.message[:_MOST_READ])
+    if found is None:
+        return None
+    name = found["before"] or found["after"]
+    return "temperature" if name.lower() == "temperature" else "top_p"

@@ -45,10 +45,12 @@ class Endpoint:
         limit_names: See ``Provider``.
         charges_asked: See ``Provider``.
         charges_cache_reads: See ``Provider``.
+        charges_answers: See ``Provider``.
         secret: The key or password, so that it can be struck out of what servers say; empty
             without one.
         is_local: Whether its server is one of the user's own, and may be asked about itself.
         key_variable: The name of the variable with the key; empty without a key.
+        reserves_asked: See ``Provider``.
     """
 
     provider: str
@@ -62,6 +64,8 @@ class Endpoint:
     charges_cache_reads: bool = True
     is_local: bool = False
     key_variable: str = ""
+    charges_answers: bool = True
+    reserves_asked: bool = False
 
     @property
     def shown_url(self) -> str:
@@ -224,6 +228,8 @@ def resolve(
         provider.charges_cache_reads,
         may_be_local and host not in _PUBLIC_HOSTS,
         "" if login is not None or not key else variable,
+        provider.charges_answers,
+        reserves_asked=(is_own or not provider.base_url) and provider.reserves_asked,
     )
 
 
@@ -244,7 +250,9 @@ def _simulated(prefix: str, name: str, base_url: str) -> Endpoint:
         provider.limit_names,
         provider.charges_asked,
         provider.charges_cache_reads,
+        reserves_asked=provider.reserves_asked,
         is_local=prefix == SIMULATOR,  # which may play a local server
+        charges_answers=provider.charges_answers,
     )
 
 

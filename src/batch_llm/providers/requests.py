@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from batch_llm.core.request import Request
     from batch_llm.providers.base import Outcome, Try
     from batch_llm.providers.transport import Response, Transport
-    from batch_llm.strategies.budgets import LimitHeader
+    from batch_llm.strategies.header_belief import LimitHeader
 
 #: Writes a request whole, whatever its model refuses.
 _WHOLE = ChatCodec(thinks=False)
@@ -92,7 +92,9 @@ class RequestCaller:
         return LaneFacts(
             places=len(pool),
             charges_asked=pool[0].charges_asked,
+            reserves_asked=pool[0].reserves_asked,
             charges_cache_reads=pool[0].charges_cache_reads,
+            charges_answers=pool[0].charges_answers,
             model=f"{pool[0].provider}:{pool[0].model}",
             server=pool[0].server,
             keys=tuple(dict.fromkeys(one.key_variable for one in pool if one.key_variable)),

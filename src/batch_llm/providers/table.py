@@ -43,7 +43,10 @@ class Provider:
         limit_names: How the headers with its limits are called; None: as they look.
         charges_asked: Whether its token limit counts the longest answer that was asked for, and not
             the one that came.
+        reserves_asked: Whether that is counted from the start of a call, and what the answer did
+            not need is given back at its end.
         charges_cache_reads: Whether its token limit counts input that was read from a cache.
+        charges_answers: Whether its token limit counts answers at all, and not the input alone.
         is_local: Whether it is a server on the user's own machines: it needs no key.
         may_be_local: Whether servers on the user's own machines speak its format, as a rule.
     """
@@ -60,7 +63,9 @@ class Provider:
     headers: Mapping[str, str] = field(default_factory=dict)
     limit_names: LimitNames | None = None
     charges_asked: bool = False
+    reserves_asked: bool = False
     charges_cache_reads: bool = True
+    charges_answers: bool = True
     is_local: bool = False
     may_be_local: bool = True
 
@@ -81,12 +86,23 @@ _COMPATIBLE_NEW = ChatCodec(has_developers=False, thinks=False)
 
 
 def _compatible(
-    name: str, base_url: str, codec: ChatCodec = _COMPATIBLE, *, is_local: bool = False
+    name: str,
+    base_url: str,
+    codec: ChatCodec = _COMPATIBLE,
+    *,
+    is_local: bool = False,
+    reserves_asked: bool = False,
 ) -> Provider:
     """Make the row of a provider that speaks OpenAI's format; its variables are named after it."""
     prefix = name.upper()
     return Provider(
-        name, base_url, f"{prefix}_API_KEY", f"{prefix}_BASE_URL", codec, is_local=is_local
+        name,
+        base_url,
+        f"{prefix}_API_KEY",
+        f"{prefix}_BASE_URL",
+        codec,
+        is_local=is_local,
+        reserves_asked=reserves_asked,
     )
 
 
@@ -132,6 +148,7 @@ PROVIDERS = {
             other_key_variables=("GEMINI_API_KEY",),
             version="/v1",
             key_header="x-goog-api-key",
+            charges_answers=False,
             may_be_local=False,
         ),
         Provider(
@@ -152,6 +169,7 @@ PROVIDERS = {
             _COMPATIBLE_NEW,
             version="/openai/v1",
             limit_names=GROQ_LIMITS,
+            reserves_asked=True,
             charges_cache_reads=False,
             may_be_local=False,
         ),
@@ -175,7 +193,7 @@ PROVIDERS = {
         _compatible("together", "https://api.together.xyz/v1"),
         _compatible("fireworks", "https://api.fireworks.ai/inference/v1"),
         _compatible("xai", "https://api.x.ai/v1"),
-        _compatible("cerebras", "https://api.cerebras.ai/v1", _COMPATIBLE_NEW),
+        _compatible("cerebras", "https://api.cerebras.ai/v1", _COMPATIBLE_NEW, reserves_asked=True),
         _compatible("ollama", "http://127.0.0.1:11434/v1", is_local=True),
         _compatible("vllm", "http://127.0.0.1:8000/v1", is_local=True),
     ]

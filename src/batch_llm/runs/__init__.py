@@ -5,7 +5,7 @@
     results = run_sync(["Capital of France?", "Capital of Peru?"], model="sim:fast")
 
 ``api`` has the functions, ``options`` their arguments, ``results`` what comes back, ``handle`` and
-``attached`` runs that go on elsewhere. Below them, and below the command: ``job`` (what to do),
+``attached`` runs that go on elsewhere. Below them, and below the command: ``brief`` (what to do),
 ``recipe`` (rows become requests), ``plan`` (the input, found good), ``ledgers`` (where a run is
 kept), ``session`` (sends what is left).
 """

@@ -23,15 +23,15 @@ if TYPE_CHECKING:
     from contextlib import ExitStack
 
     from batch_llm.inputs import Row
-    from batch_llm.runs.job import Job
+    from batch_llm.runs.brief import Brief
 
 _FLAG = "--agent"
 _FILES = {".yaml", ".yml", ".json"}
 _EXPECTED = "MODULE:VARIABLE, or an agent's .yaml or .json file"
 
 
-class JobAgent:
-    """An agent, or a factory of agents, that answers the rows of a job.
+class AnsweringAgent:
+    """An agent, or a factory of agents, that answers the rows of a brief.
 
     Args:
         found: Anything with ``async run(prompt)``; or a function from an attempt's number, from 1,
@@ -72,20 +72,20 @@ class JobAgent:
         url = f"https://{server}" if server and not self._is_simulated else ""
         return (Endpoint(provider, name, url, {}),)
 
-    def open(self, job: Job, opened: ExitStack) -> None:
-        """Give it the models of a job, and let admission see the headers that their clients get.
+    def open(self, brief: Brief, opened: ExitStack) -> None:
+        """Give it the models of a brief, and let admission see the headers that their clients get.
 
         Raises:
             UnknownModelError: There is no such model.
             MissingKeyError: There is no key for it.
             ConfigError: The agent has no model and none is given, or cannot be given one.
         """
-        is_own = job.agent_model is None
-        if not is_own or job.fallbacks:
-            self._check_takes_models(job)
-        if job.agent_model is not None:
-            self._agent = _asked_of(self._agent, _model(job, job.agent_model, opened))
-            self._is_simulated = is_simulator(job.agent_model.partition(":")[0])
+        is_own = brief.agent_model is None
+        if not is_own or brief.fallbacks:
+            self._check_takes_models(brief)
+        if brief.agent_model is not None:
+            self._agent = _asked_of(self._agent, _model(brief, brief.agent_model, opened))
+            self._is_simulated = is_simulator(brief.agent_model.partition(":")[0])
         elif self._factory is None and is_pydantic_ai(self._agent):
             own = self._agent.model
             if own is None:
@@ -94,11 +94,11 @@ class JobAgent:
                 self._agent = _asked_of(self._agent, agents.model(own))
         self._agent = _observed(self._agent)
         self._fallbacks = [
-            _asked_of(self._agent, _model(job, name, opened)) for name in job.fallbacks
+            _asked_of(self._agent, _model(brief, name, opened)) for name in brief.fallbacks
         ]
 
-    def _check_takes_models(self, job: Job) -> None:
-        flag = "--fallback" if job.agent_model is None else "--model"
+    def _check_takes_models(self, brief: Brief) -> None:
+        flag = "--fallback" if brief.agent_model is None else "--model"
         if self._factory is not None:
             raise ConfigError(
                 flag, self.name, "left out: a factory chooses by the attempt's number"
@@ -127,7 +127,7 @@ class JobAgent:
         )
 
 
-def load_agent(name: str) -> JobAgent:
+def load_agent(name: str) -> AnsweringAgent:
     """Find an agent by ``module:variable``, ``path.py:variable``, or in pydantic-ai's file format.
 
     Raises:
@@ -135,7 +135,7 @@ def load_agent(name: str) -> JobAgent:
         MissingExtraError: A file needs pydantic-ai, or PyYAML.
     """
     if Path(name).suffix.lower() in _FILES:
-        return JobAgent(_from_file(name), name)
+        return AnsweringAgent(_from_file(name), name)
     module, colon, variable = name.rpartition(":")
     if not colon or not module or not variable:
         raise ConfigError(_FLAG, name, _EXPECTED)
@@ -143,7 +143,7 @@ def load_agent(name: str) -> JobAgent:
         found = getattr(_module(module), variable)
     except Exception as error:
         raise ConfigError(_FLAG, name, f"importable ({_reason(error)})") from error
-    return JobAgent(found, name)
+    return AnsweringAgent(found, name)
 
 
 def _module(name: str) -> Any:
@@ -202,19 +202,21 @@ def _observed(agent: Any) -> Any:
     return observe(agent) if can_observe(agent) else agent
 
 
-def _model(job: Job, name: str, opened: ExitStack) -> Any:
+def _model(brief: Brief, name: str, opened: ExitStack) -> Any:
     """Make a model by the name that the command has for it."""
     prefix = name.partition(":")[0]
-    is_here = is_simulator(prefix) or (prefix in PROVIDERS and job.base_url is not None)
+    is_here = is_simulator(prefix) or (prefix in PROVIDERS and brief.base_url is not None)
     if not is_here:
         return agents.model(name)
-    places = opened.enter_context(open_pool(name, **job.places_of(name)))
+    places = opened.enter_context(open_pool(name, **brief.places_of(name)))
     if len(places) > 1:
         raise ConfigError("--keys or --base-url", len(places), "one, where an agent is asked")
     (endpoint,) = places
     spoken = agents.sdk_prefix(SIMULATED.get(prefix, prefix))
+    # Google's SDK refuses a model's name with the options of a simulator in it.
+    plain = endpoint.model.partition("?")[0] if is_simulator(prefix) else endpoint.model
     return agents.model(
-        f"{spoken}:{endpoint.model}",
+        f"{spoken}:{plain}",
         base_url=agents.sdk_base_url(spoken, endpoint.url),
         api_key=endpoint.secret or "none",
     )

@@ -17,7 +17,7 @@ from batch_llm.inputs import ValueSource, check_is_rows
 from batch_llm.runs.blocking import BlockingHandle, LoopThread, end
 from batch_llm.runs.handle import RunHandle, stream_of
 from batch_llm.runs.once import RowsOnce
-from batch_llm.runs.options import RunOptions, in_python, job_from
+from batch_llm.runs.options import RunOptions, brief_from, in_python
 from batch_llm.runs.plan import Plan
 from batch_llm.runs.prepared import Prepared
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from batch_llm.base import WorkItemResult
     from batch_llm.core.schema import OutputSchema
-    from batch_llm.runs.job import Job
+    from batch_llm.runs.brief import Brief
     from batch_llm.runs.options import Rows
     from batch_llm.runs.results import RowData, RunResult
 
@@ -57,7 +57,7 @@ async def run(
     Args:
         rows: A file's path (JSON lines, CSV, TSV, Parquet, text; whatever ``batch-llm run`` reads),
             or an iterable of texts, mappings or lists of messages.
-        model: ``"provider:model"``, such as ``"openai-chat:gpt-6-luna"`` or ``"sim:fast"``.
+        model: ``"provider:model"``, such as ``"openai:gpt-6-luna"`` or ``"sim:fast"``.
         schema: The answers' shape: a pydantic model or another type, a list of choices, a JSON
             schema. None: text.
         options: See ``RunOptions``.
@@ -324,18 +324,18 @@ async def _prepare(
     """
     check_is_rows(rows)
     with _in_python():
-        job = job_from(rows, model, schema, options)
+        brief = brief_from(rows, model, schema, options)
     overwrite = options.get("overwrite", False)
     if isinstance(rows, str | os.PathLike | Sequence):
         known: Sequence[Any] | None = None if isinstance(rows, str | os.PathLike) else rows
     elif may_be_once:
-        once = RowsOnce(job, rows)
+        once = RowsOnce(brief, rows)
         with _in_python():
             await once.open()
-            return await _opened(lambda: Prepared(job, once, overwrite=overwrite))
+            return await _opened(lambda: Prepared(brief, once, overwrite=overwrite))
     else:
         known = [row async for row in rows] if isinstance(rows, AsyncIterable) else list(rows)
-    return await _opened(lambda: _prepared(job, known, overwrite=overwrite))
+    return await _opened(lambda: _prepared(brief, known, overwrite=overwrite))
 
 
 async def _opened(make: Callable[[], Prepared]) -> Prepared:
@@ -349,16 +349,16 @@ async def _opened(make: Callable[[], Prepared]) -> Prepared:
         raise
 
 
-def _prepared(job: Job, rows: Sequence[Any] | None, *, overwrite: bool) -> Prepared:
+def _prepared(brief: Brief, rows: Sequence[Any] | None, *, overwrite: bool) -> Prepared:
     with _in_python():
         source = None
         if rows is not None:
             if not rows:
                 raise InputError("there are no rows; there is nothing to send")
-            source = ValueSource(rows, id_column=job.id_column, limit=job.limit)
-        plan = Plan(job, source)
+            source = ValueSource(rows, id_column=brief.id_column, limit=brief.limit)
+        plan = Plan(brief, source)
         plan.check_unchanged()
-        return Prepared(job, plan, overwrite=overwrite)
+        return Prepared(brief, plan, overwrite=overwrite)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from batch_llm.core.request import Settings
 from batch_llm.exceptions import ConfigError
 from batch_llm.runs.blocking import LoopThread, end
 from batch_llm.runs.handle import RunHandle
-from batch_llm.runs.ledgers import find_ledger, job_of, name_of, retry_failed
+from batch_llm.runs.ledgers import brief_of, find_ledger, name_of, retry_failed
 from batch_llm.runs.options import PaceOptions, pace_of, settings_from
 from batch_llm.runs.plan import Plan
 from batch_llm.runs.prepared import Prepared
@@ -112,8 +112,8 @@ class AttachedRun:
         if only is not None and (isinstance(only, str) or not set(only) <= set(ErrorCode)):
             raise ConfigError("only", only, f"a list of some of {', '.join(ErrorCode)}")
         if model is not None:
-            job = self.manifest().get("job") or {}
-            check_model(model, job.get("model", model), job.get("base_url"))
+            brief = self.manifest().get("brief") or {}
+            check_model(model, brief.get("model", model), brief.get("base_url"))
         found = settings if isinstance(settings, Settings) else settings_from(settings or {})
         with SqliteLedger(self.path) as ledger:
             return retry_failed(ledger, only, settings=found, model=model)
@@ -135,11 +135,11 @@ class AttachedRun:
 
     def _prepare(self, pace: PaceOptions) -> Prepared:
         with self._open() as ledger:
-            job = job_of(ledger, str(self.path), has_server=pace.get("base_url") is not None)
+            brief = brief_of(ledger, str(self.path), has_server=pace.get("base_url") is not None)
         changes = pace_of(pace)
-        changes["base_url"] = changes["base_url"] or job.base_url
-        job = dataclasses.replace(job, **changes)
-        return Prepared(job, Plan(job))
+        changes["base_url"] = changes["base_url"] or brief.base_url
+        brief = dataclasses.replace(brief, **changes)
+        return Prepared(brief, Plan(brief))
 
     async def resume(self, **pace: Unpack[PaceOptions]) -> RunResult[Any]:
         """Go on with the run and return all its results, see ``submit``."""

@@ -44,7 +44,7 @@ class RunHandle(Generic[T]):
     @property
     def ledger(self) -> str | None:
         """The ledger's file; None without one."""
-        return self._prepared.job.ledger
+        return self._prepared.brief.ledger
 
     @property
     def is_done(self) -> bool:

@@ -1,8 +1,9 @@
-"""Where a job's ledger is, whether it is the ledger of this job, and what is noted in it."""
+"""Where a brief's ledger is, whether it is the ledger of this brief, and what is noted in it."""
 
 from __future__ import annotations
 
 import os
+import platform
 from datetime import UTC, datetime
 from hashlib import blake2b
 from importlib import metadata
@@ -13,7 +14,7 @@ from batch_llm.core.request import Settings
 from batch_llm.core.schema import OutputSchema
 from batch_llm.core.text import safe
 from batch_llm.exceptions import ConfigError, InputError, LedgerError, SettingsChangedError
-from batch_llm.runs.job import Job
+from batch_llm.runs.brief import Brief
 from batch_llm.runs.recipe import Variant, plain_settings, read_settings
 from batch_llm.stores.sqlite import SqliteLedger
 
@@ -84,31 +85,31 @@ def named_ledger(name: str) -> str:
 
 
 def open_ledger(
-    job: Job,
+    brief: Brief,
     format: str,  # noqa: A002 - the shape of its input
     servers: Sequence[str] = (),
     check: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> SqliteLedger:
-    """Open a job's ledger, new or that of an earlier run of the same job, and note the job in it.
+    """Open a brief's ledger, new or that of an earlier run of it, and note the brief in it.
 
     Args:
-        job: The job; it has a ledger.
+        brief: The brief; it has a ledger.
         format: The shape of its input.
         servers: Where its calls go, other than to the provider's own address.
         check: Called with what was noted before, empty for a new ledger; what it raises is let
             through, and nothing has changed then.
 
     Raises:
-        LedgerInUseError: Another process runs the job.
+        LedgerInUseError: Another process runs the brief.
         SettingsChangedError: It was made with other settings.
         LedgerError: It cannot be opened.
     """
-    assert job.ledger is not None  # noqa: S101 - the caller has looked
-    path = Path(job.ledger)
+    assert brief.ledger is not None  # noqa: S101 - the caller has looked
+    path = Path(brief.ledger)
     _make_folder(path)
     ledger = SqliteLedger(path)
     try:
-        before, now = ledger.manifest(), settings_of(job, format)
+        before, now = ledger.manifest(), settings_of(brief, format)
         if before:
             _check_unchanged(path, before.get("settings") or {}, now)
         if check is not None:
@@ -117,11 +118,14 @@ def open_ledger(
         facts = {
             "settings": now,
             "digests": {name: _digest(value) for name, value in now.items()},
-            "job": job_facts(job),
+            "brief": brief_facts(brief),
             "servers": sorted(set(servers)),
             "version": version,
+            "python": platform.python_version(),
+            "prices": brief.prices.origin,
+            "prices_at": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        ledger.note(facts | job.facts | ({} if before else {"made_by_version": version}))
+        ledger.note(facts | brief.facts | ({} if before else {"made_by_version": version}))
     except BaseException:
         ledger.close()
         raise
@@ -137,6 +141,14 @@ def _check_unchanged(path: Path, before: Mapping[str, str], now: Mapping[str, st
 def variants_of(ledger: Ledger) -> list[Variant]:
     """Return the settings that rows of a run were retried with, in their order."""
     return [Variant.from_facts(facts) for facts in ledger.manifest().get("retries") or ()]
+
+
+def variants_at(path: str | Path) -> list[Variant]:
+    """Return the same of the ledger at a path; none where there is none yet."""
+    if not Path(path).exists():
+        return []
+    with SqliteLedger(path, read_only=True) as found:
+        return variants_of(found)
 
 
 def retry_failed(
@@ -179,24 +191,26 @@ def retry_failed(
     return count
 
 
-def settings_of(job: Job, format: str) -> dict[str, str]:  # noqa: A002 - the shape of its input
+def settings_of(brief: Brief, format: str) -> dict[str, str]:  # noqa: A002 - the shape of its input
     """Return everything that changes the answers, by name; with what is left out as "-".
 
     Not the server: a model may move from one machine to another. That is told, not refused.
     """
-    source = "-" if job.input == "-" else os.path.relpath(job.input)
+    source = "-" if brief.input == "-" else os.path.relpath(brief.input)
     found = {
         "input": source,
         "format": format,
-        "id column": job.id_column or "-",
-        "model": job.model,
-        "prompt": job.prompt or "-",
-        "system": job.system or "-",
-        "schema": "-" if job.shape is None else _digest(_shape(job)),
+        "id column": brief.id_column or "-",
+        "model": brief.model,
+        "prompt": brief.prompt or "-",
+        "system": brief.system or "-",
+        "schema": "-" if brief.shape is None else _digest(_shape(brief)),
     }
-    if job.agent is not None:
-        found |= {"agent": job.agent.name, "agent version": job.agent.version or "-"}
-    settings = job.settings
+    if brief.image is not None:
+        found["image column"] = brief.image
+    if brief.agent is not None:
+        found |= {"agent": brief.agent.name, "agent version": brief.agent.version or "-"}
+    settings = brief.settings
     for name in ("temperature", "max_tokens", "top_p", "seed", "stop"):
         value = getattr(settings, name)
         if value is not None:
@@ -204,8 +218,8 @@ def settings_of(job: Job, format: str) -> dict[str, str]:  # noqa: A002 - the sh
     return found | {name: repr(value) for name, value in settings.extra.items()}
 
 
-def _shape(job: Job) -> str:
-    shape = job.shape
+def _shape(brief: Brief) -> str:
+    shape = brief.shape
     return "" if shape is None else repr((shape.name, shape.is_strict, shape.schema))
 
 
@@ -234,31 +248,32 @@ def keepable_url(url: str | None) -> str | None:
     return None if url is None or any(mark in url for mark in "@?#") else url
 
 
-def job_facts(job: Job) -> dict[str, Any]:
+def brief_facts(brief: Brief) -> dict[str, Any]:
     """Return what is asked of which rows as plain data, for who goes on with the run."""
-    shape = job.shape
+    shape = brief.shape
     return {
-        "input": job.input,
-        "agent": None if job.agent is None else job.agent.name,
-        "model": job.model,
-        "base_url": keepable_url(job.base_url),
-        "has_hidden_url": keepable_url(job.base_url) != job.base_url,
-        "format": job.format,
-        "columns": job.columns,
-        "id_column": job.id_column,
-        "limit": job.limit,
-        "prompt": job.prompt,
-        "system": job.system,
-        "settings": plain_settings(job.settings),
-        "bad_rows": job.bad_rows,
+        "input": brief.input,
+        "agent": None if brief.agent is None else brief.agent.name,
+        "model": brief.model,
+        "base_url": keepable_url(brief.base_url),
+        "has_hidden_url": keepable_url(brief.base_url) != brief.base_url,
+        "format": brief.format,
+        "columns": brief.columns,
+        "id_column": brief.id_column,
+        "limit": brief.limit,
+        "prompt": brief.prompt,
+        "system": brief.system,
+        "image": brief.image,
+        "settings": plain_settings(brief.settings),
+        "bad_rows": brief.bad_rows,
         "shape": None
         if shape is None
         else {"name": shape.name, "schema": shape.schema, "is_strict": shape.is_strict},
     }
 
 
-def job_of(ledger: Ledger, path: str, *, has_server: bool = False) -> Job:
-    """Return the job that a ledger was made by, with paces and limits as nobody had set them.
+def brief_of(ledger: Ledger, path: str, *, has_server: bool = False) -> Brief:
+    """Return the brief that a ledger was made by, with paces and limits as nobody had set them.
 
     Its answers are read as plain data: a ledger has no types.
 
@@ -270,7 +285,7 @@ def job_of(ledger: Ledger, path: str, *, has_server: bool = False) -> Job:
     Raises:
         InputError: Its rows are not in a file, or the address of its server was not kept.
     """
-    facts = dict(ledger.manifest().get("job") or {})
+    facts = dict(ledger.manifest().get("brief") or {})
     if not facts or facts["input"] == "-" or not Path(facts["input"]).is_file():
         what = "its rows are not here"
     elif facts.pop("agent", None) is not None:
@@ -281,7 +296,7 @@ def job_of(ledger: Ledger, path: str, *, has_server: bool = False) -> Job:
         shape = facts.pop("shape")
         columns = facts.pop("columns")
         settings = read_settings(facts.pop("settings"))
-        return Job(
+        return Brief(
             **facts,
             columns=None if columns is None else tuple(columns),
             settings=settings,

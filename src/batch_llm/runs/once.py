@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Sequence
 
     from batch_llm.base import LLMWorkItem
-    from batch_llm.runs.job import Job
+    from batch_llm.runs.brief import Brief
     from batch_llm.runs.recipe import Variant
     from batch_llm.stores.base import Ledger
 
@@ -29,12 +29,12 @@ class RowsOnce:
     """Rows that are read while they are sent. What is wrong with one is found when it comes.
 
     Args:
-        job: What is asked about them.
+        brief: What is asked about them.
         rows: They.
     """
 
-    def __init__(self, job: Job, rows: Iterable[Any] | AsyncIterable[Any]) -> None:
-        self._job = job
+    def __init__(self, brief: Brief, rows: Iterable[Any] | AsyncIterable[Any]) -> None:
+        self._brief = brief
         self._values = _as_async(rows)
         self._first: list[Any] = []
         self._recipe: Recipe | None = None
@@ -59,8 +59,8 @@ class RowsOnce:
         if isinstance(row, Problem):
             raise InputError(f"the first row cannot be used\n\n{row.render(NAME)}")
         self.format = shape_of(row.data)
-        self._recipe = Recipe(self._job, NAME, self.format, list(row.data))
-        self.id_column = self._job.id_column or id_column_of(row.data)
+        self._recipe = Recipe(self._brief, NAME, self.format, list(row.data))
+        self.id_column = self._brief.id_column or id_column_of(row.data)
         self._identifier = Identifier(self.id_column)
 
     async def items(
@@ -74,13 +74,13 @@ class RowsOnce:
         Args:
             ledger: Where rows may be known that were retried.
             variants: With what they were.
-            on_problem: Gets rows that cannot be used, where the job says that these fail.
+            on_problem: Gets rows that cannot be used, where the brief says that these fail.
         """
         assert self._recipe is not None  # noqa: S101 - it was opened
         number = 0
         async for value in self._all():
             number += 1
-            if self._job.limit is not None and number > self._job.limit:
+            if self._brief.limit is not None and number > self._brief.limit:
                 return
             record = read_value(value, number)
             if isinstance(record, Row):
@@ -95,14 +95,14 @@ class RowsOnce:
                         item = look_up(ledger, [item], variants)[0].item
                     yield item
             if isinstance(record, Problem):
-                if self._job.bad_rows == "stop":
+                if self._brief.bad_rows == "stop":
                     self.error = InputError(
                         f"row {number} cannot be used; the rows before it were finished\n\n"
                         f"{record.render(NAME)}\n\n"
                         'bad_rows="fail" gives such rows a failed result, "skip" leaves them out.'
                     )
                     return
-                if self._job.bad_rows == "fail":
+                if self._brief.bad_rows == "fail":
                     on_problem(record)
 
     async def _all(self) -> AsyncIterator[Any]:

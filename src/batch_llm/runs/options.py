@@ -1,4 +1,4 @@
-"""The arguments of ``run``, ``stream`` and ``submit``, and the job that they make."""
+"""The arguments of ``run``, ``stream`` and ``submit``, and the brief that they make."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from batch_llm.core.request import Settings
 from batch_llm.core.schema import OutputSchema
 from batch_llm.exceptions import ConfigError, InputError
 from batch_llm.inputs.values import NAME
-from batch_llm.runs.job import Job
+from batch_llm.runs.brief import Brief
 from batch_llm.runs.ledgers import FOLDER, named_ledger
 from batch_llm.runs.recipe import read_settings
 from batch_llm.strategies.policies import fallback_codes
@@ -31,11 +31,14 @@ class PaceOptions(TypedDict, total=False):
     """What may be another each time a run goes on: how fast, and how far.
 
     Attributes:
-        base_url: Any OpenAI-compatible server, up to ``/v1``; several: ``URL,URL``.
+        base_url: Another address, as the provider's SDK takes it (of OpenAI's kind up to ``/v1``);
+            several that serve the model: ``URL,URL``.
         keys: Names of variables with keys for the model, used side by side.
         concurrency: Calls in flight at the most; ``"auto"`` (default): as many as limits or a local
             server allow; ``"knee"``: searched.
+        ignore_slots: Do not ask a local server how many calls it works on at once.
         limits: Limits per minute that are never passed; others are learned.
+        forget_limits: Forget what earlier runs have learned of the model's limits.
         longest_pause_seconds: Rows that would wait longer for a limit fail; None waits.
         timeout_seconds: For one call; default 120.
         retries: Further attempts of a row; default 5. Refusals by a rate limit do not count.
@@ -59,7 +62,9 @@ class PaceOptions(TypedDict, total=False):
     base_url: str | None
     keys: Sequence[str]
     concurrency: int | Literal["auto", "knee"]
+    ignore_slots: bool
     limits: Limits | None
+    forget_limits: bool
     longest_pause_seconds: float | None
     timeout_seconds: float
     retries: int
@@ -84,6 +89,8 @@ class RunOptions(PaceOptions, total=False):
     Attributes:
         prompt: A template over the rows' columns: ``"Classify {{ text }}"``.
         system: The system message, a template too.
+        image: The column with a picture for each row: an address, a ``data:`` URL, or a path,
+            seen from the input's folder. Where it is empty there is none.
         settings: Such as ``{"temperature": 0, "max_tokens": 500}``; a list of temperatures is one
             per attempt.
         format: Of a file; None sees it from the name and the first record.
@@ -99,6 +106,7 @@ class RunOptions(PaceOptions, total=False):
 
     prompt: str | None
     system: str | None
+    image: str | None
     settings: Mapping[str, Any] | Settings | None
     format: str | None
     columns: Sequence[str] | None
@@ -114,7 +122,7 @@ _KNOWN = frozenset(RunOptions.__annotations__)
 _BAD_ROWS = ("stop", "fail", "skip")
 
 
-def job_from(rows: Rows, model: str, schema: Any, options: RunOptions) -> Job:
+def brief_from(rows: Rows, model: str, schema: Any, options: RunOptions) -> Brief:
     """Understand the arguments of a run.
 
     Raises:
@@ -130,7 +138,7 @@ def job_from(rows: Rows, model: str, schema: Any, options: RunOptions) -> Job:
         raise ConfigError("bad_rows", bad_rows, f"one of {', '.join(_BAD_ROWS)}")
     columns = options.get("columns")
     settings = options.get("settings")
-    return Job(
+    return Brief(
         input=_input_of(rows),
         model=model,
         format=options.get("format"),
@@ -139,6 +147,7 @@ def job_from(rows: Rows, model: str, schema: Any, options: RunOptions) -> Job:
         limit=_at_least("limit", options.get("limit"), 1),
         prompt=options.get("prompt"),
         system=options.get("system"),
+        image=options.get("image"),
         settings=settings if isinstance(settings, Settings) else settings_from(settings or {}),
         shape=None if schema is None else OutputSchema.of(schema),
         bad_rows=bad_rows,
@@ -148,7 +157,7 @@ def job_from(rows: Rows, model: str, schema: Any, options: RunOptions) -> Job:
 
 
 def pace_of(options: PaceOptions) -> dict[str, Any]:
-    """Return the fields of a job that say how fast and how far.
+    """Return the fields of a brief that say how fast and how far.
 
     Raises:
         ConfigError: One of them cannot be.
@@ -170,7 +179,9 @@ def pace_of(options: PaceOptions) -> dict[str, Any]:
         "base_url": options.get("base_url"),
         "keys": tuple(options.get("keys", ())),
         "concurrency": None if concurrency == "auto" else concurrency,
+        "asks_servers": not options.get("ignore_slots", False),
         "limits": options.get("limits"),
+        "forgets_limits": options.get("forget_limits", False),
         "longest_pause": options.get("longest_pause_seconds"),
         "timeout": options.get("timeout_seconds", 120.0),
         "retries": _at_least("retries", options.get("retries", 5), 0),
@@ -252,6 +263,7 @@ _WORDS = {
     "--overwrite": "overwrite=True",
     "--prompt": "prompt",
     "--system": "system",
+    "--image": "image",
     "--columns": "columns",
     "--format": "format",
     "--keys": "keys",

@@ -1,4 +1,4 @@
-"""A job's input, read through and found good before anything is sent."""
+"""A brief's input, read through and found good before anything is sent."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from batch_llm.base import LLMWorkItem
     from batch_llm.core.request import Request
-    from batch_llm.runs.job import Job
+    from batch_llm.runs.brief import Brief
     from batch_llm.runs.recipe import RowSource, Variant
     from batch_llm.stores.base import Ledger, Record
 
@@ -32,7 +32,7 @@ _CHUNK = 100
 
 
 class Survey(NamedTuple):
-    """How much of a job's input its ledger has done already.
+    """How much of a brief's input its ledger has done already.
 
     Attributes:
         rows: All.
@@ -84,7 +84,7 @@ def look_up(
 
     Args:
         ledger: It.
-        chunk: The rows, as the job asks them.
+        chunk: The rows, as the brief asks them.
         variants: What they may have been asked with in a retry.
         finds_changes: Whether to tell rows that have changed from new ones; that takes longer.
     """
@@ -104,7 +104,7 @@ def look_up(
 def _known_otherwise(
     ledger: Ledger, item: Item, content: bytes, variants: Sequence[Variant]
 ) -> Found:
-    """Find a row that is not settled as the job asks it: in a variant, changed, or not at all."""
+    """Find a row that is not settled as the brief asks it: in a variant, changed, or not at all."""
     before = ledger.find(item.item_id)
     if before is None or before.content == content:
         return Found(item, None)
@@ -125,11 +125,11 @@ def _content(item: Item) -> bytes:
 
 
 class Plan:
-    """A job whose input has been read through once and found good.
+    """A brief whose input has been read through once and found good.
 
     Args:
-        job: What to do.
-        source: Where the rows come from; None opens the job's file.
+        brief: What to do.
+        source: Where the rows come from; None opens the brief's file.
 
     Raises:
         InputError: The input is not good; the message shows the places.
@@ -137,18 +137,18 @@ class Plan:
         OSError: A file cannot be read.
     """
 
-    def __init__(self, job: Job, source: RowSource | None = None) -> None:
-        self.job = job
+    def __init__(self, brief: Brief, source: RowSource | None = None) -> None:
+        self.brief = brief
         self.source: RowSource = source or Source(
-            job.input,
-            format=job.format,
-            columns=job.columns,
-            has_header=False if has_numbered_columns(job) else None,
-            id_column=job.id_column,
-            limit=job.limit,
+            brief.input,
+            format=brief.format,
+            columns=brief.columns,
+            has_header=False if has_numbered_columns(brief) else None,
+            id_column=brief.id_column,
+            limit=brief.limit,
         )
         source = self.source
-        self._recipe = Recipe(job, source.name, source.format, source.columns)
+        self._recipe = Recipe(brief, source.name, source.format, source.columns)
         self.rows = self.characters = 0
         self._bounded_rows = self._most_output = 0
         self._chosen: frozenset[int] | None = None
@@ -168,15 +168,15 @@ class Plan:
                 continue
             self.rows += 1
             self._names.update(dict.fromkeys(record.data))
-            self.characters += characters_of(request)
+            self.characters += request.characters
             asked = request.settings.longest_answer
             self._bounded_rows += asked is not None
             self._most_output = max(self._most_output, asked or 0)
         if not self.rows and not self.problems:
             raise InputError(f"{self.source.name} is empty; there is nothing to send")
-        if self.problems and self.job.bad_rows == "stop":
+        if self.problems and self.brief.bad_rows == "stop":
             raise InputError(self._explain())
-        if self.job.bad_rows == "skip":
+        if self.brief.bad_rows == "skip":
             self.problems = []
 
     def check_unchanged(self) -> None:
@@ -224,18 +224,18 @@ class Plan:
         """What one row may write at the most; None where a row does not say."""
         return self._most_output if self._bounded_rows == self.rows else None
 
-    def pilot(self, count: int, job: Job) -> Plan:
+    def pilot(self, count: int, brief: Brief) -> Plan:
         """Return a plan of ``count`` of the rows, spread evenly over the input.
 
         Args:
             count: How many; all where there are not so many.
-            job: The same job, with files of its own for what comes back.
+            brief: The same brief, with files of its own for what comes back.
         """
         count = min(count, self.rows)
         due = {position * self.rows // count for position in range(count)}
         chosen = (row.line for number, row in enumerate(self.rows_as_given()) if number in due)
         plan = copy.copy(self)
-        plan.job, plan.rows, plan.problems = job, count, []
+        plan.brief, plan.rows, plan.problems = brief, count, []
         plan._chosen = frozenset(chosen)  # noqa: SLF001 - of our own kind
         return plan
 
@@ -270,11 +270,3 @@ class Plan:
 def bad_row(row: Row, error: ValueError) -> Problem:
     """Return the problem that a row is from which no request can be made."""
     return Problem(row.line, "invalid_row", safe(error), data=row.data, item_id=row.item_id)
-
-
-def characters_of(request: Request) -> int:
-    """Count the characters of a request's messages."""
-    return sum(
-        len(message.content) if isinstance(message.content, str) else 0
-        for message in request.messages
-    )

@@ -1,4 +1,4 @@
-"""A job that is ready to be sent: its rows are good, its keys are there, its ledger is open."""
+"""A brief that is ready to be sent: its rows are good, its keys are there, its ledger is open."""
 
 from __future__ import annotations
 
@@ -12,22 +12,21 @@ from batch_llm.base import WorkItemResult
 from batch_llm.core.config import DEFAULT_WORKERS
 from batch_llm.exceptions import InputError
 from batch_llm.inputs import Row
-from batch_llm.runs.ledgers import open_ledger, put_aside, variants_of
+from batch_llm.runs.ledgers import open_ledger, put_aside, variants_at
 from batch_llm.runs.options import in_python
 from batch_llm.runs.plan import Plan
 from batch_llm.runs.results import RunResult
 from batch_llm.runs.session import Session, open_cache, open_pools
-from batch_llm.stores.sqlite import SqliteLedger
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from batch_llm._engine.statistics import Statistics
     from batch_llm.inputs import Problem
-    from batch_llm.runs.job import Job
+    from batch_llm.runs.brief import Brief
     from batch_llm.runs.once import RowsOnce
-    from batch_llm.runs.recipe import Variant
     from batch_llm.runs.results import RowData
+    from batch_llm.stores.sqlite import SqliteLedger
 
     Result = WorkItemResult[Any, Row]
     Shown = WorkItemResult[Any, RowData]
@@ -36,10 +35,10 @@ NOT_SENT = "not sent: the run was stopped before"
 
 
 class Prepared:
-    """A job with all that it needs open. ``close`` it; both may take a moment, and block.
+    """A brief with all that it needs open. ``close`` it; both may take a moment, and block.
 
     Args:
-        job: The job.
+        brief: The brief.
         rows: Its rows, read through, or such as can be read once.
         overwrite: Whether a ledger that is there is put aside.
 
@@ -47,8 +46,8 @@ class Prepared:
         BatchLLMError: Something is wrong; nothing was sent.
     """
 
-    def __init__(self, job: Job, rows: Plan | RowsOnce, *, overwrite: bool = False) -> None:
-        self.job = job
+    def __init__(self, brief: Brief, rows: Plan | RowsOnce, *, overwrite: bool = False) -> None:
+        self.brief = brief
         #: The rows: one of the two.
         self.plan = rows if isinstance(rows, Plan) else None
         self._once = None if isinstance(rows, Plan) else rows
@@ -61,22 +60,19 @@ class Prepared:
             self._opened = opened.pop_all()
 
     def _open(self, opened: contextlib.ExitStack, *, overwrite: bool) -> None:
-        job = self.job
-        path = None if job.ledger is None else Path(job.ledger)
+        brief = self.brief
+        path = None if brief.ledger is None else Path(brief.ledger)
         if path is not None and path.exists() and overwrite:
             put_aside(path)
-        self._variants: list[Variant] = []
-        if path is not None and path.exists():
-            with SqliteLedger(path, read_only=True) as before:
-                self._variants = variants_of(before)
-        pools = opened.enter_context(open_pools(job, self._variants))
+        self._variants = [] if path is None else variants_at(path)
+        pools = opened.enter_context(open_pools(brief, self._variants))
         self.ledger: SqliteLedger | None = None
         if path is not None:
-            self.ledger = opened.enter_context(open_ledger(job, self._format, pools.servers))
-        cache = None if job.cache is None else opened.enter_context(open_cache(job))
+            self.ledger = opened.enter_context(open_ledger(brief, self._format, pools.servers))
+        cache = None if brief.cache is None else opened.enter_context(open_cache(brief))
         is_known = self.ledger is not None and any(self.ledger.counts().values())
         self.session = Session(
-            job,
+            brief,
             pools,
             self.ledger,
             cache=cache,
@@ -130,7 +126,7 @@ class Prepared:
     @property
     def buffer(self) -> int:
         """Results that may wait for a consumer, as far as nobody says."""
-        most = self.job.concurrency
+        most = self.brief.concurrency
         return 2 * (most if isinstance(most, int) else DEFAULT_WORKERS)
 
     def conclude(self, results: dict[int, Result]) -> RunResult[Any]:
@@ -152,8 +148,8 @@ class Prepared:
         return RunResult(
             results=shown,
             statistics=self.statistics(),
-            bill=self.job.prices.bill(self.statistics().usage),
-            ledger=self.job.ledger,
+            bill=self.brief.prices.bill(self.statistics().usage),
+            ledger=self.brief.ledger,
             stop_reason=None if reason is None else in_python(reason),
             not_done=not_done,
             id_column=self.id_column,

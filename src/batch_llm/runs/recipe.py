@@ -1,14 +1,15 @@
-"""How rows become requests: prompt, settings and shape of a job; what retries change of them."""
+"""How rows become requests: prompt, settings and shape of a brief; what retries change of them."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from batch_llm.base import LLMWorkItem
-from batch_llm.core.request import Request, Settings
+from batch_llm.core.request import Image, Message, Request, Settings, Text
 from batch_llm.core.text import safe
 from batch_llm.exceptions import InputError
 from batch_llm.inputs import Row, Template
@@ -18,11 +19,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from batch_llm.inputs import Problem
-    from batch_llm.runs.job import Job
+    from batch_llm.runs.brief import Brief
 
     Item = LLMWorkItem[Any, Any, Row]
 
 _CHAT_URL = "/v1/chat/completions"
+_ADDRESSES = ("https://", "http://", "data:")
 _TABLES = {"rows", "csv", "tsv", "parquet"}
 
 
@@ -112,10 +114,10 @@ def read_settings(facts: dict[str, Any]) -> Settings:
 
 
 class Recipe:
-    """How the rows of a job become requests.
+    """How the rows of a brief become requests.
 
     Args:
-        job: The job.
+        brief: The brief.
         name: How its input is called in messages.
         format: The shape of its records.
         columns: The columns of the first good record; none where there is no such record.
@@ -125,10 +127,10 @@ class Recipe:
         ConfigError: The prompt is no template.
     """
 
-    def __init__(self, job: Job, name: str, format: str, columns: Sequence[str]) -> None:  # noqa: A002
-        self._job, self._name, self._format = job, name, format
-        self._template = Template(job.prompt) if job.prompt is not None else None
-        self._system = Template(job.system) if job.system is not None else None
+    def __init__(self, brief: Brief, name: str, format: str, columns: Sequence[str]) -> None:  # noqa: A002
+        self._brief, self._name, self._format = brief, name, format
+        self._template = Template(brief.prompt) if brief.prompt is not None else None
+        self._system = Template(brief.system) if brief.system is not None else None
         self._check(columns)
 
     def _check(self, columns: Sequence[str]) -> None:
@@ -147,27 +149,27 @@ class Recipe:
             problem = template.check(columns, self._name) if template else None
             if problem:
                 raise InputError(problem)
-        if self._job.id_column and self._job.id_column not in columns:
-            raise InputError(
-                f'{self._name} has no column "{safe(self._job.id_column)}" for the ids'
-            )
+        for column, what in ((self._brief.id_column, "ids"), (self._brief.image, "pictures")):
+            if column and column not in columns:
+                raise InputError(f'{self._name} has no column "{safe(column)}" for the {what}')
 
     def _check_flags_are_used(self) -> None:
         """Refuse flags that this shape of input would leave without effect."""
-        job, shape = self._job, self._format
-        if job.agent is not None:
+        brief, shape = self._brief, self._format
+        if brief.agent is not None:
             self._check_suits_agent()
             return
         flags: dict[str, bool] = {}
         if shape == "openai-batch":
             flags = {
-                "--prompt": job.prompt is not None,
-                "--system": job.system is not None,
-                "--schema or --choices": job.shape is not None,
-                "--set": job.settings != Settings(),
+                "--prompt": brief.prompt is not None,
+                "--system": brief.system is not None,
+                "--image": brief.image is not None,
+                "--schema or --choices": brief.shape is not None,
+                "--set": brief.settings != Settings(),
             }
-        elif shape == "chat" and job.prompt is None:
-            flags = {"--system": job.system is not None}
+        elif shape == "chat" and brief.prompt is None:
+            flags = {"--system": brief.system is not None, "--image": brief.image is not None}
         given = ", ".join(name for name, is_given in flags.items() if is_given)
         if given:
             raise InputError(
@@ -177,12 +179,13 @@ class Recipe:
 
     def _check_suits_agent(self) -> None:
         """Refuse what an agent says itself, and rows that are no prompts."""
-        job = self._job
+        brief = self._brief
         flags = {
-            "--system": job.system is not None,
-            "--schema or --choices": job.shape is not None,
-            "--set": job.settings != Settings(),
-            "--cache": job.cache is not None,
+            "--system": brief.system is not None,
+            "--image": brief.image is not None,
+            "--schema or --choices": brief.shape is not None,
+            "--set": brief.settings != Settings(),
+            "--cache": brief.cache is not None,
         }
         given = ", ".join(name for name, is_given in flags.items() if is_given)
         if given:
@@ -190,7 +193,7 @@ class Recipe:
                 f"{given} cannot be used with --agent: an agent has instructions, output type and "
                 "settings of its own\n\n  Put it into the agent."
             )
-        if self._format == "openai-batch" or (self._format == "chat" and job.prompt is None):
+        if self._format == "openai-batch" or (self._format == "chat" and brief.prompt is None):
             raise InputError(
                 f"{self._name} has whole requests ({self._format}), and an agent takes prompts\n\n"
                 "  --prompt '{{ column }}' makes one from each row"
@@ -202,16 +205,16 @@ class Recipe:
         Raises:
             ValueError: The row does not give one.
         """
-        job, data = self._job, row.data
+        brief, data = self._brief, row.data
         if self._format == "openai-batch":
-            provider = job.model.partition(":")[0]
+            provider = brief.model.partition(":")[0]
             return openai.read({"model": "-"} | _batch_body(data), provider)
         if self._format == "chat" and self._template is None:
             request = openai.read(
-                {"model": "-", "messages": data.get("messages")} | _wire(job), "chat"
+                {"model": "-", "messages": data.get("messages")} | _wire(brief), "chat"
             )
             # The wire knows JSON schemas only; a choice comes back as the bare name.
-            return request if job.shape is None else replace(request, output=job.shape)
+            return request if brief.shape is None else replace(request, output=brief.shape)
         if self._template is not None:
             prompt = self._template.render(data)
         else:
@@ -219,7 +222,12 @@ class Recipe:
             if not isinstance(prompt, str):
                 raise ValueError("`prompt` must be a text")
         system = self._system.render(data) if self._system is not None else None
-        return Request.of(job.model, prompt, system=system, output=job.shape, settings=job.settings)
+        request = Request.of(
+            brief.model, prompt, system=system, output=brief.shape, settings=brief.settings
+        )
+        if brief.image is None:
+            return request
+        return with_picture(request, data.get(brief.image), Path(brief.input).parent)
 
     def item_for(self, row: Row) -> Item:
         """Make a row's item.
@@ -228,16 +236,43 @@ class Recipe:
             ValueError: The row does not give one.
         """
         request = self.request_for(row)
-        if self._job.agent is not None:
+        if self._brief.agent is not None:
             prompt = request.messages[-1].content
             assert isinstance(prompt, str)  # noqa: S101 - other shapes of input were refused
-            return self._job.agent.item(row, prompt)
+            return self._brief.agent.item(row, prompt)
         return LLMWorkItem(row.item_id, request=request, context=row)
 
 
-def has_numbered_columns(job: Job) -> bool:
+def with_picture(request: Request, value: Any, folder: Path) -> Request:
+    """Return a request of one prompt with a picture behind it.
+
+    Args:
+        request: What is asked.
+        value: An address, a ``data:`` URL or a path; nothing and the empty text are no picture.
+        folder: Where a path begins.
+
+    Raises:
+        ValueError: It is none of these, or there is no picture.
+    """
+    if value is None or value == "":
+        return request
+    if not isinstance(value, str):
+        raise ValueError("the picture must be an address or a path")  # noqa: TRY004 - bad input, not a bug
+    if value.startswith(_ADDRESSES):
+        image = Image(value)
+    else:
+        try:
+            image = Image.from_file(folder / value)
+        except OSError as error:
+            raise ValueError(f"the picture cannot be read: {error.strerror}") from None
+    *before, turn = request.messages
+    assert isinstance(turn.content, str)  # noqa: S101 - it was made so
+    return replace(request, messages=(*before, Message(turn.role, (Text(turn.content), image))))
+
+
+def has_numbered_columns(brief: Brief) -> bool:
     """Tell whether the prompt names columns by their position: then a table has no header."""
-    texts = (job.prompt, job.system)
+    texts = (brief.prompt, brief.system)
     return any(Template(text).is_numbered for text in texts if text is not None)
 
 
@@ -253,10 +288,10 @@ def _batch_body(line: dict[str, Any]) -> dict[str, Any]:
     return body
 
 
-def _wire(job: Job) -> dict[str, Any]:
-    """Return the settings and the shape of a job, as fields of a wire body."""
+def _wire(brief: Brief) -> dict[str, Any]:
+    """Return the settings and the shape of a brief, as fields of a wire body."""
     body: dict[str, Any] = json.loads(
-        openai.CHAT.encode(Request.of("x:-", "-", output=job.shape, settings=job.settings))
+        openai.CHAT.encode(Request.of("x:-", "-", output=brief.shape, settings=brief.settings))
     )
     del body["messages"], body["model"]
     return body

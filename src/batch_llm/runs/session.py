@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     from batch_llm.base import LLMWorkItem, WorkItemResult
     from batch_llm.inputs import Row
     from batch_llm.providers.registry import Endpoint
-    from batch_llm.runs.job import Job
+    from batch_llm.runs.brief import Brief
     from batch_llm.runs.recipe import Variant
     from batch_llm.stores.base import Ledger, Record
 
@@ -78,7 +78,7 @@ class Stop(Enum):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Pools:
-    """Where a job's calls go.
+    """Where a brief's calls go.
 
     Attributes:
         own: The endpoints of the run's model.
@@ -105,16 +105,16 @@ class Pools:
         return found
 
     def caller(
-        self, transport: HttpTransport, job: Job, *, keep_bodies: bool
+        self, transport: HttpTransport, brief: Brief, *, keep_bodies: bool
     ) -> RequestCaller | None:
         """Return who makes the calls of requests; an agent makes its own."""
-        if job.agent is not None:
+        if brief.agent is not None:
             return None
         return RequestCaller(
             self._of if self.others else self.own,
             transport,
             keep_bodies=keep_bodies,
-            asks_servers=job.asks_servers,
+            asks_servers=brief.asks_servers,
             fallback=self.fallbacks.__getitem__,
         )
 
@@ -145,8 +145,8 @@ def check_model(
 
 
 @contextlib.contextmanager
-def open_pools(job: Job, variants: Sequence[Variant] = ()) -> Iterator[Pools]:
-    """Find out where a job's calls go; run the simulator meanwhile where it is asked for.
+def open_pools(brief: Brief, variants: Sequence[Variant] = ()) -> Iterator[Pools]:
+    """Find out where a brief's calls go; run the simulator meanwhile where it is asked for.
 
     Servers and keys that are given for the run are those of its provider: a model of another one,
     with which rows are retried, goes to that one's own address.
@@ -158,79 +158,83 @@ def open_pools(job: Job, variants: Sequence[Variant] = ()) -> Iterator[Pools]:
         InputError: A cap on cost cannot be kept.
     """
     with contextlib.ExitStack() as opened:
-        if job.agent is not None:
-            job.agent.open(job, opened)
-            check_price(job, job.agent.places[0])
-            yield Pools(job.agent.places, {}, {}, None)
+        if brief.agent is not None:
+            brief.agent.open(brief, opened)
+            check_price(brief, brief.agent.places[0])
+            yield Pools(brief.agent.places, {}, {}, None)
             return
-        own = opened.enter_context(open_pool(job.model, base_urls=job.base_url, keys=job.keys))
+        own = opened.enter_context(
+            open_pool(brief.model, base_urls=brief.base_url, keys=brief.keys)
+        )
         others: dict[str, Sequence[Endpoint] | BatchLLMError] = {}
         for model in dict.fromkeys(variant.model for variant in variants):
-            if model is None or model == job.model:
+            if model is None or model == brief.model:
                 continue
             try:
-                others[model] = opened.enter_context(open_pool(model, **job.places_of(model)))
+                others[model] = opened.enter_context(open_pool(model, **brief.places_of(model)))
             except (MissingKeyError, UnknownModelError, ConfigError) as error:
                 others[model] = error
         fallbacks: dict[str, Sequence[Endpoint]] = {
-            model: opened.enter_context(open_pool(model, **job.places_of(model)))
-            for model in job.fallbacks
+            model: opened.enter_context(open_pool(model, **brief.places_of(model)))
+            for model in brief.fallbacks
         }
         pools = [
             own,
             *(one for one in others.values() if not isinstance(one, BatchLLMError)),
             *fallbacks.values(),
         ]
-        given = job.concurrency if isinstance(job.concurrency, int) else None
+        given = brief.concurrency if isinstance(brief.concurrency, int) else None
         possible = raise_file_limit(given or AUTO_MOST_KNOWN)
-        if job.forgets_limits and (path := limits_file()) is not None:
+        if brief.forgets_limits and (path := limits_file()) is not None:
             accounts = [one.account for pool in pools for one in pool if one.account]
             LimitMemory(path).forget(accounts)
-        check_settings(job, own[0])
+        check_settings(brief, own[0])
         for one in pools:
-            check_price(job, one[0])  # loaded here, where nothing waits: a display asks in mid-run
+            check_price(
+                brief, one[0]
+            )  # loaded here, where nothing waits: a display asks in mid-run
         yield Pools(own, others, fallbacks, possible)
 
 
-def open_cache(job: Job) -> AnswerCache:
-    """Open a job's cache, new or old.
+def open_cache(brief: Brief) -> AnswerCache:
+    """Open a brief's cache, new or old.
 
     Raises:
         CacheError: It cannot be used.
     """
-    assert job.cache is not None  # noqa: S101 - the caller has looked
-    return AnswerCache(job.cache, expires_seconds=job.cache_expires)
+    assert brief.cache is not None  # noqa: S101 - the caller has looked
+    return AnswerCache(brief.cache, expires_seconds=brief.cache_expires)
 
 
-def is_short_of_connections(job: Job, possible: int | None) -> bool:
-    """Tell whether fewer connections can be opened than the job wants."""
-    is_told = isinstance(job.concurrency, int)
+def is_short_of_connections(brief: Brief, possible: int | None) -> bool:
+    """Tell whether fewer connections can be opened than the brief wants."""
+    is_told = isinstance(brief.concurrency, int)
     return possible is not None and (is_told or possible < AUTO_MOST)
 
 
-def check_settings(job: Job, endpoint: Endpoint) -> None:
+def check_settings(brief: Brief, endpoint: Endpoint) -> None:
     """Refuse settings for which the provider's format has no place, before anything is sent.
 
     Raises:
         InputError: It has none.
     """
-    request = Request.of(job.model, "-", output=job.shape, settings=job.settings)
+    request = Request.of(brief.model, "-", output=brief.shape, settings=brief.settings)
     try:
         endpoint.codec.encode(request, model=endpoint.model)
     except UnsupportedRequestError as error:
         raise InputError(
-            f"{error.wire_format} of {job.model} has no place for {error.part}; nothing was sent"
+            f"{error.wire_format} of {brief.model} has no place for {error.part}; nothing was sent"
         ) from None
 
 
-def check_price(job: Job, endpoint: Endpoint) -> None:
+def check_price(brief: Brief, endpoint: Endpoint) -> None:
     """Refuse a cap on cost that cannot be kept, before anything is sent.
 
     Raises:
         InputError: The model's price is not known.
     """
     model = f"{endpoint.provider}:{endpoint.model}"
-    if job.prices.rate(model, endpoint.server) is None and job.max_cost is not None:
+    if brief.prices.rate(model, endpoint.server) is None and brief.max_cost is not None:
         where = f" at {endpoint.server}" if endpoint.server else ""
         raise InputError(
             f"--max-cost cannot be kept: no price is known for {model}{where}; nothing was sent\n\n"
@@ -243,10 +247,10 @@ def check_price(job: Job, endpoint: Endpoint) -> None:
 
 
 class Session:
-    """Sends what is left of a job, once.
+    """Sends what is left of a brief, once.
 
     Args:
-        job: The job.
+        brief: The brief.
         pools: Where its calls go.
         ledger: Keeps the results; None keeps none.
         cache: Answers of earlier runs; None uses none.
@@ -259,7 +263,7 @@ class Session:
 
     def __init__(
         self,
-        job: Job,
+        brief: Brief,
         pools: Pools,
         ledger: Ledger | None = None,
         *,
@@ -269,7 +273,7 @@ class Session:
         looks_up: bool = False,
         on_row: Callable[[Row], Awaitable[None]] | None = None,
     ) -> None:
-        self._job, self._ledger, self._variants = job, ledger, variants
+        self._brief, self._ledger, self._variants = brief, ledger, variants
         self._looks_up = ledger is not None and looks_up
         self._on_row = on_row
         #: Why it ended itself early, and how that came.
@@ -281,28 +285,28 @@ class Session:
         possible = pools.possible
         self.processor: ParallelBatchProcessor[Any, Any, Row] = ParallelBatchProcessor(
             config=ProcessorConfig(
-                concurrency=_concurrency(job, possible),
+                concurrency=_concurrency(brief, possible),
                 max_workers=DEFAULT_WORKERS if possible is None else possible,
-                limits=job.limits or Limits(),
-                longest_pause=job.longest_pause,
-                timeout_per_item=job.timeout,
-                hedge="drain" if job.hedges else "off",
+                limits=brief.limits or Limits(),
+                longest_pause=brief.longest_pause,
+                timeout_per_item=brief.timeout,
+                hedge="drain" if brief.hedges else "off",
                 retry=RetryConfig(
-                    max_attempts=job.retries + 1,
+                    max_attempts=brief.retries + 1,
                     initial_wait=0.5,
-                    max_tokens_cap=job.max_tokens_cap,
-                    fallback_on=job.fallback_on,
+                    max_tokens_cap=brief.max_tokens_cap,
+                    fallback_on=brief.fallback_on,
                 ),
-                fallbacks=job.fallbacks if job.agent is None else (),
+                fallbacks=brief.fallbacks if brief.agent is None else (),
                 progress_interval=0,
-                max_cost_usd=job.max_cost,
-                max_total_tokens=job.max_tokens_total,
-                deadline_seconds=job.deadline,
-                max_failed_share=_failed_share(job),
-                prices=job.prices,
-                dedupe=job.dedupes,
+                max_cost_usd=brief.max_cost,
+                max_total_tokens=brief.max_tokens_total,
+                deadline_seconds=brief.deadline,
+                max_failed_share=_failed_share(brief),
+                prices=brief.prices,
+                dedupe=brief.dedupes,
             ),
-            requests=pools.caller(self._transport, job, keep_bodies=keep_bodies),
+            requests=pools.caller(self._transport, brief, keep_bodies=keep_bodies),
             store=ledger,
             cache=cache,
         )
@@ -326,7 +330,7 @@ class Session:
         Results of rows that were cut off (code ``cancelled``) are handed over too.
 
         Args:
-            items: The rows of the job.
+            items: The rows of the brief.
             take: Gets each result; what it returns is waited for, so that it may be slow.
         """
         if self._looks_up or self._on_row is not None:
@@ -381,8 +385,8 @@ class Session:
         if error.startswith(_PAUSE):
             # All that are left fail so, at once, and are in the file to be run again.
             self.pause = error.removeprefix(_PAUSE)
-        if self._job.fail_over is not None:
-            bound, is_share = self._job.fail_over
+        if self._brief.fail_over is not None:
+            bound, is_share = self._brief.fail_over
             if not is_share and self.processor.statistics().failed > bound:
                 self._end(Stop.TOO_MANY_FAILED, "more rows failed than --fail-over allows")
 
@@ -404,15 +408,15 @@ def _kept(record: Record, item: Item) -> Result:
     return result
 
 
-def _failed_share(job: Job) -> float | None:
-    if job.fail_over is None:
+def _failed_share(brief: Brief) -> float | None:
+    if brief.fail_over is None:
         return None
-    bound, is_share = job.fail_over
+    bound, is_share = brief.fail_over
     return bound if is_share else None
 
 
-def _concurrency(job: Job, possible: int | None) -> int | Literal["auto", "knee"]:
+def _concurrency(brief: Brief, possible: int | None) -> int | Literal["auto", "knee"]:
     """Return what the processor is told; only ``possible`` connections can be opened."""
-    if isinstance(job.concurrency, int):
-        return possible or job.concurrency
-    return job.concurrency or "auto"
+    if isinstance(brief.concurrency, int):
+        return possible or brief.concurrency
+    return brief.concurrency or "auto"

@@ -1,4 +1,4 @@
-"""A provider on this machine: OpenAI chat completions with limits, latency and faults."""
+"""A provider on this machine: wire formats, limits, latency and faults."""
 
 from __future__ import annotations
 

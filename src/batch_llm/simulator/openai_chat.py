@@ -6,6 +6,7 @@ other endpoints and its imitators share with it is here too.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from email.utils import formatdate
@@ -54,6 +55,9 @@ _TIER = "default"
 _KEY_PAGE = "https://platform.openai.com/account/api-keys"
 #: Pieces of about four characters, as tokens are.
 PIECES = re.compile(r"[\s\S]{1,4}")
+_decode_json = json.JSONDecoder()
+#: By one of these a schema in a message is known.
+_MARKS_OF_SCHEMAS = frozenset({"type", "properties", "enum", "$ref", "anyOf", "const"})
 #: Of each kind of limit: the error's ``type``, and how the message calls it.
 _PER = {
     "requests": ("requests", "requests per min (RPM)"),
@@ -153,6 +157,10 @@ _TROUBLES = {
 class ChatCall(Call):
     """A chat call, checked and understood.
 
+    Args:
+        body: As it came.
+        model: The name in the path, where it has one there.
+
     Attributes:
         streams_usage: Whether the pieces end with the usage.
 
@@ -162,9 +170,9 @@ class ChatCall(Call):
 
     __slots__ = ("streams_usage",)
 
-    def __init__(self, body: bytes) -> None:
+    def __init__(self, body: bytes, model: str = "") -> None:
         fields = fields_of(body)
-        self.model = model_name(fields)
+        self.model = model or model_name(fields)
         called = self._read_messages(_messages(fields))
         self.max_tokens = _max_tokens(fields)
         self.choices = 1
@@ -178,6 +186,8 @@ class ChatCall(Call):
             self.streams, self.streams_usage = _streaming(fields)
         if "response_format" in fields:
             self.schema = _schema(fields)
+            if self.schema is JSON_OBJECT:
+                self.schema = _schema_told(fields["messages"])
         if "tools" in fields:
             self._read_tools(fields, called)
 
@@ -347,6 +357,26 @@ def _schema(fields: dict[str, Any]) -> Any:
     return inner.get("schema", {})
 
 
+def _schema_told(messages: list[Any]) -> Any:
+    """Return what an answer in JSON mode is to fit: a schema that a message tells, or any object.
+
+    A model reads it there too: servers of this mode know no schemas.
+    """
+    for message in messages:
+        content = message.get("content")
+        text = text_of(content, "messages") if isinstance(content, list) else content or ""
+        start = text.find("{")
+        if start < 0 or "schema" not in text[:start].lower():
+            continue
+        try:
+            schema, _ = _decode_json.raw_decode(text, start)
+        except (ValueError, RecursionError):
+            continue
+        if not _MARKS_OF_SCHEMAS.isdisjoint(schema):
+            return schema
+    return JSON_OBJECT
+
+
 def listed(words: Sequence[str]) -> str:
     """Write words as OpenAI lists them."""
     quoted = [f"'{word}'" for word in words]
@@ -493,10 +523,10 @@ class OpenAiFormat(WireFormat):
 class ChatFormat(OpenAiFormat):
     """OpenAI's chat completions."""
 
-    def read(self, body: bytes, model: str) -> ChatCall:  # noqa: ARG002 - it stands in the body
+    def read(self, body: bytes, model: str) -> ChatCall:
         """See ``WireFormat``."""
         try:
-            call = ChatCall(body)
+            call = ChatCall(body, model)
         except Flaw as flaw:
             raise self.flawed(flaw) from None
         if call.model.startswith(MISSING_MODEL):

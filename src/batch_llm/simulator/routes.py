@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from batch_llm.simulator.anthropic_messages import ANTHROPIC
+from batch_llm.simulator.azure import AZURE
 from batch_llm.simulator.gemini import GEMINI, GEMINI_ARRAY, GEMINI_STREAM
 from batch_llm.simulator.groq import GROQ
 from batch_llm.simulator.mistral import MISTRAL
@@ -39,10 +40,16 @@ CALLS: dict[str, Route] = {
         (OPENAI_RESPONSES, ("/v1/responses", "/responses")),
         (ANTHROPIC, ("/v1/messages", "/anthropic/v1/messages")),
         (MISTRAL, ("/mistral/v1/chat/completions",)),
-        (GROQ, ("/openai/v1/chat/completions", "/groq/openai/v1/chat/completions")),
+        (GROQ, ("/groq/openai/v1/chat/completions",)),
+        (AZURE, ("/azure/openai/v1/chat/completions",)),
     )
     for path in paths
 }
+#: Groq's and Azure's: Azure's calls have the header ``api-key``.
+_SHARED = "/openai/v1/chat/completions"
+#: Azure's older addresses; the name of the deployment, which is the model's, stands between them.
+_DEPLOYMENTS = ("/openai/deployments/", "/azure/openai/deployments/")
+_DEPLOYMENT_END = "/chat/completions"
 #: POST to these counts the tokens of a call.
 _COUNTS = {
     "/v1/responses/input_tokens": OPENAI_RESPONSES,
@@ -60,6 +67,7 @@ _PREFIXES: tuple[tuple[str, WireFormat], ...] = (
     ("/anthropic/v1", ANTHROPIC),
     ("/mistral/v1", MISTRAL),
     ("/groq/openai/v1", GROQ),
+    ("/azure/openai/v1", AZURE),
     ("/openai/v1", GROQ),
     ("/google/v1beta", GEMINI),
     ("/google/v1", GEMINI),
@@ -71,6 +79,11 @@ def find(method: str, path: str, headers: Headers, query: bytes) -> Route:
     """Return what is at an address."""
     if method == "POST" and path in _COUNTS:
         return Route(_COUNTS[path], "count")
+    if path == _SHARED:
+        kind = "call" if method == "POST" else "method"
+        return Route(AZURE if header(headers, b"api-key") else GROQ, kind)
+    if path.startswith(_DEPLOYMENTS):
+        return _deployment(method, path, query)
     wire, rest = _owner(path, headers, query)
     name, colon, action = rest.removeprefix("/models/").partition(":")
     if rest.startswith("/models/") and colon and action in _METHODS:
@@ -85,6 +98,14 @@ def find(method: str, path: str, headers: Headers, query: bytes) -> Route:
     if method == "GET" and rest.startswith("/models/"):
         return Route(wire, "model", rest.removeprefix("/models/"))
     return Route(wire, "method" if path in CALLS or rest == "/models" else "lost")
+
+
+def _deployment(method: str, path: str, query: bytes) -> Route:
+    """Return what is at one of Azure's older addresses, which want a version."""
+    name = path.partition("/deployments/")[2].removesuffix(_DEPLOYMENT_END)
+    if not name or not path.endswith(_DEPLOYMENT_END) or b"api-version=" not in query:
+        return Route(AZURE, "lost")
+    return Route(AZURE, "call", name) if method == "POST" else Route(AZURE, "method")
 
 
 def _owner(path: str, headers: Headers, query: bytes) -> tuple[WireFormat, str]:

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from batch_llm.exceptions import CacheError, ConfigError
-from batch_llm.stores.group_writer import GroupWriter
+from batch_llm.stores.group_thread import GroupThread
+from batch_llm.stores.sqlite_files import REASONS, reason_of, transaction
 from batch_llm.stores.statements import many, statements
 
 if TYPE_CHECKING:
@@ -116,10 +117,14 @@ class AnswerCache:
                 self._writing = opened.enter_context(contextlib.closing(self._connect()))
                 self._reading = opened.enter_context(contextlib.closing(self._connect()))
             except (OSError, sqlite3.Error) as error:
-                raise CacheError(str(self.path), _reason(error)) from error
+                raise CacheError(str(self.path), reason_of(error, _REASONS)) from error
             opened.pop_all()
-        self._writer = GroupWriter(self._write, self._settle, linger_seconds=LINGER_SECONDS)
-        self._reader = GroupWriter(self._read, self._tell, linger_seconds=0.0)
+        self._writer = GroupThread(
+            "batch-llm-cache-writer", self._write, self._settle, linger_seconds=LINGER_SECONDS
+        )
+        self._reader = GroupThread(
+            "batch-llm-cache-reader", self._read, self._tell, linger_seconds=0.0
+        )
 
     @staticmethod
     def is_in(folder: str | Path) -> bool:
@@ -160,7 +165,7 @@ class AnswerCache:
         if not is_made:
             connection.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
             connection.execute("PRAGMA journal_mode = WAL")
-            with _transaction(connection):  # of two that make it, the second finds it made
+            with transaction(connection):  # of two that make it, the second finds it made
                 if not _is_made(connection, self.path):
                     for statement in self._sql["create"].split(";"):
                         connection.execute(statement)
@@ -258,7 +263,7 @@ class AnswerCache:
         now = self._now()
         rows = [(kept.key, kept.model, now, kept.answer) for kept in group]
         try:
-            with _transaction(self._writing):
+            with transaction(self._writing):
                 for statement, values in _apart("keep", rows):
                     self._writing.execute(statement, values)
         except sqlite3.Error as error:
@@ -267,7 +272,7 @@ class AnswerCache:
     def _give_up(self, error: sqlite3.Error) -> None:
         """Go on without; whoever waits for an answer gets none, and makes its call."""
         if self.trouble is None:
-            self.trouble = _reason(error)
+            self.trouble = reason_of(error, _REASONS)
             logger.warning("%s; the run goes on without", CacheError(str(self.path), self.trouble))
 
     # ---- for people ----
@@ -282,7 +287,7 @@ class AnswerCache:
             with self._reader.pause():
                 return self._find(keys)
         except sqlite3.Error as error:
-            raise CacheError(str(self.path), _reason(error)) from error
+            raise CacheError(str(self.path), reason_of(error, _REASONS)) from error
 
     def models(self) -> list[KeptModel]:
         """Tell what is kept, model by model.
@@ -294,7 +299,7 @@ class AnswerCache:
             with self._reader.pause():
                 rows = self._reading.execute(self._sql["models"]).fetchall()
         except sqlite3.Error as error:
-            raise CacheError(str(self.path), _reason(error)) from error
+            raise CacheError(str(self.path), reason_of(error, _REASONS)) from error
         return [KeptModel(*row) for row in rows]
 
     def clear(self, *, model: str | None = None, older_than_seconds: float | None = None) -> int:
@@ -314,12 +319,12 @@ class AnswerCache:
         values = {"model": model, "before": before}
         try:
             with self._writer.pause():
-                with _transaction(self._writing):
+                with transaction(self._writing):
                     count = self._writing.execute(self._sql["clear"], values).rowcount
                 with contextlib.suppress(sqlite3.OperationalError):  # somebody reads: next time
                     self._writing.execute("VACUUM")
         except sqlite3.Error as error:
-            raise CacheError(str(self.path), _reason(error)) from error
+            raise CacheError(str(self.path), reason_of(error, _REASONS)) from error
         return int(count)
 
 
@@ -351,18 +356,6 @@ def _apart(name: str, rows: list[tuple[Any, ...]]) -> Iterator[tuple[str, list[A
             first += size
 
 
-@contextlib.contextmanager
-def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-        connection.execute("COMMIT")
-    except BaseException:
-        with contextlib.suppress(sqlite3.Error):  # a full disk has rolled it back already
-            connection.execute("ROLLBACK")
-        raise
-
-
 def _make_folder(folder: Path) -> None:
     """Make the folder, with a note to git in it. One that is there is the user's: no note then."""
     if folder.is_dir():
@@ -371,25 +364,4 @@ def _make_folder(folder: Path) -> None:
     (folder / ".gitignore").write_text("*\n", "utf-8")
 
 
-def _reason(error: BaseException) -> str:
-    """Say in people's words why SQLite, or the system, refused."""
-    if isinstance(error, FileExistsError):
-        return "its folder is a file"
-    if isinstance(error, OSError):
-        return error.strerror or str(error)
-    text = str(error)
-    for words, reason in _REASONS.items():
-        if words in text:
-            return f"{reason} ({text})"
-    return text
-
-
-_REASONS = {
-    "is full": "the disk is full",
-    "readonly": "it cannot be written",
-    "unable to open": "it cannot be opened; is its folder there, and writable?",
-    "is locked": "another program holds it",
-    "malformed": "it is damaged",
-    "not a database": "it is damaged, or no cache",
-    "disk I/O": "the disk reports an error",
-}
+_REASONS = REASONS | {"not a database": "it is damaged, or no cache"}

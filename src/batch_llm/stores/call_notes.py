@@ -188,19 +188,16 @@ class CallNotes:
 
     def tell(self, at: int, usage: dict[str, int]) -> None:
         """Note what a call took."""
-        # That they are known is written after them.
-        if len(usage) == 3:  # nearly always
-            try:
-                _USAGE.pack_into(
-                    self._map, at + _USAGE_AT, usage["input_tokens"], usage["output_tokens"],
-                    usage["total_tokens"], 0, 0, 0, 0, True,
-                )  # fmt: skip
-            except (KeyError, struct.error):  # other kinds; counts that are none
-                pass
-            else:
-                return
-        counts = [min(max(0, usage.get(kind, 0)), _LARGEST) for kind in _KINDS]
-        _USAGE.pack_into(self._map, at + _USAGE_AT, *counts, True)
+        get = usage.get
+        try:  # that they are known is written after them
+            _USAGE.pack_into(
+                self._map, at + _USAGE_AT, get("input_tokens", 0), get("output_tokens", 0),
+                get("total_tokens", 0), get("cache_read_tokens", 0), get("cache_write_tokens", 0),
+                get("cache_write_1h_tokens", 0), get("reasoning_tokens", 0), True,
+            )  # fmt: skip
+        except struct.error:  # too many, or fewer than none
+            counts = [min(max(0, get(kind, 0)), _LARGEST) for kind in _KINDS]
+            _USAGE.pack_into(self._map, at + _USAGE_AT, *counts, True)
 
     def let_go(self, at: int) -> None:
         """Free a note's place: its call is booked, or was not sent."""

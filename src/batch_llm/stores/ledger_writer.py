@@ -6,6 +6,7 @@ runs hardly any Python of its own, so the loop hardly ever waits for the interpr
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import threading
 import time
@@ -16,7 +17,6 @@ from typing import TYPE_CHECKING, Any, Final
 from batch_llm.stores.base import Saving
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Callable, Generator
 
     from batch_llm.stores.sqlite import Work
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 _ENOUGH = 256
 #: How many of those who wait go on in one turn of the event loop: others want their turn too.
 _AT_A_TURN = 32
+#: A group that takes longer is no reason for workers to do nothing meanwhile.
+_LONG_SECONDS = 0.1
 #: Between two attempts at a group for which there is no room.
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.05, 2.0
 
@@ -96,30 +98,20 @@ class Group:
 class GroupSaving(Saving):
     """The saving of one result, with all others of its group."""
 
-    __slots__ = ("_error_of", "_group", "_is_stuck", "_item_id", "_loop", "_takes_long")
+    __slots__ = ("_group", "_item_id", "_writer")
 
-    def __init__(
-        self,
-        group: Group,
-        item_id: str,
-        loop: asyncio.AbstractEventLoop,
-        error_of: Callable[[BaseException, str], Exception],
-        *,
-        takes_long: bool,
-        is_stuck: bool,
-    ) -> None:
-        self._group, self._item_id, self._loop, self._error_of = group, item_id, loop, error_of
-        self._takes_long, self._is_stuck = takes_long, is_stuck
+    def __init__(self, group: Group, item_id: str, writer: LedgerWriter) -> None:
+        self._group, self._item_id, self._writer = group, item_id, writer
 
     @property
     def takes_long(self) -> bool:
         """Whether the group before took long."""
-        return self._takes_long
+        return self._writer.seconds > _LONG_SECONDS
 
     @property
     def is_stuck(self) -> bool:
         """Whether the group before waits for room."""
-        return self._is_stuck
+        return self._writer.is_stuck
 
     def then(self, call: Callable[..., None], /, *values: Any) -> None:
         """Have ``call`` called when it has ended. Not for one that has."""
@@ -128,7 +120,7 @@ class GroupSaving(Saving):
     def __await__(self) -> Generator[Any, None, None]:
         group = self._group
         if not group.is_settled:
-            future: asyncio.Future[None] = self._loop.create_future()
+            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
             def wake(_error: Exception | None) -> None:
                 if not future.done():
@@ -137,7 +129,7 @@ class GroupSaving(Saving):
             self.then(wake)
             yield from future
         if group.error is not None:
-            raise self._error_of(group.error, self._item_id)
+            raise self._writer.error_of(group.error, self._item_id)
 
 
 class LedgerWriter:
@@ -165,7 +157,7 @@ class LedgerWriter:
         patience_seconds: float,
     ) -> None:
         self._write, self._settle, self._can_pass = write, settle, can_pass
-        self._error_of = error_of
+        self.error_of = error_of
         self._linger_seconds, self._patience_seconds = linger_seconds, patience_seconds
         #: The group that is being gathered.
         self.open = Group()
@@ -192,7 +184,7 @@ class LedgerWriter:
     def added(self) -> None:
         """Hear that something was added to the open group."""
         if self._handed:
-            return  # it is handed over when that one is written
+            return  # it is looked at when that one is written
         if len(self.open.works) >= _ENOUGH:
             self.hand_over()
         elif self._timer is None and self._loop is not None:
@@ -290,15 +282,19 @@ class LedgerWriter:
         self._handed -= 1
         group.error, group.is_settled = error, True
         self._settle(group)
-        if not self._handed:
-            self.hand_over()  # where nothing can be written any more, it is kept and told so
+        if error is not None:
+            if not self._handed:
+                self.hand_over()  # nothing can be written any more: it is kept and told so
+        elif not (self._handed or self.open.is_empty):
+            # What has gathered may be little: a transaction costs as much as a hundred rows.
+            self.added()
         self._wake(group, 0)
 
     def _wake(self, group: Group, first: int) -> None:
         waiting, error = group.waiting, group.error
-        last = min(first + 3 * _AT_A_TURN, len(waiting))
-        for place in range(first, last, 3):
-            item_id, call, values = waiting[place : place + 3]
-            call(None if error is None else self._error_of(error, item_id), *values)
+        last = first + 3 * _AT_A_TURN
+        one = iter(waiting[first:last])
+        for item_id, call, values in zip(one, one, one, strict=True):
+            call(None if error is None else self.error_of(error, item_id), *values)
         if last < len(waiting) and self._loop is not None:
             self._loop.call_soon(self._wake, group, last)

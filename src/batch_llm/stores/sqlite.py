@@ -25,6 +25,7 @@ from batch_llm.stores.file_lock import FileLock
 from batch_llm.stores.ledger_writer import KINDS, Group, GroupSaving, LedgerWriter
 from batch_llm.stores.look_ahead import LookAhead
 from batch_llm.stores.seen_ids import SeenIds
+from batch_llm.stores.sqlite_files import REASONS, reason_of, transaction
 from batch_llm.stores.statements import many, migrations, statements
 from batch_llm.stores.values import (
     clean,
@@ -51,8 +52,6 @@ LINGER_SECONDS = 0.004
 RIPE_SECONDS, _LOOK_SECONDS = 1.0, 0.25
 #: How long a write waits for another program that has the file locked, or for room on the disk.
 PATIENCE_SECONDS = 30.0
-#: A group that takes longer is no reason for workers to do nothing meanwhile.
-_LONG_SECONDS = 0.02
 _PAGE_BYTES = 16_384
 #: Rows in one statement at the most.
 _MOST_ROWS = 512
@@ -66,7 +65,7 @@ class Work:
 
     __slots__ = (
         "content", "is_finished", "is_new", "is_open", "is_reopened", "is_written", "item_id",
-        "number", "slots", "started_at",
+        "number", "slot", "slots", "started_at",
     )  # fmt: skip
 
     def __init__(self, number: int, item_id: str, content: bytes, started_at: float) -> None:
@@ -78,8 +77,9 @@ class Work:
         self.is_new = self.is_reopened = self.is_written = False
         #: Neither given up nor finished; finished.
         self.is_open, self.is_finished = True, False
-        #: Notes of its calls that have ended.
-        self.slots: list[int] = []
+        #: Notes of its calls that have ended: the first one, and the others.
+        self.slot: int | None = None
+        self.slots: tuple[int, ...] = ()
 
 
 class SqliteLedger:
@@ -126,7 +126,7 @@ class SqliteLedger:
             self._session = self._number("last_session")
         except (OSError, sqlite3.Error) as error:
             self._let_go()
-            raise LedgerError(str(path), _reason(error)) from error
+            raise LedgerError(str(path), reason_of(error, _REASONS)) from error
         except BaseException:
             self._let_go()
             raise
@@ -293,7 +293,7 @@ class SqliteLedger:
         except BaseException as error:
             self._is_in_run = False
             if isinstance(error, sqlite3.Error):
-                raise LedgerError(str(self.path), _reason(error)) from error
+                raise LedgerError(str(self.path), reason_of(error, _REASONS)) from error
             raise
         if self._notes is not None:
             self._notes.begin(self._session)
@@ -477,7 +477,8 @@ class SqliteLedger:
             rated = None if ratings is None else to_json(ratings)
         except (TypeError, ValueError, RecursionError) as error:
             raise StoreError(item_id, f"{error}; return what JSON can hold") from error
-        number, session, code = work.number, self._session, clean(result.error_code)
+        number, session = work.number, self._session
+        code = None if result.error_code is None else clean(result.error_code)
         state = ItemState.DONE if success else ItemState.FAILED
         now = self._time() + self._clock_offset
         group = writer.open
@@ -489,38 +490,46 @@ class SqliteLedger:
             if not work.is_written:
                 self._write_start(group, work)
             group.finish += (number, state, session, code, result.attempts, now)
+        usage_json = usage_to_json(result.token_usage)
         group.payload += (
             number, output, None if success else clean(result.error or "failed"),
-            clean(result.model), usage_to_json(result.token_usage), result.duration_seconds, rated,
-            result.response_body,
+            clean(result.model), usage_json, result.duration_seconds, rated, result.response_body,
         )  # fmt: skip
         work.is_open, work.is_finished = False, True
         group.results += 1
-        self._conclude(writer, work, history)
-        takes_long = writer.seconds > _LONG_SECONDS
-        return GroupSaving(
-            group,
-            item_id,
-            self._loop,
-            self._save_error,
-            takes_long=takes_long,
-            is_stuck=writer.is_stuck,
-        )
+        self._conclude(writer, work, history, result.token_usage, usage_json)
+        return GroupSaving(group, item_id, writer)
 
-    def _conclude(self, writer: LedgerWriter, work: Work, history: Sequence[Attempt]) -> None:
+    def _conclude(
+        self,
+        writer: LedgerWriter,
+        work: Work,
+        history: Sequence[Attempt],
+        usage: Mapping[str, Any] | None = None,
+        usage_json: str | None = None,
+    ) -> None:
         group = writer.open
         for attempt in history:
-            self._book(group, work.number, attempt)
+            self._book(group, work.number, attempt, usage, usage_json)
         group.works.append(work)
-        if work.slots:
-            group.slots += work.slots
+        if work.slot is not None:
+            group.slots.append(work.slot)
+            if work.slots:
+                group.slots += work.slots
         writer.added()
 
-    def _book(self, group: Group, number: int, attempt: Attempt) -> None:
+    def _book(
+        self,
+        group: Group,
+        number: int,
+        attempt: Attempt,
+        known: Mapping[str, Any] | None = None,
+        known_json: str | None = None,
+    ) -> None:
         usage, billed_as = attempt.usage, attempt.billed_as
         sent = got = further = None
         if usage is not None:
-            sent, got, further = further_usage(usage)
+            sent, got, further = further_usage(usage, known, known_json)
         booked_under = None
         if billed_as is not None:
             booked_under = self._billed_as.get(billed_as)
@@ -529,8 +538,8 @@ class SqliteLedger:
                 group.names += (booked_under, *billed_as)
         group.tries += (
             number, self._session, attempt.number, attempt.started_at + self._clock_offset,
-            attempt.seconds, sent, got, further, attempt.error_code, clean(attempt.error),
-            booked_under, attempt.change,
+            attempt.seconds, sent, got, further, attempt.error_code,
+            None if attempt.error is None else clean(attempt.error), booked_under, attempt.change,
         )  # fmt: skip
 
     def _unusable(self, item_id: str) -> StoreError:
@@ -539,7 +548,7 @@ class SqliteLedger:
         return StoreError(item_id, "the ledger is in no run")
 
     def _save_error(self, error: BaseException, item_id: str) -> StoreError:
-        reason = _reason(error)
+        reason = reason_of(error, _REASONS)
         unsaved = self.unsaved_results
         if unsaved:
             answers = "1 answer is" if unsaved == 1 else f"{unsaved:,} answers are"
@@ -558,7 +567,7 @@ class SqliteLedger:
         try:
             rows = self._reading.execute(self._sql["find"], (key_of(item_id),)).fetchall()
         except sqlite3.Error as error:
-            raise StoreError(item_id, _reason(error)) from error
+            raise StoreError(item_id, reason_of(error, _REASONS)) from error
         return rows[0] if rows else None
 
     def _settle(self, group: Group) -> None:
@@ -603,7 +612,10 @@ class SqliteLedger:
             self._notes.tell(token, attempt.usage)
         work = self._open.get(item_id)
         if work is not None and work.is_open and work.number == number:
-            work.slots.append(token)
+            if work.slot is None:
+                work.slot = token
+            else:
+                work.slots += (token,)
             return
         group = self._writer.open
         self._book(group, number, attempt)
@@ -618,7 +630,7 @@ class SqliteLedger:
 
     def _write(self, group: Group) -> None:
         assert self._writing is not None  # noqa: S101 - the thread ends before it is closed
-        with _transaction(self._writing) as connection:
+        with transaction(self._writing) as connection:
             for name, values in group.rows():
                 if values:
                     _run(connection, name, values)
@@ -630,7 +642,7 @@ class SqliteLedger:
             raise LedgerError(str(self.path), "it was opened for reading only, or closed")
 
         def act() -> Any:
-            with _transaction(connection):
+            with transaction(connection):
                 return change(connection)
 
         return writer.call(act)
@@ -644,7 +656,7 @@ class SqliteLedger:
         try:
             return self._in_writers_thread(change).result()
         except sqlite3.Error as error:
-            raise LedgerError(str(self.path), _reason(error)) from error
+            raise LedgerError(str(self.path), reason_of(error, _REASONS)) from error
 
     # ---- reading ----
 
@@ -740,19 +752,7 @@ class SqliteLedger:
         try:
             return self._reading.execute(statement, values).fetchall()
         except sqlite3.Error as error:
-            raise LedgerError(str(self.path), _reason(error)) from error
-
-
-@contextlib.contextmanager
-def _transaction(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        yield connection
-        connection.execute("COMMIT")
-    except BaseException:
-        with contextlib.suppress(sqlite3.Error):  # a full disk has rolled it back already
-            connection.execute("ROLLBACK")
-        raise
+            raise LedgerError(str(self.path), reason_of(error, _REASONS)) from error
 
 
 def _run(connection: sqlite3.Connection, name: str, values: list[Any]) -> None:
@@ -840,23 +840,9 @@ def _is_for_want_of_room(error: BaseException) -> bool:
     return code in {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}
 
 
-def _reason(error: BaseException) -> str:
-    """Say in people's words why SQLite, or the system, refused."""
-    if isinstance(error, OSError):
-        return error.strerror or str(error)
-    text = str(error)
-    for words, reason in _REASONS.items():
-        if words in text:
-            return f"{reason} ({text})"
-    return text
-
-
-_REASONS = {
+_REASONS = REASONS | {
     "is full": "the disk is full; what was saved before is safe",
-    "readonly": "it cannot be written",
-    "unable to open": "it cannot be opened; is its folder there, and writable?",
     "is locked": "another program holds it; close that, and go on",
     "malformed": "the file is damaged; `batch-llm verify` says more",
     "not a database": "it is no ledger, or its beginning is damaged",
-    "disk I/O": "the disk reports an error",
 }

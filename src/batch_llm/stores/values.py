@@ -33,8 +33,10 @@ def clean(text: object) -> str | None:
     return _KEY_LIKE.sub(_HIDDEN, found)
 
 
-def plain_usage(usage: Mapping[str, object] | None) -> dict[str, int]:
+def plain_usage(usage: Mapping[str, Any] | None) -> dict[str, int]:
     """Return the token counts of ``usage`` alone: a hook may have left anything there."""
+    if usage and _are_counts(usage):
+        return dict(usage)
     return {
         str(kind): min(value, _LARGEST)
         for kind, value in (usage or {}).items()
@@ -42,27 +44,37 @@ def plain_usage(usage: Mapping[str, object] | None) -> dict[str, int]:
     }
 
 
+def _are_counts(usage: Mapping[str, Any]) -> bool:
+    counts = usage.values()
+    if set(map(type, counts)) != _INTS or set(map(type, usage)) != _TEXTS:
+        return False
+    return bool(min(counts) >= 0 and max(counts) <= _LARGEST)
+
+
+_INTS, _TEXTS = {int}, {str}
+
+
 def usage_to_json(usage: Mapping[str, Any] | None) -> str:
     """Write the token counts of ``usage`` as JSON."""
-    if usage is not None and len(usage) == 3:  # nearly always
-        get: Any = usage.get
-        sent, got, total = get("input_tokens"), get("output_tokens"), get("total_tokens")
-        is_plain = type(sent) is type(got) is type(total) is int
-        if is_plain and sent >= 0 <= got and total >= 0 and max(sent, got, total) <= _LARGEST:
-            return f'{{"input_tokens":{sent},"output_tokens":{got},"total_tokens":{total}}}'
     return to_json(plain_usage(usage))
 
 
-def further_usage(usage: Mapping[str, Any]) -> tuple[int | None, int | None, str | None]:
-    """Return input and output tokens, and all kinds as JSON where there are others than those."""
-    if len(usage) == 3:
-        get: Any = usage.get
-        sent, got, total = get("input_tokens"), get("output_tokens"), get("total_tokens")
-        is_plain = type(sent) is type(got) is type(total) is int
-        if is_plain and sent >= 0 <= got and sent + got == total <= _LARGEST:
-            return sent, got, None
+def further_usage(
+    usage: Mapping[str, Any], known: Mapping[str, Any] | None = None, known_json: str | None = None
+) -> tuple[int | None, int | None, str | None]:
+    """Return input and output tokens, and all kinds as JSON where there are others than those.
+
+    Args:
+        usage: The tokens.
+        known: Tokens of which the JSON is known; often the same ones.
+        known_json: What ``usage_to_json`` has made of them.
+    """
     plain = plain_usage(usage)
-    return plain.get("input_tokens"), plain.get("output_tokens"), to_json(plain)
+    sent, got = plain.get("input_tokens"), plain.get("output_tokens")
+    total = plain.get("total_tokens")
+    if len(plain) == 3 and None not in {sent, got} and total == (sent or 0) + (got or 0):
+        return sent, got, None
+    return sent, got, known_json if usage == known else to_json(plain)
 
 
 def usage_from(sent: int | None, got: int | None, further: str | None) -> dict[str, int] | None:
@@ -98,7 +110,7 @@ def to_json(value: Any) -> str:
         ValueError: It holds itself.
     """
     try:
-        return msgspec.json.encode(value, enc_hook=_fields).decode()
+        return _encode(value).decode()
     except (UnicodeEncodeError, OverflowError):  # half a character; a number of more than 64 bits
         return json.dumps(value, default=_fields)
 
@@ -126,6 +138,9 @@ def _fields(value: Any) -> Any:
     if dump is None:
         raise TypeError(f"a {type(value).__name__} is no plain data")
     return dump(mode="json")
+
+
+_encode = msgspec.json.Encoder(enc_hook=_fields).encode
 
 
 def reused(record: Record) -> WorkItemResult[Any, Any]:

@@ -79,7 +79,9 @@ def processor(caller, *, fallbacks=(), store=None, attempts=6, **retry):
 
 
 def ask(name="a", model="small", settings=None, **fields):
-    return LLMWorkItem(name, request=Request.of(f"x:{model}", "hi", settings=settings), **fields)
+    return LLMWorkItem(
+        name, request=Request.of(f"x:{model}", f"hi {name}", settings=settings), **fields
+    )
 
 
 async def one(caller, item=None, **options):
@@ -326,18 +328,19 @@ def test_fallbacks_of_a_run_are_names():
         processor(None, fallbacks="x:big")
 
 
-async def test_the_first_successful_item_after_a_few_refusals_keeps_the_lane_going():
-    caller = Asked(small=[*[StatusError(401, "who are you")] * 4, "ok", StatusError(401, "who")])
+async def test_a_success_between_refusals_keeps_the_lane_going():
+    no = StatusError(401, "who are you")
+    caller = Asked(small=["ok", *[no] * 15, "ok", *[no] * 15])
 
     async def in_turn():
-        for n in range(9):
+        for n in range(32):
             yield ask(str(n))
             await asyncio.sleep(1)
 
     built = processor(caller)
     await built.process(in_turn())
 
-    assert len(caller.calls) == 9
+    assert len(caller.calls) == 32
     assert built.statistics().stopped_lanes == []
 
 
@@ -371,11 +374,14 @@ async def test_what_was_not_sent_to_a_stopped_lane_is_tried_again_when_the_run_g
     )
     items = [ask(str(n)) for n in range(60)]
 
-    first = await processor(refusing, store=ledger).process(items)
+    built = processor(refusing, store=ledger)
+    first = await built.process(items)
     healed = Asked()
     second = await processor(healed, store=ledger).process([ask(str(n)) for n in range(60)])
 
     assert first.succeeded == 0
+    assert len(refusing.calls) > 5  # those in flight when it was stopped were refused, too
+    assert len(built.statistics().stopped_lanes) == 1
     not_sent = [one for one in first.results if not one.attempts]
     assert {one.error_code for one in not_sent} == {"cancelled"}
     assert not_sent[-1].error.startswith("LaneStoppedError: x:small refuses everything (quota, ")
@@ -397,6 +403,14 @@ async def test_items_of_a_stopped_lane_go_to_the_fallback_where_that_is_asked_fo
     assert built.statistics().stopped_lanes[0].lane == "x:small"
 
 
+async def test_a_run_that_is_refused_as_a_whole_says_so_however_short_it_is():
+    built = processor(Asked(small=[StatusError(401, "who are you")]))
+
+    await built.process([ask("a"), ask("b")])
+
+    assert "refuses everything (auth, 2 in a row)" in built.statistics().stopped_lanes[0].reason
+
+
 async def test_where_nobody_ever_answered_a_few_items_stop_the_lane():
     gone = TransportError("Cannot connect", True)
     caller = Asked({"url": "http://nowhere/v1"}, small=[gone])
@@ -415,9 +429,11 @@ async def test_overload_holds_the_lane_unless_a_fallback_is_asked_for():
 
     waited = await one(held, fallbacks=("x:big",), attempts=1)
     built = processor(left, fallbacks=("x:big",), fallback_on=["overloaded"], attempts=1)
+    started_at = asyncio.get_running_loop().time()
     result = await built.process([ask(str(n)) for n in range(50)])
 
     assert (waited.success, set(held.models)) == (True, {"small"})
+    assert asyncio.get_running_loop().time() < started_at + 300  # those in the queue are probes
     assert result.succeeded == 50
     assert {one.model for one in result.results} == {"big"}
 

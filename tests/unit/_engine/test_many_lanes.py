@@ -8,7 +8,7 @@ import pytest
 
 from batch_llm import BaseMiddleware, Limits, ParallelBatchProcessor, ProcessorConfig
 from batch_llm._engine.admission_gate import MOST_HELD
-from batch_llm.strategies.budgets import LimitHeader
+from batch_llm.strategies.header_belief import LimitHeader
 from fakes import USAGE, Models, RateLimited, asked, item
 
 
@@ -138,7 +138,7 @@ async def test_limits_in_headers_raise_the_number_in_flight_too():
     await asyncio.sleep(0.5)
     (lane,) = built._lanes.by_name.values()
     assert (built._lanes.most, lane.places[0].admission.max_in_flight) == (1000, 1000)
-    lane.places[0].admission.budgets["requests"].sync(now(), now(), 1, 0, header)
+    lane.places[0].admission.budgets["requests"].headers.sync(now(), now(), 1, 0, header)
     built._lanes.note_known(lane.places[0])
     await running
 
@@ -168,7 +168,7 @@ async def test_when_more_may_be_in_flight_other_lanes_that_waited_for_it_go_on()
 
     place = built._lanes.by_name["a"].places[0]
     header = LimitHeader(30_000, 29_000, 1.0)
-    place.admission.budgets["requests"].sync(now(), now(), 1, 0, header)
+    place.admission.budgets["requests"].headers.sync(now(), now(), 1, 0, header)
     built._lanes.note_known(place)
 
     await asyncio.sleep(5)

@@ -16,10 +16,13 @@ from batch_llm import (
     AttemptTimeoutError,
     BadOutputError,
     ConfigError,
+    ContentFilteredError,
     MalformedResponseError,
     MissingKeyError,
+    RefusedError,
     StatusError,
     TransportError,
+    TruncatedError,
     UnknownModelError,
 )
 from batch_llm.classifiers import DefaultErrorClassifier, GeminiErrorClassifier, HttpErrorClassifier
@@ -60,6 +63,8 @@ def test_the_classifier_can_be_imported_from_both_of_its_homes():
 @pytest.mark.parametrize(
     ("error", "expected"),
     [
+        (TimeoutError(), ("timeout", True)),
+        (ConnectionResetError("reset"), ("connection_error", True)),
         (AttemptTimeoutError(5), ("timeout", True)),
         (TransportError("cut off"), ("connection_error", True)),
         (socket.gaierror(-2, "Name or service not known"), ("connection_error", True)),
@@ -70,6 +75,9 @@ def test_the_classifier_can_be_imported_from_both_of_its_homes():
         (openai.APIConnectionError(request=REQUEST), ("connection_error", True)),
         (BadOutputError("{", "no"), ("validation_error", True)),
         (MalformedResponseError("html"), ("server_error", True)),
+        (TruncatedError("half"), ("truncated", True)),
+        (RefusedError("no"), ("content_filter", False)),
+        (ContentFilteredError(), ("content_filter", False)),
         (MissingKeyError("openai-chat", "X"), ("auth", False)),
         (UnknownModelError("x", "no"), ("not_found", False)),
         (ConfigError("a", 1, "2"), ("internal", False)),

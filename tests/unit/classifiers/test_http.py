@@ -41,6 +41,7 @@ def anthropic(code, message="no"):
         (408, "timeout", True),
         (409, "server_error", True),
         (413, "bad_request", False),
+        (418, "bad_request", False),
         (422, "bad_request", False),
         (429, "rate_limit", True),
         (498, "server_error", True),

@@ -1,4 +1,4 @@
-"""What a job will take, from what is known before it is sent."""
+"""What a run will take, from what is known before it is sent."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PRICES = Prices({"a:b": Price(input=1, output=10, cache_read=0, batch="0.5")})
 
 
 def estimate(**changes):
-    job = {
+    given = {
         "rows": 100,
         "characters": 40_000,
         "most_output": None,
@@ -32,7 +32,7 @@ def estimate(**changes):
         "prices": PRICES,
         "limits": [],
     }
-    return make(**job | changes)
+    return make(**given | changes)
 
 
 def test_without_a_pilot_only_the_bounds_are_known():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from decimal import Decimal
+from importlib import metadata
 
 import pytest
 from genai_prices import Usage, calc_price, data, extract_usage
@@ -241,3 +242,14 @@ def test_the_library_is_loaded_beside_the_loop_where_nothing_else_has_the_price(
         "asyncio.run(main())\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_where_prices_are_from_tells_tables_apart():
+    library = f"genai-prices {metadata.version('genai-prices')}"
+    table = {"a:b": Price(input=1, output=2), "c": Price(input=1, output=1)}
+    own = Prices(table).origin
+
+    assert Prices().origin == library
+    assert own.startswith(f"{library}, before it 2 of the user's own (")
+    assert Prices(dict(reversed(table.items()))).origin == own
+    assert Prices(table | {"c": Price(input=1, output=3)}).origin != own

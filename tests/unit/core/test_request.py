@@ -5,7 +5,7 @@ from base64 import b64encode
 
 import pytest
 
-from batch_llm import ConfigError, Image, Message, OtherPart, Request, Settings
+from batch_llm import ConfigError, Image, Message, OtherPart, Request, Settings, Text
 from batch_llm.core.schema import OutputSchema
 
 
@@ -40,6 +40,13 @@ def test_the_common_case_is_a_prompt_with_or_without_a_system_message():
         Message("system", "be brief"),
         Message("user", "hi"),
     )
+
+
+def test_its_characters_are_those_of_all_its_texts():
+    parts = (Text("12345"), Image("https://x/p.png"), Text("6"))
+    turns = (Message("system", "1234"), Message("user", parts), Message("assistant", None))
+
+    assert Request("sim:fast", turns).characters == 10
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,15 @@ from batch_llm.providers.limit_headers import (
     named_limit,
     read_limits,
 )
-from batch_llm.strategies.admission import CONCURRENCY, INPUT, OUTPUT, REQUESTS, TOKENS
-from batch_llm.strategies.budgets import REQUESTS_PER_DAY, LimitHeader
+from batch_llm.strategies.dimensions import (
+    CONCURRENCY,
+    INPUT,
+    OUTPUT,
+    REQUESTS,
+    REQUESTS_PER_DAY,
+    TOKENS,
+)
+from batch_llm.strategies.header_belief import LimitHeader
 from fakes import USAGE, item
 
 
@@ -161,8 +168,7 @@ async def test_the_limits_of_a_refused_call_reach_admission():
     built = ParallelBatchProcessor(config=ProcessorConfig(progress_interval=0))
     await built.process([item("a", call)])
 
-    told = [one for one in built.statistics().limits if one.source == "header"]
-    assert [(one.dimension, one.limit) for one in told] == [("requests", 600.0)]
+    assert [(one.limit, one.source) for one in built.statistics().limits] == [(600.0, "header")]
 
 
 def test_a_limit_below_one_is_no_limit():

@@ -10,6 +10,7 @@ from batch_llm import (
     ParallelBatchProcessor,
     ProcessorConfig,
     Request,
+    RetryConfig,
     Settings,
     StatusError,
 )
@@ -52,9 +53,9 @@ def anyio_backend():
     return "asyncio"
 
 
-async def run(wire, count=5, **settings):
+async def run(wire, count=5, *, retry=None, **settings):
     processor = ParallelBatchProcessor(
-        config=ProcessorConfig(max_workers=1, remember_limits=False),
+        config=ProcessorConfig(max_workers=1, remember_limits=False, retry=retry or RetryConfig()),
         requests=RequestCaller(ENDPOINT, wire),
     )
     chosen = Settings(**settings)
@@ -77,6 +78,14 @@ async def test_a_setting_that_is_refused_once_is_left_out_from_then_on(param, ca
     assert all(body["max_completion_tokens"] == 7 for body in wire.sent)
     (record,) = caplog.records
     assert f"'mine' refuses {param}" in record.getMessage()
+
+
+async def test_it_uses_up_no_attempt_of_the_items_in_flight():
+    wire = Fussy("temperature")
+
+    results = await run(wire, temperature=0.5, retry=RetryConfig(max_attempts=1))
+
+    assert (results.succeeded, len(wire.sent)) == (5, 6)
 
 
 async def test_a_refusal_that_has_another_reason_is_final():
@@ -103,3 +112,28 @@ async def test_a_refusal_that_has_another_reason_is_final():
 )
 def test_only_what_the_provider_says_outright_counts(error, name):
     assert refused_setting(error) == name
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        ("`temperature` is deprecated for this model.", "temperature"),
+        ("`temperature` may only be set to 1 when thinking is enabled.", "temperature"),
+        ("top_p is not supported by this model", "top_p"),
+        ("This model does not support topP", "top_p"),
+        ("Argument not supported on this model: temperature", "temperature"),
+        ("Invalid JSON payload received. Unknown name \"temperature\" at 'x'", "temperature"),
+        ("temperature must be between 0 and 2", None),
+        ("temperature: Input should be less than or equal to 1", None),
+        ("`temperature` and `top_p` cannot both be specified for this model.", None),
+        ("stop is not supported by this model", None),
+        ("Images are not supported. The temperature was 0.5.", None),
+        ("set_temperature is not supported", None),
+    ],
+)
+@pytest.mark.parametrize("status", [400, 422])
+def test_other_providers_say_it_in_words(words, name, status):
+    error = {"type": "error", "error": {"type": "invalid_request_error", "message": words}}
+
+    assert refused_setting(StatusError(status, words, "invalid_request_error", {}, error)) == name
+    assert refused_setting(StatusError(500, words, "invalid_request_error", {}, error)) is None

@@ -3,16 +3,16 @@ from __future__ import annotations
 import pytest
 
 from batch_llm.exceptions import ConfigError
-from batch_llm.runs.job import Job
-from batch_llm.runs.options import job_from
+from batch_llm.runs.brief import Brief
+from batch_llm.runs.options import brief_from
 
 
-def job(**options):
-    return job_from(["hi"], "openai-chat:small", None, options)
+def brief(**options):
+    return brief_from(["hi"], "openai-chat:small", None, options)
 
 
-def test_fallbacks_reach_the_job():
-    found = job(fallbacks=["openai-chat:big"], fallback_on=["quota"], max_tokens_cap=9)
+def test_fallbacks_reach_the_brief():
+    found = brief(fallbacks=["openai-chat:big"], fallback_on=["quota"], max_tokens_cap=9)
 
     assert (found.fallbacks, found.fallback_on, found.max_tokens_cap) == (
         ("openai-chat:big",),
@@ -27,12 +27,12 @@ def test_fallbacks_reach_the_job():
 )
 def test_what_cannot_be_is_refused(options, words):
     with pytest.raises(ConfigError, match=words):
-        job(**options)
+        brief(**options)
 
 
 def test_servers_and_keys_that_are_given_are_those_of_their_provider():
-    given = Job(input="-", model="vllm:a", base_url="http://h/v1", keys=("K",))
+    given = Brief(input="-", model="vllm:a", base_url="http://h/v1", keys=("K",))
 
     assert given.places_of("vllm:b") == {"base_urls": "http://h/v1", "keys": ("K",)}
     assert given.places_of("openai:b") == {}
-    assert Job(input="-", model="sim:fast", base_url="http://h/v1").places_of("sim:slow") == {}
+    assert Brief(input="-", model="sim:fast", base_url="http://h/v1").places_of("sim:slow") == {}

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from batch_llm.core.request import Request, Settings
 from batch_llm.core.schema import OutputSchema
 from batch_llm.exceptions import ConfigError
-from batch_llm.runs.job import Job
-from batch_llm.runs.ledgers import job_facts, job_of, named_ledger, settings_of
-from batch_llm.runs.options import in_python, job_from, settings_from
+from batch_llm.runs.brief import Brief
+from batch_llm.runs.ledgers import brief_facts, brief_of, named_ledger, settings_of
+from batch_llm.runs.options import brief_from, in_python, settings_from
 from batch_llm.runs.recipe import Variant, plain_settings, read_settings
 from batch_llm.stores.memory import MemoryLedger
 
@@ -46,9 +46,9 @@ def test_settings_come_back_from_a_manifest_as_they_were(given_settings):
 
 
 @pytest.mark.parametrize("shape", [None, ["yes", "no"], {"type": "object"}, dict[str, int]])
-def test_a_job_comes_back_from_its_ledger_as_the_same_run(tmp_path, shape):
+def test_a_brief_comes_back_from_its_ledger_as_the_same_run(tmp_path, shape):
     (tmp_path / "in.jsonl").touch()
-    job = Job(
+    brief = Brief(
         input=str(tmp_path / "in.jsonl"),
         model="sim:fast",
         prompt="{{ a }}",
@@ -57,17 +57,17 @@ def test_a_job_comes_back_from_its_ledger_as_the_same_run(tmp_path, shape):
         columns=("a", "b"),
     )
     with MemoryLedger() as ledger:
-        ledger.note({"job": job_facts(job)})
+        ledger.note({"brief": brief_facts(brief)})
 
-        found = job_of(ledger, "x.sqlite")
+        found = brief_of(ledger, "x.sqlite")
 
-    assert settings_of(found, "csv") == settings_of(job, "csv")
-    assert found.columns == job.columns
+    assert settings_of(found, "csv") == settings_of(brief, "csv")
+    assert found.columns == brief.columns
 
 
 @pytest.mark.parametrize("url", ["http://u:p@h/v1", "http://h/v1?key=x"])
 def test_an_address_that_may_hold_a_key_is_not_kept(url):
-    facts = job_facts(Job(input="in.jsonl", model="sim:fast", base_url=url))
+    facts = brief_facts(Brief(input="in.jsonl", model="sim:fast", base_url=url))
 
     assert facts["base_url"] is None
     assert facts["has_hidden_url"]
@@ -112,13 +112,15 @@ def test_settings_by_name_are_known_ones_and_others():
         ({"cache": ".answers"}, {"cache": ".answers"}),
         ({"cache": "c", "cache_expires_seconds": 9}, {"cache_expires": 9}),
         ({"dedupe": False}, {"dedupes": False}),
+        ({"ignore_slots": True}, {"asks_servers": False}),
+        ({"forget_limits": True}, {"forgets_limits": True}),
         ({"store": "x.sqlite"}, {"ledger": "x.sqlite"}),
         ({"name": "n"}, {"ledger": ".batch-llm/runs/n.sqlite"}),
         ({"name": "n", "store": ".batch-llm"}, {"ledger": ".batch-llm/runs/n.sqlite"}),
         ({"name": "n", "store": "folder"}, {"ledger": "folder/n.sqlite"}),
     ],
 )
-def test_each_argument_reaches_the_job(argument, field):
-    job = job_from(["x"], "sim:fast", None, argument)
+def test_each_argument_reaches_the_brief(argument, field):
+    brief = brief_from(["x"], "sim:fast", None, argument)
 
-    assert {name: getattr(job, name) for name in field} == field
+    assert {name: getattr(brief, name) for name in field} == field

@@ -5,6 +5,7 @@ import pytest
 from batch_llm.stores.call_notes import CallNotes
 from batch_llm.strategies.caps import Size
 
+MOST = 2**63 - 1
 NAMED = ("p:m", "", "standard")
 USAGE = {"input_tokens": 7, "output_tokens": 5, "total_tokens": 12, "reasoning_tokens": 3}
 
@@ -46,6 +47,33 @@ def test_what_was_let_go_of_is_gone_and_its_place_is_used_again(path):
     assert notes.note(9, b"b", b"", 1, NAMED, 0.0, Size(0)) == places[1]
 
     assert {note.number: note.usage for note in notes.left()} == {1: None, 3: None, 9: None}
+
+
+@pytest.mark.parametrize(
+    ("told", "noted_as"),
+    [
+        ({"total_tokens": 12, "output_tokens": 5, "input_tokens": 7}, (7, 5, 12)),
+        ({"input_tokens": 7, "output_tokens": 5, "reasoning_tokens": 3}, (7, 5, 0)),
+        ({"input_tokens": -7, "output_tokens": 5, "total_tokens": 12}, (0, 5, 12)),
+        ({"input_tokens": 2**64, "output_tokens": 5, "total_tokens": 2**63}, (MOST, 5, MOST)),
+    ],
+)
+def test_tokens_are_noted_by_kind_as_far_as_a_ledger_can_hold_them(path, told, noted_as):
+    notes, places = noted(path, 1)
+    notes.tell(places[0], told)
+
+    usage = next(notes.left()).usage
+
+    assert (usage["input_tokens"], usage["output_tokens"], usage["total_tokens"]) == noted_as
+
+
+def test_tokens_that_were_not_told_to_the_end_are_not_known(path):
+    notes, places = noted(path, 1)
+    notes.tell(places[0], USAGE)
+    last = max(at for at in range(places[0], places[0] + 256) if notes._map[at])
+    notes._map[last] = 0  # killed before the last byte was written
+
+    assert next(notes.left()).usage is None
 
 
 def test_it_grows_and_keeps_what_it_has(path):

@@ -8,7 +8,9 @@ import statistics
 import pytest
 
 from batch_llm.strategies import noise
-from batch_llm.strategies.admission import REQUESTS, TOKENS, Admission, Cost
+from batch_llm.strategies.admission import Admission
+from batch_llm.strategies.costs import Cost
+from batch_llm.strategies.dimensions import REQUESTS, TOKENS
 from batch_llm.strategies.noise import Noise
 from virtual_lane import Lane, Reply
 

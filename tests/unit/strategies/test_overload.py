@@ -9,7 +9,9 @@ import random
 import pytest
 
 from batch_llm.strategies import overload
-from batch_llm.strategies.admission import REQUESTS, Admission, Cost
+from batch_llm.strategies.admission import Admission
+from batch_llm.strategies.costs import Cost
+from batch_llm.strategies.dimensions import REQUESTS
 from batch_llm.strategies.overload import Overload
 from virtual_lane import Lane, Reply
 

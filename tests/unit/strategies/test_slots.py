@@ -7,7 +7,9 @@ import random
 
 import pytest
 
-from batch_llm.strategies.admission import CONCURRENCY, REQUESTS, Admission, Cost
+from batch_llm.strategies.admission import Admission
+from batch_llm.strategies.costs import Cost
+from batch_llm.strategies.dimensions import CONCURRENCY, REQUESTS
 from batch_llm.strategies.slots import LONGEST_TRIAL_SECONDS, TRIAL_SECONDS, Slots
 from virtual_lane import Lane, Reply
 

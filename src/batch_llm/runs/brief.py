@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
     from batch_llm.core.config import Limits
     from batch_llm.core.schema import OutputSchema
-    from batch_llm.runs.agents import JobAgent
+    from batch_llm.runs.agents import AnsweringAgent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
+class Brief:
     """What to do. The flags of ``run`` or the arguments of ``runs.run``, understood."""
 
     #: A file, ``-`` for standard input, or what the rows are called that are no file.
@@ -31,10 +31,12 @@ class Job:
     limit: int | None = None
     prompt: str | None = None
     system: str | None = None
+    #: The column with a picture for each row.
+    image: str | None = None
     settings: Settings = field(default_factory=Settings)
     shape: OutputSchema | None = None
     #: Who answers the rows, instead of requests; and its model, where it is not asked of its own.
-    agent: JobAgent | None = None
+    agent: AnsweringAgent | None = None
     agent_model: str | None = None
     bad_rows: str = "stop"
     concurrency: int | Literal["knee"] | None = None
@@ -61,7 +63,7 @@ class Job:
     dedupes: bool = True
     #: The ledger's file; None keeps none.
     ledger: str | None = None
-    #: What is noted of the job in the ledger, beside its settings.
+    #: What is noted of the brief in the ledger, beside its settings.
     facts: dict[str, Any] = field(default_factory=dict)
 
     def places_of(self, model: str) -> dict[str, Any]:

@@ -1,0 +1,59 @@
+"""Calls that were let in, and what follows when one is refused."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from batch_llm.strategies.budgets import Budget
+    from batch_llm.strategies.costs import Cost
+
+
+class Grant:
+    """One call that was let in. It is closed once: taken, refused, failed or cancelled."""
+
+    __slots__ = (
+        "at",
+        "cost",
+        "epoch",
+        "is_in_doubt",
+        "is_open",
+        "is_probe",
+        "number",
+        "others",
+        "pending_then",
+        "spent_then",
+    )
+
+    def __init__(self, at: float, epoch: int, cost: Cost, number: int, others: int) -> None:
+        self.at = at
+        self.epoch = epoch
+        self.cost = cost
+        self.number = number
+        #: Calls in flight beside it when it was sent.
+        self.others = others
+        self.is_probe = False
+        self.is_in_doubt = self.is_open = True
+        #: By budget: what had been spent, this call included, and what was pending.
+        self.spent_then: list[float] = []
+        self.pending_then: list[float] = []
+
+    def spent_with(self, budget: Budget) -> float:
+        """Return what had been spent with this call; 0 of a limit that was not known then."""
+        return self.spent_then[budget.number] if budget.number < len(self.spent_then) else 0.0
+
+    def spent_before(self, budget: Budget) -> float:
+        """Return what had been spent when it started, itself not included."""
+        return self.spent_with(budget) - self.cost[budget.field]
+
+
+class Refusal(NamedTuple):
+    """What follows from a refused call.
+
+    Attributes:
+        is_news: Whether the rates were cut and the gate was closed because of it.
+        wait_seconds: What the call waits on its own before it comes again.
+    """
+
+    is_news: bool
+    wait_seconds: float

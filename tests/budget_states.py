@@ -1,0 +1,40 @@
+"""Budgets as headers and openings leave them, for the tests of their parts."""
+
+from __future__ import annotations
+
+from batch_llm.strategies.budgets import Budget
+from batch_llm.strategies.dimensions import REQUESTS
+from batch_llm.strategies.header_belief import LimitHeader
+
+
+def told(per_minute=600.0, burst_seconds=60.0):
+    return Budget(REQUESTS, per_minute, 0.0, burst_seconds)
+
+
+def synced(budget, now, remaining, reset, *, limit=600.0, sent_at=None, pending=0.0):
+    """Show a header to a call that was just sent; return whether the limit was news."""
+    sent_at = now if sent_at is None else sent_at
+    return budget.headers.sync(
+        now, sent_at, budget.spent, pending, LimitHeader(limit, remaining, reset)
+    )
+
+
+def window():
+    """Return a budget that headers have shown to be one per fixed minute, the next at 60."""
+    budget = Budget(REQUESTS, None, 0.0, 60.0)
+    for now in (2.0, 4.0, 6.0, 8.0):
+        budget.charge(now, 50.0)
+        synced(budget, now, 600.0 - 25.0 * now, 60.0 - now)
+    assert budget.is_window
+    assert budget.reset_at == 60.0
+    return budget
+
+
+def opened_twice(first=100.0, second=160.0, limit=600.0):
+    budget = Budget(REQUESTS, limit, 0.0, 60.0)
+    budget.charge(first, 400.0)
+    budget.note_cut()
+    budget.windows.seems_a_window(first, first)
+    assert not budget.is_window
+    budget.windows.seems_a_window(second, second)
+    return budget

@@ -1,0 +1,68 @@
+"""Rates are cut once for each belief, and grow again."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from admissions import ONE, admission, past_the_first_refusal, start_all
+from batch_llm import Limits
+from batch_llm.strategies.costs import Cost
+from batch_llm.strategies.dimensions import REQUESTS, TOKENS
+
+
+def test_refusals_of_one_burst_are_one_cut():
+    one = admission(limits=Limits(requests_per_minute=6000))
+    now = past_the_first_refusal(one) + 6.0
+    grants = [one.start(now, ONE) for _ in range(5)]
+    before = one.budgets[REQUESTS].rate
+
+    news = [one.refused(now + 0.2, grant, latency=0.2).is_news for grant in grants]
+
+    assert news == [True] + [False] * (len(grants) - 1)
+    assert one.budgets[REQUESTS].rate == pytest.approx(before * 0.87)
+
+
+def test_a_told_limit_is_a_ceiling_for_what_grows_too():
+    one, now = admission(limits=Limits(requests_per_minute=600), burst_seconds=1), 0.0
+    one.refused(0.1, one.start(0.0, ONE), latency=0.1)
+    fastest = 0.0
+    while now < 100:
+        now += 0.05
+        for grant in start_all(one, now):
+            one.accepted(now, grant)
+        fastest = max(fastest, one.budgets[REQUESTS].rate)
+
+    assert fastest == 10.0
+
+
+@pytest.mark.parametrize(("let_in", "share"), [(3, 0.87), (14, 9 / 8.7 * 0.7), (40, 0.87)])
+def test_a_second_cut_within_moments_leaves_what_was_let_in_between(let_in, share):
+    one = admission(limits=Limits(requests_per_minute=600))
+    now = past_the_first_refusal(one) + 6.0
+    one.refused(now, one.start(now, ONE), latency=0.0)
+    before = one.budgets[REQUESTS].rate
+    one._rates.grown_at = math.inf  # growth is not what is tested
+    for n in range(let_in):
+        one.accepted(now + 1.0, one.start(now + 0.5 + 0.01 * n, ONE))
+
+    one.refused(now + 2.0, one.start(now + 2.0, ONE), latency=0.0)
+
+    assert one.budgets[REQUESTS].rate / before == pytest.approx(share)
+
+
+def test_a_dimension_that_is_not_used_up_does_not_grow():
+    one = admission(limits=Limits(requests_per_minute=600, tokens_per_minute=60_000))
+    now = past_the_first_refusal(one, Cost(1.0, 10.0)) + 6.0
+    one.refused(now + 0.1, one.start(now, Cost(1.0, 10.0)), latency=0.1)
+    one.budgets[TOKENS].level = one.budgets[TOKENS].capacity
+    requests, tokens = one.budgets[REQUESTS].rate, one.budgets[TOKENS].rate
+    now = ends = now + 1.0
+    while now < ends + 20.0:  # all requests that there may be, and few tokens
+        now += 0.05
+        for grant in start_all(one, now, Cost(1.0, 1.0)):
+            one.accepted(now, grant)
+
+    assert one.budgets[REQUESTS].rate > requests
+    assert one.budgets[TOKENS].rate == tokens
