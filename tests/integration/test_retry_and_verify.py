@@ -265,7 +265,10 @@ def test_without_pyarrow_the_extra_is_named_before_anything_is_sent(cli, tmp_pat
 @pytest.mark.parametrize(
     ("damage", "named"),
     [
-        ("UPDATE manifest SET value = '{'", "what is noted of settings is no JSON"),
+        (
+            "UPDATE manifest SET value = '{' WHERE name = 'settings'",
+            "what is noted of settings is no JSON",
+        ),
         ("UPDATE payloads SET output = '{' WHERE number = 3", "the result of 'q2' is no JSON"),
         ("UPDATE payloads SET usage = x'ff00' WHERE number = 3", "the result of 'q2' is no JSON"),
     ],
