@@ -260,3 +260,38 @@ def test_without_pyarrow_the_extra_is_named_before_anything_is_sent(cli, tmp_pat
     assert done.returncode == 2
     assert "Parquet needs an extra: uv add 'batch-llm[parquet]'" in done.stderr
     assert not (tmp_path / ".batch-llm").exists()
+
+
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [
+        (
+            "UPDATE manifest SET value = '{' WHERE name = 'settings'",
+            "what is noted of settings is no JSON",
+        ),
+        ("UPDATE payloads SET output = '{' WHERE number = 3", "the result of 'q2' is no JSON"),
+        ("UPDATE payloads SET usage = x'ff00' WHERE number = 3", "the result of 'q2' is no JSON"),
+    ],
+)
+def test_damaged_texts_in_a_ledger_are_named(tmp_path, damage, named):
+    rows = [{"id": f"q{n}", "prompt": f"Question {n}?"} for n in range(5)]
+    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
+    def cli(*arguments):
+        return subprocess.run(
+            [sys.executable, "-m", "batch_llm", *arguments],
+            cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+
+    assert cli("run", "q.jsonl").returncode == 0
+    ledger = sqlite3.connect(tmp_path / ".batch-llm/runs/q.results.jsonl.sqlite")
+    with ledger:
+        ledger.execute(damage)
+    ledger.close()
+
+    checked, ran = cli("verify"), cli("run", "q.jsonl")
+
+    assert checked.returncode == 1, checked.stderr
+    assert named in checked.stdout
+    assert ran.returncode == 2
+    assert "the file is damaged; `batch-llm verify` says more" in ran.stderr

@@ -423,3 +423,16 @@ def test_results_are_written_with_the_columns_of_the_rows(there, tmp_path):
     again = bl.run_sync(tmp_path / "o.parquet", **there)
     assert [one.context["stars"] for one in again] == [0, 1, 2, 3]
     assert not (tmp_path / "o.parquet.rows.jsonl").exists()
+
+
+@pytest.mark.parametrize("name", [None, "halves"])
+def test_a_row_with_half_a_character_fails_alone(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = ["Good?", "half \ud800 of one", "Good, too?"]
+
+    results = bl.run_sync(rows, model="sim:fast", name=name)
+
+    assert [result.success for result in results] == [True, False, True]
+    assert results[1].error_code == "bad_request"
+    assert results[1].attempts == 1
+    assert r"'\ud800'" in results[1].error

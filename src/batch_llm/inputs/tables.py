@@ -72,7 +72,6 @@ class Table:
         return _header(next(first, []))
 
     def _records(self) -> Iterator[tuple[int, list[str] | Problem]]:
-        csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
         with _opened(self._path) as file:
             yield from (
                 _read_quoted(file, self._delimiter) if self._has_quotes else _read_lines(file)
@@ -109,6 +108,7 @@ def _is_failed_header(fields: list[str], given: Sequence[str] | None) -> bool:
 
 
 def _read_quoted(file: IO[str], delimiter: str) -> Iterator[tuple[int, list[str] | Problem]]:
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     reader = csv.reader(file, delimiter=delimiter, strict=True)
     while True:
         line = reader.line_num + 1

@@ -8,7 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from batch_llm.exceptions import BadOutputError, BatchLLMError, ConfigError
+from batch_llm.exceptions import (
+    BadOutputError,
+    BatchLLMError,
+    ConfigError,
+    UnsupportedRequestError,
+)
 from batch_llm.providers.base import LaneFacts, content_digest
 from batch_llm.providers.limit_headers import read_limits
 from batch_llm.providers.local_servers import ask_capacity
@@ -126,12 +131,16 @@ class RequestCaller:
             place = self._turn = self._turn + 1
         endpoint = pool[place % len(pool)]
         request = self._refused.applied(request, endpoint)
-        body = endpoint.codec.encode(
-            request,
-            attempt=attempt.number,
-            model=endpoint.model,
-            feedback=previous if isinstance(previous, BadOutputError) else None,
-        )
+        try:
+            body = endpoint.codec.encode(
+                request,
+                attempt=attempt.number,
+                model=endpoint.model,
+                feedback=previous if isinstance(previous, BadOutputError) else None,
+            )
+        except UnicodeEncodeError as problem:
+            half = ascii(problem.object[problem.start])
+            raise UnsupportedRequestError("JSON", f"half of a character, {half}") from problem
         response = await self._transport.post(endpoint.url, endpoint.headers, body)
         outcome = endpoint.codec.decode(
             response.status, response.headers, response.body, request, secret=endpoint.secret
@@ -208,7 +217,11 @@ def content_of(item_id: str, request: Request) -> bytes:
     A request is digested as chat completions write it, because they lose nothing of it. So the
     digest does not depend on where the calls go, nor on the item's place in the input.
     """
-    body = _WHOLE.encode(request, model=request.model)
+    try:
+        body = _WHOLE.encode(request, model=request.model)
+    except (UnicodeEncodeError, TypeError, OverflowError):
+        # It cannot be sent: its call will say so, and the other items go on.
+        body = repr(request).encode("utf-8", "surrogatepass")
     return content_digest(item_id.encode("utf-8", "surrogatepass"), body, _later(request))
 
 

@@ -733,9 +733,11 @@ class SqliteLedger:
         """Return what SQLite itself and our own rules find wrong with the file."""
         try:
             found = [str(row[0]) for row in self._query("PRAGMA integrity_check(20)")]
+            if found == ["ok"]:
+                found = [str(row[0]) for row in self._rows("damaged_texts")]
         except LedgerError as error:
             return [error.reason]
-        return [] if found == ["ok"] else found
+        return found
 
     def _record(self, number: int) -> Record:
         return _read_record(self._rows("record", (number,))[0])

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from batch_llm.base import WorkItemResult
+from batch_llm.exceptions import LedgerError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -115,13 +116,21 @@ def to_json(value: Any) -> str:
 
 
 def from_json(text: str | None) -> Any:
-    """Read what ``to_json`` wrote."""
+    """Read what ``to_json`` wrote.
+
+    Raises:
+        LedgerError: It is damaged.
+    """
     if text is None:
         return None
     try:
         return msgspec.json.decode(text)
     except (msgspec.DecodeError, UnicodeError):
-        return json.loads(text)
+        try:
+            return json.loads(text)
+        except ValueError as error:
+            reason = f"the file is damaged; `batch-llm verify` says more ({error})"
+            raise LedgerError("of this run", reason) from error
 
 
 def _fields(value: Any) -> Any:

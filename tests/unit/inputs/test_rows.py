@@ -114,6 +114,16 @@ def test_columns_can_be_named(write):
     assert records[0].data == {"label": "ham", "text": "hi"}
 
 
+def test_a_long_text_over_several_lines_in_a_tsv_is_one_field(write):
+    csv.field_size_limit(131_072)  # as a fresh process has it
+    text = "line\n" * 40_000
+    path = write("a.tsv", f'id\ttext\n1\t"{text}"\n2\tshort\n')
+
+    _, records = read(path)
+
+    assert [record.data["text"] for record in records] == [text, "short"]
+
+
 @given(st.binary(max_size=300), st.sampled_from(["jsonl", "csv", "tsv", "txt"]))
 def test_no_bytes_break_the_reader(tmp_path_factory, content, suffix):
     path = tmp_path_factory.mktemp("any") / f"a.{suffix}"

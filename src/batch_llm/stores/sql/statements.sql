@@ -129,6 +129,16 @@ UPDATE items SET state = 'pending', content = coalesce(?, content) WHERE state =
 UPDATE items SET state = 'pending', content = coalesce(?, content)
 WHERE state = 'failed' AND error_code IN (SELECT value FROM json_each(?));
 
+-- name: damaged_texts
+SELECT 'what is noted of ' || name || ' is no JSON' FROM manifest WHERE NOT json_valid(value)
+UNION ALL
+SELECT 'the result of ' || quote(item_id) || ' is no JSON' FROM items JOIN payloads USING (number)
+WHERE NOT (json_valid(coalesce(output, 'null')) AND json_valid(usage)
+           AND json_valid(coalesce(safety_ratings, 'null')))
+UNION ALL
+SELECT 'the tokens of an attempt of ' || quote(item_id) || ' are no JSON'
+FROM items JOIN tries USING (number) WHERE NOT json_valid(coalesce(usage, 'null'));
+
 -- name: manifest
 SELECT name, value FROM manifest;
 
