@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import time
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 
@@ -126,6 +128,28 @@ def test_to_overwrite_begins_anew_and_keeps_the_old_ledger_aside(tmp_path, run, 
     assert simulator.stats().calls == 6
     with SqliteLedger(tmp_path / f"{LEDGER}.old") as old:
         assert old.counts()[ItemState.DONE] == 3
+
+
+def test_a_damaged_ledger_can_be_begun_anew_and_a_stranger_s_file_is_left(tmp_path, run, simulator):
+    write_questions(tmp_path, 3)
+    run()
+    ledger = tmp_path / LEDGER
+    damaged = b"SQLite format 3\0" + b"\xff" * 4000
+    ledger.write_bytes(damaged)
+    Path(f"{ledger}-wal").write_bytes(b"left")
+
+    refused = run()
+    assert (refused.returncode, "--overwrite" in refused.stderr) == (2, True)
+    assert run("--overwrite").returncode == 0
+
+    assert simulator.stats().calls == 6
+    assert Path(f"{ledger}.old").read_bytes() == damaged
+    with SqliteLedger(ledger) as found:
+        assert found.counts()[ItemState.DONE] == 3
+    with contextlib.closing(sqlite3.connect(tmp_path / "theirs.db")) as theirs:
+        theirs.execute("CREATE TABLE precious (x)")
+    assert run("--overwrite", "--store", "theirs.db").returncode == 2
+    assert not (tmp_path / "theirs.db.old").exists()
 
 
 def test_files_that_no_ledger_knows_are_not_written_over(tmp_path, run):

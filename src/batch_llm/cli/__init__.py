@@ -98,6 +98,8 @@ def _explain(error: Exception) -> None:
             "\n\n  --store PATH   keeps the ledger elsewhere"
             "\n  --no-store     keeps none; the run cannot be continued then"
         )
+        if "damaged" in error.reason:
+            lines += "\n  --overwrite    starts anew in its place, and keeps it as .old"
     elif isinstance(error, CacheError):
         lines += "\n\n  --cache FOLDER   uses another one; without it, every row is sent"
         if "damaged" in error.reason:

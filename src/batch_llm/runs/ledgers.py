@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
+import sqlite3
 from datetime import UTC, datetime
 from hashlib import blake2b
 from importlib import metadata
@@ -13,7 +15,12 @@ from typing import TYPE_CHECKING, Any
 from batch_llm.core.request import Settings
 from batch_llm.core.schema import OutputSchema
 from batch_llm.core.text import safe
-from batch_llm.exceptions import ConfigError, InputError, LedgerError, SettingsChangedError
+from batch_llm.exceptions import (
+    ConfigError,
+    InputError,
+    LedgerError,
+    SettingsChangedError,
+)
 from batch_llm.runs.brief import Brief
 from batch_llm.runs.recipe import Variant, plain_settings, read_settings
 from batch_llm.stores.sqlite import SqliteLedger
@@ -26,6 +33,8 @@ if TYPE_CHECKING:
 FOLDER = Path(".batch-llm")
 RUNS = FOLDER / "runs"
 _SUFFIX = ".sqlite"
+#: Of a ledger's files; the first one is the ledger itself.
+_PARTS = ("", "-wal", "-shm", "-calls")
 _SHOWN_CHARACTERS = 40
 _LONGEST_NAME = 100
 
@@ -329,7 +338,21 @@ def _make_folder(path: Path) -> None:
 
 
 def put_aside(path: Path) -> None:
-    """Keep the ledger that is replaced as ``.old``: it holds answers that were paid for."""
-    with SqliteLedger(path):  # nobody runs it, and its log of changes is taken in
-        pass
-    path.replace(f"{path}.old")
+    """Keep the ledger that is replaced as ``.old``: it holds answers that were paid for.
+
+    A damaged one too, with all that belongs to it: a log of changes left behind would meet the
+    new one.
+
+    Raises:
+        LedgerInUseError: Somebody runs it.
+        LedgerError: It is no ledger, or cannot be reached.
+    """
+    try:
+        with SqliteLedger(path):  # its log of changes is taken in
+            pass
+    except LedgerError as error:
+        if type(error.__cause__) is not sqlite3.DatabaseError:  # damaged: nobody can run it
+            raise
+    for part in _PARTS:
+        with contextlib.suppress(FileNotFoundError):
+            Path(f"{path}{part}").replace(f"{path}.old{part}")
