@@ -144,7 +144,7 @@ class Run:
             post_processor=setup.post_processor,
             events=self._events,
             counts=self._counts,
-            emit=emit if config.max_failed_share is None else self._watched(emit),
+            emit=self._watched(emit) if config.bounds_failures else emit,
             progress_interval=config.progress_interval,
             content_of=setup.caller.content if store.compares_content else None,
             most_unsaved=min(most_unsaved, MOST_UNSAVED),
@@ -197,8 +197,11 @@ class Run:
 
         def watch(result: WorkItemResult[Any, Any]) -> Awaitable[None] | None:
             shown = emit(result)
-            counts, share = self._counts, self._config.max_failed_share
+            counts, config = self._counts, self._config
+            most, share = config.max_failed, config.max_failed_share
             failed = counts.failed - counts.failures_by_code[ErrorCode.CANCELLED.value]
+            if most is not None and failed > most:
+                self._stop_at("max_failed", f"{failed:,} items have failed")
             finished = counts.succeeded + failed
             if share is not None and failed > share * finished and finished >= _enough_for(share):
                 percent = f"{100 * failed / finished:.3g} %"

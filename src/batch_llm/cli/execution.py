@@ -25,7 +25,6 @@ from batch_llm.runs.ledgers import name_of, open_ledger, put_aside, variants_at
 from batch_llm.runs.plan import Plan, Survey
 from batch_llm.runs.session import (
     Session,
-    Stop,
     is_short_of_connections,
     open_cache,
     open_pools,
@@ -61,6 +60,7 @@ _FLAGS = {
     "max_cost_usd": "--max-cost",
     "max_total_tokens": "--max-tokens-total",
     "deadline_seconds": "--deadline",
+    "max_failed": "--fail-over",
     "max_failed_share": "--fail-over",
 }
 
@@ -357,10 +357,10 @@ class _Execution:
         } | cost_record(bill)
         if command.as_json:
             tell(record)
-        if session.stop_text:
-            say(f"error: {session.stop_text}")
+        if session.refusal:
+            say(f"error: {session.refusal}")
         for stopped in now.stopped_lanes:
-            if stopped.reason != session.stop_text:  # a fallback took over
+            if stopped.reason != session.refusal:  # a fallback took over
                 say(f"warning: {stopped.reason}")
         if now.stopped_by is not None:
             say(f"stopped by {_FLAGS[now.stopped_by]}: {now.stop_reason}")
@@ -402,7 +402,7 @@ class _Execution:
         if writers.failed.rows:
             not_sent = f", {self._not_sent:,} of them not sent" if self._not_sent else ""
             say(f"  failed    {command.failed} ({writers.failed.rows:,} rows{not_sent})")
-            is_refused = self._session.stop is Stop.PROVIDER_REFUSES
+            is_refused = bool(self._session.refusal)
             if writers.failed.rows > bad and not (self._ledger and is_refused):  # tried again then
                 say(f"  next      {self._next_command()}")
 
@@ -454,7 +454,7 @@ class _Execution:
         """Return what the code is where the session ended itself early."""
         if not self._has_reader:
             return ExitCode.OK
-        if self._session.stop is Stop.PROVIDER_REFUSES:
+        if self._session.refusal:
             return ExitCode.PROVIDER_REFUSES
         return None if self._session.stop_reason is None else ExitCode.STOPPED_BY_LIMIT
 

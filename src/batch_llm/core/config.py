@@ -244,6 +244,8 @@ class ProcessorConfig:
         max_total_tokens: The same of tokens, input and output together.
         deadline_seconds: A run sends nothing any more so long after its start, and ends when what
             is in flight has ended.
+        max_failed: A run ends when more than this many of its items have failed; those in flight
+            then may add to them.
         max_failed_share: A run ends when more than this share of its finished items has failed,
             as soon as so many are finished that the share is a share of them: ``1 / share``, and
             20 at the least; 0 ends it at the first failure.
@@ -270,10 +272,16 @@ class ProcessorConfig:
     max_cost_usd: Decimal | float | None = None
     max_total_tokens: int | None = None
     deadline_seconds: float | None = None
+    max_failed: int | None = None
     max_failed_share: float | None = None
     prices: Prices = field(default_factory=lambda: _LIBRARY_PRICES)
     dedupe: bool = True
     fallbacks: Sequence[str] = ()
+
+    @property
+    def bounds_failures(self) -> bool:
+        """Whether a run ends when too many of its items have failed."""
+        return self.max_failed is not None or self.max_failed_share is not None
 
     @property
     def learns_limits(self) -> bool:
@@ -368,6 +376,12 @@ class ProcessorConfig:
             "max_total_tokens",
             self.max_total_tokens,
             ">= 1, or None",
+        )
+        _require(
+            self.max_failed is None or _is_whole(self.max_failed, 0),
+            "max_failed",
+            self.max_failed,
+            ">= 0, or None",
         )
         _require(
             self.max_failed_share is None

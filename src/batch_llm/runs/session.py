@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-from enum import Enum
 from typing import TYPE_CHECKING, Any, Literal
 
 from batch_llm._engine.pipeline import as_asked
@@ -67,13 +66,6 @@ if TYPE_CHECKING:
 
 _PAUSE = f"{LimitPauseError.__name__}: "
 _STOPPED = f"{LaneStoppedError.__name__}: "
-
-
-class Stop(Enum):
-    """Why a session ended itself early."""
-
-    PROVIDER_REFUSES = "provider_refuses"
-    TOO_MANY_FAILED = "max_failed"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -276,9 +268,8 @@ class Session:
         self._brief, self._ledger, self._variants = brief, ledger, variants
         self._looks_up = ledger is not None and looks_up
         self._on_row = on_row
-        #: Why it ended itself early, and how that came.
-        self.stop: Stop | None = None
-        self.stop_text = ""
+        #: What the provider refuses everything with; empty while it does not.
+        self.refusal = ""
         #: What rows fail with that would wait too long for a limit.
         self.pause: str | None = None
         self._transport = HttpTransport()
@@ -302,7 +293,7 @@ class Session:
                 max_cost_usd=brief.max_cost,
                 max_total_tokens=brief.max_tokens_total,
                 deadline_seconds=brief.deadline,
-                max_failed_share=_failed_share(brief),
+                **_failures_allowed(brief),
                 prices=brief.prices,
                 dedupe=brief.dedupes,
             ),
@@ -318,7 +309,7 @@ class Session:
     @property
     def stop_reason(self) -> str | None:
         """Why it ended early of itself, as a sentence; None when it did not."""
-        return self.stop_text or self.statistics().stop_reason
+        return self.refusal or self.statistics().stop_reason
 
     async def run(
         self,
@@ -346,7 +337,7 @@ class Session:
             await self._transport.aclose()
         now = self.statistics()
         if now.stopped_lanes and now.succeeded == now.reused:
-            self._end(Stop.PROVIDER_REFUSES, now.stopped_lanes[-1].reason)
+            self._end(now.stopped_lanes[-1].reason)
 
     async def _unfinished(
         self,
@@ -375,24 +366,20 @@ class Session:
         return ((one.item, one.record) for one in found)
 
     def _watch(self, result: Result) -> None:
-        """Stop when the provider refuses everything, or too much has failed."""
+        """Stop when the provider refuses everything."""
         error = result.error or ""
         if error.startswith(_STOPPED):
             # The row's own lane, or that of its last fallback: nobody is left to ask.
-            self._end(Stop.PROVIDER_REFUSES, error.removeprefix(_STOPPED))
+            self._end(error.removeprefix(_STOPPED))
         if result.success or result.error_code == "cancelled" or result.is_reused:
             return
         if error.startswith(_PAUSE):
             # All that are left fail so, at once, and are in the file to be run again.
             self.pause = error.removeprefix(_PAUSE)
-        if self._brief.fail_over is not None:
-            bound, is_share = self._brief.fail_over
-            if not is_share and self.processor.statistics().failed > bound:
-                self._end(Stop.TOO_MANY_FAILED, "more rows failed than --fail-over allows")
 
-    def _end(self, stop: Stop, text: str) -> None:
-        if self.stop is None:
-            self.stop, self.stop_text = stop, text
+    def _end(self, refusal: str) -> None:
+        if not self.refusal:
+            self.refusal = refusal
             self.end()
 
     def end(self, *, drain: bool = True) -> None:
@@ -408,11 +395,11 @@ def _kept(record: Record, item: Item) -> Result:
     return result
 
 
-def _failed_share(brief: Brief) -> float | None:
+def _failures_allowed(brief: Brief) -> dict[str, Any]:
     if brief.fail_over is None:
-        return None
+        return {}
     bound, is_share = brief.fail_over
-    return bound if is_share else None
+    return {"max_failed_share": bound} if is_share else {"max_failed": int(bound)}
 
 
 def _concurrency(brief: Brief, possible: int | None) -> int | Literal["auto", "knee"]:

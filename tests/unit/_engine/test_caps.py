@@ -216,6 +216,20 @@ async def test_too_many_failures_end_a_run_once_they_are_a_share(share, finished
     assert now.failed - now.failures_by_code.get("cancelled", 0) == finished
 
 
+@pytest.mark.parametrize("most", [0, 10])
+@pytest.mark.parametrize("workers", [1, 5])
+async def test_too_many_failures_end_a_run_at_once(most, workers):
+    provider = Provider(error=StatusError(400, "no"))
+    processor = built(provider, max_failed=most, max_workers=workers)
+
+    await processor.process(items(500))
+
+    now = processor.statistics()
+    failed = now.failed - now.failures_by_code.get("cancelled", 0)
+    assert now.stopped_by == "max_failed"
+    assert most < failed <= most + workers  # those in flight may add to them
+
+
 async def test_fewer_failures_than_that_do_not():
     provider = Provider(error=StatusError(400, "no"))
     processor = built(provider, max_failed_share=1.0)
@@ -228,7 +242,7 @@ async def test_fewer_failures_than_that_do_not():
 @pytest.mark.parametrize(
     ("setting", "value"),
     [("max_cost_usd", 0), ("max_cost_usd", "5"), ("max_total_tokens", 0), ("deadline_seconds", -1),
-     ("max_failed_share", 1.1), ("prices", {})],
+     ("max_failed", -1), ("max_failed", 0.5), ("max_failed_share", 1.1), ("prices", {})],
 )  # fmt: skip
 def test_caps_out_of_bounds_are_refused(setting, value):
     with pytest.raises(ConfigError, match=setting):
