@@ -25,7 +25,11 @@ def shape_of(data: dict[str, Any]) -> str:
         return "openai-batch"
     for mark, shape in ((("custom_id", "params"), "Anthropic"), (("key", "request"), "Gemini")):
         if all(name in data for name in mark):
-            raise ConfigError("the input's shape", f"{shape} batch lines", "another for now")
+            raise ConfigError(
+                "the input's shape",
+                f"{shape} batch lines",
+                "OpenAI batch lines, chat or prompt rows",
+            )
     if isinstance(data.get("messages"), list):
         return "chat"
     return "prompt" if "prompt" in data else "rows"
