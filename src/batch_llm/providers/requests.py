@@ -91,10 +91,7 @@ class RequestCaller:
             return LaneFacts()
         return LaneFacts(
             places=len(pool),
-            charges_asked=pool[0].charges_asked,
-            reserves_asked=pool[0].reserves_asked,
-            charges_cache_reads=pool[0].charges_cache_reads,
-            charges_answers=pool[0].charges_answers,
+            charges=pool[0].charges,
             model=f"{pool[0].provider}:{pool[0].model}",
             server=pool[0].server,
             keys=tuple(dict.fromkeys(one.key_variable for one in pool if one.key_variable)),
