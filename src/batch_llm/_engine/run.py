@@ -12,6 +12,7 @@ import msgspec
 
 from batch_llm._engine.admission_gate import AdmissionGate
 from batch_llm._engine.cooldown_gate import CooldownGate
+from batch_llm._engine.course import Rules
 from batch_llm._engine.events import EventDispatcher
 from batch_llm._engine.exchange import Exchanger
 from batch_llm._engine.hedging import Hedging
@@ -130,11 +131,14 @@ class Run:
         retrier = Retrier(
             exchange=exchanger.make if self._hedging is None else self._hedging.make,
             gate=self._gate,
-            config=config.retry,
-            timeout_seconds=config.timeout_per_item,
+            rules=Rules(
+                config=config.retry,
+                timeout_seconds=config.timeout_per_item,
+                stops=self._stops,
+                fallbacks=config.fallbacks,
+            ),
             counts=self._counts,
             stops=self._stops,
-            fallbacks=config.fallbacks,
         )
         self._sharing = self._make_sharing(setup, retrier)
         self._pipeline = Pipeline(
