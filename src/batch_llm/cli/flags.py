@@ -84,6 +84,8 @@ class Pace:
     "print machine-readable records to standard output"
     quiet: Showing[Annotated[bool, Parameter(name=["--quiet", "-q"])]] = False
     "say nothing but errors"
+    plot: Showing[str | None] = None
+    "draw what was let in, refused and believed of limits, over time, into an SVG file: run.svg"
     verbose: Showing[Annotated[bool, Parameter(name=["--verbose", "-v"])]] = False
     "log each failed attempt"
 
@@ -162,6 +164,7 @@ def command_from(source: str, flags: Flags) -> Command:
     from batch_llm.cli.command import Command, flags_to_keep, ledger_for, paths_for
     from batch_llm.core.prices import Prices
     from batch_llm.exceptions import ConfigError, InputError
+    from batch_llm.runs.plot import checked_plot
     from batch_llm.strategies.policies import fallback_codes
 
     if source != "-" and not Path(source).is_file():
@@ -235,6 +238,7 @@ def command_from(source: str, flags: Flags) -> Command:
         if flags.cache_expires is None
         else values.read_seconds("--cache-expires", flags.cache_expires),
         dedupes=not flags.no_dedupe,
+        plot=None if flags.plot is None else checked_plot("--plot", flags.plot),
         ledger=ledger,
         facts={
             "output": output,

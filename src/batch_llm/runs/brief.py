@@ -61,6 +61,8 @@ class Brief:
     cache: str | None = None
     cache_expires: float | None = None
     dedupes: bool = True
+    #: Where the run's pace is drawn; None draws nothing.
+    plot: str | None = None
     #: The ledger's file; None keeps none.
     ledger: str | None = None
     #: What is noted of the brief in the ledger, beside its settings.

@@ -15,6 +15,7 @@ from batch_llm.exceptions import ConfigError, InputError
 from batch_llm.inputs.values import NAME
 from batch_llm.runs.brief import Brief
 from batch_llm.runs.ledgers import FOLDER, named_ledger
+from batch_llm.runs.plot import checked_plot
 from batch_llm.runs.recipe import read_settings
 from batch_llm.strategies.policies import fallback_codes
 
@@ -57,6 +58,8 @@ class PaceOptions(TypedDict, total=False):
         cache: A folder with answers of earlier runs: what was asked before is not asked again.
         cache_expires_seconds: Ask again what was answered longer ago; None: never.
         dedupe: Whether one row that is in flight answers others that ask the same; default True.
+        plot: An SVG file, in which what was let in, refused and believed of limits is drawn over
+            time when the run ends. One that is there is replaced.
     """
 
     base_url: str | None
@@ -81,6 +84,7 @@ class PaceOptions(TypedDict, total=False):
     cache: str | PathLike[str] | None
     cache_expires_seconds: float | None
     dedupe: bool
+    plot: str | PathLike[str] | None
 
 
 class RunOptions(PaceOptions, total=False):
@@ -175,6 +179,7 @@ def pace_of(options: PaceOptions) -> dict[str, Any]:
     named = options.get("fallback_on")
     fallback_on = None if named is None else tuple(named)
     fallback_codes(fallback_on)
+    plot = options.get("plot")
     return {
         "base_url": options.get("base_url"),
         "keys": tuple(options.get("keys", ())),
@@ -201,6 +206,7 @@ def pace_of(options: PaceOptions) -> dict[str, Any]:
         "cache": None if cache is None else os.fspath(cache),
         "cache_expires": options.get("cache_expires_seconds"),
         "dedupes": options.get("dedupe", True),
+        "plot": None if plot is None else checked_plot("plot", os.fspath(plot)),
     }
 
 
