@@ -50,6 +50,8 @@ class Pace:
     "output tokens per minute"
     rpd: Pacing[str | None] = None
     "requests per day"
+    count_tokens: Pacing[str | None] = None
+    "count tokens for --tpm and --itpm by tiktoken: o200k_base, gpt-4o; default: from characters"
     longest_pause: Pacing[str | None] = None
     "rows whose limit opens again later than this fail: 10m; default: wait, be it for tomorrow"
     keys: Asking[str | None] = None
@@ -163,6 +165,7 @@ def command_from(source: str, flags: Flags) -> Command:
     from batch_llm.cli import values
     from batch_llm.cli.command import Command, flags_to_keep, ledger_for, paths_for
     from batch_llm.core.prices import Prices
+    from batch_llm.core.tokenizers import open_tokenizer
     from batch_llm.exceptions import ConfigError, InputError
     from batch_llm.runs.plot import checked_plot
     from batch_llm.strategies.policies import fallback_codes
@@ -238,6 +241,9 @@ def command_from(source: str, flags: Flags) -> Command:
         if flags.cache_expires is None
         else values.read_seconds("--cache-expires", flags.cache_expires),
         dedupes=not flags.no_dedupe,
+        count_tokens=None
+        if flags.count_tokens is None
+        else open_tokenizer(flags.count_tokens, "--count-tokens"),
         plot=None if flags.plot is None else checked_plot("--plot", flags.plot),
         ledger=ledger,
         facts={
