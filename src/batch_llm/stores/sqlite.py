@@ -20,20 +20,18 @@ from batch_llm.stores.base import Attempt, ItemState, Spent, is_settled
 from batch_llm.stores.bookings import book_left, booked_under, spent_so_far
 from batch_llm.stores.call_notes import CallNotes
 from batch_llm.stores.ledger_file import LedgerFile, why
+from batch_llm.stores.ledger_groups import KINDS, Group, RowMaker, Work
 from batch_llm.stores.ledger_reader import LedgerReader
 from batch_llm.stores.ledger_rows import reused_row
-from batch_llm.stores.ledger_writer import KINDS, Group, GroupSaving, LedgerWriter
+from batch_llm.stores.ledger_writer import LedgerWriter
 from batch_llm.stores.seen_ids import SeenIds
 from batch_llm.stores.sqlite_files import transaction
 from batch_llm.stores.statements import many
 from batch_llm.stores.values import (
-    clean,
-    further_usage,
     id_of,
     key_of,
     reused,
     to_json,
-    usage_to_json,
 )
 
 if TYPE_CHECKING:
@@ -56,28 +54,6 @@ _MOST_ROWS = 512
 _ROWS_AT_ONCE = 500
 #: Ids read in one turn of the event loop.
 _IDS_AT_A_TURN = 1000
-
-
-class Work:
-    """An item in work, from its start until what became of it is in the file."""
-
-    __slots__ = (
-        "content", "is_finished", "is_new", "is_open", "is_reopened", "is_written", "item_id",
-        "number", "slot", "slots", "started_at",
-    )  # fmt: skip
-
-    def __init__(self, number: int, item_id: str, content: bytes, started_at: float) -> None:
-        self.number = number
-        self.item_id = item_id
-        self.content = content
-        self.started_at = started_at
-        #: The file has no row of it; it has one with a result; it knows that the item is in work.
-        self.is_new = self.is_reopened = self.is_written = False
-        #: Neither given up nor finished; finished.
-        self.is_open, self.is_finished = True, False
-        #: Notes of its calls that have ended: the first one, and the others.
-        self.slot: int | None = None
-        self.slots: tuple[int, ...] = ()
 
 
 class SqliteLedger(LedgerReader):
@@ -120,6 +96,7 @@ class SqliteLedger(LedgerReader):
         self._writer: LedgerWriter | None = None
         if not read_only:
             self._writer = LedgerWriter(
+                lambda group: self._maker.make_rows(group),  # noqa: PLW0108 - one for each session
                 self._write,
                 self._settle,
                 linger_seconds=linger_seconds,
@@ -138,7 +115,7 @@ class SqliteLedger(LedgerReader):
         self._seen: SeenIds | None = None
         self._has_results = False
         self._spent = Spent([], [])
-        self._billed_as: dict[BilledAs, int] = {}
+        self._maker = RowMaker(self._session, 0.0, {})
         self._notes: CallNotes | None = None
         #: The items, by number, of calls that are noted and under way, by their notes.
         self._under_way: dict[int, int] = {}
@@ -216,7 +193,7 @@ class SqliteLedger(LedgerReader):
         connection.execute(self._sql["recover"])
         self._next_number = 1 + connection.execute(self._sql["last_number"]).fetchone()[0]
         self._has_results = connection.execute(self._sql["has_results"]).fetchone()[0] > 0
-        self._billed_as = booked_under(connection)
+        self._maker = RowMaker(session, self._clock_offset, booked_under(connection))
         self._spent = spent_so_far(connection)
         self._session = session
 
@@ -326,22 +303,10 @@ class SqliteLedger(LedgerReader):
             if work.started_at > ripe_at:
                 break  # they are in the order of their start
             if work.is_open and not work.is_written:
-                self._write_start(writer.open, work)
+                self._maker.start(writer.open, work)
                 is_any = True
         if is_any:
             writer.added()
-
-    def _write_start(self, group: Group, work: Work) -> None:
-        work.is_written = True
-        if work.is_new:
-            key, running = key_of(work.item_id), ItemState.RUNNING
-            group.insert += (
-                work.number, key, work.content, running, self._session, None, 0, None
-            )  # fmt: skip
-            return
-        if work.is_reopened:
-            group.reopen.append(work.number)
-        group.start += (work.number, work.content, self._session)
 
     def forget(self, item_id: str, history: Sequence[Attempt], /) -> None:
         """Make an item pending again, and book the attempts that were made."""
@@ -349,15 +314,10 @@ class SqliteLedger(LedgerReader):
         if work is None or not work.is_open or writer is None:
             return
         work.is_open = False
-        group = writer.open
-        if not work.is_written:
-            self._write_start(group, work)
-        group.forget.append(work.number)
-        self._conclude(writer, work, history)
+        self._maker.forget(writer.open, work, history)
+        writer.added()
 
-    def finish(
-        self, result: WorkItemResult[Any, Any], history: Sequence[Attempt], /
-    ) -> GroupSaving:
+    def finish(self, result: WorkItemResult[Any, Any], history: Sequence[Attempt], /) -> Work:
         """Save an item's only result.
 
         Raises:
@@ -365,82 +325,15 @@ class SqliteLedger(LedgerReader):
                 when the result cannot be written.
         """
         writer = self._writer
-        if writer is None or not self._is_in_run or self._loop is None:
+        if writer is None or not self._is_in_run:
             raise self._unusable(result.item_id)
-        item_id = result.item_id
-        work = self._open.get(item_id)
+        work = self._open.get(result.item_id)
         if work is None or not work.is_open:
-            raise StoreError(item_id, "it is not in work")
-        success, ratings = result.success, result.gemini_safety_ratings
-        try:
-            output = to_json(result.output) if success else None
-            rated = None if ratings is None else to_json(ratings)
-        except (TypeError, ValueError, RecursionError) as error:
-            raise StoreError(item_id, f"{error}; return what JSON can hold") from error
-        number, session = work.number, self._session
-        code = None if result.error_code is None else clean(result.error_code)
-        state = ItemState.DONE if success else ItemState.FAILED
-        now = self._time() + self._clock_offset
-        group = writer.open
-        if work.is_new and not work.is_written:
-            group.insert += (
-                number, key_of(item_id), work.content, state, session, code, result.attempts, now
-            )  # fmt: skip
-        else:
-            if not work.is_written:
-                self._write_start(group, work)
-            group.finish += (number, state, session, code, result.attempts, now)
-        usage_json = usage_to_json(result.token_usage)
-        group.payload += (
-            number, output, None if success else clean(result.error or "failed"),
-            clean(result.model), usage_json, result.duration_seconds, rated, result.response_body,
-        )  # fmt: skip
+            raise StoreError(result.item_id, "it is not in work")
         work.is_open, work.is_finished = False, True
-        group.results += 1
-        self._conclude(writer, work, history, result.token_usage, usage_json)
-        return GroupSaving(group, item_id, writer)
-
-    def _conclude(
-        self,
-        writer: LedgerWriter,
-        work: Work,
-        history: Sequence[Attempt],
-        usage: Mapping[str, Any] | None = None,
-        usage_json: str | None = None,
-    ) -> None:
-        group = writer.open
-        for attempt in history:
-            self._book(group, work.number, attempt, usage, usage_json)
-        group.works.append(work)
-        if work.slot is not None:
-            group.slots.append(work.slot)
-            if work.slots:
-                group.slots += work.slots
+        self._maker.take(writer.open, work, result, history, self._time())
         writer.added()
-
-    def _book(
-        self,
-        group: Group,
-        number: int,
-        attempt: Attempt,
-        known: Mapping[str, Any] | None = None,
-        known_json: str | None = None,
-    ) -> None:
-        usage, billed_as = attempt.usage, attempt.billed_as
-        sent = got = further = None
-        if usage is not None:
-            sent, got, further = further_usage(usage, known, known_json)
-        booked_under = None
-        if billed_as is not None:
-            booked_under = self._billed_as.get(billed_as)
-            if booked_under is None:
-                booked_under = self._billed_as[billed_as] = len(self._billed_as) + 1
-                group.names += (booked_under, *billed_as)
-        group.tries += (
-            number, self._session, attempt.number, attempt.started_at + self._clock_offset,
-            attempt.seconds, sent, got, further, attempt.error_code,
-            None if attempt.error is None else clean(attempt.error), booked_under, attempt.change,
-        )  # fmt: skip
+        return work
 
     def _unusable(self, item_id: str) -> StoreError:
         if self._writer is not None and self._writer.error is not None:
@@ -511,7 +404,7 @@ class SqliteLedger(LedgerReader):
                 work.slots += (token,)
             return
         group = self._writer.open
-        self._book(group, number, attempt)
+        self._maker.book(group, number, attempt)
         group.slots.append(token)
         self._writer.added()
 
@@ -521,12 +414,13 @@ class SqliteLedger(LedgerReader):
 
     # ---- the writer's thread ----
 
-    def _write(self, group: Group) -> None:
+    def _write(self, groups: Sequence[Group]) -> None:
         assert self._file.writing is not None  # noqa: S101 - the thread ends before it is closed
         with transaction(self._file.writing) as connection:
-            for name, values in group.rows():
-                if values:
-                    _run(connection, name, values)
+            for group in groups:
+                for name, values in group.rows():
+                    if values:
+                        _run(connection, name, values)
 
     def _in_writers_thread(self, change: Callable[[sqlite3.Connection], Any]) -> Future[Any]:
         """Change the file in a transaction, after all that was added before."""
