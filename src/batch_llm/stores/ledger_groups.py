@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
+
 from batch_llm.exceptions import StoreError
 from batch_llm.stores.base import Attempt, ItemState, Saving
 from batch_llm.stores.values import clean, key_of, to_json, usage_columns
@@ -17,16 +19,16 @@ from batch_llm.stores.values import clean, key_of, to_json, usage_columns
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
 
-    from batch_llm.base import WorkItemResult
     from batch_llm.stores.call_notes import BilledAs
 
     #: All attempts of an item: of the usual one, itself.
     History = Attempt | tuple[Attempt, ...]
 
+#: Fields of a result that was taken.
+_FIELDS = 3
 #: So many results are made into rows at a time: few enough that nobody waits for it.
 _AT_A_TIME = 64
-#: Fields of a result that was taken.
-_FIELDS = 4
+MOST_TAKEN: Final = _AT_A_TIME * _FIELDS
 #: A group that takes longer is no reason for workers to do nothing meanwhile.
 _LONG_SECONDS = 0.1
 #: Models' names that are known to hold nothing that must not be kept; strangers' text, so not all.
@@ -45,29 +47,30 @@ KINDS: Final = {
 }
 
 
-class Work(Saving):
-    """An item in work, and then the saving of its result, with all others of its group."""
+class Work(msgspec.Struct, gc=False):
+    """An item in work, and then the saving of its result, with all others of its group.
 
-    __slots__ = (
-        "content", "group", "is_finished", "is_new", "is_open", "is_reopened", "is_written",
-        "item_id", "number", "slot", "slots", "started_at",
-    )  # fmt: skip
+    Many of them live at a time, so the garbage collector is spared them: whoever makes a group
+    point at its items takes that away again (``Group.let_go``).
+    """
 
-    #: Where its result is; set when that is taken.
-    group: Group
-
-    def __init__(self, number: int, item_id: str, content: bytes, started_at: float) -> None:
-        self.number = number
-        self.item_id = item_id
-        self.content = content
-        self.started_at = started_at
-        #: The file has no row of it; it has one with a result; it knows that the item is in work.
-        self.is_new = self.is_reopened = self.is_written = False
-        #: Neither given up nor finished; finished.
-        self.is_open, self.is_finished = True, False
-        #: Notes of its calls that have ended: the first one, and the others.
-        self.slot: int | None = None
-        self.slots: tuple[int, ...] = ()
+    number: int
+    item_id: str
+    content: bytes
+    #: When it began, in looks of the ledger at what has been in work for long.
+    began_at: int
+    #: The file has no row of it; it has one with a result; it knows that the item is in work.
+    is_new: bool = False
+    is_reopened: bool = False
+    is_written: bool = False
+    #: Neither given up nor finished; finished.
+    is_open: bool = True
+    is_finished: bool = False
+    #: Notes of its calls that have ended: the first one, and the others.
+    slot: int | None = None
+    slots: tuple[int, ...] = ()
+    #: Where its result is, from when that is taken.
+    group: Group = None  # type: ignore[assignment]
 
     @property
     def takes_long(self) -> bool:
@@ -99,6 +102,9 @@ class Work(Saving):
             raise error
 
 
+Saving.register(Work)  # a struct has a metaclass of its own
+
+
 class Pace:
     """How the writing goes."""
 
@@ -127,8 +133,7 @@ class Group:
 
     def __init__(self, pace: Pace) -> None:
         self.pace = pace
-        #: Results of which no rows are made yet, field by field: the item, the result, its
-        #: attempts, and when it ended.
+        #: Results of which no rows are made yet, field by field: item, result, attempts.
         self.taken: list[Any] = []
         # One list of values for each kind, row after row.
         self.names: list[Any] = []
@@ -167,9 +172,18 @@ class Group:
         )
 
     @property
+    def ends(self) -> int:
+        """How many items' last steps are in here."""
+        return len(self.works) + len(self.taken) // _FIELDS
+
+    @property
     def is_empty(self) -> bool:
         """Whether there is nothing to write, and nobody to be told anything."""
         return not (self.taken or self.refused or any(values for _, values in self.rows()))
+
+    def let_go(self) -> None:
+        """Point at no item any more: nobody waits, or will."""
+        self.works, self.waiting, self.taken = [], [], []
 
     def error_of(self, work: Work) -> Exception | None:
         """Return why an item's result is not saved; of a group that is settled."""
@@ -186,10 +200,18 @@ class RowMaker:
         session: The session's number.
         clock_offset: What makes a time on the event loop's clock one since 1970.
         billed_as: The names under which tokens are counted, with their numbers; more are added.
+        now: The time, in seconds since 1970.
     """
 
-    def __init__(self, session: int, clock_offset: float, billed_as: dict[BilledAs, int]) -> None:
+    def __init__(
+        self,
+        session: int,
+        clock_offset: float,
+        billed_as: dict[BilledAs, int],
+        now: Callable[[], float],
+    ) -> None:
         self.session, self.clock_offset = session, clock_offset
+        self._now = now
         self._billed_as = billed_as
         self._models: dict[str, str | None] = {}
 
@@ -215,29 +237,19 @@ class RowMaker:
             self.book(group, work.number, attempt)
         _conclude(group, work)
 
-    def take(
-        self, group: Group, work: Work, result: WorkItemResult[Any, Any],
-        history: Sequence[Attempt], ended_at: float,
-    ) -> None:  # fmt: skip
-        """Accept a result. Of the history, what comes later is not of it."""
-        made: History = history[0] if len(history) == 1 else tuple(history)
-        work.group = group
-        group.results += 1
-        taken = group.taken
-        taken += (work, result, made, ended_at)
-        if len(taken) >= _AT_A_TIME * _FIELDS:
-            self.make_rows(group)
-
     def make_rows(self, group: Group) -> None:
         """Make the rows of all results that were taken.
 
         One that cannot be written is refused: its item is pending again, and its calls are booked.
         """
         taken = group.taken
-        session, offset, models = self.session, self.clock_offset, self._models
+        if not taken:
+            return
+        session, offset, now = self.session, self.clock_offset, self._now()
+        models, names = self._models, self._billed_as
         insert, payload, tries, works = group.insert, group.payload, group.tries, group.works
         each = iter(taken)
-        for work, result, history, ended_at in zip(each, each, each, each, strict=True):
+        for work, result, history in zip(each, each, each, strict=True):
             success, ratings, model = result.success, result.gemini_safety_ratings, result.model
             try:
                 output = to_json(result.output) if success else None
@@ -246,8 +258,10 @@ class RowMaker:
                 reason = f"{error}; return what JSON can hold"
                 group.refused[work.item_id] = StoreError(work.item_id, reason)
                 group.results -= 1
-                self.forget(group, work, (history,) if history.__class__ is Attempt else history)
+                self.forget(group, work, _all(history))
                 continue
+            attempt = history if history.__class__ is Attempt else history[-1] if history else None
+            ended_at = now if attempt is None else attempt.started_at + attempt.seconds + offset
             number, code = work.number, result.error_code
             if code is not None:
                 code = clean(code)
@@ -255,12 +269,12 @@ class RowMaker:
             if work.is_new and not work.is_written:
                 insert += (
                     number, key_of(work.item_id), work.content, state, session, code,
-                    result.attempts, ended_at + offset,
+                    result.attempts, ended_at,
                 )  # fmt: skip
             else:
                 if not work.is_written:
                     self.start(group, work)
-                group.finish += (number, state, session, code, result.attempts, ended_at + offset)
+                group.finish += (number, state, session, code, result.attempts, ended_at)
             if model is not None and model not in models:
                 model = self._cleaned(model)
             usage = result.token_usage
@@ -269,20 +283,19 @@ class RowMaker:
                 number, output, None if success else clean(result.error or "failed"), model,
                 usage_json, result.duration_seconds, rated, result.response_body,
             )  # fmt: skip
-            if history.__class__ is Attempt:
-                if history.usage != usage:
-                    self.book(group, number, history)
-                else:
-                    error_text = history.error
-                    tries += (
-                        number, session, history.number, history.started_at + offset,
-                        history.seconds, sent, got, further, history.error_code,
-                        None if error_text is None else clean(error_text),
-                        self._name(group, history.billed_as), history.change,
-                    )  # fmt: skip
+            if attempt is history and attempt.usage == usage:  # the usual one
+                billed_as, error_text = attempt.billed_as, attempt.error
+                name = names.get(billed_as)
+                if name is None and billed_as is not None:
+                    name = self._name(group, billed_as)
+                tries += (
+                    number, session, attempt.number, attempt.started_at + offset,
+                    attempt.seconds, sent, got, further, attempt.error_code,
+                    None if error_text is None else clean(error_text), name, attempt.change,
+                )  # fmt: skip
             else:
-                for attempt in history:
-                    self.book(group, number, attempt)
+                for made in _all(history):
+                    self.book(group, number, made)
             works.append(work)
             if work.slot is not None:
                 group.slots.append(work.slot)
@@ -317,6 +330,10 @@ class RowMaker:
         if found == model and len(self._models) < _MOST_NAMES:
             self._models[model] = found
         return found
+
+
+def _all(history: History) -> tuple[Attempt, ...]:
+    return history if isinstance(history, tuple) else (history,)
 
 
 def _conclude(group: Group, work: Work) -> None:

@@ -83,7 +83,7 @@ class LedgerWriter:
     def added(self) -> None:
         """Hear that something was added to the open group."""
         group = self.open
-        if len(group.works) + group.results >= _ENOUGH:
+        if group.ends >= _ENOUGH:
             self.hand_over()
         elif self._timer is None and not self._handed and self._loop is not None:
             # What is added while another one is written is looked at when that is done.
@@ -189,17 +189,20 @@ class LedgerWriter:
         self.error, self.pace.is_stuck = None, False
 
     def _tell(self, groups: list[Group], error: BaseException | None) -> None:
-        loop = self._loop
-        if loop is not None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-                loop.call_soon_threadsafe(self._written, groups, error)
+        try:
+            if self._loop is not None:
+                self._loop.call_soon_threadsafe(self._written, groups, error)
+                return
+        except RuntimeError:  # the loop is closed
+            pass
+        for group in groups:  # nobody waits any more
+            group.let_go()
 
     def _written(self, groups: list[Group], error: BaseException | None) -> None:
         self._handed -= len(groups)
         for group in groups:
             group.error, group.is_settled = error, True
             self._settle(group)
-            group.works = []
         if error is not None:
             if not self._handed:
                 self.hand_over()  # nothing can be written any more: it is kept and told so
@@ -219,4 +222,4 @@ class LedgerWriter:
         if last < len(waiting) and self._loop is not None:
             self._loop.call_soon(self._wake, group, last)
         else:
-            group.waiting = []  # whoever waits knows the group: without this, they keep each other
+            group.let_go()

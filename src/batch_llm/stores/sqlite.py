@@ -20,7 +20,7 @@ from batch_llm.stores.base import Attempt, ItemState, Spent, is_settled
 from batch_llm.stores.bookings import book_left, booked_under, spent_so_far
 from batch_llm.stores.call_notes import CallNotes
 from batch_llm.stores.ledger_file import LedgerFile, why
-from batch_llm.stores.ledger_groups import KINDS, Group, RowMaker, Work
+from batch_llm.stores.ledger_groups import KINDS, MOST_TAKEN, Group, RowMaker, Work
 from batch_llm.stores.ledger_reader import LedgerReader
 from batch_llm.stores.ledger_rows import reused_row
 from batch_llm.stores.ledger_writer import LedgerWriter
@@ -44,8 +44,8 @@ if TYPE_CHECKING:
     from batch_llm.strategies.caps import Size
 
 LINGER_SECONDS = 0.004
-#: An item that is in work for longer is written down as such; how often that is looked at.
-RIPE_SECONDS, _LOOK_SECONDS = 1.0, 0.25
+#: How often is looked at who has been in work for long, and for how many looks that is: a second.
+_LOOK_SECONDS, _RIPE_LOOKS = 0.25, 4
 #: How long a write waits for another program that has the file locked, or for room on the disk.
 PATIENCE_SECONDS = 30.0
 _PAGE_BYTES = 16_384
@@ -109,13 +109,15 @@ class SqliteLedger(LedgerReader):
         self._open: dict[str, Work] = {}
         self._reused_ids: set[str] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
+        #: The writer, within a run.
+        self._recording: LedgerWriter | None = None
         self._clock_offset = 0.0
-        self._time: Callable[[], float] = float
+        self._looks = 0
         self._look: asyncio.TimerHandle | None = None
         self._seen: SeenIds | None = None
         self._has_results = False
         self._spent = Spent([], [])
-        self._maker = RowMaker(self._session, 0.0, {})
+        self._maker = RowMaker(self._session, 0.0, {}, _now)
         self._notes: CallNotes | None = None
         #: The items, by number, of calls that are noted and under way, by their notes.
         self._under_way: dict[int, int] = {}
@@ -160,8 +162,8 @@ class SqliteLedger(LedgerReader):
             raise LedgerError(str(self.path), "it is in a run already, or was closed")
         self._loop = loop = asyncio.get_running_loop()
         self._is_in_run = True  # nobody else begins while we wait
-        now = datetime.now(UTC).timestamp()
-        self._clock_offset, self._time = now - loop.time(), loop.time
+        now = _now()
+        self._clock_offset = now - loop.time()
         try:
             await asyncio.wrap_future(self._in_writers_thread(lambda one: self._begin(one, now)))
             if self._seen is None:
@@ -180,6 +182,7 @@ class SqliteLedger(LedgerReader):
         self._under_way.clear()
         self._ahead.forget()
         self._look = loop.call_later(_LOOK_SECONDS, self._write_ripe)
+        self._recording = self._writer
 
     def _begin(self, connection: sqlite3.Connection, now: float) -> None:
         """Take stock, in the writer's thread: what an earlier process has left, what it spent."""
@@ -193,7 +196,7 @@ class SqliteLedger(LedgerReader):
         connection.execute(self._sql["recover"])
         self._next_number = 1 + connection.execute(self._sql["last_number"]).fetchone()[0]
         self._has_results = connection.execute(self._sql["has_results"]).fetchone()[0] > 0
-        self._maker = RowMaker(session, self._clock_offset, booked_under(connection))
+        self._maker = RowMaker(session, self._clock_offset, booked_under(connection), _now)
         self._spent = spent_so_far(connection)
         self._session = session
 
@@ -210,10 +213,10 @@ class SqliteLedger(LedgerReader):
         """Note when the run ended, as far as that can be saved."""
         if not self._is_in_run or self._writer is None:
             return
-        self._is_in_run = False
+        self._is_in_run, self._recording = False, None
         if self._look is not None:
             self._look.cancel()
-        ended = (datetime.now(UTC).timestamp(), self._session)
+        ended = (_now(), self._session)
         # Whoever waited for a result was told, and nobody waits for this.
         self._in_writers_thread(lambda one: one.execute(self._sql["end_session"], ended))
 
@@ -224,24 +227,31 @@ class SqliteLedger(LedgerReader):
             DuplicateItemError: An item of this id is in work or has a result in this run.
             StoreError: The ledger cannot be written or read any more.
         """
-        writer = self._writer
-        if writer is None or not self._is_in_run or writer.error is not None:
+        writer, seen = self._recording, self._seen
+        if writer is None or seen is None or writer.error is not None:
             raise self._unusable(item_id)
-        assert self._seen is not None  # noqa: S101 - the run has begun
+        # Looking into the file costs ten times the rest, right after another thread wrote to it.
+        if seen.add(item_id):
+            return self._start_known(writer, item_id, content)
+        number = self._next_number
+        self._next_number = number + 1
+        self._open[item_id] = Work(number, item_id, content, self._looks, True)
+        return None
+
+    def _start_known(
+        self, writer: LedgerWriter, item_id: str, content: bytes
+    ) -> WorkItemResult[Any, Any] | None:
         known = self._open.get(item_id)
         if (known is not None and known.is_open) or item_id in self._reused_ids:
             raise DuplicateItemError(item_id)
-        # Looking into the file costs ten times the rest, right after another thread wrote to it.
-        may_be_known = self._seen.add(item_id)
-        row = self._row_of(item_id) if known is None and may_be_known else None
+        row = self._row_of(item_id) if known is None else None
         if known is not None:  # given up a moment ago; the file may not know yet
             if known.is_finished:
                 raise DuplicateItemError(item_id)
             writer.hand_over()
-            work = Work(known.number, item_id, content, self._time())
+            work = Work(known.number, item_id, content, self._looks)
         elif row is None:
-            work = Work(self._next_number, item_id, content, self._time())
-            work.is_new = True
+            work = Work(self._next_number, item_id, content, self._looks, True)
             self._next_number += 1
         else:
             number, content_before, state, session, error_code, attempts = row
@@ -252,8 +262,7 @@ class SqliteLedger(LedgerReader):
                 if self._keeps_ids:
                     self._reused_ids.add(item_id)
                 return reused(self._record(number))
-            work = Work(number, item_id, content, self._time())
-            work.is_reopened = is_ended
+            work = Work(number, item_id, content, self._looks, False, is_ended)
         self._open[item_id] = work
         return None
 
@@ -297,10 +306,10 @@ class SqliteLedger(LedgerReader):
         if writer is None or self._loop is None or not self._is_in_run:
             return
         self._look = self._loop.call_later(_LOOK_SECONDS, self._write_ripe)
-        ripe_at = self._time() - RIPE_SECONDS
-        is_any = False
+        self._looks += 1
+        ripe, is_any = self._looks - _RIPE_LOOKS, False
         for work in self._open.values():
-            if work.started_at > ripe_at:
+            if work.began_at > ripe:
                 break  # they are in the order of their start
             if work.is_open and not work.is_written:
                 self._maker.start(writer.open, work)
@@ -324,15 +333,22 @@ class SqliteLedger(LedgerReader):
             StoreError: The item is not in work. Nothing changed. What is returned raises it too,
                 when the result cannot be written.
         """
-        writer = self._writer
-        if writer is None or not self._is_in_run:
+        writer, work = self._recording, self._open.get(result.item_id)
+        if writer is None:
             raise self._unusable(result.item_id)
-        work = self._open.get(result.item_id)
         if work is None or not work.is_open:
             raise StoreError(result.item_id, "it is not in work")
         work.is_open, work.is_finished = False, True
-        self._maker.take(writer.open, work, result, history, self._time())
-        writer.added()
+        work.group = group = writer.open
+        group.results += 1
+        taken = group.taken
+        # What is added to the history from now on is not of the result.
+        taken += (work, result, history[0] if len(history) == 1 else tuple(history))
+        if group.results == 1:
+            writer.added()
+        elif len(taken) >= MOST_TAKEN:
+            self._maker.make_rows(group)
+            writer.added()
         return work
 
     def _unusable(self, item_id: str) -> StoreError:
@@ -487,6 +503,10 @@ def _run(connection: sqlite3.Connection, name: str, values: list[Any]) -> None:
         last = first + size * width
         connection.execute(many(name, size), values[first:last])
         first, count = last, count - size
+
+
+def _now() -> float:
+    return datetime.now(UTC).timestamp()
 
 
 def _is_for_want_of_room(error: BaseException) -> bool:
