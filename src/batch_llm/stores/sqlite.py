@@ -19,8 +19,15 @@ from batch_llm.base import WorkItemResult
 from batch_llm.core.usage import no_usage
 from batch_llm.exceptions import DuplicateItemError, LedgerError, StoreError
 from batch_llm.stores.base import Attempt, ItemState, Record, Spent, is_settled
-from batch_llm.stores.bookings import book_left, booked_under, spent_so_far
+from batch_llm.stores.bookings import (
+    book_left,
+    booked_under,
+    not_booked_yet,
+    spent_in_all,
+    spent_so_far,
+)
 from batch_llm.stores.call_notes import CallNotes
+from batch_llm.stores.cut_off import cut_off_calls, note_known_inputs
 from batch_llm.stores.file_lock import FileLock
 from batch_llm.stores.ledger_writer import KINDS, Group, GroupSaving, LedgerWriter
 from batch_llm.stores.look_ahead import LookAhead
@@ -44,7 +51,9 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
     from typing import Self
 
-    from batch_llm.stores.call_notes import BilledAs
+    from batch_llm.core.prices import ModelUsage
+    from batch_llm.stores.call_notes import BilledAs, CallNote
+    from batch_llm.stores.cut_off import CutOff
     from batch_llm.strategies.caps import Size
 
 LINGER_SECONDS = 0.004
@@ -150,7 +159,9 @@ class SqliteLedger:
         self._look: asyncio.TimerHandle | None = None
         self._seen: SeenIds | None = None
         self._has_results = False
-        self._spent = Spent([], [])
+        #: What earlier sessions have spent, and the calls of it that crashes have cut off.
+        self._spent_before: list[ModelUsage] = []
+        self._cut_off: CutOff | None = None
         self._billed_as: dict[BilledAs, int] = {}
         self._notes: CallNotes | None = None
         #: The items, by number, of calls that are noted and under way, by their notes.
@@ -313,12 +324,14 @@ class SqliteLedger:
         session = self._session + 1
         if self._notes is not None:
             book_left(connection, self._notes)
+        note_known_inputs(connection)
         connection.execute(self._sql["begin_session"], (session, now))
         connection.execute(self._sql["recover"])
         self._next_number = 1 + connection.execute(self._sql["last_number"]).fetchone()[0]
         self._has_results = connection.execute(self._sql["has_results"]).fetchone()[0] > 0
         self._billed_as = booked_under(connection)
-        self._spent = spent_so_far(connection)
+        self._spent_before = spent_so_far(connection)
+        self._cut_off = cut_off_calls(connection)
         self._session = session
 
     async def _all_ids(self) -> SeenIds:
@@ -511,6 +524,8 @@ class SqliteLedger:
         group = writer.open
         for attempt in history:
             self._book(group, work.number, attempt, usage, usage_json)
+        if self._cut_off is not None and work.is_finished:
+            self._cut_off.learn_input(work.number, work.content, history)
         group.works.append(work)
         if work.slot is not None:
             group.slots.append(work.slot)
@@ -527,6 +542,8 @@ class SqliteLedger:
         known_json: str | None = None,
     ) -> None:
         usage, billed_as = attempt.usage, attempt.billed_as
+        if self._cut_off is not None:
+            self._cut_off.learn(attempt)
         sent = got = further = None
         if usage is not None:
             sent, got, further = further_usage(usage, known, known_json)
@@ -623,8 +640,25 @@ class SqliteLedger:
         self._writer.added()
 
     def spent(self) -> Spent:
-        """Return what was spent in earlier sessions of the run; within a run."""
-        return self._spent
+        """Return what earlier sessions of the run have spent, as is known by now; within a run."""
+        return spent_in_all(self._spent_before, self._cut_off)
+
+    def spent_in_all(self) -> Spent:
+        """Return what all sessions of the run have spent, as far as it is in the file."""
+        try:
+            return spent_in_all(spent_so_far(self._reading), cut_off_calls(self._reading))
+        except sqlite3.Error as error:
+            raise LedgerError(str(self.path), reason_of(error, _REASONS)) from error
+
+    def not_booked_yet(self) -> list[CallNote]:
+        """Return the calls that are noted and in no sum: under way, or cut off a moment ago.
+
+        The next session books those that the end of the process has cut off.
+        """
+        try:
+            return not_booked_yet(self._reading, self._notes_path)
+        except sqlite3.Error as error:
+            raise LedgerError(str(self.path), reason_of(error, _REASONS)) from error
 
     # ---- the writer's thread ----
 
@@ -659,6 +693,11 @@ class SqliteLedger:
             raise LedgerError(str(self.path), reason_of(error, _REASONS)) from error
 
     # ---- reading ----
+
+    @property
+    def session(self) -> int:
+        """The number of the session that began last, from 1; 0: none has."""
+        return self._session
 
     def manifest(self) -> dict[str, Any]:
         """Return what is noted of the run as a whole; empty for a new one."""
@@ -721,6 +760,7 @@ class SqliteLedger:
         """
 
         def change(connection: sqlite3.Connection) -> int:
+            note_known_inputs(connection)
             if codes is None:
                 return connection.execute(self._sql["retry_all"], (content,)).rowcount
             wanted = json.dumps(sorted(codes))
