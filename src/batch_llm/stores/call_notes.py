@@ -195,6 +195,11 @@ def _told(count: int) -> int | None:
     return None if count < 0 else count
 
 
+def notes_path(ledger: Path) -> Path:
+    """Return where the notes of a ledger's calls are."""
+    return ledger.with_name(f"{ledger.name}-calls")
+
+
 def read_notes(path: Path) -> tuple[int, list[CallNote]] | None:
     """Return the session that wrote a file's notes, and those that were not let go of.
 
