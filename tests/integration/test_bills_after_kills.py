@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -193,16 +194,10 @@ def test_show_verify_and_the_summary_tell_the_same_bill(tmp_path):
     write_questions(tmp_path)
     (tmp_path / "prices.toml").write_text('["openai-chat:x"]\ninput = 1\noutput = 2\n')
 
-    def look(command):
-        return subprocess.run(
-            [sys.executable, "-m", "batch_llm", command],
-            cwd=tmp_path, env=ENVIRON, capture_output=True, text=True, timeout=60, check=False,
-        ).stdout  # fmt: skip
-
     with Simulator("fast?latency=0.3") as simulator:
         command = command_for(simulator, "--prices", "prices.toml")
         kill_in_mid_run(command, tmp_path, simulator, 30)
-        between = look("show")
+        between = look(tmp_path, "show").stdout
         done, told = finish(command, tmp_path)
     assert done.returncode == 0, done.stderr
     assert "cut off by a kill; `batch-llm resume` books them" in between
@@ -217,18 +212,69 @@ def test_show_verify_and_the_summary_tell_the_same_bill(tmp_path):
     )
     calls = f"{told['cut_off_calls']:,} calls cut off by a kill: about {likely}, at most {most}"
     line = f"  tokens    {sent:,} in, {got:,} out; and {calls}\n"
-    assert line in look("show")
-    assert line in look("verify")
-    assert "all is well" in look("verify")
+    assert line in look(tmp_path, "show").stdout
+    assert line in look(tmp_path, "verify").stdout
+    assert "all is well" in look(tmp_path, "verify").stdout
     assert float(told["cost_usd"]) == pytest.approx((sent + 2 * got) / 1e6)
-    assert f"cost      ${float(told['cost_usd']):f}" in look("show")
+    assert f"cost      ${float(told['cost_usd']):f}" in look(tmp_path, "show").stdout
 
     with SqliteLedger(tmp_path / LEDGER) as ledger:
         bill = ledger.manifest()["bill"]
         assert (bill["input_tokens"], bill["output_tokens"]) == (sent, got)
         assert bill["cut_off_likely_usd"] == told["cut_off_likely_usd"]
         ledger.note({"bill": bill | {"output_tokens": got + 1}})
-    assert f"billed {sent:,} tokens in, {got + 1:,} out" in look("verify")
+    assert f"billed {sent:,} tokens in, {got + 1:,} out" in look(tmp_path, "verify").stdout
+
+
+def look(folder, *words):
+    return subprocess.run(
+        [sys.executable, "-m", "batch_llm", *words],
+        cwd=folder, env=ENVIRON, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+
+
+def test_resume_and_retry_go_on_with_the_bill_of_all_sessions(tmp_path):
+    write_questions(tmp_path, 60)
+    with (tmp_path / "q.jsonl").open("a") as file:
+        for n in range(5):
+            file.write("\n" + json.dumps({"id": f"r{n}", "prompt": f"<<prefuse>> {n}"}))
+    with Simulator("fast?latency=0.3&log=on") as simulator:
+        kill_in_mid_run(command_for(simulator), tmp_path, simulator, 10)
+        resumed = look(tmp_path, "resume", "--progress", "json")
+        retried = look(tmp_path, "retry", "--progress", "json")
+        stats = wait_for_silence(simulator)
+    first, second = (json.loads(one.stderr.splitlines()[-1]) for one in (resumed, retried))
+
+    assert (resumed.returncode, retried.returncode) == (1, 1)
+    assert 0 < first["cut_off_calls"] == second["cut_off_calls"] <= IN_FLIGHT
+    assert summed(second["usage_before"], "calls") == stats.calls - 5 - uncollected_calls(stats)
+    assert summed(second["usage"], "calls") == 5
+    for kind in ("input_tokens", "output_tokens"):
+        printed = summed(second["usage"], kind) + summed(second["usage_before"], kind)
+        assert printed + getattr(stats.uncollected["x"], kind) == getattr(stats, kind)
+
+
+def uncollected_calls(stats):
+    return sum(one.calls for one in stats.uncollected.values())
+
+
+def test_to_overwrite_keeps_the_bill_of_what_was_cut_off_with_the_old_ledger(tmp_path):
+    write_questions(tmp_path, 60)
+    with Simulator("fast?latency=0.3") as simulator:
+        kill_in_mid_run(command_for(simulator), tmp_path, simulator, 10)
+        cut_off = uncollected_calls(wait_for_silence(simulator))
+        done, told = finish(command_for(simulator, "--overwrite"), tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert (told["cut_off_calls"], told["usage_before"]) == (0, [])
+        old = look(tmp_path, "show", f"{LEDGER}.old").stdout
+        noted = re.search(r"(\d+) calls are cut off by a kill", old)
+        assert noted is not None, old
+        assert int(noted[1]) >= cut_off > 0  # some may not have left the process
+
+        finish(command_for(simulator, "--overwrite"), tmp_path)
+    # The new `.old` was ended in order: it has no calls of the one before.
+    assert "cut off" not in look(tmp_path, "show", f"{LEDGER}.old").stdout
+    assert not (tmp_path / f"{LEDGER}.old-calls").exists()
 
 
 def test_what_was_cut_off_counts_against_a_cap_at_its_most(tmp_path):
