@@ -20,7 +20,7 @@ from batch_llm.core.prices import STANDARD
 from batch_llm.core.usage import add_usage, equal_parts, no_usage, read_usage, usage_of_error
 from batch_llm.exceptions import CallCancelledError, MalformedResponseError
 from batch_llm.observers.base import ProcessingEvent
-from batch_llm.providers.base import SPENT, Outcome, Try
+from batch_llm.providers.base import DEPARTURE, SPENT, Outcome, Try
 from batch_llm.providers.limit_headers import limits_of_error
 from batch_llm.stores.base import Attempt
 from batch_llm.strategies.errors import ErrorCode, ErrorInfo, code_of
@@ -155,6 +155,21 @@ class Exchange(Protocol):
         ...
 
 
+class _Departure:
+    """Notes in a store's book when a call leaves the process."""
+
+    __slots__ = ("_book", "_token")
+
+    def __init__(self, book: CallBook, token: int) -> None:
+        self._book, self._token = book, token
+
+    def waits(self) -> None:
+        self._book.call_waits(self._token)
+
+    def goes(self) -> None:
+        self._book.call_goes(self._token)
+
+
 class Exchanger:
     """Makes calls, for all workers at once."""
 
@@ -226,13 +241,17 @@ class Exchanger:
         """Have the call noted before it is sent, where the store keeps a book of that."""
         if self._book is None or self._size_of is None:
             return None
-        return self._book.call_begins(
+        book = self._book
+        token = book.call_begins(
             progress.item_id,
             attempt.number,
             started_at,
             self._billed_as(item),
             self._size_of(item),
         )
+        if token is not None and item.request is not None:
+            attempt.memory[DEPARTURE] = _Departure(book, token)
+        return token
 
     def _settle(
         self,
