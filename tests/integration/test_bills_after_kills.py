@@ -239,10 +239,11 @@ def test_a_call_that_had_not_left_the_process_is_not_on_the_bill(tmp_path):
         process = subprocess.Popen(
             command, cwd=tmp_path, env=ENVIRON, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
         )
-        waiting, _ = listener.accept()
+        notes = tmp_path / f"{LEDGER}-calls"
+        # All that waits is noted, as what it is.
+        wait_for(lambda: notes.exists() and b"q0" in notes.read_bytes())
         process.send_signal(signal.SIGKILL)
         process.wait()
-        waiting.close()
     assert "cut off" not in look(tmp_path, "show").stdout
     with Simulator("fast") as simulator:
         done, told = finish(command_for(simulator), tmp_path)
