@@ -202,7 +202,9 @@ class AdmissionGate:
             asyncio.CancelledError: The place in the queue was given back.
             LimitPauseError: The wait would be longer than is wanted.
         """
-        lane = self._lane_of(item)
+        lane = self.lanes.of(item)
+        if lane.name not in self._flow.waiting:
+            self._flow.waiting[lane.name] = 0
         cost = lane.sizes.cost_of(item)
         if (ticket := self._start_now(lane, cost)) is not None:
             return ticket
@@ -233,16 +235,11 @@ class AdmissionGate:
         apart_from: Ticket | None = None,
     ) -> Ticket | None:
         """Return a ticket if a call may start at once and none waits for that, else None."""
-        lane = self._lane_of(item)
-        other = None if apart_from is None else apart_from.place
-        return self._start_now(lane, lane.sizes.cost_of(item), other)
-
-    def _lane_of(self, item: Item) -> Lane:
-        """Return an item's lane; it is one of the run's lanes from now on."""
         lane = self.lanes.of(item)
         if lane.name not in self._flow.waiting:
-            self._flow.waiting[lane.name] = 0
-        return lane
+            self._flow.waiting[lane.name] = 0  # it is one of the run's lanes from now on
+        other = None if apart_from is None else apart_from.place
+        return self._start_now(lane, lane.sizes.cost_of(item), other)
 
     def is_overloaded(self, item: Item, /) -> bool:
         """Whether the item's lane deals with no calls, and no call is due to find out."""
@@ -255,17 +252,20 @@ class AdmissionGate:
         lanes = self.lanes
         if lanes.in_flight >= lanes.most or (lane.queue.lines and lane.queue.next() is not None):
             return None
-        now = self._time()
-        place = lane.only
+        now, place = self._time(), lane.only
         if place is not None and not place.aside_until and lane.asking is None:
-            wait = place.admission.wait(now, cost)
+            # As most lanes are.
+            if place.admission.wait(now, cost) > 0:
+                return None
+            grant = place.admission.start(now, cost)
         else:
             place, wait = lane.best_place(now, cost, other)
-        if wait > 0:
-            return None
+            if wait > 0:
+                return None
+            grant = place.start(now, cost)
         self.in_flight += 1
         lanes.in_flight += 1
-        return Ticket(lane, place, place.start(now, cost))
+        return Ticket(lane, place, grant)
 
     def leave(self, ticket: Ticket, /, *, was_sent: bool = True) -> None:
         """Give the room to the next one; a call whose end nobody told was given up."""

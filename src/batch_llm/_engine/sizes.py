@@ -13,6 +13,7 @@ from batch_llm.strategies.costs import Cost
 
 if TYPE_CHECKING:
     from batch_llm.base import LLMWorkItem
+    from batch_llm.core.request import Request
     from batch_llm.providers.base import LaneFacts
 
     Item = LLMWorkItem[Any, Any, Any]
@@ -49,10 +50,15 @@ class Sizes:
 
     def cost_of(self, item: Item) -> Cost:
         """Estimate what a call of the item takes."""
-        told_sent, told_got = item.estimated_input_tokens, item.estimated_output_tokens
-        sent = _characters(item) * self._input_per_character if told_sent is None else told_sent
-        got = self._output if told_got is None else told_got
-        if item.request is not None and (asked := item.request.settings.longest_answer) is not None:
+        request: Request | None = item.request
+        sent: float | None = item.estimated_input_tokens
+        if sent is None:
+            characters = len(item.prompt) if request is None else request.characters
+            sent = characters * self._input_per_character
+        got: float | None = item.estimated_output_tokens
+        if got is None:
+            got = self._output
+        if request is not None and (asked := request.settings.longest_answer) is not None:
             got = min(got, asked)
             if self._charges_asked:
                 return Cost(1.0, max(asked, sent), sent, got)
@@ -70,15 +76,14 @@ class Sizes:
             return None
         sent, got = usage.get("input_tokens", 0), usage.get("output_tokens", 0)
         self._output += LEARNING_SHARE * (got - self._output)
-        if sent and (characters := _characters(item)):
-            seen = sent / characters
-            self._input_per_character += LEARNING_SHARE * (seen - self._input_per_character)
+        if sent:
+            request = item.request
+            characters = len(item.prompt) if request is None else request.characters
+            if characters:
+                seen = sent / characters
+                self._input_per_character += LEARNING_SHARE * (seen - self._input_per_character)
         if self._charges_asked:
             return None
         if not self._charges_cache_reads:
             sent = max(0, sent - usage.get("cache_read_tokens", 0))
         return Cost(1.0, sent + got if self._charges_answers else sent, sent, got)
-
-
-def _characters(item: Item) -> int:
-    return len(item.prompt) if item.request is None else item.request.characters

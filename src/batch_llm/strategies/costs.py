@@ -27,4 +27,5 @@ class Cost(NamedTuple):
 
 #: Which part of a call's cost each dimension counts.
 FIELDS = {name: Cost._fields.index(name) for name in (REQUESTS, TOKENS, INPUT, OUTPUT)}
+PENDING = Cost._fields.index("pending")
 FIELDS[REQUESTS_PER_DAY] = FIELDS[REQUESTS]
