@@ -11,6 +11,7 @@ import math
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+from batch_llm._engine.clock import clock_of
 from batch_llm._engine.gate import Held
 from batch_llm._engine.lanes import Ticket
 from batch_llm._engine.statistics import LanePause, LearnedLimit
@@ -72,7 +73,7 @@ class AdmissionGate:
         self.lanes = lanes
         self._emit = emit
         self._loop = lanes.loop
-        self._time = lanes.loop.time
+        self._time = clock_of(lanes.loop)
         self._on_room = on_room
         self._flow = Flow(weight, on_room, longest_pause_seconds)
         self._cooldown_timer: asyncio.TimerHandle | None = None
@@ -243,7 +244,7 @@ class AdmissionGate:
 
     def is_overloaded(self, item: Item, /) -> bool:
         """Whether the item's lane deals with no calls, and no call is due to find out."""
-        lane, now = self.lanes.of(item), self._loop.time()
+        lane, now = self.lanes.of(item), self._time()
         if lane.overloaded_seconds(now) <= 0:
             return False
         return lane.best_place(now, lane.sizes.cost_of(item))[1] > 0

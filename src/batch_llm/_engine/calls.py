@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
+from batch_llm._engine.clock import clock_of
 from batch_llm._engine.deadlines import CallCutError
 from batch_llm._engine.gate import Held
 from batch_llm._engine.metering import may_have_cost
@@ -158,7 +159,7 @@ class Calls:
         self._meter = meter
         self._events = events
         self._log_level = log_level
-        self._time = asyncio.get_running_loop().time
+        self._time = clock_of(asyncio.get_running_loop())
 
     async def make(
         self, item: Item, owner: Owner, ticket: Any, attempt: Try, progress: Progress, /
@@ -177,7 +178,7 @@ class Calls:
         try:
             try:
                 outcome = await owner.deadline.bound(
-                    self._caller.call(item, attempt), attempt.timeout_seconds
+                    self._caller.call(item, attempt), attempt.timeout_seconds, started_at
                 )
             except asyncio.CancelledError:
                 if owner.is_cancelled:

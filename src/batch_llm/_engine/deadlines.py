@@ -10,6 +10,7 @@ import asyncio
 import math
 from typing import TYPE_CHECKING
 
+from batch_llm._engine.clock import clock_of
 from batch_llm.exceptions import AttemptTimeoutError
 
 if TYPE_CHECKING:
@@ -37,8 +38,13 @@ class Deadline:
         #: Why it expired, when it did: it was cut short, or time was up.
         self.is_cut = False
 
-    async def bound(self, call: Awaitable[T], seconds: float) -> T:
+    async def bound(self, call: Awaitable[T], seconds: float, since: float | None = None) -> T:
         """Await ``call`` in the worker's own task, for ``seconds`` at the most.
+
+        Args:
+            call: What is awaited.
+            seconds: How long it may take.
+            since: From when on, on the loop's clock; None: from now.
 
         Raises:
             AttemptTimeoutError: Time was up; the call was cancelled.
@@ -46,7 +52,7 @@ class Deadline:
             asyncio.CancelledError: The worker itself was cancelled; passed on.
         """
         cancelling = self.task.cancelling()
-        self.at = at = self._time() + seconds
+        self.at = at = (self._time() if since is None else since) + seconds
         # With one timeout for all, later attempts expire later, so the timer is hardly ever moved.
         if at < self.sweeper.timer_at:
             self.sweeper.schedule(at)
@@ -87,7 +93,7 @@ class DeadlineSweeper:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self.time = loop.time
+        self.time = clock_of(loop)
         self._deadlines: set[Deadline] = set()
         self._timer: asyncio.TimerHandle | None = None
         #: When it goes off.

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
+from batch_llm._engine.clock import clock_of
 from batch_llm._engine.progress import Progress
 from batch_llm.base import LLMWorkItem, WorkItemResult
 from batch_llm.core.text import described
@@ -97,7 +98,7 @@ class Pipeline:
         self._counts = counts
         self._emit = emit
         self._progress_interval = progress_interval
-        self._time = asyncio.get_running_loop().time
+        self._time = clock_of(asyncio.get_running_loop())
         self.is_abandoned = False
 
     async def handle(self, item: Item, worker: Worker) -> None:
