@@ -155,11 +155,11 @@ class AdmissionGate:
             present: Items in the building, those between two attempts not counted.
         """
         lanes, waiting = self.lanes, self._flow.all_waiting
-        slack = int(SLACK_SHARE * self.in_flight)
-        slack = max(slack, LEAST_SLACK)
+        if not waiting and present + LEAST_SLACK >= lanes.most:
+            return lanes.most  # whatever the slack is
+        slack = max(int(SLACK_SHARE * self.in_flight), LEAST_SLACK)
         if not waiting:
-            wanted = present + slack
-            return min(lanes.most, wanted)
+            return min(lanes.most, present + slack)
         held = self._held()
         kept = min(max(waiting - held, slack), SLACK_KEPT * slack)
         return min(lanes.most, present - waiting + kept) + min(held, MOST_HELD)
@@ -239,8 +239,8 @@ class AdmissionGate:
         lane = self.lanes.of(item)
         if lane.name not in self._flow.waiting:
             self._flow.waiting[lane.name] = 0  # it is one of the run's lanes from now on
-        other = None if apart_from is None else apart_from.place
-        return self._start_now(lane, lane.sizes.cost_of(item), other)
+        cost = lane.sizes.cost_of(item)
+        return self._start_now(lane, cost, None if apart_from is None else apart_from.place)
 
     def is_overloaded(self, item: Item, /) -> bool:
         """Whether the item's lane deals with no calls, and no call is due to find out."""

@@ -218,14 +218,21 @@ class Admission:
         """
         self._leave(grant)
         self._overload.note_answer(now, grant.is_probe)
-        epoch = self._epoch
+        epoch, belief, doubt = self._epoch, self._belief, self._doubt
         if grant.epoch == 0 and epoch.number == 1:
             self._note_follower(grant, was_accepted=True)
         if grant.is_in_doubt:
-            self._confirm(now, grant)
+            if self.refusals or not (belief.is_first and epoch.accepted):
+                self._confirm(now, grant)
+            else:  # as long as nothing was refused, that is all
+                grant.is_in_doubt = False
+                doubt.calls -= 1
+                epoch.accepted += 1
+                self._accepted = accepted = self._accepted + 1
+                doubt.note_accepted(accepted)
         if used is not None:
             # What is searched from a guess is held up by no debt of calls from before.
-            is_old = self._belief.is_searching and not epoch.is_current(grant)
+            is_old = belief.is_searching and not epoch.is_current(grant)
             expected, known_then = grant.cost, len(grant.spent_then)
             for budget in self._in_order:
                 field = budget.field
