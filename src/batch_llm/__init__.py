@@ -71,6 +71,7 @@ if TYPE_CHECKING:
     from batch_llm.runs import (
         AttachedRun,
         BlockingHandle,
+        Plot,
         RunHandle,
         RunResult,
         attach,
@@ -146,6 +147,7 @@ __all__ = [
     "OutputExistsError",
     "OutputLostError",
     "ParallelBatchProcessor",
+    "Plot",
     "PostProcessor",
     "Price",
     "Prices",
@@ -242,6 +244,7 @@ _HOMES = {
     "runs": (
         "AttachedRun",
         "BlockingHandle",
+        "Plot",
         "RunHandle",
         "RunResult",
         "attach",

@@ -69,6 +69,7 @@ SAME = [
     (["--max-failed", "50"], {"max_failed": 50}),
     (["--max-failed", "1%"], {"max_failed_share": 0.01}),
     (["--fail-over", "1%"], {"max_failed_share": 0.01}),
+    (["--plot", "run.svg"], {"plot": "run.svg"}),
     (["--cache", "c"], {"cache": "c"}),
     (["--cache", "c", "--cache-expires", "7d"], {"cache": "c", "cache_expires_seconds": 604_800}),
     (["--no-dedupe"], {"dedupe": False}),
@@ -77,7 +78,7 @@ SAME = [
     (["--no-store"], {}),
 ]
 #: Looked at elsewhere, or not to be told from no flag by the brief alone.
-SEEN_ELSEWHERE = {"--model", "--prices", "--overwrite"}
+SEEN_ELSEWHERE = {"--count-tokens", "--model", "--prices", "--overwrite"}
 
 
 def rows_of_the_table():

@@ -436,3 +436,16 @@ def test_a_row_with_half_a_character_fails_alone(name, tmp_path, monkeypatch):
     assert results[1].error_code == "bad_request"
     assert results[1].attempts == 1
     assert r"'\ud800'" in results[1].error
+
+
+def test_a_run_works_with_a_counter_of_ones_own():
+    seen = []
+
+    def count(text):
+        seen.append(text)
+        return len(text)
+
+    results = bl.run_sync(["one", "two"], model="sim:fast", count_tokens=count)
+
+    assert results.statistics.succeeded == 2
+    assert {"one", "two"} <= set(seen)

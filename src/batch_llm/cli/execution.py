@@ -405,6 +405,8 @@ class _Execution:
             is_refused = bool(self._session.refusal)
             if writers.failed.rows > bad and not (self._ledger and is_refused):  # tried again then
                 say(f"  next      {self._next_command()}")
+        if command.plot is not None and Path(command.plot).exists():
+            say(f"  plot      {command.plot}")
 
     def _next_command(self) -> str:
         """Return the command that runs the failed rows.

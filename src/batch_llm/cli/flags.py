@@ -53,6 +53,8 @@ class Pace:
     "output tokens per minute"
     rpd: Pacing[str | None] = None
     "requests per day"
+    count_tokens: Pacing[str | None] = None
+    "count tokens for --tpm and --itpm by tiktoken: o200k_base, gpt-4o; default: from characters"
     longest_pause: Pacing[str | None] = None
     "rows whose limit opens again later than this fail: 10m; default: wait, be it for tomorrow"
     keys: Asking[str | None] = None
@@ -89,6 +91,8 @@ class Pace:
     "print machine-readable records to standard output"
     quiet: Showing[Annotated[bool, Parameter(name=["--quiet", "-q"])]] = False
     "say nothing but errors"
+    plot: Showing[str | None] = None
+    "draw what was let in, refused and believed of limits, over time, into an SVG file: run.svg"
     verbose: Showing[Annotated[bool, Parameter(name=["--verbose", "-v"])]] = False
     "log each failed attempt"
 
@@ -166,7 +170,9 @@ def command_from(source: str, flags: Flags) -> Command:
     from batch_llm.cli import values
     from batch_llm.cli.command import Command, flags_to_keep, ledger_for, paths_for
     from batch_llm.core.prices import Prices
+    from batch_llm.core.tokenizers import open_tokenizer
     from batch_llm.exceptions import ConfigError, InputError
+    from batch_llm.runs.plot import checked_plot
     from batch_llm.strategies.policies import fallback_codes
 
     if source != "-" and not Path(source).is_file():
@@ -246,6 +252,10 @@ def command_from(source: str, flags: Flags) -> Command:
         if flags.cache_expires is None
         else values.read_seconds("--cache-expires", flags.cache_expires),
         dedupe=not flags.no_dedupe,
+        count_tokens=None
+        if flags.count_tokens is None
+        else open_tokenizer(flags.count_tokens, "--count-tokens"),
+        plot=None if flags.plot is None else checked_plot("--plot", flags.plot),
         ledger=ledger,
         facts={
             "output": output,

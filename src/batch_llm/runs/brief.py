@@ -10,6 +10,7 @@ from batch_llm.core.request import Settings
 from batch_llm.providers.table import is_simulator
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from decimal import Decimal
 
     from batch_llm.core.config import Limits
@@ -61,6 +62,10 @@ class Brief:
     cache: str | None = None
     cache_expires_seconds: float | None = None
     dedupe: bool = True
+    #: Counts a text's tokens; None estimates them from characters.
+    count_tokens: Callable[[str], int] | None = None
+    #: Where the run's pace is drawn; None draws nothing.
+    plot: str | None = None
     #: The ledger's file; None keeps none.
     ledger: str | None = None
     #: What is noted of the brief in the ledger, beside its settings.

@@ -11,15 +11,17 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 from batch_llm.core.prices import Prices
 from batch_llm.core.request import Settings
 from batch_llm.core.schema import OutputSchema
+from batch_llm.core.tokenizers import open_tokenizer
 from batch_llm.exceptions import ConfigError, InputError
 from batch_llm.inputs.values import NAME
 from batch_llm.runs.brief import Brief
 from batch_llm.runs.ledgers import FOLDER, named_ledger
+from batch_llm.runs.plot import checked_plot
 from batch_llm.runs.recipe import read_settings
 from batch_llm.strategies.policies import fallback_codes
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable, Iterable, Mapping, Sequence
+    from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence
     from os import PathLike
 
     from batch_llm.core.config import Limits
@@ -57,6 +59,10 @@ class PaceOptions(TypedDict, total=False):
         cache: A folder with answers of earlier runs: what was asked before is not asked again.
         cache_expires_seconds: Ask again what was answered longer ago; None: never.
         dedupe: Whether one row that is in flight answers others that ask the same; default True.
+        count_tokens: Counts the tokens of a text, for limits on tokens; or the name of an encoding
+            or model of tiktoken's (``batch-llm[tiktoken]``). None estimates them from characters.
+        plot: An SVG file, in which what was let in, refused and believed of limits is drawn over
+            time when the run ends. One that is there is replaced.
     """
 
     base_url: str | None
@@ -81,6 +87,8 @@ class PaceOptions(TypedDict, total=False):
     cache: str | PathLike[str] | None
     cache_expires_seconds: float | None
     dedupe: bool
+    count_tokens: Callable[[str], int] | str | None
+    plot: str | PathLike[str] | None
 
 
 class RunOptions(PaceOptions, total=False):
@@ -174,6 +182,7 @@ def pace_of(options: PaceOptions) -> dict[str, Any]:
     named = options.get("fallback_on")
     fallback_on = None if named is None else tuple(named)
     fallback_codes(fallback_on)
+    plot, counter = options.get("plot"), options.get("count_tokens")
     return {
         "base_url": options.get("base_url"),
         "keys": tuple(options.get("keys", ())),
@@ -197,6 +206,8 @@ def pace_of(options: PaceOptions) -> dict[str, Any]:
         "cache": None if cache is None else os.fspath(cache),
         "cache_expires_seconds": options.get("cache_expires_seconds"),
         "dedupe": options.get("dedupe", True),
+        "count_tokens": open_tokenizer(counter) if isinstance(counter, str) else counter,
+        "plot": None if plot is None else checked_plot("plot", os.fspath(plot)),
     }
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import logging
 from typing import TYPE_CHECKING, Any, Literal
 
 from batch_llm._engine.pipeline import as_asked
@@ -21,6 +22,7 @@ from batch_llm.core.config import (
     RetryConfig,
 )
 from batch_llm.core.request import Request
+from batch_llm.core.text import safe
 from batch_llm.exceptions import (
     BatchLLMError,
     ConfigError,
@@ -37,6 +39,7 @@ from batch_llm.providers.requests import RequestCaller
 from batch_llm.providers.table import is_simulator
 from batch_llm.providers.transport import HttpTransport, raise_file_limit
 from batch_llm.runs.plan import chunks, look_up
+from batch_llm.runs.plot import Plot
 from batch_llm.simulator import parse_profile
 from batch_llm.stores.answers import AnswerCache
 from batch_llm.stores.limit_memory import LimitMemory, limits_file
@@ -63,6 +66,8 @@ if TYPE_CHECKING:
 
     Item = LLMWorkItem[Any, Any, Row]
     Result = WorkItemResult[Any, Row]
+
+logger = logging.getLogger("batch_llm.session")
 
 _PAUSE = f"{LimitPauseError.__name__}: "
 _STOPPED = f"{LaneStoppedError.__name__}: "
@@ -328,7 +333,7 @@ class Session:
         if self._looks_up or self._on_row is not None:
             items = self._unfinished(items, take)
         try:
-            async with contextlib.aclosing(self.processor.stream(items)) as results:
+            async with self._drawn(), contextlib.aclosing(self.processor.stream(items)) as results:
                 async for result in results:
                     waiting = take(result)
                     self._watch(result)
@@ -339,6 +344,22 @@ class Session:
         now = self.statistics()
         if now.stopped_lanes and now.succeeded == now.reused:
             self._end(now.stopped_lanes[-1].reason)
+
+    @contextlib.asynccontextmanager
+    async def _drawn(self) -> AsyncIterator[None]:
+        """Draw the run's pace, where that is asked for. A run never fails for its picture."""
+        if self._brief.plot is None:
+            yield
+            return
+        plot = Plot(self._brief.model)
+        try:
+            async with plot.watching(self.statistics):
+                yield
+        finally:
+            try:
+                plot.save(self._brief.plot)
+            except OSError as error:
+                logger.warning("The plot could not be written: %s", safe(error))
 
     async def _unfinished(
         self,
