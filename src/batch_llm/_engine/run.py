@@ -110,6 +110,7 @@ class Run:
         self.is_finished = False
         #: What earlier sessions of the run have spent.
         self._before = Spent([], [])
+        self._has_begun = False
         self._ended_at: float | None = None
         self._counts = Counts(loop.time())
         self._events = EventDispatcher(setup.observers)
@@ -258,7 +259,7 @@ class Run:
         if begun is not None:
             await begun
         if self._book is not None:
-            self._before = self._book.spent()
+            self._before, self._has_begun = self._book.spent(), True
             if isinstance(self._gate, SpendingGate):
                 self._gate.begin_with(self._before)
         self._skip_what_is_kept()
@@ -276,6 +277,7 @@ class Run:
             self._pool.raise_error()
         finally:
             self._store.end_run()
+            self._before = self._spent_before()  # the store may go on with another run
             self.is_finished = True
             if timer is not None:
                 timer.cancel()
@@ -338,8 +340,14 @@ class Run:
             cooldown_reason=self._cooldown_reason(pauses) if gate.is_cooling else None,
             pauses=pauses,
             limits=gate.limits(),
-            before=self._before,
+            before=self._spent_before(),
         )
+
+    def _spent_before(self) -> Spent:
+        """Return what earlier sessions of the run have spent, as is known by now."""
+        if self._book is None or not self._has_begun or self.is_finished:
+            return self._before
+        return self._book.spent()
 
     def _cooldown_reason(self, pauses: list[LanePause]) -> str | None:
         """Tell why all wait: the words of the last refusal, or the limit that is used up."""
