@@ -68,7 +68,7 @@ async def drain(stream):
 def bare(folder, count):
     """Bare ``executemany``: results a second and CPU per result."""
     with SqliteLedger(Path(folder, "run.sqlite")) as ledger:
-        connection, sql = ledger._writing, ledger._sql
+        connection, sql = ledger._file.writing, ledger._sql
         began, cpu = time.perf_counter(), time.process_time()
         for first in range(0, count, 1000):
             numbers = range(first, first + 1000)
@@ -120,7 +120,7 @@ def requests(folder, count, is_on):
 
         async def run():
             transport = HttpTransport()
-            caller = RequestCaller(http_clients.our_endpoint(url), transport, asks_servers=False)
+            caller = RequestCaller(http_clients.our_endpoint(url), transport, ignore_slots=True)
             processor = built(500, ledger, requests=caller)
 
             def asked(count, start=0):
@@ -177,7 +177,7 @@ def resume(folder, count, is_through_engine):
     path = Path(folder, "run.sqlite")
     text = "word " * 40
     with SqliteLedger(path) as ledger:
-        connection, sql = ledger._writing, ledger._sql
+        connection, sql = ledger._file.writing, ledger._sql
         for first in range(0, count * 99 // 100, 10_000):
             numbers = range(first, min(first + 10_000, count * 99 // 100))
             connection.execute("BEGIN")

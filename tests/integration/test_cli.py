@@ -546,12 +546,12 @@ def test_a_provider_that_refuses_everything_ends_the_run(cli, tmp_path, question
 
 def test_too_many_failures_end_the_run(cli, questions):
     done = cli(
-        "run", "q.jsonl", "--prompt", "{{ question }}", "-c", "2", "--fail-over", "5%",
+        "run", "q.jsonl", "--prompt", "{{ question }}", "-c", "2", "--max-failed", "5%",
         "-m", "sim:fast?prefuse=1",
     )  # fmt: skip
 
     assert done.returncode == 3
-    assert "--fail-over" in done.stderr
+    assert "--max-failed" in done.stderr
 
 
 @pytest.mark.parametrize(

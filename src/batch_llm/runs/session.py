@@ -111,7 +111,7 @@ class Pools:
             self._of if self.others else self.own,
             transport,
             keep_bodies=keep_bodies,
-            asks_servers=brief.asks_servers,
+            ignore_slots=brief.ignore_slots,
             fallback=self.fallbacks.__getitem__,
         )
 
@@ -182,7 +182,7 @@ def open_pools(brief: Brief, variants: Sequence[Variant] = ()) -> Iterator[Pools
         ]
         given = brief.concurrency if isinstance(brief.concurrency, int) else None
         possible = raise_file_limit(given or AUTO_MOST_KNOWN)
-        if brief.forgets_limits and (path := limits_file()) is not None:
+        if brief.forget_limits and (path := limits_file()) is not None:
             accounts = [one.account for pool in pools for one in pool if one.account]
             LimitMemory(path).forget(accounts)
         check_settings(brief, own[0])
@@ -200,7 +200,7 @@ def open_cache(brief: Brief) -> AnswerCache:
         CacheError: It cannot be used.
     """
     assert brief.cache is not None  # noqa: S101 - the caller has looked
-    return AnswerCache(brief.cache, expires_seconds=brief.cache_expires)
+    return AnswerCache(brief.cache, expires_seconds=brief.cache_expires_seconds)
 
 
 def is_short_of_connections(brief: Brief, possible: int | None) -> bool:
@@ -231,7 +231,7 @@ def check_price(brief: Brief, endpoint: Endpoint) -> None:
         InputError: The model's price is not known.
     """
     model = f"{endpoint.provider}:{endpoint.model}"
-    if brief.prices.rate(model, endpoint.server) is None and brief.max_cost is not None:
+    if brief.prices.rate(model, endpoint.server) is None and brief.max_cost_usd is not None:
         where = f" at {endpoint.server}" if endpoint.server else ""
         raise InputError(
             f"--max-cost cannot be kept: no price is known for {model}{where}; nothing was sent\n\n"
@@ -284,9 +284,9 @@ class Session:
                 concurrency=_concurrency(brief, possible),
                 max_workers=DEFAULT_WORKERS if possible is None else possible,
                 limits=brief.limits or Limits(),
-                longest_pause=brief.longest_pause,
-                timeout_per_item=brief.timeout,
-                hedge="drain" if brief.hedges else "off",
+                longest_pause_seconds=brief.longest_pause_seconds,
+                timeout_per_item=brief.timeout_seconds,
+                hedge=brief.hedge,
                 retry=RetryConfig(
                     max_attempts=brief.retries + 1,
                     initial_wait=0.5,
@@ -295,12 +295,13 @@ class Session:
                 ),
                 fallbacks=brief.fallbacks if brief.agent is None else (),
                 progress_interval=0,
-                max_cost_usd=brief.max_cost,
-                max_total_tokens=brief.max_tokens_total,
-                deadline_seconds=brief.deadline,
-                **_failures_allowed(brief),
+                max_cost_usd=brief.max_cost_usd,
+                max_tokens_total=brief.max_tokens_total,
+                deadline_seconds=brief.deadline_seconds,
+                max_failed=brief.max_failed,
+                max_failed_share=brief.max_failed_share,
                 prices=brief.prices,
-                dedupe=brief.dedupes,
+                dedupe=brief.dedupe,
             ),
             requests=pools.caller(self._transport, brief, keep_bodies=keep_bodies),
             store=ledger,
@@ -414,13 +415,6 @@ def _kept(record: Record, item: Item) -> Result:
     if result.success and item.request is not None:
         result.output = as_asked(item.request, result.output)
     return result
-
-
-def _failures_allowed(brief: Brief) -> dict[str, Any]:
-    if brief.fail_over is None:
-        return {}
-    bound, is_share = brief.fail_over
-    return {"max_failed_share": bound} if is_share else {"max_failed": int(bound)}
 
 
 def _concurrency(brief: Brief, possible: int | None) -> int | Literal["auto", "knee"]:

@@ -15,35 +15,33 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from batch_llm.base import WorkItemResult
-from batch_llm.core.usage import no_usage
 from batch_llm.exceptions import DuplicateItemError, LedgerError, StoreError
-from batch_llm.stores.base import Attempt, ItemState, Record, Spent, is_settled
+from batch_llm.stores.base import Attempt, ItemState, Spent, is_settled
 from batch_llm.stores.bookings import book_left, booked_under, spent_so_far
 from batch_llm.stores.call_notes import CallNotes
-from batch_llm.stores.file_lock import FileLock
+from batch_llm.stores.ledger_file import LedgerFile, why
+from batch_llm.stores.ledger_reader import LedgerReader
+from batch_llm.stores.ledger_rows import reused_row
 from batch_llm.stores.ledger_writer import KINDS, Group, GroupSaving, LedgerWriter
-from batch_llm.stores.look_ahead import LookAhead
 from batch_llm.stores.seen_ids import SeenIds
-from batch_llm.stores.sqlite_files import REASONS, reason_of, transaction
-from batch_llm.stores.statements import many, migrations, statements
+from batch_llm.stores.sqlite_files import transaction
+from batch_llm.stores.statements import many
 from batch_llm.stores.values import (
     clean,
-    from_json,
     further_usage,
     id_of,
     key_of,
     reused,
     to_json,
-    usage_from,
     usage_to_json,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
     from concurrent.futures import Future
     from typing import Self
 
+    from batch_llm.base import WorkItemResult
     from batch_llm.stores.call_notes import BilledAs
     from batch_llm.strategies.caps import Size
 
@@ -82,7 +80,7 @@ class Work:
         self.slots: tuple[int, ...] = ()
 
 
-class SqliteLedger:
+class SqliteLedger(LedgerReader):
     """A run's ledger in a file. Use it as a context manager, or ``close`` it.
 
     A result is safe when its ``finish`` has ended: it survives the end of the process however it
@@ -112,25 +110,15 @@ class SqliteLedger:
         linger_seconds: float = LINGER_SECONDS,
         patience_seconds: float = PATIENCE_SECONDS,
     ) -> None:
-        self.path = Path(path)
-        self._sql = statements()
-        self._patience_seconds = patience_seconds
-        self._lock: FileLock | None = None
-        self._writer: LedgerWriter | None = None
-        self._writing: sqlite3.Connection | None = None
+        super().__init__(LedgerFile(path, read_only=read_only, patience_seconds=patience_seconds))
+        self._sql = self._file.sql
         try:
-            if not read_only:
-                self._lock = FileLock(self.path.resolve())
-                self._writing = self._connect_to_write()
-            self._reading = self._connect_to_read()
-            self._session = self._number("last_session")
-        except (OSError, sqlite3.Error) as error:
-            self._let_go()
-            raise LedgerError(str(path), reason_of(error, _REASONS)) from error
+            self._session = self._file.number("last_session")
         except BaseException:
-            self._let_go()
+            self._file.close()
             raise
-        if self._writing is not None:
+        self._writer: LedgerWriter | None = None
+        if not read_only:
             self._writer = LedgerWriter(
                 self._write,
                 self._settle,
@@ -139,7 +127,6 @@ class SqliteLedger:
                 error_of=self._save_error,
                 patience_seconds=patience_seconds,
             )
-        self._ahead = LookAhead(self._rows)
         self._is_in_run = self._keeps_ids = False
         self._next_number = 1
         self._open: dict[str, Work] = {}
@@ -156,84 +143,6 @@ class SqliteLedger:
         #: The items, by number, of calls that are noted and under way, by their notes.
         self._under_way: dict[int, int] = {}
 
-    # A connection is used by one thread: the writing one by the writer's, from when that starts.
-
-    def _connect_to_write(self) -> sqlite3.Connection:
-        found = sqlite3.connect(
-            self.path,
-            timeout=self._patience_seconds,
-            isolation_level=None,
-            check_same_thread=False,
-        )
-        try:
-            found.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
-            found.execute("PRAGMA journal_mode = WAL")
-            found.execute("PRAGMA synchronous = FULL")
-            self._migrate(found)
-        except BaseException:
-            found.close()
-            raise
-        return found
-
-    def _connect_to_read(self) -> sqlite3.Connection:
-        # `?mode=ro` would refuse the file of a folder that is not writable; nothing is written here
-        # all the same, and a ledger without a log of changes may be taken as it lies.
-        if not self.path.exists():
-            raise LedgerError(str(self.path), "there is no such file")
-        uri = self.path.resolve().as_uri()
-        try:
-            found = self._opened(f"{uri}?mode=ro")
-        except sqlite3.OperationalError:
-            if Path(f"{self.path}-wal").exists():
-                raise
-            found = self._opened(f"{uri}?immutable=1")
-        version = found.execute("PRAGMA user_version").fetchone()[0]
-        if version == max(migrations()):
-            return found
-        try:
-            return self._migrated_copy(found)
-        finally:
-            found.close()
-
-    def _migrated_copy(self, earlier: sqlite3.Connection) -> sqlite3.Connection:
-        """Return what a file of an earlier version holds in the present schema; it stays as it is.
-
-        A process that was killed as it made its ledger leaves one of version 0, without a table.
-        """
-        copy = sqlite3.connect(
-            "", isolation_level=None, check_same_thread=False
-        )  # a temporary file
-        try:
-            earlier.backup(copy)
-            self._migrate(copy)
-        except BaseException:
-            copy.close()
-            raise
-        return copy
-
-    def _opened(self, uri: str) -> sqlite3.Connection:
-        found = sqlite3.connect(
-            uri, uri=True, timeout=self._patience_seconds, check_same_thread=False
-        )
-        try:
-            found.execute("SELECT count(*) FROM sqlite_schema").fetchone()
-        except BaseException:
-            found.close()
-            raise
-        return found
-
-    def _migrate(self, connection: sqlite3.Connection) -> None:
-        version = connection.execute("PRAGMA user_version").fetchone()[0]
-        newest = max(migrations())
-        is_empty = not connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
-        if version > newest or (version == 0 and not is_empty):
-            raise LedgerError(str(self.path), _not_ours(version))
-        for number, script in migrations().items():
-            if number > version:
-                connection.executescript(
-                    f"BEGIN IMMEDIATE;\n{script}\nPRAGMA user_version = {number};\nCOMMIT;"
-                )
-
     def __enter__(self) -> Self:
         return self
 
@@ -247,7 +156,7 @@ class SqliteLedger:
             self._writer.close()
             self._put_away_notes(is_all_saved=not self._writer.unsaved_results)
             self._writer = None
-        self._let_go()
+        self._file.close()
 
     def _put_away_notes(self, *, is_all_saved: bool) -> None:
         if self._notes is None:
@@ -261,16 +170,6 @@ class SqliteLedger:
     @property
     def _notes_path(self) -> Path:
         return Path(f"{self.path}-calls")
-
-    def _let_go(self) -> None:
-        reading = getattr(self, "_reading", None)
-        for connection in (reading, self._writing):  # the last one to leave tidies up
-            if connection is not None:
-                with contextlib.suppress(sqlite3.Error):
-                    connection.close()
-        if self._lock is not None:
-            self._lock.release()
-            self._lock = None
 
     # ---- the engine's part ----
 
@@ -293,7 +192,7 @@ class SqliteLedger:
         except BaseException as error:
             self._is_in_run = False
             if isinstance(error, sqlite3.Error):
-                raise LedgerError(str(self.path), reason_of(error, _REASONS)) from error
+                raise self._file.error(error) from error
             raise
         if self._notes is not None:
             self._notes.begin(self._session)
@@ -323,7 +222,7 @@ class SqliteLedger:
 
     async def _all_ids(self) -> SeenIds:
         seen = SeenIds()
-        cursor = self._reading.execute(self._sql["ids"])
+        cursor = self._file.reading.execute(self._sql["ids"])
         while rows := cursor.fetchmany(_IDS_AT_A_TURN):
             for (key,) in rows:
                 seen.add(id_of(key))
@@ -394,20 +293,21 @@ class SqliteLedger:
         """Return for each id and content the kept result, as ``start`` would, or None."""
         rows = self._ahead.rows_of([key_of(item_id) for item_id, _ in items])
         found: list[WorkItemResult[Any, Any] | None] = []
-        for (item_id, content), row in zip(items, rows, strict=True):
-            if (
-                row is None
-                or row[1] != content
-                or row[13] == self._session
-                or not is_settled(row[2], row[5], row[8])
-                or item_id in self._open
-                or item_id in self._reused_ids
-            ):
-                found.append(None)
-                continue
-            if self._keeps_ids:
-                self._reused_ids.add(item_id)
-            found.append(_reused_row(item_id, row))
+        with self._file.naming_damage():
+            for (item_id, content), row in zip(items, rows, strict=True):
+                if (
+                    row is None
+                    or row[1] != content
+                    or row[13] == self._session
+                    or not is_settled(row[2], row[5], row[8])
+                    or item_id in self._open
+                    or item_id in self._reused_ids
+                ):
+                    found.append(None)
+                    continue
+                if self._keeps_ids:
+                    self._reused_ids.add(item_id)
+                found.append(reused_row(item_id, row))
         return found
 
     def _write_ripe(self) -> None:
@@ -548,7 +448,7 @@ class SqliteLedger:
         return StoreError(item_id, "the ledger is in no run")
 
     def _save_error(self, error: BaseException, item_id: str) -> StoreError:
-        reason = reason_of(error, _REASONS)
+        reason = why(error)
         unsaved = self.unsaved_results
         if unsaved:
             answers = "1 answer is" if unsaved == 1 else f"{unsaved:,} answers are"
@@ -562,13 +462,6 @@ class SqliteLedger:
     def unsaved_results(self) -> int:
         """How many results were accepted and could not be written: ``close`` tries once more."""
         return 0 if self._writer is None else self._writer.unsaved_results
-
-    def _row_of(self, item_id: str) -> tuple[Any, ...] | None:
-        try:
-            rows = self._reading.execute(self._sql["find"], (key_of(item_id),)).fetchall()
-        except sqlite3.Error as error:
-            raise StoreError(item_id, reason_of(error, _REASONS)) from error
-        return rows[0] if rows else None
 
     def _settle(self, group: Group) -> None:
         found = self._open
@@ -629,15 +522,15 @@ class SqliteLedger:
     # ---- the writer's thread ----
 
     def _write(self, group: Group) -> None:
-        assert self._writing is not None  # noqa: S101 - the thread ends before it is closed
-        with transaction(self._writing) as connection:
+        assert self._file.writing is not None  # noqa: S101 - the thread ends before it is closed
+        with transaction(self._file.writing) as connection:
             for name, values in group.rows():
                 if values:
                     _run(connection, name, values)
 
     def _in_writers_thread(self, change: Callable[[sqlite3.Connection], Any]) -> Future[Any]:
         """Change the file in a transaction, after all that was added before."""
-        connection, writer = self._writing, self._writer
+        connection, writer = self._file.writing, self._writer
         if connection is None or writer is None:
             raise LedgerError(str(self.path), "it was opened for reading only, or closed")
 
@@ -656,13 +549,9 @@ class SqliteLedger:
         try:
             return self._in_writers_thread(change).result()
         except sqlite3.Error as error:
-            raise LedgerError(str(self.path), reason_of(error, _REASONS)) from error
+            raise self._file.error(error) from error
 
     # ---- reading ----
-
-    def manifest(self) -> dict[str, Any]:
-        """Return what is noted of the run as a whole; empty for a new one."""
-        return {name: from_json(value) for name, value in self._rows("manifest")}
 
     def note(self, facts: Mapping[str, Any], /) -> None:
         """Add to the manifest.
@@ -672,46 +561,6 @@ class SqliteLedger:
         """
         rows = [(name, to_json(value)) for name, value in facts.items()]
         self._exclusively(lambda one: one.executemany(self._sql["note"], rows))
-
-    def counts(self) -> dict[ItemState, int]:
-        """Count the items by state; each state has an entry."""
-        found = dict(self._rows("counts"))
-        return {state: found.get(state, 0) for state in ItemState}
-
-    def look_up(self, items: Iterable[tuple[str, bytes]], /) -> list[Record | None]:
-        """Return, for each id and content, the result that would be kept, or None.
-
-        Cheapest in the order in which the items were first started: rows are read ahead then.
-        """
-        asked = list(items)
-        rows = self._ahead.rows_of([key_of(item_id) for item_id, _ in asked])
-        return [
-            _read_record(row)
-            if row is not None and row[1] == content and is_settled(row[2], row[5], row[8])
-            else None
-            for row, (_, content) in zip(rows, asked, strict=True)
-        ]
-
-    def find(self, item_id: str, /) -> Record | None:
-        """Return what is known of an item."""
-        row = self._row_of(item_id)
-        return None if row is None else self._record(row[0])
-
-    def records(self, *states: ItemState) -> Iterator[Record]:
-        """Give all items in these states, in the order in which they were first started."""
-        wanted, last = json.dumps(states), 0
-        while True:
-            # Page by page: a reader that stays open would keep the log of changes from being cut.
-            rows = self._rows("records", (last, wanted, _ROWS_AT_ONCE))
-            if not rows:
-                return
-            last = rows[-1][-1]
-            yield from map(_read_record, rows)
-
-    def attempts(self, item_id: str, /) -> list[Attempt]:
-        """Return all attempts of an item, those of earlier runs first."""
-        row = self._row_of(item_id)
-        return [] if row is None else list(map(_read_attempt, self._rows("tries", (row[0],))))
 
     def retry(self, codes: Collection[str] | None = None, content: bytes | None = None) -> int:
         """Make failed items pending, so that they are tried again.
@@ -728,31 +577,6 @@ class SqliteLedger:
 
         self._ahead.forget()
         return int(self._exclusively(change))
-
-    def problems(self) -> list[str]:
-        """Return what SQLite itself and our own rules find wrong with the file."""
-        try:
-            found = [str(row[0]) for row in self._query("PRAGMA integrity_check(20)")]
-            if found == ["ok"]:
-                found = [str(row[0]) for row in self._rows("damaged_texts")]
-        except LedgerError as error:
-            return [error.reason]
-        return found
-
-    def _record(self, number: int) -> Record:
-        return _read_record(self._rows("record", (number,))[0])
-
-    def _number(self, name: str) -> int:
-        return int(self._rows(name)[0][0])
-
-    def _rows(self, name: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-        return self._query(self._sql[name], values)
-
-    def _query(self, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-        try:
-            return self._reading.execute(statement, values).fetchall()
-        except sqlite3.Error as error:
-            raise LedgerError(str(self.path), reason_of(error, _REASONS)) from error
 
 
 def _run(connection: sqlite3.Connection, name: str, values: list[Any]) -> None:
@@ -771,78 +595,7 @@ def _run(connection: sqlite3.Connection, name: str, values: list[Any]) -> None:
         first, count = last, count - size
 
 
-def _read_record(row: tuple[Any, ...]) -> Record:
-    item_id, content, state, output, error, code, model, usage, attempts, seconds, ratings, body = (
-        row[:12]
-    )
-    if state not in {ItemState.DONE, ItemState.FAILED}:  # what it was before does not count
-        return Record(item_id=id_of(item_id), content=content, state=ItemState(state))
-    return Record(
-        item_id=id_of(item_id),
-        content=content,
-        state=ItemState(state),
-        output=from_json(output),
-        error=error,
-        error_code=code,
-        model=model,
-        usage=from_json(usage) or {},
-        attempts=attempts,
-        seconds=seconds or 0.0,
-        safety_ratings=from_json(ratings),
-        response_body=body,
-    )
-
-
-def _not_ours(version: int) -> str:
-    if version > max(migrations()):
-        return f"a later version of batch-llm made it (schema {version}); update batch-llm"
-    return "it is no ledger"
-
-
-def _reused_row(item_id: str, row: tuple[Any, ...]) -> WorkItemResult[Any, Any]:
-    """Return a row's result as it was; what ``reused`` makes of its record, at half the price."""
-    error, ratings = row[4], row[10]
-    result: WorkItemResult[Any, Any] = WorkItemResult(
-        item_id,
-        error is None,
-        from_json(row[3]),
-        error,
-        None,
-        from_json(row[7]) or no_usage(),
-        None if ratings is None else from_json(ratings),
-        row[5],
-        row[8],
-        row[9] or 0.0,
-        row[6],
-        row[11],
-    )
-    result.is_reused = True
-    return result
-
-
-def _read_attempt(row: tuple[Any, ...]) -> Attempt:
-    number, started_at, seconds, sent, got, further, code, error, change, *billed_as = row
-    return Attempt(
-        number,
-        started_at,
-        seconds,
-        usage_from(sent, got, further),
-        code,
-        error,
-        None if billed_as[0] is None else (billed_as[0], billed_as[1], billed_as[2]),
-        change,
-    )
-
-
 def _is_for_want_of_room(error: BaseException) -> bool:
     """Tell whether a write may succeed later: somebody may make room on the disk."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     return code in {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}
-
-
-_REASONS = REASONS | {
-    "is full": "the disk is full; what was saved before is safe",
-    "is locked": "another program holds it; close that, and go on",
-    "malformed": "the file is damaged; `batch-llm verify` says more",
-    "not a database": "it is no ledger, or its beginning is damaged",
-}

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from batch_llm.base import WorkItemResult
-from batch_llm.exceptions import LedgerError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,6 +20,17 @@ _LARGEST = 2**63 - 1
 #: What looks like a key, in an error of some SDK.
 _KEY_LIKE = re.compile(r"(?<![A-Za-z0-9])(sk|rk|pk|gsk|xai)-[A-Za-z0-9_*-]{8,}|(?<=Bearer )\S{8,}")
 _HIDDEN = "[key]"
+
+
+class DamagedTextError(ValueError):
+    """A text that should be JSON is none. Whoever knows of which file it is says that."""
+
+    def __init__(self, error: ValueError) -> None:
+        super().__init__(error)
+        self.error = error
+
+    def __str__(self) -> str:
+        return f"the file is damaged; `batch-llm verify` says more ({self.error})"
 
 
 def clean(text: object) -> str | None:
@@ -119,7 +129,7 @@ def from_json(text: str | None) -> Any:
     """Read what ``to_json`` wrote.
 
     Raises:
-        LedgerError: It is damaged.
+        DamagedTextError: It is no JSON.
     """
     if text is None:
         return None
@@ -129,8 +139,7 @@ def from_json(text: str | None) -> Any:
         try:
             return json.loads(text)
         except ValueError as error:
-            reason = f"the file is damaged; `batch-llm verify` says more ({error})"
-            raise LedgerError("of this run", reason) from error
+            raise DamagedTextError(error) from error
 
 
 def _fields(value: Any) -> Any:
