@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from batch_llm.core.prices import CONTEXT_STARTS, ModelUsage
 from batch_llm.stores.base import INTERRUPTED, Spent
 from batch_llm.stores.statements import statements
-from batch_llm.stores.values import further_usage
+from batch_llm.stores.values import usage_columns
 from batch_llm.strategies.caps import FEW_ANSWERS, Bounds, Size
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def _book_note(
         connection.execute(sql["billed_as"], (names[name], *name))
     sent = got = further = most_sent = most_got = None
     if note.usage is not None:
-        sent, got, further = further_usage(note.usage)
+        sent, got, further, _ = usage_columns(note.usage)
     else:
         size = Size._make(note.size)
         # Of input, what single answers have taught is gone: as many tokens as bytes.

@@ -20,20 +20,18 @@ from batch_llm.stores.base import Attempt, ItemState, Spent, is_settled
 from batch_llm.stores.bookings import book_left, booked_under, spent_so_far
 from batch_llm.stores.call_notes import CallNotes
 from batch_llm.stores.ledger_file import LedgerFile, why
+from batch_llm.stores.ledger_groups import KINDS, MOST_TAKEN, Group, RowMaker, Work
 from batch_llm.stores.ledger_reader import LedgerReader
 from batch_llm.stores.ledger_rows import reused_row
-from batch_llm.stores.ledger_writer import KINDS, Group, GroupSaving, LedgerWriter
+from batch_llm.stores.ledger_writer import LedgerWriter
 from batch_llm.stores.seen_ids import SeenIds
 from batch_llm.stores.sqlite_files import transaction
 from batch_llm.stores.statements import many
 from batch_llm.stores.values import (
-    clean,
-    further_usage,
     id_of,
     key_of,
     reused,
     to_json,
-    usage_to_json,
 )
 
 if TYPE_CHECKING:
@@ -46,8 +44,8 @@ if TYPE_CHECKING:
     from batch_llm.strategies.caps import Size
 
 LINGER_SECONDS = 0.004
-#: An item that is in work for longer is written down as such; how often that is looked at.
-RIPE_SECONDS, _LOOK_SECONDS = 1.0, 0.25
+#: How often is looked at who has been in work for long, and for how many looks that is: a second.
+_LOOK_SECONDS, _RIPE_LOOKS = 0.25, 4
 #: How long a write waits for another program that has the file locked, or for room on the disk.
 PATIENCE_SECONDS = 30.0
 _PAGE_BYTES = 16_384
@@ -56,28 +54,6 @@ _MOST_ROWS = 512
 _ROWS_AT_ONCE = 500
 #: Ids read in one turn of the event loop.
 _IDS_AT_A_TURN = 1000
-
-
-class Work:
-    """An item in work, from its start until what became of it is in the file."""
-
-    __slots__ = (
-        "content", "is_finished", "is_new", "is_open", "is_reopened", "is_written", "item_id",
-        "number", "slot", "slots", "started_at",
-    )  # fmt: skip
-
-    def __init__(self, number: int, item_id: str, content: bytes, started_at: float) -> None:
-        self.number = number
-        self.item_id = item_id
-        self.content = content
-        self.started_at = started_at
-        #: The file has no row of it; it has one with a result; it knows that the item is in work.
-        self.is_new = self.is_reopened = self.is_written = False
-        #: Neither given up nor finished; finished.
-        self.is_open, self.is_finished = True, False
-        #: Notes of its calls that have ended: the first one, and the others.
-        self.slot: int | None = None
-        self.slots: tuple[int, ...] = ()
 
 
 class SqliteLedger(LedgerReader):
@@ -120,6 +96,7 @@ class SqliteLedger(LedgerReader):
         self._writer: LedgerWriter | None = None
         if not read_only:
             self._writer = LedgerWriter(
+                lambda group: self._maker.make_rows(group),  # noqa: PLW0108 - one for each session
                 self._write,
                 self._settle,
                 linger_seconds=linger_seconds,
@@ -132,13 +109,15 @@ class SqliteLedger(LedgerReader):
         self._open: dict[str, Work] = {}
         self._reused_ids: set[str] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
+        #: The writer, within a run.
+        self._recording: LedgerWriter | None = None
         self._clock_offset = 0.0
-        self._time: Callable[[], float] = float
+        self._looks = 0
         self._look: asyncio.TimerHandle | None = None
         self._seen: SeenIds | None = None
         self._has_results = False
         self._spent = Spent([], [])
-        self._billed_as: dict[BilledAs, int] = {}
+        self._maker = RowMaker(self._session, 0.0, {}, _now)
         self._notes: CallNotes | None = None
         #: The items, by number, of calls that are noted and under way, by their notes.
         self._under_way: dict[int, int] = {}
@@ -183,8 +162,8 @@ class SqliteLedger(LedgerReader):
             raise LedgerError(str(self.path), "it is in a run already, or was closed")
         self._loop = loop = asyncio.get_running_loop()
         self._is_in_run = True  # nobody else begins while we wait
-        now = datetime.now(UTC).timestamp()
-        self._clock_offset, self._time = now - loop.time(), loop.time
+        now = _now()
+        self._clock_offset = now - loop.time()
         try:
             await asyncio.wrap_future(self._in_writers_thread(lambda one: self._begin(one, now)))
             if self._seen is None:
@@ -203,6 +182,7 @@ class SqliteLedger(LedgerReader):
         self._under_way.clear()
         self._ahead.forget()
         self._look = loop.call_later(_LOOK_SECONDS, self._write_ripe)
+        self._recording = self._writer
 
     def _begin(self, connection: sqlite3.Connection, now: float) -> None:
         """Take stock, in the writer's thread: what an earlier process has left, what it spent."""
@@ -216,7 +196,7 @@ class SqliteLedger(LedgerReader):
         connection.execute(self._sql["recover"])
         self._next_number = 1 + connection.execute(self._sql["last_number"]).fetchone()[0]
         self._has_results = connection.execute(self._sql["has_results"]).fetchone()[0] > 0
-        self._billed_as = booked_under(connection)
+        self._maker = RowMaker(session, self._clock_offset, booked_under(connection), _now)
         self._spent = spent_so_far(connection)
         self._session = session
 
@@ -233,10 +213,10 @@ class SqliteLedger(LedgerReader):
         """Note when the run ended, as far as that can be saved."""
         if not self._is_in_run or self._writer is None:
             return
-        self._is_in_run = False
+        self._is_in_run, self._recording = False, None
         if self._look is not None:
             self._look.cancel()
-        ended = (datetime.now(UTC).timestamp(), self._session)
+        ended = (_now(), self._session)
         # Whoever waited for a result was told, and nobody waits for this.
         self._in_writers_thread(lambda one: one.execute(self._sql["end_session"], ended))
 
@@ -247,24 +227,31 @@ class SqliteLedger(LedgerReader):
             DuplicateItemError: An item of this id is in work or has a result in this run.
             StoreError: The ledger cannot be written or read any more.
         """
-        writer = self._writer
-        if writer is None or not self._is_in_run or writer.error is not None:
+        writer, seen = self._recording, self._seen
+        if writer is None or seen is None or writer.error is not None:
             raise self._unusable(item_id)
-        assert self._seen is not None  # noqa: S101 - the run has begun
+        # Looking into the file costs ten times the rest, right after another thread wrote to it.
+        if seen.add(item_id):
+            return self._start_known(writer, item_id, content)
+        number = self._next_number
+        self._next_number = number + 1
+        self._open[item_id] = Work(number, item_id, content, self._looks, True)
+        return None
+
+    def _start_known(
+        self, writer: LedgerWriter, item_id: str, content: bytes
+    ) -> WorkItemResult[Any, Any] | None:
         known = self._open.get(item_id)
         if (known is not None and known.is_open) or item_id in self._reused_ids:
             raise DuplicateItemError(item_id)
-        # Looking into the file costs ten times the rest, right after another thread wrote to it.
-        may_be_known = self._seen.add(item_id)
-        row = self._row_of(item_id) if known is None and may_be_known else None
+        row = self._row_of(item_id) if known is None else None
         if known is not None:  # given up a moment ago; the file may not know yet
             if known.is_finished:
                 raise DuplicateItemError(item_id)
             writer.hand_over()
-            work = Work(known.number, item_id, content, self._time())
+            work = Work(known.number, item_id, content, self._looks)
         elif row is None:
-            work = Work(self._next_number, item_id, content, self._time())
-            work.is_new = True
+            work = Work(self._next_number, item_id, content, self._looks, True)
             self._next_number += 1
         else:
             number, content_before, state, session, error_code, attempts = row
@@ -275,8 +262,7 @@ class SqliteLedger(LedgerReader):
                 if self._keeps_ids:
                     self._reused_ids.add(item_id)
                 return reused(self._record(number))
-            work = Work(number, item_id, content, self._time())
-            work.is_reopened = is_ended
+            work = Work(number, item_id, content, self._looks, False, is_ended)
         self._open[item_id] = work
         return None
 
@@ -320,28 +306,16 @@ class SqliteLedger(LedgerReader):
         if writer is None or self._loop is None or not self._is_in_run:
             return
         self._look = self._loop.call_later(_LOOK_SECONDS, self._write_ripe)
-        ripe_at = self._time() - RIPE_SECONDS
-        is_any = False
+        self._looks += 1
+        ripe, is_any = self._looks - _RIPE_LOOKS, False
         for work in self._open.values():
-            if work.started_at > ripe_at:
+            if work.began_at > ripe:
                 break  # they are in the order of their start
             if work.is_open and not work.is_written:
-                self._write_start(writer.open, work)
+                self._maker.start(writer.open, work)
                 is_any = True
         if is_any:
             writer.added()
-
-    def _write_start(self, group: Group, work: Work) -> None:
-        work.is_written = True
-        if work.is_new:
-            key, running = key_of(work.item_id), ItemState.RUNNING
-            group.insert += (
-                work.number, key, work.content, running, self._session, None, 0, None
-            )  # fmt: skip
-            return
-        if work.is_reopened:
-            group.reopen.append(work.number)
-        group.start += (work.number, work.content, self._session)
 
     def forget(self, item_id: str, history: Sequence[Attempt], /) -> None:
         """Make an item pending again, and book the attempts that were made."""
@@ -349,98 +323,33 @@ class SqliteLedger(LedgerReader):
         if work is None or not work.is_open or writer is None:
             return
         work.is_open = False
-        group = writer.open
-        if not work.is_written:
-            self._write_start(group, work)
-        group.forget.append(work.number)
-        self._conclude(writer, work, history)
+        self._maker.forget(writer.open, work, history)
+        writer.added()
 
-    def finish(
-        self, result: WorkItemResult[Any, Any], history: Sequence[Attempt], /
-    ) -> GroupSaving:
+    def finish(self, result: WorkItemResult[Any, Any], history: Sequence[Attempt], /) -> Work:
         """Save an item's only result.
 
         Raises:
             StoreError: The item is not in work. Nothing changed. What is returned raises it too,
                 when the result cannot be written.
         """
-        writer = self._writer
-        if writer is None or not self._is_in_run or self._loop is None:
+        writer, work = self._recording, self._open.get(result.item_id)
+        if writer is None:
             raise self._unusable(result.item_id)
-        item_id = result.item_id
-        work = self._open.get(item_id)
         if work is None or not work.is_open:
-            raise StoreError(item_id, "it is not in work")
-        success, ratings = result.success, result.gemini_safety_ratings
-        try:
-            output = to_json(result.output) if success else None
-            rated = None if ratings is None else to_json(ratings)
-        except (TypeError, ValueError, RecursionError) as error:
-            raise StoreError(item_id, f"{error}; return what JSON can hold") from error
-        number, session = work.number, self._session
-        code = None if result.error_code is None else clean(result.error_code)
-        state = ItemState.DONE if success else ItemState.FAILED
-        now = self._time() + self._clock_offset
-        group = writer.open
-        if work.is_new and not work.is_written:
-            group.insert += (
-                number, key_of(item_id), work.content, state, session, code, result.attempts, now
-            )  # fmt: skip
-        else:
-            if not work.is_written:
-                self._write_start(group, work)
-            group.finish += (number, state, session, code, result.attempts, now)
-        usage_json = usage_to_json(result.token_usage)
-        group.payload += (
-            number, output, None if success else clean(result.error or "failed"),
-            clean(result.model), usage_json, result.duration_seconds, rated, result.response_body,
-        )  # fmt: skip
+            raise StoreError(result.item_id, "it is not in work")
         work.is_open, work.is_finished = False, True
+        work.group = group = writer.open
         group.results += 1
-        self._conclude(writer, work, history, result.token_usage, usage_json)
-        return GroupSaving(group, item_id, writer)
-
-    def _conclude(
-        self,
-        writer: LedgerWriter,
-        work: Work,
-        history: Sequence[Attempt],
-        usage: Mapping[str, Any] | None = None,
-        usage_json: str | None = None,
-    ) -> None:
-        group = writer.open
-        for attempt in history:
-            self._book(group, work.number, attempt, usage, usage_json)
-        group.works.append(work)
-        if work.slot is not None:
-            group.slots.append(work.slot)
-            if work.slots:
-                group.slots += work.slots
-        writer.added()
-
-    def _book(
-        self,
-        group: Group,
-        number: int,
-        attempt: Attempt,
-        known: Mapping[str, Any] | None = None,
-        known_json: str | None = None,
-    ) -> None:
-        usage, billed_as = attempt.usage, attempt.billed_as
-        sent = got = further = None
-        if usage is not None:
-            sent, got, further = further_usage(usage, known, known_json)
-        booked_under = None
-        if billed_as is not None:
-            booked_under = self._billed_as.get(billed_as)
-            if booked_under is None:
-                booked_under = self._billed_as[billed_as] = len(self._billed_as) + 1
-                group.names += (booked_under, *billed_as)
-        group.tries += (
-            number, self._session, attempt.number, attempt.started_at + self._clock_offset,
-            attempt.seconds, sent, got, further, attempt.error_code,
-            None if attempt.error is None else clean(attempt.error), booked_under, attempt.change,
-        )  # fmt: skip
+        taken = group.taken
+        # What is added to the history from now on is not of the result.
+        taken += (work, result, history[0] if len(history) == 1 else tuple(history))
+        if group.results == 1:
+            writer.added()
+        elif len(taken) >= MOST_TAKEN:
+            self._maker.make_rows(group)
+            writer.added()
+        return work
 
     def _unusable(self, item_id: str) -> StoreError:
         if self._writer is not None and self._writer.error is not None:
@@ -511,7 +420,7 @@ class SqliteLedger(LedgerReader):
                 work.slots += (token,)
             return
         group = self._writer.open
-        self._book(group, number, attempt)
+        self._maker.book(group, number, attempt)
         group.slots.append(token)
         self._writer.added()
 
@@ -521,12 +430,13 @@ class SqliteLedger(LedgerReader):
 
     # ---- the writer's thread ----
 
-    def _write(self, group: Group) -> None:
+    def _write(self, groups: Sequence[Group]) -> None:
         assert self._file.writing is not None  # noqa: S101 - the thread ends before it is closed
         with transaction(self._file.writing) as connection:
-            for name, values in group.rows():
-                if values:
-                    _run(connection, name, values)
+            for group in groups:
+                for name, values in group.rows():
+                    if values:
+                        _run(connection, name, values)
 
     def _in_writers_thread(self, change: Callable[[sqlite3.Connection], Any]) -> Future[Any]:
         """Change the file in a transaction, after all that was added before."""
@@ -593,6 +503,10 @@ def _run(connection: sqlite3.Connection, name: str, values: list[Any]) -> None:
         last = first + size * width
         connection.execute(many(name, size), values[first:last])
         first, count = last, count - size
+
+
+def _now() -> float:
+    return datetime.now(UTC).timestamp()
 
 
 def _is_for_want_of_room(error: BaseException) -> bool:
