@@ -120,7 +120,7 @@ def requests(folder, count, is_on):
 
         async def run():
             transport = HttpTransport()
-            caller = RequestCaller(http_clients.our_endpoint(url), transport, asks_servers=False)
+            caller = RequestCaller(http_clients.our_endpoint(url), transport, ignore_slots=True)
             processor = built(500, ledger, requests=caller)
 
             def asked(count, start=0):

@@ -70,6 +70,7 @@ if TYPE_CHECKING:
     from batch_llm.runs import (
         AttachedRun,
         BlockingHandle,
+        Plot,
         RunHandle,
         RunResult,
         attach,
@@ -145,6 +146,7 @@ __all__ = [
     "OutputExistsError",
     "OutputLostError",
     "ParallelBatchProcessor",
+    "Plot",
     "PostProcessor",
     "Price",
     "Prices",
@@ -239,6 +241,7 @@ _HOMES = {
     "runs": (
         "AttachedRun",
         "BlockingHandle",
+        "Plot",
         "RunHandle",
         "RunResult",
         "attach",

@@ -98,7 +98,7 @@ def test_what_was_cut_off_counts_against_a_cap_at_its_most(tmp_path):
         # Each of the calls that were cut off may have taken much: nobody bounded them.
         done, told = finish(command_for(simulator, "--max-tokens-total", "20k"), tmp_path)
         assert done.returncode == 3, done.stderr
-        assert told["stopped_by"] == "max_total_tokens"
+        assert told["stopped_by"] == "max_tokens_total"
         assert told["cut_off_calls"] >= 5
         assert simulator.stats().calls == calls
 
@@ -111,7 +111,7 @@ def test_a_cap_is_for_all_sessions_of_a_run(tmp_path):
             return "out", {"input_tokens": 0, "output_tokens": 10, "total_tokens": 10}
 
         items = [LLMWorkItem(str(n), direct_call=call) for n in range(count)]
-        config = ProcessorConfig(max_total_tokens=cap, prices=prices)
+        config = ProcessorConfig(max_tokens_total=cap, prices=prices)
         with SqliteLedger(tmp_path / "run.sqlite") as ledger:
             built = ParallelBatchProcessor(store=ledger, config=config)
             asyncio.run(built.process(items))
@@ -119,7 +119,7 @@ def test_a_cap_is_for_all_sessions_of_a_run(tmp_path):
 
     assert run(20, 100_000).stopped_by is None
     again = run(21, 205)
-    assert (again.stopped_by, again.succeeded) == ("max_total_tokens", 20)
+    assert (again.stopped_by, again.succeeded) == ("max_tokens_total", 20)
     assert summed([{"t": one.output_tokens} for one in again.usage_before], "t") == 200
 
 

@@ -76,9 +76,8 @@ class AdmissionMachine(RuleBasedStateMachine):
             dice=random.Random(seed),
         )
         self.open = {}
-        #: When a call was charged (1), and when one that the provider did not count was paid back.
+        #: When a call was charged and what, and when what was not used or counted was paid back.
         self.charges = []
-        self.was_window = False
         self.closed_until = 0.0
 
     @rule(target=grants, output=outputs)
@@ -91,8 +90,8 @@ class AdmissionMachine(RuleBasedStateMachine):
         assert self.one.in_flight < self.max_in_flight
         grant = self.one.start(self.now, cost)
         self.open[grant.number] = grant
-        self.charges.append((self.now, 1))
-        self.never_more_than_a_told_limit_allows()
+        self.charge(cost)
+        self.never_more_than_a_told_limit_allows(cost)
         return grant
 
     @rule(target=grants, output=outputs)
@@ -112,6 +111,9 @@ class AdmissionMachine(RuleBasedStateMachine):
         if self.close(grant):
             taken = None if used is None else cost_of(used)
             self.one.accepted(self.now, grant, taken, headers)
+            if taken is not None:
+                self.charge(taken)
+                self.charge(grant.cost, -1)
 
     @rule(
         grant=consumes(grants),
@@ -123,7 +125,7 @@ class AdmissionMachine(RuleBasedStateMachine):
     def refuse(self, grant, latency, retry_after, headers, dimension):
         if not self.close(grant):
             return
-        self.charges.append((self.now, -1))
+        self.charge(grant.cost, -1)
         rates = {name: budget.rate for name, budget in self.one.budgets.items()}
         refusal = self.one.refused(
             self.now,
@@ -141,14 +143,14 @@ class AdmissionMachine(RuleBasedStateMachine):
     @rule(grant=consumes(grants), retry_after=retry_afters)
     def fail(self, grant, retry_after):
         if self.close(grant):
-            self.charges.append((self.now, -1))
+            self.charge(grant.cost, -1)
             self.one.failed(self.now, grant, retry_after=retry_after)
 
     @rule(grant=consumes(grants), was_sent=st.booleans())
     def cancel(self, grant, was_sent):
         if self.close(grant):
             if not was_sent:
-                self.charges.append((self.now, -1))
+                self.charge(grant.cost, -1)
             self.one.cancelled(self.now, grant, was_sent=was_sent)
 
     @precondition(lambda self: self.open)
@@ -159,28 +161,34 @@ class AdmissionMachine(RuleBasedStateMachine):
             if end == "accepted":
                 self.one.accepted(self.now, grant)
             elif end == "refused":
-                self.charges.append((self.now, -1))
+                self.charge(grant.cost, -1)
                 self.one.refused(self.now, grant, latency=0.1)
             else:
-                self.charges.append((self.now, -1))
+                self.charge(grant.cost, -1)
                 self.one.failed(self.now, grant)
 
     def close(self, grant):
         """Take a grant off the open ones; return whether it was one."""
         return grant is not None and self.open.pop(grant.number, None) is not None
 
-    def never_more_than_a_told_limit_allows(self):
-        budget = self.one.budgets[REQUESTS]
-        self.was_window |= budget.is_window
-        # In what is taken for a fixed minute the provider says what is left, not a bucket.
-        if REQUESTS not in self.told or self.was_window:
-            return
-        rate = self.told[REQUESTS] / 60
-        burst = max(rate * self.burst_seconds, 1.0)
-        charged = 0
-        for at, charge in reversed(self.charges):
-            charged += charge
-            assert charged <= burst + rate * (self.now - at) + 1e-3
+    def charge(self, cost, sign=1):
+        fields = {REQUESTS: cost.requests, TOKENS: cost.tokens}
+        self.charges.append((self.now, {name: sign * fields[name] for name in self.told}))
+
+    def never_more_than_a_told_limit_allows(self, latest):
+        """In no window that ends with this call was more let in than fills a bucket meanwhile.
+
+        Whatever windows and headers make of it. One call that is larger than the bucket was let in
+        when that was full, and is a debt.
+        """
+        fields = {REQUESTS: latest.requests, TOKENS: latest.tokens}
+        for name, limit in self.told.items():
+            rate = limit / 60
+            burst = max(rate * self.burst_seconds, fields[name])
+            charged = 0.0
+            for at, amounts in reversed(self.charges):
+                charged += amounts[name]
+                assert charged <= burst + rate * (self.now - at) + 1e-3, name
 
     @invariant()
     def no_told_limit_is_passed_by_a_rate(self):

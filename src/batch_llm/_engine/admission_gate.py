@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from batch_llm._engine.gate import Held
+from batch_llm._engine.lanes import Ticket
 from batch_llm._engine.statistics import LanePause, LearnedLimit
 from batch_llm._engine.turns import Flow
 from batch_llm.exceptions import TransportError
@@ -22,7 +23,7 @@ from batch_llm.strategies.errors import ErrorCode
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from batch_llm._engine.lanes import Lane, Lanes, Ticket
+    from batch_llm._engine.lanes import Lane, Lanes
     from batch_llm._engine.places import Place
     from batch_llm.base import LLMWorkItem
     from batch_llm.providers.base import Outcome
@@ -201,9 +202,7 @@ class AdmissionGate:
             asyncio.CancelledError: The place in the queue was given back.
             LimitPauseError: The wait would be longer than is wanted.
         """
-        lane = self.lanes.of(item)
-        if lane.name not in self._flow.waiting:
-            self._flow.waiting[lane.name] = 0
+        lane = self._lane_of(item)
         cost = lane.sizes.cost_of(item)
         if (ticket := self._start_now(lane, cost)) is not None:
             return ticket
@@ -225,11 +224,25 @@ class AdmissionGate:
         self.in_flight += 1
         return ticket
 
-    def enter_now(self, item: Item, /, *, apart_from: Ticket | None = None) -> Ticket | None:
+    def enter_now(
+        self,
+        item: Item,
+        /,
+        *,
+        is_retry: bool = True,  # noqa: ARG002 - who comes first is no question where nobody waits
+        apart_from: Ticket | None = None,
+    ) -> Ticket | None:
         """Return a ticket if a call may start at once and none waits for that, else None."""
-        lane = self.lanes.of(item)
+        lane = self._lane_of(item)
         other = None if apart_from is None else apart_from.place
         return self._start_now(lane, lane.sizes.cost_of(item), other)
+
+    def _lane_of(self, item: Item) -> Lane:
+        """Return an item's lane; it is one of the run's lanes from now on."""
+        lane = self.lanes.of(item)
+        if lane.name not in self._flow.waiting:
+            self._flow.waiting[lane.name] = 0
+        return lane
 
     def is_overloaded(self, item: Item, /) -> bool:
         """Whether the item's lane deals with no calls, and no call is due to find out."""
@@ -244,14 +257,15 @@ class AdmissionGate:
             return None
         now = self._time()
         place = lane.only
-        if place is not None and lane.asking is None:
-            wait = place.wait(now, cost)
+        if place is not None and not place.aside_until and lane.asking is None:
+            wait = place.admission.wait(now, cost)
         else:
             place, wait = lane.best_place(now, cost, other)
         if wait > 0:
             return None
         self.in_flight += 1
-        return lanes.start(lane, place, cost, now)
+        lanes.in_flight += 1
+        return Ticket(lane, place, place.start(now, cost))
 
     def leave(self, ticket: Ticket, /, *, was_sent: bool = True) -> None:
         """Give the room to the next one; a call whose end nobody told was given up."""

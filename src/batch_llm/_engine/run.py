@@ -12,6 +12,7 @@ import msgspec
 
 from batch_llm._engine.admission_gate import AdmissionGate
 from batch_llm._engine.cooldown_gate import CooldownGate
+from batch_llm._engine.course import Rules
 from batch_llm._engine.events import EventDispatcher
 from batch_llm._engine.exchange import Exchanger
 from batch_llm._engine.hedging import Hedging
@@ -113,7 +114,7 @@ class Run:
         self._counts = Counts(loop.time())
         self._events = EventDispatcher(setup.observers)
         self._gate = self._make_gate(setup)
-        if config.max_cost_usd is not None or config.max_total_tokens is not None:
+        if config.max_cost_usd is not None or config.max_tokens_total is not None:
             self._gate = self._make_spending_gate(setup)
         exchanger = Exchanger(
             caller=setup.caller,
@@ -125,16 +126,19 @@ class Run:
             book=self._book,
             size_of=size_of,
         )
-        self._hedging = self._make_hedging(exchanger) if config.hedge == "drain" else None
+        self._hedging = self._make_hedging(exchanger) if config.hedge else None
         self._stops = Stops(setup.caller, self._counts)
         retrier = Retrier(
             exchange=exchanger.make if self._hedging is None else self._hedging.make,
             gate=self._gate,
-            config=config.retry,
-            timeout_seconds=config.timeout_per_item,
+            rules=Rules(
+                config=config.retry,
+                timeout_seconds=config.timeout_per_item,
+                stops=self._stops,
+                fallbacks=config.fallbacks,
+            ),
             counts=self._counts,
             stops=self._stops,
-            fallbacks=config.fallbacks,
         )
         self._sharing = self._make_sharing(setup, retrier)
         self._pipeline = Pipeline(
@@ -177,7 +181,7 @@ class Run:
             assert setup.rate_limit_strategy is not None  # noqa: S101 - one of the two is given
             most = setup.config.most_in_flight
             return CooldownGate(most, setup.rate_limit_strategy, self._events.emit)
-        pause = setup.config.longest_pause
+        pause = setup.config.longest_pause_seconds
         return AdmissionGate(
             setup.lanes,
             self._events.emit,
@@ -189,7 +193,7 @@ class Run:
     def _make_spending_gate(self, setup: Setup) -> Gate:
         config = self._config
         cap = config.max_cost_usd
-        purse = Purse(None if cap is None else Decimal(str(cap)), config.max_total_tokens)
+        purse = Purse(None if cap is None else Decimal(str(cap)), config.max_tokens_total)
         return SpendingGate(self._gate, setup.caller, purse, config.prices, self._stop_at)
 
     def _watched(self, emit: Emit) -> Emit:

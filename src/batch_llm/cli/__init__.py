@@ -144,11 +144,12 @@ def _check_settings() -> None:
     import tomllib
     from pathlib import Path
 
-    from batch_llm.cli.flags import Flags
+    from batch_llm.cli.flags import SECOND_NAMES, Flags
     from batch_llm.exceptions import InputError
     from batch_llm.stores.limit_memory import VARIABLE
 
-    known = [f"BATCH_LLM_{one.name.upper()}" for one in dataclasses.fields(Flags)] + [VARIABLE]
+    names = [*(one.name for one in dataclasses.fields(Flags)), *SECOND_NAMES]
+    known = [*(f"BATCH_LLM_{name.upper()}" for name in names), VARIABLE]
     for name in os.environ:
         if name.startswith("BATCH_LLM_") and name not in known:
             near = difflib.get_close_matches(name, known, 1)

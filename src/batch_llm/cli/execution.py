@@ -58,10 +58,10 @@ _NOT_REPEATED = {
 #: How the settings that end a run are called here.
 _FLAGS = {
     "max_cost_usd": "--max-cost",
-    "max_total_tokens": "--max-tokens-total",
+    "max_tokens_total": "--max-tokens-total",
     "deadline_seconds": "--deadline",
-    "max_failed": "--fail-over",
-    "max_failed_share": "--fail-over",
+    "max_failed": "--max-failed",
+    "max_failed_share": "--max-failed",
 }
 
 
@@ -256,7 +256,7 @@ class _Execution:
                 title=f"{command.model}  {self._plan.source.name} → {command.output}",
                 total=self._survey.left,
                 prices=command.prices,
-                cap=command.max_cost,
+                cap=command.max_cost_usd,
             )
         )
         if command.as_json:
@@ -405,6 +405,8 @@ class _Execution:
             is_refused = bool(self._session.refusal)
             if writers.failed.rows > bad and not (self._ledger and is_refused):  # tried again then
                 say(f"  next      {self._next_command()}")
+        if command.plot is not None and Path(command.plot).exists():
+            say(f"  plot      {command.plot}")
 
     def _next_command(self) -> str:
         """Return the command that runs the failed rows.
@@ -460,5 +462,11 @@ class _Execution:
 
 
 def _has_limit(brief: Brief) -> bool:
-    limits = (brief.max_cost, brief.max_tokens_total, brief.deadline, brief.fail_over)
+    limits = (
+        brief.max_cost_usd,
+        brief.max_tokens_total,
+        brief.deadline_seconds,
+        brief.max_failed,
+        brief.max_failed_share,
+    )
     return any(limit is not None for limit in limits)

@@ -83,12 +83,14 @@ class Admission:
         "_epoch",
         "_first",
         "_gate",
+        "_in_order",
         "_noise",
         "_overload",
         "_rates",
         "_search",
         "_second_calls",
         "_slots",
+        "_with_output",
         "budgets",
         "in_flight",
         "max_in_flight",
@@ -107,6 +109,9 @@ class Admission:
     ) -> None:
         told = _told(limits)
         self.budgets: dict[str, Budget] = {}
+        #: The same, and those of them that count output at the end of a call: for the hot path.
+        self._in_order: tuple[Budget, ...] = ()
+        self._with_output: tuple[Budget, ...] = ()
         for name in dict.fromkeys([REQUESTS, *(told or dimensions)]):
             self._add(name, told.get(name), now, burst_seconds)
         self.max_in_flight = max_in_flight
@@ -137,6 +142,9 @@ class Admission:
         budget.field, budget.number = FIELDS[name], len(self.budgets)
         budget.counts_output = name in WITH_OUTPUT
         self.budgets[name] = budget
+        self._in_order += (budget,)
+        if budget.counts_output:
+            self._with_output += (budget,)
         return budget
 
     def wait(self, now: float, cost: Cost) -> float:
@@ -154,30 +162,29 @@ class Admission:
         ):
             return math.inf
         doubt = self._doubt
-        while (grant := doubt.silent(now)) is not None:
-            self._confirm(now, grant)
-        if doubt.calls >= (1 if gate.closed_again else doubt.limit):
-            return doubt.wait(now)
+        if doubt.calls:
+            while (grant := doubt.silent(now)) is not None:
+                self._confirm(now, grant)
+            if doubt.calls >= (1 if gate.closed_again else doubt.limit):
+                return doubt.wait(now)
         if self._belief.is_searching and not (self._epoch.accepted or doubt.calls):
             return (
                 0.0  # the gate is open: what the first refusal left is a guess, no reason to wait
             )
         longest = 0.0
-        for budget in self.budgets.values():
-            amount = cost[budget.field]
-            if amount > 0 and budget.capacity < math.inf:
+        for budget in self._in_order:
+            if budget.capacity < math.inf and (amount := cost[budget.field]) > 0:
                 longest = max(longest, budget.wait(now, amount))
         return longest
 
     def start(self, now: float, cost: Cost) -> Grant:
         """Let a call in, and charge it. Whoever starts it closes the grant."""
-        epoch = self._epoch
+        epoch, in_flight = self._epoch, self.in_flight
         epoch.calls = number = epoch.calls + 1
-        grant = Grant(now, epoch.number, cost, number, self.in_flight)
-        grant.is_probe = self._overload.start()
-        self.in_flight += 1
+        grant = Grant(now, epoch.number, cost, number, in_flight, self._overload.start())
+        self.in_flight = in_flight + 1
         spent_then, pending_then = grant.spent_then, grant.pending_then
-        for budget in self.budgets.values():
+        for budget in self._in_order:
             amount = cost[budget.field]
             if amount > budget.largest:  # noqa: PLR1730 - on the hot path: a call costs more
                 budget.largest = amount
@@ -213,9 +220,11 @@ class Admission:
         if used is not None:
             # What is searched from a guess is held up by no debt of calls from before.
             is_old = self._belief.is_searching and not self._epoch.is_current(grant)
-            for budget in self.budgets.values():
-                difference = used[budget.field] - grant.cost[budget.field]
-                if difference and budget.number < len(grant.spent_then):
+            expected, known_then = grant.cost, len(grant.spent_then)
+            for budget in self._in_order:
+                field = budget.field
+                difference = used[field] - expected[field]
+                if difference and budget.number < known_then:
                     if is_old and difference > 0:
                         budget.spent += difference
                     else:
@@ -353,6 +362,11 @@ class Admission:
         return budget.rate < math.inf and not (budget.source == "unknown" and self._slots.is_known)
 
     @property
+    def calls(self) -> int:
+        """Calls started so far."""
+        return self._epoch.calls
+
+    @property
     def has_answered(self) -> bool:
         """Whether any call was ever dealt with."""
         return self._accepted > 0
@@ -374,8 +388,8 @@ class Admission:
         if not pending:
             return
         known_then = len(grant.pending_then)
-        for budget in self.budgets.values():
-            if budget.counts_output and budget.number < known_then:
+        for budget in self._with_output:
+            if budget.number < known_then:
                 budget.pending -= pending
 
     def _take_back(self, now: float, grant: Grant, *, refund: bool) -> None:

@@ -177,10 +177,14 @@ class Budget:
     def charge(self, now: float, amount: float) -> None:
         """Take ``amount`` out."""
         self.spent += amount
-        if self.log is not None:
-            self.log.charge(now, amount)
-            if self.charged_at == math.inf:
-                self.charged_at = now
+        log = self.log
+        if log is not None:
+            if now < log.newest_until:
+                log.newest += amount
+            else:
+                log.charge(now, amount)
+                if self.charged_at == math.inf:
+                    self.charged_at = now
         if self.capacity < math.inf:
             self.refill(now)
             self.level -= amount

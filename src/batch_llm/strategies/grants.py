@@ -25,14 +25,22 @@ class Grant:
         "spent_then",
     )
 
-    def __init__(self, at: float, epoch: int, cost: Cost, number: int, others: int) -> None:
+    def __init__(
+        self,
+        at: float,
+        epoch: int,
+        cost: Cost,
+        number: int,
+        others: int,
+        is_probe: bool = False,  # noqa: FBT001, FBT002 - on the hot path: a keyword costs more
+    ) -> None:
         self.at = at
         self.epoch = epoch
         self.cost = cost
         self.number = number
         #: Calls in flight beside it when it was sent.
         self.others = others
-        self.is_probe = False
+        self.is_probe = is_probe
         self.is_in_doubt = self.is_open = True
         #: By budget: what had been spent, this call included, and what was pending.
         self.spent_then: list[float] = []

@@ -13,26 +13,34 @@ class MinuteLog:
         seconds: The window's length.
     """
 
-    __slots__ = ("_charges", "_total", "seconds")
+    __slots__ = ("_charges", "_total", "newest", "newest_until", "seconds")
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
-        #: [the second's number, what was charged in it], oldest first.
+        #: [the second's number, what was charged in it], oldest first, without the newest one.
         self._charges: deque[list[float]] = deque()
         self._total = 0.0
+        #: What was charged in the newest second, and when that ends. Public for the hot path, which
+        #: adds to it as long as it lasts.
+        self.newest, self.newest_until = 0.0, -math.inf
 
     def charge(self, now: float, amount: float) -> None:
         """Note a charge."""
-        charges = self._charges
-        if charges and now < charges[-1][0] + 1:
-            charges[-1][1] += amount
-        else:
-            charges.append([math.floor(now), amount])
-            self._forget(now)
-        self._total += amount
+        if now < self.newest_until:
+            self.newest += amount
+            return
+        if self.newest_until > -math.inf:
+            self._charges.append([self.newest_until - 1, self.newest])
+            self._total += self.newest
+        self.newest, self.newest_until = amount, math.floor(now) + 1
+        self._forget(now)
 
     def take_back(self, charged_at: float, amount: float) -> None:
         """Take back from what was charged at that time; it may have left the window."""
+        if charged_at >= self.newest_until - 1:
+            if charged_at < self.newest_until:
+                self.newest -= amount
+            return
         for entry in reversed(self._charges):
             if entry[0] <= charged_at:
                 if charged_at < entry[0] + 1:
@@ -42,20 +50,20 @@ class MinuteLog:
 
     def wait(self, now: float, room: float) -> float:
         """Return the seconds until no more than ``room`` of the window's charges is left."""
-        self._forget(now)
-        surplus = self._total - room
+        surplus = self.used(now) - room
         if surplus <= 1e-9:
             return 0.0
         for second, amount in self._charges:
             surplus -= amount
             if surplus <= 1e-9:
                 return second + 1 + self.seconds - now
-        return self.seconds
+        surplus -= self.newest
+        return self.newest_until + self.seconds - now if surplus <= 1e-9 else self.seconds
 
     def used(self, now: float) -> float:
         """Return what was charged within the window."""
         self._forget(now)
-        return self._total
+        return self._total + self.newest
 
     def _forget(self, now: float) -> None:
         charges = self._charges
@@ -63,3 +71,5 @@ class MinuteLog:
             self._total -= charges.popleft()[1]
         if not charges:
             self._total = 0.0
+            if self.newest_until + self.seconds <= now:
+                self.newest, self.newest_until = 0.0, -math.inf

@@ -145,10 +145,14 @@ def test_impossible_settings_are_refused(pair):
 
 
 def test_tolerances_are_read():
-    assert values.read_tolerance("--fail-over", "1%") == (0.01, True)
-    assert values.read_tolerance("--fail-over", "50") == (50, False)
-    with pytest.raises(ConfigError):
-        values.read_tolerance("--fail-over", "many")
+    assert values.read_tolerance("--max-failed", "1%") == (None, 0.01)
+    assert values.read_tolerance("--max-failed", "50") == (50, None)
+
+
+@pytest.mark.parametrize("text", ["many", "1.5", "-1", "101%", "x%", "%", ""])
+def test_nonsense_is_no_tolerance(text):
+    with pytest.raises(ConfigError, match="a number of rows such as 50, or a share such as 1%"):
+        values.read_tolerance("--max-failed", text)
 
 
 @pytest.mark.parametrize(("text", "count"), [("500", 500), ("10k", 10_000), ("1.5M", 1_500_000)])
