@@ -419,6 +419,11 @@ class SqliteLedger(LedgerReader):
         if self._notes is not None and token in self._under_way:
             self._notes.let_leave(token)
 
+    def call_took(self, token: int, usage: Mapping[str, int], /) -> None:
+        """Note what its answer took, until it is settled."""
+        if self._notes is not None and token in self._under_way:
+            self._notes.tell(token, usage)
+
     def call_ended(self, item_id: str, token: int, attempt: Attempt | None, /) -> None:
         """Note how a call ended, until it is booked with its item; alone, if that is finished."""
         number = self._under_way.pop(token, None)
