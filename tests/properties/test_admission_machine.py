@@ -172,11 +172,11 @@ class AdmissionMachine(RuleBasedStateMachine):
     def never_more_than_a_told_limit_allows(self):
         budget = self.one.budgets[REQUESTS]
         self.was_window |= budget.is_window
-        # In what is taken for a fixed minute the provider says what is left, not a bucket.
-        if REQUESTS not in self.told or self.was_window:
+        if REQUESTS not in self.told:
             return
         rate = self.told[REQUESTS] / 60
-        burst = max(rate * self.burst_seconds, 1.0)
+        # Where minutes are counted the first one that begins finds a full bucket.
+        burst = max(rate * self.burst_seconds, 1.0) * (2 if self.was_window else 1)
         charged = 0
         for at, charge in reversed(self.charges):
             charged += charge

@@ -45,6 +45,7 @@ class Budget:
 
     __slots__ = (
         "_allowed_full_at",
+        "_is_topped_up",
         "allowed",
         "burst",
         "capacity",
@@ -99,6 +100,8 @@ class Budget:
         self.capacity = self.level = self.rate * burst_seconds if limit else math.inf
         #: The told limit's own bucket: what headers say never lets more in than it holds.
         self.told_capacity = self.allowed = self.capacity
+        #: Whether it was filled when the provider began a minute anew.
+        self._is_topped_up = False
         self.updated_at = now
         #: When the bucket, and the told one, were last full or a window began.
         self.full_at = self._allowed_full_at = -math.inf
@@ -167,6 +170,7 @@ class Budget:
                 self.level = self.capacity
                 self.is_shut = False
                 self.spent_at_reset, self.full_at = self.spent, now
+                self.top_up(0.0)
                 windows = math.ceil((now - self.reset_at + 1e-6) / self.window_seconds)
                 self.reset_at += self.window_seconds * windows
         elif self.rate < math.inf:
@@ -270,10 +274,14 @@ class Budget:
 
         What a closed gate saves up would come in one burst, and the provider's bucket may be small.
         """
-        if (
-            self.source == "unknown" and self.limit is None
-        ) or self.capacity < self.told_capacity < math.inf:
-            self.updated_at = max(self.updated_at, until)
+        is_small = self.capacity < self.told_capacity < math.inf and not self.is_window
+        if (is_small or (self.source == "unknown" and self.limit is None)) and (
+            until > self.updated_at
+        ):
+            if self.told is not None:  # what is told fills all the same
+                filled = (until - self.updated_at) * self.told / self.window_seconds
+                self.allowed = min(self.told_capacity, self.allowed + filled)
+            self.updated_at = until
 
     def release(self) -> None:
         """Take it for unlimited again."""
@@ -296,6 +304,18 @@ class Budget:
     def note_cut(self) -> None:
         """Remember what was spent when the rate was cut."""
         self.spent_at_cut = self.spent
+
+    def top_up(self, spent: float) -> None:
+        """Let a minute that the provider began anew have a full bucket, once in a run.
+
+        From then on its minutes and the bucket's are the same.
+
+        Args:
+            spent: Since it began.
+        """
+        if not self._is_topped_up:
+            self._is_topped_up = True
+            self.allowed = max(self.allowed, self.told_capacity - spent)
 
     def keep_to_told(self) -> None:
         """Hold no more than the told limit's own bucket does."""
