@@ -28,8 +28,7 @@ from batch_llm.core.config import ProcessorConfig
 from batch_llm.core.request import Request
 from batch_llm.parallel import ParallelBatchProcessor
 from batch_llm.providers.base import content_digest
-from batch_llm.providers.requests import RequestCaller
-from batch_llm.providers.transport import HttpTransport
+from batch_llm.providers.models import open_model
 from batch_llm.stores import SqliteLedger
 
 ANSWER = "word " * 400  # 2 kB
@@ -68,7 +67,7 @@ async def drain(stream):
 def bare(folder, count):
     """Bare ``executemany``: results a second and CPU per result."""
     with SqliteLedger(Path(folder, "run.sqlite")) as ledger:
-        connection, sql = ledger._writing, ledger._sql
+        connection, sql = ledger._file.writing, ledger._sql
         began, cpu = time.perf_counter(), time.process_time()
         for first in range(0, count, 1000):
             numbers = range(first, first + 1000)
@@ -119,20 +118,18 @@ def requests(folder, count, is_on):
     with opened(folder, is_on) as ledger:
 
         async def run():
-            transport = HttpTransport()
-            caller = RequestCaller(http_clients.our_endpoint(url), transport, asks_servers=False)
-            processor = built(500, ledger, requests=caller)
-
             def asked(count, start=0):
                 for n in range(start, start + count):
                     request = Request.of("openai-chat:m", f"{n} {http_clients.PROMPT}")
                     yield LLMWorkItem(f"row-{n}", request=request)
 
-            await drain(processor.stream(asked(WARM_UP, 10**9)))
-            began, cpu = time.perf_counter(), time.process_time()
-            await drain(processor.stream(asked(count)))
-            found = count / (time.perf_counter() - began), time.process_time() - cpu
-            await transport.aclose()
+            base_url = url.removesuffix("/chat/completions")
+            async with open_model("openai-chat:m", base_url=base_url, ignore_slots=True) as model:
+                processor = built(500, ledger, requests=model)
+                await drain(processor.stream(asked(WARM_UP, 10**9)))
+                began, cpu = time.perf_counter(), time.process_time()
+                await drain(processor.stream(asked(count)))
+                found = count / (time.perf_counter() - began), time.process_time() - cpu
             return found[0], found[1] / count * 1e6
 
         try:
@@ -177,7 +174,7 @@ def resume(folder, count, is_through_engine):
     path = Path(folder, "run.sqlite")
     text = "word " * 40
     with SqliteLedger(path) as ledger:
-        connection, sql = ledger._writing, ledger._sql
+        connection, sql = ledger._file.writing, ledger._sql
         for first in range(0, count * 99 // 100, 10_000):
             numbers = range(first, min(first + 10_000, count * 99 // 100))
             connection.execute("BEGIN")

@@ -67,9 +67,11 @@ if TYPE_CHECKING:
         ProcessorObserver,
     )
     from batch_llm.parallel import ParallelBatchProcessor
+    from batch_llm.providers.models import open_model
     from batch_llm.runs import (
         AttachedRun,
         BlockingHandle,
+        Plot,
         RunHandle,
         RunResult,
         attach,
@@ -145,6 +147,7 @@ __all__ = [
     "OutputExistsError",
     "OutputLostError",
     "ParallelBatchProcessor",
+    "Plot",
     "PostProcessor",
     "Price",
     "Prices",
@@ -179,6 +182,7 @@ __all__ = [
     "UsageLike",
     "WorkItemResult",
     "attach",
+    "open_model",
     "run",
     "run_frame",
     "run_frame_sync",
@@ -236,9 +240,11 @@ _HOMES = {
     "middleware": ("BaseMiddleware", "Middleware"),
     "observers": ("BaseObserver", "MetricsObserver", "ProcessingEvent", "ProcessorObserver"),
     "parallel": ("ParallelBatchProcessor",),
+    "providers.models": ("open_model",),
     "runs": (
         "AttachedRun",
         "BlockingHandle",
+        "Plot",
         "RunHandle",
         "RunResult",
         "attach",

@@ -37,7 +37,7 @@ PROMISED = {
     "batch_llm.testing": ["MockAgent", "MockResult", "MockUsage"],
     "batch_llm.testing.mocks": ["MockAgent", "MockResult", "MockUsage"],
 }
-HEAVY = ["pydantic", "pydantic_ai", "openai", "rich", "uvicorn", "jinja2", "cyclopts"]
+HEAVY = ["pydantic", "pydantic_ai", "openai", "rich", "uvicorn", "jinja2", "cyclopts", "tiktoken"]
 
 
 def told_to_type_checkers():

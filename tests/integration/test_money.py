@@ -113,7 +113,7 @@ async def test_a_cap_holds_on_the_providers_own_bill(cap):
 
 async def test_a_cap_on_tokens_is_nearly_used_up_where_nothing_is_lost():
     with Simulator("fast") as simulator:
-        now, stats = await send(simulator, 2000, max_total_tokens=20_000)
+        now, stats = await send(simulator, 2000, max_tokens_total=20_000)
 
     total = stats.input_tokens + stats.output_tokens
     assert now.input_tokens + now.output_tokens == total
@@ -218,10 +218,10 @@ def test_a_deadline_ends_with_3(cli):
 
 
 def test_a_share_of_failures_ends_with_3(cli):
-    done = cli("run", "q.jsonl", "-m", "sim:fast?prefuse=0.9", "-c", "1", "--fail-over", "50%")
+    done = cli("run", "q.jsonl", "-m", "sim:fast?prefuse=0.9", "-c", "1", "--max-failed", "50%")
 
     assert done.returncode == 3
-    assert "stopped by --fail-over: " in done.stderr
+    assert "stopped by --max-failed: " in done.stderr
     assert "of 20 finished items have failed" in done.stderr
 
 

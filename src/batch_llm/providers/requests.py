@@ -48,8 +48,8 @@ class RequestCaller:
             endpoints (keys, deployments) are a pool, filled by what each has left.
         transport: How they get there.
         keep_bodies: Hand the provider's answers through to the results, as they came.
-        asks_servers: Ask servers on the user's own machines how many calls they work on at once,
-            where the transport can.
+        ignore_slots: Do not ask servers on the user's own machines how many calls they work on at
+            once.
         fallback: Where a fallback's calls go, by its name, where ``endpoint`` is no such function;
             called once per name.
     """
@@ -60,7 +60,7 @@ class RequestCaller:
         transport: Transport,
         *,
         keep_bodies: bool = False,
-        asks_servers: bool = True,
+        ignore_slots: bool = False,
         fallback: Callable[[str], Endpoint | Sequence[Endpoint]] | None = None,
     ) -> None:
         self._only = None if callable(endpoint) else _pool(endpoint)
@@ -69,7 +69,7 @@ class RequestCaller:
         self._turn = 0
         self._transport = transport
         self._keep_bodies = keep_bodies
-        self._looker = transport if asks_servers and isinstance(transport, Looker) else None
+        self._looker = None if ignore_slots or not isinstance(transport, Looker) else transport
         #: By endpoint: each has limits of its own.
         self._next_look_at: dict[int, float] = {}
         self._where: dict[int, bytes] = {}
@@ -91,10 +91,7 @@ class RequestCaller:
             return LaneFacts()
         return LaneFacts(
             places=len(pool),
-            charges_asked=pool[0].charges_asked,
-            reserves_asked=pool[0].reserves_asked,
-            charges_cache_reads=pool[0].charges_cache_reads,
-            charges_answers=pool[0].charges_answers,
+            charges=pool[0].charges,
             model=f"{pool[0].provider}:{pool[0].model}",
             server=pool[0].server,
             keys=tuple(dict.fromkeys(one.key_variable for one in pool if one.key_variable)),
@@ -197,6 +194,13 @@ class RequestCaller:
             self._next_look_at[id(endpoint)] = now + _LOOK_SECONDS
             return read_limits(response.headers, endpoint.limit_names)
         return None
+
+    def forget(self) -> None:
+        """Forget where models are, and what their servers have said; both is found out anew."""
+        self._pools.clear()
+        self._where.clear()
+        self._next_look_at.clear()
+        self._refused = RefusedSettings()
 
     def _pool_of(self, item: LLMWorkItem[Any, Any, Any]) -> tuple[Endpoint, ...]:
         if self._only is not None and item.asked_model is None:

@@ -29,7 +29,7 @@ from batch_llm.strategies.belief import Belief, Known
 from batch_llm.strategies.blame import blamed
 from batch_llm.strategies.budgets import Budget
 from batch_llm.strategies.closure import Closure, learn_from_closure
-from batch_llm.strategies.costs import FIELDS, Cost
+from batch_llm.strategies.costs import FIELDS, PENDING, Cost
 from batch_llm.strategies.dimensions import (
     CONCURRENCY,
     INPUT,
@@ -84,12 +84,14 @@ class Admission:
         "_epoch",
         "_first",
         "_gate",
+        "_in_order",
         "_noise",
         "_overload",
         "_rates",
         "_search",
         "_second_calls",
         "_slots",
+        "_with_output",
         "budgets",
         "in_flight",
         "max_in_flight",
@@ -108,6 +110,9 @@ class Admission:
     ) -> None:
         told = _told(limits)
         self.budgets: dict[str, Budget] = {}
+        #: The same, and those of them that count output at the end of a call: for the hot path.
+        self._in_order: tuple[Budget, ...] = ()
+        self._with_output: tuple[Budget, ...] = ()
         for name in dict.fromkeys([REQUESTS, *(told or dimensions)]):
             self._add(name, told.get(name), now, burst_seconds)
         self.max_in_flight = max_in_flight
@@ -138,6 +143,9 @@ class Admission:
         budget.field, budget.number = FIELDS[name], len(self.budgets)
         budget.counts_output = name in WITH_OUTPUT
         self.budgets[name] = budget
+        self._in_order += (budget,)
+        if budget.counts_output:
+            self._with_output += (budget,)
         return budget
 
     def wait(self, now: float, cost: Cost) -> float:
@@ -155,38 +163,41 @@ class Admission:
         ):
             return math.inf
         doubt = self._doubt
-        while (grant := doubt.silent(now)) is not None:
-            self._confirm(now, grant)
-        if doubt.calls >= (1 if gate.closed_again else doubt.limit):
-            return doubt.wait(now)
+        if doubt.calls:
+            while (grant := doubt.silent(now)) is not None:
+                self._confirm(now, grant)
+            if doubt.calls >= (1 if gate.closed_again else doubt.limit):
+                return doubt.wait(now)
         if self._belief.is_searching and not (self._epoch.accepted or doubt.calls):
             return (
                 0.0  # the gate is open: what the first refusal left is a guess, no reason to wait
             )
         longest = 0.0
-        for budget in self.budgets.values():
-            amount = cost[budget.field]
-            if amount > 0 and budget.capacity < math.inf:
+        for budget in self._in_order:
+            if budget.capacity < math.inf and (amount := cost[budget.field]) > 0:
                 longest = max(longest, budget.wait(now, amount))
         return longest
 
     def start(self, now: float, cost: Cost) -> Grant:
         """Let a call in, and charge it. Whoever starts it closes the grant."""
-        epoch = self._epoch
+        epoch, in_flight, overload = self._epoch, self.in_flight, self._overload
         epoch.calls = number = epoch.calls + 1
-        grant = Grant(now, epoch.number, cost, number, self.in_flight)
-        grant.is_probe = self._overload.start()
-        self.in_flight += 1
-        spent_then, pending_then = grant.spent_then, grant.pending_then
-        for budget in self.budgets.values():
+        overload.requests += 1
+        is_probe = overload.since is not None and overload.probe()
+        spent_then: list[float] = []
+        pending_then: list[float] = []
+        self.in_flight = in_flight + 1
+        for budget in self._in_order:
             amount = cost[budget.field]
             if amount > budget.largest:  # noqa: PLR1730 - on the hot path: a call costs more
                 budget.largest = amount
-            budget.charge(now, amount)
-            spent_then.append(budget.spent)
+            spent_then.append(budget.charge(now, amount))
             if budget.counts_output:
-                budget.pending += cost.pending
+                budget.pending += cost[PENDING]
             pending_then.append(budget.pending)
+        grant = Grant(
+            now, epoch.number, cost, number, in_flight, spent_then, pending_then, is_probe
+        )
         self._doubt.add(grant)
         return grant
 
@@ -207,16 +218,27 @@ class Admission:
             headers: What the answer says of the limits.
         """
         self._leave(grant)
-        self._overload.note_answer(now, is_probe=grant.is_probe)
-        if grant.epoch == 0 and self._epoch.number == 1:
+        self._overload.note_answer(now, grant.is_probe)
+        epoch, belief, doubt = self._epoch, self._belief, self._doubt
+        if grant.epoch == 0 and epoch.number == 1:
             self._note_follower(grant, was_accepted=True)
-        self._confirm(now, grant)
+        if grant.is_in_doubt:
+            if self.refusals or not (belief.is_first and epoch.accepted):
+                self._confirm(now, grant)
+            else:  # as long as nothing was refused, that is all
+                grant.is_in_doubt = False
+                doubt.calls -= 1
+                epoch.accepted += 1
+                self._accepted = accepted = self._accepted + 1
+                doubt.note_accepted(accepted)
         if used is not None:
             # What is searched from a guess is held up by no debt of calls from before.
-            is_old = self._belief.is_searching and not self._epoch.is_current(grant)
-            for budget in self.budgets.values():
-                difference = used[budget.field] - grant.cost[budget.field]
-                if difference and budget.number < len(grant.spent_then):
+            is_old = belief.is_searching and not epoch.is_current(grant)
+            expected, known_then = grant.cost, len(grant.spent_then)
+            for budget in self._in_order:
+                field = budget.field
+                difference = used[field] - expected[field]
+                if difference and budget.number < known_then:
                     if is_old and difference > 0:
                         budget.spent += difference
                     else:
@@ -249,7 +271,7 @@ class Admission:
         """
         self._leave(grant)
         self.refusals += 1
-        self._overload.note_answer(now, is_probe=grant.is_probe)
+        self._overload.note_answer(now, grant.is_probe)
         self._take_back(now, grant, refund=False)
         if headers:
             self._sync(now, grant, headers)
@@ -355,6 +377,11 @@ class Admission:
         return budget.rate < math.inf and not (budget.source == "unknown" and self._slots.is_known)
 
     @property
+    def calls(self) -> int:
+        """Calls started so far."""
+        return self._epoch.calls
+
+    @property
     def has_answered(self) -> bool:
         """Whether any call was ever dealt with."""
         return self._accepted > 0
@@ -372,12 +399,12 @@ class Admission:
     def _leave(self, grant: Grant) -> None:
         grant.is_open = False
         self.in_flight -= 1
-        pending = grant.cost.pending
+        pending = grant.cost[PENDING]
         if not pending:
             return
         known_then = len(grant.pending_then)
-        for budget in self.budgets.values():
-            if budget.counts_output and budget.number < known_then:
+        for budget in self._with_output:
+            if budget.number < known_then:
                 budget.pending -= pending
 
     def _take_back(self, now: float, grant: Grant, *, refund: bool) -> None:
@@ -391,9 +418,7 @@ class Admission:
             self._epoch.forget(grant, budget, amount)
 
     def _confirm(self, now: float, grant: Grant) -> None:
-        """Count a call as let in."""
-        if not grant.is_in_doubt:
-            return
+        """Count a call in doubt as let in."""
         doubt, epoch, belief = self._doubt, self._epoch, self._belief
         grant.is_in_doubt = False
         doubt.calls -= 1

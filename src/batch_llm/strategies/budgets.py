@@ -45,7 +45,6 @@ class Budget:
 
     __slots__ = (
         "_allowed_full_at",
-        "_is_topped_up",
         "allowed",
         "burst",
         "capacity",
@@ -100,8 +99,6 @@ class Budget:
         self.capacity = self.level = self.rate * burst_seconds if limit else math.inf
         #: The told limit's own bucket: what headers say never lets more in than it holds.
         self.told_capacity = self.allowed = self.capacity
-        #: Whether it was filled when the provider began a minute anew.
-        self._is_topped_up = False
         self.updated_at = now
         #: When the bucket, and the told one, were last full or a window began.
         self.full_at = self._allowed_full_at = -math.inf
@@ -170,7 +167,6 @@ class Budget:
                 self.level = self.capacity
                 self.is_shut = False
                 self.spent_at_reset, self.full_at = self.spent, now
-                self.top_up(0.0)
                 windows = math.ceil((now - self.reset_at + 1e-6) / self.window_seconds)
                 self.reset_at += self.window_seconds * windows
         elif self.rate < math.inf:
@@ -178,17 +174,22 @@ class Budget:
             if self.level >= self.capacity:
                 self.full_at = now
 
-    def charge(self, now: float, amount: float) -> None:
-        """Take ``amount`` out."""
-        self.spent += amount
-        if self.log is not None:
-            self.log.charge(now, amount)
-            if self.charged_at == math.inf:
-                self.charged_at = now
+    def charge(self, now: float, amount: float) -> float:
+        """Take ``amount`` out; return what has been spent with it."""
+        self.spent = spent = self.spent + amount
+        log = self.log
+        if log is not None:
+            if now < log.newest_until:
+                log.newest += amount
+            else:
+                log.charge(now, amount)
+                if self.charged_at == math.inf:
+                    self.charged_at = now
         if self.capacity < math.inf:
             self.refill(now)
             self.level -= amount
             self.allowed -= amount
+        return spent
 
     def settle(self, now: float, difference: float, charged_at: float) -> None:
         """Correct a charge by what was used more or, when negative, less than it."""
@@ -304,18 +305,6 @@ class Budget:
     def note_cut(self) -> None:
         """Remember what was spent when the rate was cut."""
         self.spent_at_cut = self.spent
-
-    def top_up(self, spent: float) -> None:
-        """Let a minute that the provider began anew have a full bucket, once in a run.
-
-        From then on its minutes and the bucket's are the same.
-
-        Args:
-            spent: Since it began.
-        """
-        if not self._is_topped_up:
-            self._is_topped_up = True
-            self.allowed = max(self.allowed, self.told_capacity - spent)
 
     def keep_to_told(self) -> None:
         """Hold no more than the told limit's own bucket does."""

@@ -57,6 +57,8 @@ class Doubt:
 
     def add(self, grant: Grant) -> None:
         """Take a call in that was just sent."""
+        if not self.calls:
+            self._grants.clear()  # all of them have ended
         self._grants.append(grant)
         self.calls += 1
 
@@ -95,13 +97,23 @@ class Doubt:
         Args:
             accepted: Calls let in so far.
         """
-        most = max(DOUBT_MOST, self._told, DOUBT_LATER_SHARE * accepted)
-        if self.limit < most:
-            if accepted >= self._held:
-                self.limit = max(self.limit, min(most, accepted))
-            share = max(DOUBT_LEAST, min(most, self._share * accepted))
-            aim = min(max(share, self._told), self.limit + 1)
-            self.limit = max(self.limit, aim)
+        limit, told = self.limit, self._told
+        most = DOUBT_LATER_SHARE * accepted
+        if most < DOUBT_MOST:  # noqa: PLR1730 - here and below: on the hot path, a call costs more
+            most = DOUBT_MOST
+        if limit >= most and limit >= told:
+            return
+        if accepted >= self._held:
+            self.limit = limit = max(limit, min(most, accepted))
+        aim = self._share * accepted
+        if aim > most:  # noqa: PLR1730
+            aim = most
+        if aim < DOUBT_LEAST:  # noqa: PLR1730
+            aim = DOUBT_LEAST
+        if aim < told:  # noqa: PLR1730
+            aim = told
+        if aim > limit:
+            self.limit = min(aim, limit + 1)
 
     def note_headers(self, requests_per_minute: float) -> None:
         """Allow more where headers show the limits."""

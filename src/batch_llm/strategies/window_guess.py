@@ -172,9 +172,7 @@ class WindowGuess:
         budget.full_at = opened_at
         # Calls were sent since it opened, before that was known.
         budget.spent_at_reset = budget.spent_at_cut
-        spent = max(0.0, budget.spent - budget.spent_at_cut)
-        budget.level = budget.capacity - spent
-        budget.top_up(spent)
+        budget.level = budget.capacity - max(0.0, budget.spent - budget.spent_at_cut)
         budget.reset_at = opened_at + budget.window_seconds
 
     def opens_again(self, now: float, at: float) -> None:

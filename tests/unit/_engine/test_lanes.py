@@ -226,7 +226,9 @@ async def test_an_item_whose_limit_opens_too_late_fails_and_so_do_those_that_wai
             raise RateLimited(3600.0)
         return "ok", USAGE
 
-    built = learning(limits=Limits(requests_per_minute=120, burst_seconds=1.0), longest_pause=60.0)
+    built = learning(
+        limits=Limits(requests_per_minute=120, burst_seconds=1.0), longest_pause_seconds=60.0
+    )
     result = await built.process([item(str(n), call) for n in range(10)])
 
     assert now() < 10

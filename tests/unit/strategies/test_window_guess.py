@@ -147,20 +147,6 @@ def test_what_was_sent_since_a_fixed_minute_opened_is_not_there_any_more():
     assert late.level == 530.0
 
 
-def test_a_provider_s_new_minute_finds_the_told_bucket_full_once():
-    budget = opened_twice()
-    budget.refill(160.0)
-    while budget.wait(160.0, 1.0) <= 0:
-        budget.charge(160.0, 1.0)
-    assert budget.spent_at_reset + 600 == pytest.approx(budget.spent)
-
-    budget.charge(219.9, 300.0)  # late in it, so that the bucket is not full when the next begins
-    budget.refill(220.2)
-
-    assert budget.level == 600.0
-    assert budget.wait(220.2, 400.0) > 0
-
-
 def test_a_told_window_that_opens_sooner_than_a_minute_later_is_none():
     later, sooner = opened_twice(), opened_twice()
 

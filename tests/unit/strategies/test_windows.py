@@ -69,3 +69,13 @@ def test_no_window_holds_more_than_what_it_waited_for(steps):
         log.charge(now, amount)
         sent.append((now, amount))
         assert sum(amount for at, amount in sent if at > now - 60.0) <= 100
+
+
+def test_what_is_taken_back_late_has_left_already():
+    log = MinuteLog(60.0)
+    log.charge(1.0, 10.0)
+
+    assert log.used(62.0) == 0.0
+    log.take_back(1.0, 10.0)
+
+    assert log.used(62.0) == 0.0
