@@ -25,6 +25,8 @@ class Cost(NamedTuple):
     pending: float = 0.0
 
 
+#: Of a call that is charged later.
+NOTHING = Cost(0.0)
 #: Which part of a call's cost each dimension counts.
 FIELDS = {name: Cost._fields.index(name) for name in (REQUESTS, TOKENS, INPUT, OUTPUT)}
 PENDING = Cost._fields.index("pending")
