@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from batch_llm.cli.command import check_outputs_are_free, fresh_paths
-from batch_llm.cli.costs import bill_of_run, cost_record
+from batch_llm.cli.costs import bill_note, bill_of_run, cost_record
 from batch_llm.cli.display import summary_lines
 from batch_llm.cli.exit_codes import ExitCode
 from batch_llm.cli.progress import say, show_progress, tell
+from batch_llm.exceptions import LedgerError
 from batch_llm.outputs import FailedWriter, Finished, ResultWriter, finished
 from batch_llm.runs.ledgers import name_of, open_ledger, put_aside, variants_at
 from batch_llm.runs.plan import Plan, Survey
@@ -327,6 +328,10 @@ class _Execution:
         left = survey.left - now.processed + cancelled
         code = self._exit_code(now, bad or left or survey.failed)
         bill = bill_of_run(command.prices, now)
+        if self._ledger is not None:
+            noted = bill_note(now, bill, self._ledger.session, command.prices.origin)
+            with contextlib.suppress(LedgerError):  # a full disk: the bill is still in the attempts
+                self._ledger.note({"bill": noted})
         record = {
             "event": "done",
             "exit_code": int(code),
@@ -345,6 +350,7 @@ class _Execution:
             "usage": msgspec.to_builtins(now.usage),
             "usage_before": msgspec.to_builtins(now.usage_before),
             "usage_at_most": msgspec.to_builtins(now.usage_at_most),
+            "usage_likely": msgspec.to_builtins(now.usage_likely),
             "stopped_by": now.stopped_by,
             "stop_reason": now.stop_reason,
             "hedged": now.hedged,

@@ -102,41 +102,11 @@ class CallNotes:
     @property
     def session(self) -> int | None:
         """The session that wrote the notes; None when there is none."""
-        magic, session, _ = _HEAD.unpack_from(self._map, 0)
-        return session if magic.rstrip(b"\0") == _MAGIC else None
+        return _session_of(self._map)
 
     def left(self) -> Iterator[CallNote]:
         """Give the notes that were not let go of."""
-        length = _HEAD.unpack_from(self._map, 0)[2]
-        start = _HEAD.size
-        names: list[BilledAs] = []
-        with contextlib.suppress(msgspec.DecodeError, msgspec.ValidationError):
-            names = msgspec.json.decode(self._map[start : start + length], type=list[BilledAs])
-        for at in range(_HEAD_BYTES, len(self._map), _SLOT_BYTES):
-            found = _NOTE.unpack_from(self._map, at)
-            if not found[0] or found[0] != found[-1]:
-                continue
-            number, attempt, name, started_at, sent, further, most, told_in, told_out = found[:9]
-            is_seen, key_length, key, content_length, content = found[9:14]
-            usage = None
-            *tokens, is_known = _USAGE.unpack_from(self._map, at + _USAGE_AT)
-            if is_known:
-                counts = zip(_KINDS, tokens, strict=True)
-                usage = {
-                    kind: min(count, _LARGEST)
-                    for kind, count in counts
-                    if count or kind in _KINDS[:3]
-                }
-            yield CallNote(
-                number,
-                None if key_length > _LONGEST_ID else key[:key_length],
-                content[:content_length],
-                attempt,
-                names[name] if 0 <= name < len(names) else None,
-                started_at,
-                (sent, further, _told(most), is_seen, _told(told_in), _told(told_out)),
-                usage,
-            )
+        return _notes_in(self._map)
 
     def begin(self, session: int) -> None:
         """Forget all, and note for a session from now on."""
@@ -232,3 +202,57 @@ def _extend(file: BinaryIO, count: int) -> None:
 
 def _told(count: int) -> int | None:
     return None if count < 0 else count
+
+
+def notes_path(ledger: Path) -> Path:
+    """Return where the notes of a ledger's calls are."""
+    return ledger.with_name(f"{ledger.name}-calls")
+
+
+def read_notes(path: Path) -> tuple[int, list[CallNote]] | None:
+    """Return the session that wrote a file's notes, and those that were not let go of.
+
+    Nothing is changed; whoever writes them may go on. None where there is no such file.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    session = _session_of(content) if len(content) >= _HEAD_BYTES else None
+    return None if session is None else (session, list(_notes_in(content)))
+
+
+def _session_of(content: bytes | mmap.mmap) -> int | None:
+    magic, session, _ = _HEAD.unpack_from(content, 0)
+    return session if magic.rstrip(b"\0") == _MAGIC else None
+
+
+def _notes_in(content: bytes | mmap.mmap) -> Iterator[CallNote]:
+    length = _HEAD.unpack_from(content, 0)[2]
+    start = _HEAD.size
+    names: list[BilledAs] = []
+    with contextlib.suppress(msgspec.DecodeError, msgspec.ValidationError):
+        names = msgspec.json.decode(content[start : start + length], type=list[BilledAs])
+    for at in range(_HEAD_BYTES, len(content) - _SLOT_BYTES + 1, _SLOT_BYTES):
+        found = _NOTE.unpack_from(content, at)
+        if not found[0] or found[0] != found[-1]:
+            continue
+        number, attempt, name, started_at, sent, further, most, told_in, told_out = found[:9]
+        is_seen, key_length, key, content_length, asked = found[9:14]
+        usage = None
+        *tokens, is_known = _USAGE.unpack_from(content, at + _USAGE_AT)
+        if is_known:
+            counts = zip(_KINDS, tokens, strict=True)
+            usage = {
+                kind: min(count, _LARGEST) for kind, count in counts if count or kind in _KINDS[:3]
+            }
+        yield CallNote(
+            number,
+            None if key_length > _LONGEST_ID else key[:key_length],
+            asked[:content_length],
+            attempt,
+            names[name] if 0 <= name < len(names) else None,
+            started_at,
+            (sent, further, _told(most), is_seen, _told(told_in), _told(told_out)),
+            usage,
+        )

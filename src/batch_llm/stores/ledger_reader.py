@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from batch_llm.exceptions import LedgerError, StoreError
 from batch_llm.stores.base import Attempt, ItemState, Record, is_settled
+from batch_llm.stores.bookings import not_booked_yet, spent_in_all, spent_so_far
+from batch_llm.stores.call_notes import notes_path
+from batch_llm.stores.cut_off import cut_off_calls
 from batch_llm.stores.ledger_file import LedgerFile, why
 from batch_llm.stores.ledger_rows import read_attempt, read_record
 from batch_llm.stores.look_ahead import LookAhead
@@ -16,6 +19,9 @@ from batch_llm.stores.values import from_json, key_of
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
+
+    from batch_llm.stores.base import Spent
+    from batch_llm.stores.call_notes import CallNote
 
 _ROWS_AT_ONCE = 500
 
@@ -89,6 +95,29 @@ class LedgerReader:
         rows = self._file.rows("tries", (row[0],))
         with self._file.naming_damage():
             return list(map(read_attempt, rows))
+
+    @property
+    def session(self) -> int:
+        """The number of the session that began last, from 1; 0: none has."""
+        return self._file.number("last_session")
+
+    def spent_in_all(self) -> Spent:
+        """Return what all sessions of the run have spent, as far as it is in the file."""
+        try:
+            reading = self._file.reading
+            return spent_in_all(spent_so_far(reading), cut_off_calls(reading))
+        except sqlite3.Error as error:
+            raise self._file.error(error) from error
+
+    def not_booked_yet(self) -> list[CallNote]:
+        """Return the calls that are noted and in no sum: under way, or cut off a moment ago.
+
+        The next session books those that the end of the process has cut off.
+        """
+        try:
+            return not_booked_yet(self._file.reading, notes_path(self.path))
+        except sqlite3.Error as error:
+            raise self._file.error(error) from error
 
     def problems(self) -> list[str]:
         """Return what SQLite itself and our own rules find wrong with the file."""
