@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from batch_llm.cli.command import Command
     from batch_llm.inputs import Row
     from batch_llm.runs.brief import Brief
+    from batch_llm.runs.recipe import Variant
     from batch_llm.stores.sqlite import SqliteLedger
 
     Item = LLMWorkItem[Any, Any, Row]
@@ -94,19 +95,15 @@ def run_plan(
             ledger = opened.enter_context(
                 open_run(command, plan, pools.servers, is_pilot=pilot is not None)
             )
-        is_known = ledger is not None and any(ledger.counts().values())
-        passing = None
-        if ledger is not None and pilot is None and plan.indexed is not None:
-            opened.callback(plan.indexed.close)
-            passing = Passing(plan, ledger, variants) if plan.indexed.settle() else None
-        survey = Survey(plan.rows)
-        if ledger is not None and is_known:
-            try:
-                survey = passing.survey() if passing else plan.survey(ledger, variants)
-            except DuplicateRowsError:
-                plan, passing = Plan(command), None  # which says where they are
+        survey, passing = Survey(plan.rows), None
+        if ledger is not None:
+            is_known = any(ledger.counts().values())
+            if pilot is None and plan.indexed is not None:
+                opened.callback(plan.indexed.close)
+                plan, passing, survey = _pass_over(plan, ledger, variants)
+            elif is_known:
                 survey = plan.survey(ledger, variants)
-            if not command.quiet and command.progress != "json":
+            if is_known and not command.quiet and command.progress != "json":
                 say(_continuing(ledger, survey))
         cache = None if command.cache is None else opened.enter_context(open_cache(command))
         writers = None
@@ -135,6 +132,23 @@ def run_plan(
                 passing.items_left(execution.take, on_row) if passes else passing.all_items()
             )
         return asyncio.run(execution.run()), session.statistics()
+
+
+def _pass_over(
+    plan: Plan, ledger: SqliteLedger, variants: Sequence[Variant]
+) -> tuple[Plan, Passing | None, Survey]:
+    """Find out what of an indexed plan is done; where only reading all will do, with another one.
+
+    Raises:
+        InputError: Rows have the same id.
+    """
+    assert plan.indexed is not None  # noqa: S101 - the caller has looked
+    if plan.indexed.settle():
+        passing = Passing(plan, ledger, variants)
+        with contextlib.suppress(DuplicateRowsError):
+            return plan, passing, passing.survey()
+    plan = Plan(plan.brief, plan.source)
+    return plan, None, plan.survey(ledger, variants)
 
 
 def open_run(

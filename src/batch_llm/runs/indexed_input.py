@@ -87,6 +87,11 @@ class IndexedInput:
         """How many lines there are, those before the first record among them."""
         return self.blocks[-1].line + self.blocks[-1].lines - 1 if self.blocks else 0
 
+    @property
+    def knows_some(self) -> bool:
+        """Whether a block need not be read."""
+        return any(block.known is not None for block in self.blocks)
+
     def facts_of(self, block: Block) -> Facts | None:
         """Return what is known of a block's rows; None of a new one."""
         return block.known.facts if isinstance(block.known, Entry) else None

@@ -177,6 +177,9 @@ class Plan:
         if not self.rows and not self.problems:
             raise InputError(f"{self.source.name} is empty; there is nothing to send")
         if self.problems and self.brief.bad_rows == "stop":
+            if self.indexed is not None:
+                self.indexed.close()
+                Plan(self.brief, self.source)  # raises, with all of them: it knows every id
             raise InputError(self._explain())
         if self.brief.bad_rows == "skip":
             self.problems = []
