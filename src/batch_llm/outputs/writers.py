@@ -37,6 +37,7 @@ FIELDS = (
     "attempts",
     "seconds",
 )
+_OURS = frozenset(FIELDS)
 
 
 class Finished(msgspec.Struct, frozen=True, kw_only=True):
@@ -160,11 +161,20 @@ class ResultWriter:
 
     def _record(self, finished: Finished) -> dict[str, Any]:
         row = finished.row
-        record = {self._name(name, row.data): value for name, value in _identified(row).items()}
-        for name in FIELDS:
-            record[name] = getattr(finished, name)
-        record["seconds"] = round(finished.seconds, 3)
-        return record
+        columns = _identified(row)
+        if not _OURS.isdisjoint(columns):
+            columns = {self._name(name, row.data): value for name, value in columns.items()}
+        return {
+            **columns,
+            "output": finished.output,
+            "status": finished.status,
+            "error": finished.error,
+            "model": finished.model,
+            "input_tokens": finished.input_tokens,
+            "output_tokens": finished.output_tokens,
+            "attempts": finished.attempts,
+            "seconds": round(finished.seconds, 3),
+        }
 
     def _name(self, column: str, taken: Mapping[str, Any]) -> str:
         """Return the name under which a column is kept beside the results' own."""
