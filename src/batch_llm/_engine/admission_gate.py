@@ -11,6 +11,7 @@ import math
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+from batch_llm._engine.clock import clock_of
 from batch_llm._engine.gate import Held
 from batch_llm._engine.lanes import Ticket
 from batch_llm._engine.statistics import LanePause, LearnedLimit
@@ -72,7 +73,7 @@ class AdmissionGate:
         self.lanes = lanes
         self._emit = emit
         self._loop = lanes.loop
-        self._time = lanes.loop.time
+        self._time = clock_of(lanes.loop)
         self._on_room = on_room
         self._flow = Flow(weight, on_room, longest_pause_seconds)
         self._cooldown_timer: asyncio.TimerHandle | None = None
@@ -154,11 +155,11 @@ class AdmissionGate:
             present: Items in the building, those between two attempts not counted.
         """
         lanes, waiting = self.lanes, self._flow.all_waiting
-        slack = int(SLACK_SHARE * self.in_flight)
-        slack = max(slack, LEAST_SLACK)
+        if not waiting and present + LEAST_SLACK >= lanes.most:
+            return lanes.most  # whatever the slack is
+        slack = max(int(SLACK_SHARE * self.in_flight), LEAST_SLACK)
         if not waiting:
-            wanted = present + slack
-            return min(lanes.most, wanted)
+            return min(lanes.most, present + slack)
         held = self._held()
         kept = min(max(waiting - held, slack), SLACK_KEPT * slack)
         return min(lanes.most, present - waiting + kept) + min(held, MOST_HELD)
@@ -202,7 +203,9 @@ class AdmissionGate:
             asyncio.CancelledError: The place in the queue was given back.
             LimitPauseError: The wait would be longer than is wanted.
         """
-        lane = self._lane_of(item)
+        lane = self.lanes.of(item)
+        if lane.name not in self._flow.waiting:
+            self._flow.waiting[lane.name] = 0
         cost = lane.sizes.cost_of(item)
         if (ticket := self._start_now(lane, cost)) is not None:
             return ticket
@@ -233,20 +236,15 @@ class AdmissionGate:
         apart_from: Ticket | None = None,
     ) -> Ticket | None:
         """Return a ticket if a call may start at once and none waits for that, else None."""
-        lane = self._lane_of(item)
-        other = None if apart_from is None else apart_from.place
-        return self._start_now(lane, lane.sizes.cost_of(item), other)
-
-    def _lane_of(self, item: Item) -> Lane:
-        """Return an item's lane; it is one of the run's lanes from now on."""
         lane = self.lanes.of(item)
         if lane.name not in self._flow.waiting:
-            self._flow.waiting[lane.name] = 0
-        return lane
+            self._flow.waiting[lane.name] = 0  # it is one of the run's lanes from now on
+        cost = lane.sizes.cost_of(item)
+        return self._start_now(lane, cost, None if apart_from is None else apart_from.place)
 
     def is_overloaded(self, item: Item, /) -> bool:
         """Whether the item's lane deals with no calls, and no call is due to find out."""
-        lane, now = self.lanes.of(item), self._loop.time()
+        lane, now = self.lanes.of(item), self._time()
         if lane.overloaded_seconds(now) <= 0:
             return False
         return lane.best_place(now, lane.sizes.cost_of(item))[1] > 0
@@ -255,17 +253,20 @@ class AdmissionGate:
         lanes = self.lanes
         if lanes.in_flight >= lanes.most or (lane.queue.lines and lane.queue.next() is not None):
             return None
-        now = self._time()
-        place = lane.only
+        now, place = self._time(), lane.only
         if place is not None and not place.aside_until and lane.asking is None:
-            wait = place.admission.wait(now, cost)
+            # As most lanes are.
+            if place.admission.wait(now, cost) > 0:
+                return None
+            grant = place.admission.start(now, cost)
         else:
             place, wait = lane.best_place(now, cost, other)
-        if wait > 0:
-            return None
+            if wait > 0:
+                return None
+            grant = place.start(now, cost)
         self.in_flight += 1
         lanes.in_flight += 1
-        return Ticket(lane, place, place.start(now, cost))
+        return Ticket(lane, place, grant)
 
     def leave(self, ticket: Ticket, /, *, was_sent: bool = True) -> None:
         """Give the room to the next one; a call whose end nobody told was given up."""

@@ -307,12 +307,11 @@ class Lanes:
 
     def leave(self, lane: Lane) -> None:
         """Give the room of a call that ended to the next one."""
-        self.in_flight -= 1
-        if self.in_flight != self.most - 1:
-            if lane.queue.lines:
-                self.pump(lane)
-            return
-        self._pump_all()
+        self.in_flight = in_flight = self.in_flight - 1
+        if in_flight == self.most - 1:
+            self._pump_all()
+        elif lane.queue.lines:
+            self.pump(lane)
 
     def _pump_all(self) -> None:
         """Share out the room between all lanes that wait for it, in turn."""

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from batch_llm._engine.admission_gate import AdmissionGate
+from batch_llm._engine.calls import Calls
 from batch_llm._engine.cooldown_gate import CooldownGate
 from batch_llm._engine.course import Rules
 from batch_llm._engine.events import EventDispatcher
-from batch_llm._engine.exchange import Exchanger
 from batch_llm._engine.hedging import Hedging
+from batch_llm._engine.metering import Meter
 from batch_llm._engine.pipeline import MOST_UNSAVED, Pipeline
 from batch_llm._engine.pool import Pool, current_pool
 from batch_llm._engine.retry import Retrier
@@ -117,20 +118,21 @@ class Run:
         self._gate = self._make_gate(setup)
         if config.max_cost_usd is not None or config.max_tokens_total is not None:
             self._gate = self._make_spending_gate(setup)
-        exchanger = Exchanger(
+        calls = Calls(
             caller=setup.caller,
             gate=self._gate,
             classifier=setup.error_classifier,
             counts=self._counts,
+            meter=Meter(setup.caller, self._counts.usage),
             events=self._events,
             log_level=logging.INFO if config.enable_detailed_logging else logging.DEBUG,
             book=self._book,
             size_of=size_of,
         )
-        self._hedging = self._make_hedging(exchanger) if config.hedge else None
+        self._hedging = self._make_hedging(calls) if config.hedge else None
         self._stops = Stops(setup.caller, self._counts)
         retrier = Retrier(
-            exchange=exchanger.make if self._hedging is None else self._hedging.make,
+            make_call=calls.make if self._hedging is None else self._hedging.make,
             gate=self._gate,
             rules=Rules(
                 config=config.retry,
@@ -228,9 +230,9 @@ class Run:
             return None
         return Sharing(retrier, repeats, self._counts, dedupes=dedupes, cache=setup.cache)
 
-    def _make_hedging(self, exchanger: Exchanger) -> Hedging:
+    def _make_hedging(self, calls: Calls) -> Hedging:
         return Hedging(
-            exchange=exchanger.make,
+            make_call=calls.make,
             gate=self._gate,
             counts=self._counts,
             can_send=self._has_nothing_else_to_send,

@@ -179,9 +179,7 @@ class Counts:
         "hedge_tokens_lost",
         "hedged",
         "hedges_won",
-        "input_tokens",
         "latencies",
-        "output_tokens",
         "rate_limit_count",
         "retries_by_code",
         "reused",
@@ -210,8 +208,6 @@ class Counts:
         self.hedged = 0
         self.hedges_won = 0
         self.hedge_tokens_lost = 0.0
-        self.input_tokens = 0
-        self.output_tokens = 0
         self.usage = UsageByModel()
         self.stopped_by: str | None = None
         self.stop_reason: str | None = None
@@ -225,7 +221,7 @@ class Counts:
     @property
     def tokens(self) -> int:
         """Tokens of all finished attempts."""
-        return self.input_tokens + self.output_tokens
+        return sum(one.input_tokens + one.output_tokens for one in self.usage.snapshot())
 
     def note_latency(self, seconds: float) -> None:
         """Count a successful call's duration."""
@@ -262,6 +258,7 @@ class Counts:
         before: Spent | None = None,
     ) -> Statistics:
         """Return the counts of this moment, with what the other layers know."""
+        usage = self.usage.snapshot()
         return Statistics(
             total=total,
             started=self.started,
@@ -280,9 +277,9 @@ class Counts:
             retries_by_code=dict(self.retries_by_code),
             failures_by_code=dict(self.failures_by_code),
             error_counts=dict(self.error_counts),
-            input_tokens=self.input_tokens,
-            output_tokens=self.output_tokens,
-            usage=self.usage.snapshot(),
+            input_tokens=sum(one.input_tokens for one in usage),
+            output_tokens=sum(one.output_tokens for one in usage),
+            usage=usage,
             usage_before=[] if before is None else before.usage,
             usage_at_most=[] if before is None else before.at_most,
             usage_likely=[] if before is None else list(before.likely),

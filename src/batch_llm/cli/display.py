@@ -11,6 +11,7 @@ import msgspec
 from batch_llm.cli.costs import cost_fields, cost_pairs, cost_summary, tokens_in_all
 from batch_llm.core.text import safe
 from batch_llm.exceptions import AbandonedError
+from batch_llm.strategies.dimensions import DAY, REQUESTS_PER_DAY
 
 if TYPE_CHECKING:
     from decimal import Decimal
@@ -77,11 +78,19 @@ class RateWindow:
 
 
 def time_left(now: Statistics, total: int | None) -> float | None:
-    """Estimate the seconds to the end: from the rate outside of cooldowns, plus this one's rest."""
+    """Estimate the seconds to the end: from the rate outside of cooldowns, plus this one's rest.
+
+    Where the day's calls are used up, from what comes back of them in a day.
+    """
     open_seconds = now.elapsed_seconds - now.cooldown_seconds
     if not total or now.processed < 20 or open_seconds <= 0:
         return None
-    return (total - now.processed) * open_seconds / now.processed + now.cooldown_remaining_seconds
+    left = total - now.processed
+    seconds = left * open_seconds / now.processed + now.cooldown_remaining_seconds
+    if any(pause.reason == REQUESTS_PER_DAY for pause in now.pauses):
+        a_day = sum(one.limit for one in now.limits if one.dimension == REQUESTS_PER_DAY)
+        seconds = max(seconds, left * DAY / a_day) if a_day else seconds
+    return seconds
 
 
 def live_lines(

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 from batch_llm.strategies.belief import Belief, Known
 from batch_llm.strategies.budgets import Budget
 from batch_llm.strategies.closure import Closure, learn_from_closure
-from batch_llm.strategies.costs import FIELDS, Cost
+from batch_llm.strategies.costs import FIELDS, PENDING, Cost
 from batch_llm.strategies.dimensions import (
     CONCURRENCY,
     INPUT,
@@ -179,20 +179,24 @@ class Admission:
 
     def start(self, now: float, cost: Cost) -> Grant:
         """Let a call in, and charge it. Whoever starts it closes the grant."""
-        epoch, in_flight = self._epoch, self.in_flight
+        epoch, in_flight, overload = self._epoch, self.in_flight, self._overload
         epoch.calls = number = epoch.calls + 1
-        grant = Grant(now, epoch.number, cost, number, in_flight, self._overload.start())
+        overload.requests += 1
+        is_probe = overload.since is not None and overload.probe()
+        spent_then: list[float] = []
+        pending_then: list[float] = []
         self.in_flight = in_flight + 1
-        spent_then, pending_then = grant.spent_then, grant.pending_then
         for budget in self._in_order:
             amount = cost[budget.field]
             if amount > budget.largest:  # noqa: PLR1730 - on the hot path: a call costs more
                 budget.largest = amount
-            budget.charge(now, amount)
-            spent_then.append(budget.spent)
+            spent_then.append(budget.charge(now, amount))
             if budget.counts_output:
-                budget.pending += cost.pending
+                budget.pending += cost[PENDING]
             pending_then.append(budget.pending)
+        grant = Grant(
+            now, epoch.number, cost, number, in_flight, spent_then, pending_then, is_probe
+        )
         self._doubt.add(grant)
         return grant
 
@@ -213,13 +217,22 @@ class Admission:
             headers: What the answer says of the limits.
         """
         self._leave(grant)
-        self._overload.note_answer(now, is_probe=grant.is_probe)
-        if grant.epoch == 0 and self._epoch.number == 1:
+        self._overload.note_answer(now, grant.is_probe)
+        epoch, belief, doubt = self._epoch, self._belief, self._doubt
+        if grant.epoch == 0 and epoch.number == 1:
             self._note_follower(grant, was_accepted=True)
-        self._confirm(now, grant)
+        if grant.is_in_doubt:
+            if self.refusals or not (belief.is_first and epoch.accepted):
+                self._confirm(now, grant)
+            else:  # as long as nothing was refused, that is all
+                grant.is_in_doubt = False
+                doubt.calls -= 1
+                epoch.accepted += 1
+                self._accepted = accepted = self._accepted + 1
+                doubt.note_accepted(accepted)
         if used is not None:
             # What is searched from a guess is held up by no debt of calls from before.
-            is_old = self._belief.is_searching and not self._epoch.is_current(grant)
+            is_old = belief.is_searching and not epoch.is_current(grant)
             expected, known_then = grant.cost, len(grant.spent_then)
             for budget in self._in_order:
                 field = budget.field
@@ -257,7 +270,7 @@ class Admission:
         """
         self._leave(grant)
         self.refusals += 1
-        self._overload.note_answer(now, is_probe=grant.is_probe)
+        self._overload.note_answer(now, grant.is_probe)
         self._take_back(now, grant, refund=False)
         if headers:
             self._sync(now, grant, headers)
@@ -384,7 +397,7 @@ class Admission:
     def _leave(self, grant: Grant) -> None:
         grant.is_open = False
         self.in_flight -= 1
-        pending = grant.cost.pending
+        pending = grant.cost[PENDING]
         if not pending:
             return
         known_then = len(grant.pending_then)
@@ -403,9 +416,7 @@ class Admission:
             self._epoch.forget(grant, budget, amount)
 
     def _confirm(self, now: float, grant: Grant) -> None:
-        """Count a call as let in."""
-        if not grant.is_in_doubt:
-            return
+        """Count a call in doubt as let in."""
         doubt, epoch, belief = self._doubt, self._epoch, self._belief
         grant.is_in_doubt = False
         doubt.calls -= 1

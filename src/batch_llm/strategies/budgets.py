@@ -174,9 +174,9 @@ class Budget:
             if self.level >= self.capacity:
                 self.full_at = now
 
-    def charge(self, now: float, amount: float) -> None:
-        """Take ``amount`` out."""
-        self.spent += amount
+    def charge(self, now: float, amount: float) -> float:
+        """Take ``amount`` out; return what has been spent with it."""
+        self.spent = spent = self.spent + amount
         log = self.log
         if log is not None:
             if now < log.newest_until:
@@ -189,6 +189,7 @@ class Budget:
             self.refill(now)
             self.level -= amount
             self.allowed -= amount
+        return spent
 
     def settle(self, now: float, difference: float, charged_at: float) -> None:
         """Correct a charge by what was used more or, when negative, less than it."""

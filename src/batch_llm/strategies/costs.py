@@ -64,4 +64,5 @@ USUAL_CHARGE = ChargeRule()
 
 #: Which part of a call's cost each dimension counts.
 FIELDS = {name: Cost._fields.index(name) for name in (REQUESTS, TOKENS, INPUT, OUTPUT)}
+PENDING = Cost._fields.index("pending")
 FIELDS[REQUESTS_PER_DAY] = FIELDS[REQUESTS]

@@ -23,7 +23,7 @@ from batch_llm import (
 )
 from batch_llm._engine import hedging
 from batch_llm._engine.admission_gate import AdmissionGate
-from batch_llm._engine.exchange import Ended
+from batch_llm._engine.calls import Ended
 from batch_llm._engine.gate import Held
 from batch_llm.providers.base import SPENT, LaneFacts, Outcome
 from batch_llm.strategies.errors import ErrorCode

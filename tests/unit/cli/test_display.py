@@ -28,6 +28,7 @@ from batch_llm.cli.display import (
     log_line,
     short,
     summary_lines,
+    time_left,
     without_cancelled,
 )
 from batch_llm.core.prices import ModelUsage, Price, Prices
@@ -387,3 +388,17 @@ async def test_what_no_call_was_made_for_is_shown_where_there_is_any():
     assert "cached        1,200            answered by the cache; not sent" in summary
     assert "shared           30            asked the same as a row in flight; not sent" in summary
     assert all(word not in plain[2] for word in ("following", "cached", "shared"))
+
+
+async def test_where_the_day_is_used_up_the_end_is_days_away():
+    now = msgspec.structs.replace(
+        await numbers(), processed=100, elapsed_seconds=4.0, cooldown_remaining_seconds=860.0
+    )
+    parked = msgspec.structs.replace(
+        now,
+        pauses=[LanePause("", 860.0, "requests_per_day", 7)],
+        limits=[LearnedLimit("", "requests_per_day", 100, "told")],
+    )
+
+    assert time_left(now, 1500) == pytest.approx(1400 * 4 / 100 + 860)
+    assert time_left(parked, 1500) == pytest.approx(14 * 86_400)
