@@ -275,10 +275,14 @@ class Budget:
 
         What a closed gate saves up would come in one burst, and the provider's bucket may be small.
         """
-        if (
-            self.source == "unknown" and self.limit is None
-        ) or self.capacity < self.told_capacity < math.inf:
-            self.updated_at = max(self.updated_at, until)
+        is_small = self.capacity < self.told_capacity < math.inf and not self.is_window
+        if (is_small or (self.source == "unknown" and self.limit is None)) and (
+            until > self.updated_at
+        ):
+            if self.told is not None:  # what is told fills all the same
+                filled = (until - self.updated_at) * self.told / self.window_seconds
+                self.allowed = min(self.told_capacity, self.allowed + filled)
+            self.updated_at = until
 
     def release(self) -> None:
         """Take it for unlimited again."""
