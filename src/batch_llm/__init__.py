@@ -67,6 +67,7 @@ if TYPE_CHECKING:
         ProcessorObserver,
     )
     from batch_llm.parallel import ParallelBatchProcessor
+    from batch_llm.providers.models import open_model
     from batch_llm.runs import (
         AttachedRun,
         BlockingHandle,
@@ -181,6 +182,7 @@ __all__ = [
     "UsageLike",
     "WorkItemResult",
     "attach",
+    "open_model",
     "run",
     "run_frame",
     "run_frame_sync",
@@ -238,6 +240,7 @@ _HOMES = {
     "middleware": ("BaseMiddleware", "Middleware"),
     "observers": ("BaseObserver", "MetricsObserver", "ProcessingEvent", "ProcessorObserver"),
     "parallel": ("ParallelBatchProcessor",),
+    "providers.models": ("open_model",),
     "runs": (
         "AttachedRun",
         "BlockingHandle",

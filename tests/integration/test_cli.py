@@ -199,29 +199,6 @@ def test_a_signal_ends_the_attempts_of_rows_that_keep_failing(tmp_path, question
     assert process.returncode == 130, said
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX's")
-@pytest.mark.parametrize("module", ["cyclopts", "batch_llm.cli.app", "batch_llm.cli.execution"])
-def test_an_early_interruption_is_one_line(tmp_path, module):
-    (tmp_path / "a.txt").write_text("hi")
-    code = f"""
-import os, signal, sys
-class Interrupting:
-    def find_spec(self, name, *_):
-        if name == {module!r}:
-            os.kill(os.getpid(), signal.SIGINT)
-sys.meta_path.insert(0, Interrupting())
-from batch_llm.cli import main
-sys.exit(main())
-"""
-
-    done = subprocess.run(
-        [sys.executable, "-c", code, "run", "a.txt", "-m", "sim:fast"],
-        cwd=tmp_path, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-
-    assert (done.returncode, done.stdout, done.stderr) == (130, "", "Interrupted.\n")
-
-
 def test_settings_come_from_the_command_line_then_the_environment_then_a_file(cli, tmp_path):
     (tmp_path / "a.txt").write_text("<<echo>>hi")
     (tmp_path / "batch-llm.toml").write_text('output = "t.jsonl"\nretries = 2\nquiet = true\n')

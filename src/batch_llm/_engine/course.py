@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from batch_llm._engine.escalation import Ceilings, Escalation, with_agent
-from batch_llm._engine.exchange import describe
 from batch_llm._engine.gate import Held
+from batch_llm.core.text import described
 from batch_llm.exceptions import RateLimitedTooOftenError, SettingRefusedError
 from batch_llm.providers.base import Outcome, Try
 from batch_llm.strategies.backoff import Uniform, wait_before_retry
@@ -23,7 +23,7 @@ from batch_llm.strategies.policies import fallback_codes
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from batch_llm._engine.exchange import Ended
+    from batch_llm._engine.calls import Ended
     from batch_llm._engine.stops import Stops
     from batch_llm.base import LLMWorkItem
     from batch_llm.core.config import RetryConfig
@@ -120,6 +120,11 @@ class Course:
         self.is_retry = False
 
     @property
+    def is_plain(self) -> bool:
+        """Whether nobody else and nothing else than the item's own was ever asked."""
+        return self._escalation is None
+
+    @property
     def changes(self) -> Sequence[str]:
         """What attempts asked otherwise than the one before."""
         return () if self._escalation is None else self._escalation.changes
@@ -209,6 +214,6 @@ class Course:
 
 
 def _too_often(refusals: int, last: Exception) -> RateLimitedTooOftenError:
-    error = RateLimitedTooOftenError(refusals, describe(last))
+    error = RateLimitedTooOftenError(refusals, described(last))
     error.__cause__ = last
     return error

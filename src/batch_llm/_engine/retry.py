@@ -16,10 +16,11 @@ from batch_llm.providers.base import Outcome
 from batch_llm.strategies.errors import ErrorCode
 
 if TYPE_CHECKING:
+    from batch_llm._engine.calls import MakeCall
     from batch_llm._engine.course import Rules
-    from batch_llm._engine.exchange import Exchange, Progress
     from batch_llm._engine.gate import Gate
     from batch_llm._engine.pool import Worker
+    from batch_llm._engine.progress import Progress
     from batch_llm._engine.statistics import Counts
     from batch_llm._engine.stops import Stops
     from batch_llm.base import LLMWorkItem
@@ -29,7 +30,7 @@ class Retrier:
     """Makes the attempts of items, one item at a time per worker.
 
     Args:
-        exchange: Makes one call, and settles it.
+        make_call: Makes one call, and settles it.
         gate: Lets calls in.
         rules: What the attempts of all items go by.
         counts: Of the run.
@@ -37,9 +38,9 @@ class Retrier:
     """
 
     def __init__(
-        self, *, exchange: Exchange, gate: Gate, rules: Rules, counts: Counts, stops: Stops
+        self, *, make_call: MakeCall, gate: Gate, rules: Rules, counts: Counts, stops: Stops
     ) -> None:
-        self._exchange = exchange
+        self._make_call = make_call
         self._gate = gate
         self._rules = rules
         self._counts = counts
@@ -69,11 +70,13 @@ class Retrier:
                     if ticket is None:
                         continue
                 attempt = course.next_try(gate.place(ticket))
-                ended = await self._exchange(course.asked, worker, ticket, attempt, progress)
+                ended = await self._make_call(course.asked, worker, ticket, attempt, progress)
                 if ended.code is None:
-                    progress.changes = course.changes
                     if self._stops.in_a_row:
                         self._stops.note_success(course.asked)
+                    if course.is_plain:
+                        return ended.outcome
+                    progress.changes = course.changes
                     return course.concluded(ended.outcome)
                 follows = course.after(ended)
                 progress.error_code, progress.changes = course.code, course.changes

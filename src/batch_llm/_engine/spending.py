@@ -12,7 +12,7 @@ from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from batch_llm._engine.exchange import may_have_cost, tier_of
+from batch_llm._engine.metering import may_have_cost, tier_of
 from batch_llm.core.prices import usd
 from batch_llm.core.request import Image, Text
 from batch_llm.core.usage import tokens

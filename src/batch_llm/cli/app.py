@@ -82,7 +82,7 @@ def _log_attempts() -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(Plain())
     logging.basicConfig(handlers=[handler])
-    logging.getLogger("batch_llm.exchange").setLevel(logging.DEBUG)
+    logging.getLogger("batch_llm.calls").setLevel(logging.DEBUG)
 
 
 @app.command(config=_SOURCES, help_epilogue=_EPILOGUE)

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 
 _SUMMARY_WIDTH = 79
-_REASONS_AT = 34
+_REASONS_AT, _VALUES_AT = 34, 12
+#: Lines that hold one value, and not a number with its reasons.
+_OF_ONE_VALUE = ("  in all ", "  cost ", "  limits ")
 #: Longer waits are shown as a clock does.
 _LONG_SECONDS = 120.0
 
@@ -280,11 +282,12 @@ def _kinds(now: Statistics) -> str:
 
 
 def _wrapped(line: str) -> list[str]:
-    """Break a line that is too long for a narrow terminal, below where its reasons start."""
+    """Break a line that is too long for a narrow terminal, below where what it says starts."""
+    indent = _VALUES_AT if line.startswith(_OF_ONE_VALUE) else _REASONS_AT
     return textwrap.wrap(
         line,
         _SUMMARY_WIDTH,
-        subsequent_indent=" " * _REASONS_AT,
+        subsequent_indent=" " * indent,
         drop_whitespace=True,
         break_long_words=False,
     ) or [""]

@@ -195,6 +195,13 @@ class RequestCaller:
             return read_limits(response.headers, endpoint.limit_names)
         return None
 
+    def forget(self) -> None:
+        """Forget where models are, and what their servers have said; both is found out anew."""
+        self._pools.clear()
+        self._where.clear()
+        self._next_look_at.clear()
+        self._refused = RefusedSettings()
+
     def _pool_of(self, item: LLMWorkItem[Any, Any, Any]) -> tuple[Endpoint, ...]:
         if self._only is not None and item.asked_model is None:
             return self._only

@@ -8,14 +8,20 @@ from typing import TYPE_CHECKING, Any
 
 from batch_llm.exceptions import LedgerError, StoreError
 from batch_llm.stores.base import Attempt, ItemState, Record, is_settled
+from batch_llm.stores.bookings import not_booked_yet, spent_in_all, spent_so_far
+from batch_llm.stores.call_notes import notes_path
+from batch_llm.stores.cut_off import cut_off_calls
 from batch_llm.stores.ledger_file import LedgerFile, why
 from batch_llm.stores.ledger_rows import read_attempt, read_record
 from batch_llm.stores.look_ahead import LookAhead
 from batch_llm.stores.values import from_json, key_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
+
+    from batch_llm.stores.base import Spent
+    from batch_llm.stores.call_notes import CallNote
 
 _ROWS_AT_ONCE = 500
 
@@ -62,6 +68,36 @@ class LedgerReader:
                 for row, (_, content) in zip(rows, asked, strict=True)
             ]
 
+    def settled_after(self, number: int, most: int) -> list[tuple[int, bytes, bool]]:
+        """Return the number, the content and whether it is done of items with a kept result.
+
+        Args:
+            number: Those with higher numbers alone, in their order.
+            most: As many at the most; an empty list only where there are no more.
+        """
+        while rows := self._file.rows("settled", (number, most)):
+            found = [
+                (row[0], row[1], row[2] == ItemState.DONE)
+                for row in rows
+                if row[2] == ItemState.DONE or is_settled(row[2], row[3], row[4])
+            ]
+            if found:
+                return found
+            number = rows[-1][0]
+        return []
+
+    def numbers_of(self, item_ids: Sequence[str]) -> list[int | None]:
+        """Return the number of each item; None of such as were never started."""
+        keys = [key_of(item_id) for item_id in item_ids]
+        plain = [key if isinstance(key, str) else None for key in keys]
+        found: list[int | None] = [None] * len(keys)
+        for place, number in self._file.rows("numbers", (json.dumps(plain),)):
+            found[place] = number
+        for place, key in enumerate(keys):
+            if isinstance(key, bytes) and (row := self._row_of(item_ids[place])) is not None:
+                found[place] = row[0]
+        return found
+
     def find(self, item_id: str, /) -> Record | None:
         """Return what is known of an item."""
         row = self._row_of(item_id)
@@ -89,6 +125,29 @@ class LedgerReader:
         rows = self._file.rows("tries", (row[0],))
         with self._file.naming_damage():
             return list(map(read_attempt, rows))
+
+    @property
+    def session(self) -> int:
+        """The number of the session that began last, from 1; 0: none has."""
+        return self._file.number("last_session")
+
+    def spent_in_all(self) -> Spent:
+        """Return what all sessions of the run have spent, as far as it is in the file."""
+        try:
+            reading = self._file.reading
+            return spent_in_all(spent_so_far(reading), cut_off_calls(reading))
+        except sqlite3.Error as error:
+            raise self._file.error(error) from error
+
+    def not_booked_yet(self) -> list[CallNote]:
+        """Return the calls that are noted and in no sum: under way, or cut off a moment ago.
+
+        The next session books those that the end of the process has cut off.
+        """
+        try:
+            return not_booked_yet(self._file.reading, notes_path(self.path))
+        except sqlite3.Error as error:
+            raise self._file.error(error) from error
 
     def problems(self) -> list[str]:
         """Return what SQLite itself and our own rules find wrong with the file."""

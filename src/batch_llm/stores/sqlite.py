@@ -12,15 +12,15 @@ import contextlib
 import json
 import sqlite3
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from batch_llm.exceptions import DuplicateItemError, LedgerError, StoreError
 from batch_llm.stores.base import Attempt, ItemState, Spent, is_settled
-from batch_llm.stores.bookings import book_left, booked_under, spent_so_far
-from batch_llm.stores.call_notes import CallNotes
+from batch_llm.stores.bookings import book_left, booked_under, spent_in_all, spent_so_far
+from batch_llm.stores.call_notes import CallNotes, notes_path
+from batch_llm.stores.cut_off import cut_off_calls, note_known_inputs
 from batch_llm.stores.ledger_file import LedgerFile, why
-from batch_llm.stores.ledger_groups import KINDS, MOST_TAKEN, Group, RowMaker, Work
+from batch_llm.stores.ledger_groups import KINDS, MOST_TAKEN, Group, RowMaker, Work, in_order
 from batch_llm.stores.ledger_reader import LedgerReader
 from batch_llm.stores.ledger_rows import reused_row
 from batch_llm.stores.ledger_writer import LedgerWriter
@@ -35,12 +35,15 @@ from batch_llm.stores.values import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
     from concurrent.futures import Future
+    from pathlib import Path
     from typing import Self
 
     from batch_llm.base import WorkItemResult
+    from batch_llm.core.prices import ModelUsage
     from batch_llm.stores.call_notes import BilledAs
+    from batch_llm.stores.cut_off import CutOff
     from batch_llm.strategies.caps import Size
 
 LINGER_SECONDS = 0.004
@@ -50,7 +53,7 @@ _LOOK_SECONDS, _RIPE_LOOKS = 0.25, 4
 PATIENCE_SECONDS = 30.0
 _PAGE_BYTES = 16_384
 #: Rows in one statement at the most.
-_MOST_ROWS = 512
+_MOST_ROWS = 1024
 _ROWS_AT_ONCE = 500
 #: Ids read in one turn of the event loop.
 _IDS_AT_A_TURN = 1000
@@ -116,7 +119,9 @@ class SqliteLedger(LedgerReader):
         self._look: asyncio.TimerHandle | None = None
         self._seen: SeenIds | None = None
         self._has_results = False
-        self._spent = Spent([], [])
+        #: What earlier sessions have spent, and the calls of it that crashes have cut off.
+        self._spent_before: list[ModelUsage] = []
+        self._cut_off: CutOff | None = None
         self._maker = RowMaker(self._session, 0.0, {}, _now)
         self._notes: CallNotes | None = None
         #: The items, by number, of calls that are noted and under way, by their notes.
@@ -144,11 +149,7 @@ class SqliteLedger(LedgerReader):
         self._notes = None
         if is_all_saved and not self._under_way:
             with contextlib.suppress(OSError):
-                self._notes_path.unlink()
-
-    @property
-    def _notes_path(self) -> Path:
-        return Path(f"{self.path}-calls")
+                notes_path(self.path).unlink()
 
     # ---- the engine's part ----
 
@@ -188,16 +189,18 @@ class SqliteLedger(LedgerReader):
         """Take stock, in the writer's thread: what an earlier process has left, what it spent."""
         if self._notes is None:
             with contextlib.suppress(OSError, ValueError):  # a file system that maps no files
-                self._notes = CallNotes(self._notes_path)
+                self._notes = CallNotes(notes_path(self.path))
         session = self._session + 1
         if self._notes is not None:
             book_left(connection, self._notes)
+        note_known_inputs(connection)
         connection.execute(self._sql["begin_session"], (session, now))
         connection.execute(self._sql["recover"])
         self._next_number = 1 + connection.execute(self._sql["last_number"]).fetchone()[0]
         self._has_results = connection.execute(self._sql["has_results"]).fetchone()[0] > 0
         self._maker = RowMaker(session, self._clock_offset, booked_under(connection), _now)
-        self._spent = spent_so_far(connection)
+        self._spent_before = spent_so_far(connection)
+        self._cut_off = cut_off_calls(connection)
         self._session = session
 
     async def _all_ids(self) -> SeenIds:
@@ -324,6 +327,7 @@ class SqliteLedger(LedgerReader):
             return
         work.is_open = False
         self._maker.forget(writer.open, work, history)
+        self._learn(history)
         writer.added()
 
     def finish(self, result: WorkItemResult[Any, Any], history: Sequence[Attempt], /) -> Work:
@@ -343,7 +347,10 @@ class SqliteLedger(LedgerReader):
         group.results += 1
         taken = group.taken
         # What is added to the history from now on is not of the result.
-        taken += (work, result, history[0] if len(history) == 1 else tuple(history))
+        taken += (work, result, tuple(history))
+        if self._cut_off is not None:
+            self._cut_off.learn_input(work.number, work.content, history)
+            self._learn(history)
         if group.results == 1:
             writer.added()
         elif len(taken) >= MOST_TAKEN:
@@ -394,7 +401,7 @@ class SqliteLedger(LedgerReader):
     ) -> int | None:
         """Note that a call is about to be sent: what is noted outlives the process."""
         notes, work = self._notes, self._open.get(item_id)
-        if notes is None or work is None or not self._is_in_run:
+        if notes is None or work is None or self._recording is None:
             return None
         key = item_id.encode("utf-8", "surrogatepass")
         at = started_at + self._clock_offset
@@ -421,20 +428,26 @@ class SqliteLedger(LedgerReader):
             return
         group = self._writer.open
         self._maker.book(group, number, attempt)
+        self._learn((attempt,))
         group.slots.append(token)
         self._writer.added()
 
+    def _learn(self, history: Iterable[Attempt]) -> None:
+        if self._cut_off is not None:
+            for attempt in history:
+                self._cut_off.learn(attempt)
+
     def spent(self) -> Spent:
-        """Return what was spent in earlier sessions of the run; within a run."""
-        return self._spent
+        """Return what earlier sessions of the run have spent, as is known by now; within a run."""
+        return spent_in_all(self._spent_before, self._cut_off)
 
     # ---- the writer's thread ----
 
     def _write(self, groups: Sequence[Group]) -> None:
         assert self._file.writing is not None  # noqa: S101 - the thread ends before it is closed
         with transaction(self._file.writing) as connection:
-            for group in groups:
-                for name, values in group.rows():
+            for rows in in_order(groups):
+                for name, values in rows:
                     if values:
                         _run(connection, name, values)
 
@@ -480,6 +493,7 @@ class SqliteLedger(LedgerReader):
         """
 
         def change(connection: sqlite3.Connection) -> int:
+            note_known_inputs(connection)
             if codes is None:
                 return connection.execute(self._sql["retry_all"], (content,)).rowcount
             wanted = json.dumps(sorted(codes))

@@ -175,9 +175,9 @@ class Budget:
             if self.level >= self.capacity:
                 self.full_at = now
 
-    def charge(self, now: float, amount: float) -> None:
-        """Take ``amount`` out."""
-        self.spent += amount
+    def charge(self, now: float, amount: float) -> float:
+        """Take ``amount`` out; return what has been spent with it."""
+        self.spent = spent = self.spent + amount
         log = self.log
         if log is not None:
             if now < log.newest_until:
@@ -190,6 +190,7 @@ class Budget:
             self.refill(now)
             self.level -= amount
             self.allowed -= amount
+        return spent
 
     def settle(self, now: float, difference: float, charged_at: float) -> None:
         """Correct a charge by what was used more or, when negative, less than it."""
@@ -276,12 +277,13 @@ class Budget:
         What a closed gate saves up would come in one burst, and the provider's bucket may be small,
         or others empty it meanwhile; headers tell when it is full.
         """
-        if (
-            (self.source == "unknown" and self.limit is None)
-            or (self.source == "header" and not self.is_window)
-            or self.capacity < self.told_capacity < math.inf
-        ):
-            self.updated_at = max(self.updated_at, until)
+        is_small = self.capacity < self.told_capacity < math.inf or self.source == "header"
+        is_learned = self.source == "unknown" and self.limit is None
+        if ((is_small and not self.is_window) or is_learned) and until > self.updated_at:
+            if self.told is not None:  # what is told fills all the same
+                filled = (until - self.updated_at) * self.told / self.window_seconds
+                self.allowed = min(self.told_capacity, self.allowed + filled)
+            self.updated_at = until
 
     def thought_at(self, now: float, grant: Grant) -> float:
         """Return what was thought to be left right after a call had been sent."""

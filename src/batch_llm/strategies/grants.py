@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from batch_llm.strategies.budgets import Budget
     from batch_llm.strategies.costs import Cost
 
@@ -43,8 +45,8 @@ class Grant:
         self.is_probe = is_probe
         self.is_in_doubt = self.is_open = True
         #: By budget: what had been spent, this call included, and what was pending.
-        self.spent_then: list[float] = []
-        self.pending_then: list[float] = []
+        self.spent_then: Sequence[float] = ()
+        self.pending_then: Sequence[float] = ()
 
     def spent_with(self, budget: Budget) -> float:
         """Return what had been spent with this call; 0 of a limit that was not known then."""

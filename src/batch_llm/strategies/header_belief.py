@@ -124,7 +124,8 @@ class HeaderBelief:
         if budget.is_sliding and budget.log is not None:
             budget.capacity = limit
             if now - sent_at < 1.0:  # others use the same key
-                foreign = limit - (budget.log.used(now) - spent_since) - remaining - pending_then
+                used = budget.log.used_then(now, sent_at) - spent_since
+                foreign = limit - used - remaining - pending_then
                 if foreign > 0.05 * limit:
                     budget.log.charge(now, 0.5 * foreign)
             return is_news
@@ -167,6 +168,7 @@ class HeaderBelief:
             if not budget.is_window:
                 budget.spent_at_reset = budget.spent - max(0.0, limit - remaining)
                 budget.reset_at = deadline  # even a past one: the next refill moves it on
+                budget.capacity = limit  # until then it was read as a bucket's
             budget.is_window = True
         elif budget.windows.votes < 0 and budget.is_window:
             budget.windows.become_bucket()
