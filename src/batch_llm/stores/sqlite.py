@@ -409,6 +409,16 @@ class SqliteLedger(LedgerReader):
         self._under_way[slot] = work.number
         return slot
 
+    def call_waits(self, token: int, /) -> None:
+        """Note that a call has not left the process yet."""
+        if self._notes is not None and token in self._under_way:
+            self._notes.hold(token)
+
+    def call_goes(self, token: int, /) -> None:
+        """Note that it leaves now."""
+        if self._notes is not None and token in self._under_way:
+            self._notes.let_leave(token)
+
     def call_ended(self, item_id: str, token: int, attempt: Attempt | None, /) -> None:
         """Note how a call ended, until it is booked with its item; alone, if that is finished."""
         number = self._under_way.pop(token, None)

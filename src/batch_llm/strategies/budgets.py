@@ -277,9 +277,10 @@ class Budget:
         What a closed gate saves up would come in one burst, and the provider's bucket may be small,
         or others empty it meanwhile; headers tell when it is full.
         """
-        is_small = self.capacity < self.told_capacity < math.inf or self.source == "header"
-        is_learned = self.source == "unknown" and self.limit is None
-        if ((is_small and not self.is_window) or is_learned) and until > self.updated_at:
+        is_small = self.capacity < self.told_capacity < math.inf and not self.is_window
+        is_unknown = self.source == "unknown" and self.limit is None
+        is_in_headers = self.source == "header" and not self.is_window
+        if (is_small or is_unknown or is_in_headers) and until > self.updated_at:
             if self.told is not None:  # what is told fills all the same
                 filled = (until - self.updated_at) * self.told / self.window_seconds
                 self.allowed = min(self.told_capacity, self.allowed + filled)
