@@ -479,7 +479,7 @@ async def test_each_mode_has_its_models_lane_and_what_shows_none_the_processors_
     ]
 
     await built.process(
-        [LLMWorkItem(f"{n} {k}", **mode) for n, mode in enumerate(modes) for k in range(10)]
+        [LLMWorkItem(f"{n} {k}", **mode) for k in range(10) for n, mode in enumerate(modes)]
     )
 
     assert {one.lane for one in built.statistics().limits} == {"openai:a", "openai:b", ""}
