@@ -528,6 +528,8 @@ class Admission:
         emptied = self._emptied(now, named, is_closed_still=is_closed_still)
         if not is_closed_still and not self._cut_rates(now, grant, () if is_used_up else emptied):
             return False
+        requests = self.budgets[REQUESTS]
+        thought = requests.thought_at(now, grant)
         is_explained = any(budget.windows.is_used_up(now) for budget in self.budgets.values())
         for budget in self.budgets.values():
             if not is_explained:
@@ -535,16 +537,20 @@ class Admission:
             budget.note_cut()
             if budget in emptied:
                 self._drain(now, budget, grant, retry_after)
-        if belief.is_first:
+        was_first, belief.is_first = belief.is_first, False
+        if was_first:
             self._closure.expect(self.budgets.values(), retry_after)
             self._first.note(grant, self._doubt.limit)
-        belief.is_first = False
         epoch.close()
         self._rates.grown_at = now
         is_trial = self._second_calls.begin(now + (retry_after or 0.0), grant, bounds)
         if not is_trial or retry_after is not None:
             self._close_gate(now, retry_after)
-        self.budgets[REQUESTS].keep_empty(gate.closed_until)
+        requests.keep_empty(gate.closed_until)
+        if belief.sees_headers and not (was_first or requests.is_window):
+            requests.headers.others.note_refused(
+                now, gate.closed_until, thought, requests.capacity, requests.ceiling
+            )
         if not belief.knows_limits:
             self._doubt.fit_to_cut(self.requests_per_second)
         elif belief.is_told:
@@ -668,7 +674,10 @@ class Admission:
         for other in self.budgets.values():
             if other.source == "unknown" and other.name not in headers:
                 other.release()  # who tells limits tells them all
-        self._doubt.note_headers(self.budgets[REQUESTS].limit or 0)
+        requests = self.budgets[REQUESTS]
+        self._doubt.note_headers(requests.limit or 0)
+        if not requests.is_window and requests.headers.others.are_there(now, requests.ceiling):
+            self._doubt.keep_to(requests.rate, requests.level)
 
 
 def _told(limits: Limits | None) -> dict[str, float]:
