@@ -92,6 +92,9 @@ class CallNotes:
                 _extend(file, _HEAD_BYTES + _FIRST_SLOTS * _SLOT_BYTES)
             self._map = mmap.mmap(file.fileno(), 0)
         self._names: dict[BilledAs, int] = {}
+        #: Calls mostly have the name of the one before.
+        self._named_last: BilledAs | None = None
+        self._name_of_last = -1
         self._free: list[int] = []
 
     def close(self) -> None:
@@ -111,6 +114,7 @@ class CallNotes:
     def begin(self, session: int) -> None:
         """Forget all, and note for a session from now on."""
         self._names.clear()
+        self._named_last = None
         self._write_head(session, b"")
         places = range(_HEAD_BYTES, len(self._map), _SLOT_BYTES)
         for at in places:
@@ -146,16 +150,16 @@ class CallNotes:
         if not self._free:
             self._grow()
         at = self._free.pop()
-        name = self._names.get(billed_as)
-        if name is None:
-            name = self.name(billed_as)
+        if billed_as is not self._named_last:
+            self._named_last, self._name_of_last = billed_as, self.name(billed_as)
         sent, further, most, is_seen, told_in, told_out = size
         # Its fields are written in this order, the first and the last of them the item's number.
         _NOTE.pack_into(
-            self._map, at, number, attempt, name, started_at,
+            self._map, at, number, attempt, self._name_of_last, started_at,
             sent, further, -1 if most is None else most,
             -1 if told_in is None else told_in, -1 if told_out is None else told_out, is_seen,
-            min(len(key), _LONGEST_ID + 1), key, len(content), content, number, False,
+            len(key) if len(key) <= _LONGEST_ID else _LONGEST_ID + 1, key,
+            len(content), content, number, False,
         )  # fmt: skip
         return at
 
@@ -171,6 +175,11 @@ class CallNotes:
         """Note what a call took."""
         get = usage.get
         try:  # that they are known is written after them
+            if len(usage) == 3:
+                sent, got, total = get("input_tokens"), get("output_tokens"), get("total_tokens")
+                if sent is not None and got is not None and total is not None:
+                    _USAGE.pack_into(self._map, at + _USAGE_AT, sent, got, total, 0, 0, 0, 0, True)
+                    return
             _USAGE.pack_into(
                 self._map, at + _USAGE_AT, get("input_tokens", 0), get("output_tokens", 0),
                 get("total_tokens", 0), get("cache_read_tokens", 0), get("cache_write_tokens", 0),
