@@ -58,14 +58,7 @@ class _Watch:
         try:
             # The user's own shape may read the answer: in the context of the call.
             self.outcome = outcome = self._context.run(
-                partial(
-                    endpoint.codec.decode,
-                    status,
-                    headers,
-                    body,
-                    self._request,
-                    secret=endpoint.secret,
-                )
+                endpoint.codec.decode, status, headers, body, self._request, secret=endpoint.secret
             )
         except Exception:  # noqa: BLE001 - it is read again, by the call itself: that will raise it
             return
