@@ -305,7 +305,7 @@ def test_to_overwrite_keeps_the_bill_of_what_was_cut_off_with_the_old_ledger(tmp
 
 def test_what_was_cut_off_counts_against_a_cap_at_its_most(tmp_path):
     write_questions(tmp_path)
-    with Simulator("fast?latency=0.3") as simulator:
+    with Simulator("fast?latency=20") as simulator:  # none is answered before the kill
         kill_in_mid_run(command_for(simulator), tmp_path, simulator, 10)
         calls = simulator.stats().calls
         # Each of the calls that were cut off may have taken much: nobody bounded them.
