@@ -10,7 +10,8 @@ page is how its parts work together:
 - Only so many calls may be in doubt at a time (``doubt.py``): a start is fast, a refusal cheap.
 - The first refusal of an epoch (``epochs.py``) cuts the rates once, whatever comes late; then they
   grow again (``rates.py``). Limits that nobody told are searched (``first_refusal.py``,
-  ``rate_search.py``). What is known from where: ``belief.py``.
+  ``rate_search.py``) by what explains their refusals (``evidence.py``). What is known from where:
+  ``belief.py``.
 - It closes the gate for as long as Retry-After says (``gate.py``). How long that takes shows limits
   that are counted by the minute (``closure.py``, ``window_guess.py``).
 - Refusals that are none of a rate's: a limit on calls in flight (``slots.py``), chance
@@ -40,6 +41,7 @@ from batch_llm.strategies.dimensions import (
 )
 from batch_llm.strategies.doubt import Doubt
 from batch_llm.strategies.epochs import Epoch
+from batch_llm.strategies.evidence import Evidence
 from batch_llm.strategies.first_refusal import FirstRefusal, explains_used_up
 from batch_llm.strategies.gate import PROBE_SECONDS, Gate
 from batch_llm.strategies.grants import Grant, Refusal
@@ -57,6 +59,10 @@ if TYPE_CHECKING:
     from batch_llm.core.config import Limits
     from batch_llm.strategies.header_belief import LimitHeader
 
+#: What a refusal weighs as chance whose Retry-After was worked out.
+WORKED_OUT_WEIGHT = 0.5
+#: What was let in before a longer stretch is not compared with what came after: limits change.
+LONGEST_COMPARED_SECONDS = 60.0
 #: What is remembered with less trust than this is where a search begins; else it is kept to.
 WELL_KNOWN_SHARE = 0.8
 
@@ -81,6 +87,7 @@ class Admission:
         "_dice",
         "_doubt",
         "_epoch",
+        "_evidence",
         "_first",
         "_gate",
         "_noise",
@@ -120,7 +127,8 @@ class Admission:
         self._gate = Gate(self._dice)
         self._closure = Closure()
         self._first = FirstRefusal()
-        self._search = RateSearch(self._belief, self._epoch, self._doubt)
+        self._evidence = Evidence(self.budgets, now)
+        self._search = RateSearch(self._belief, self._doubt, self._evidence)
         self._rates = Rates(now, self.budgets, self._belief, self._epoch, self._search)
         self._noise = Noise()
         self._second_calls = SecondCalls()
@@ -387,6 +395,7 @@ class Admission:
             amount = grant.cost[budget.field]
             budget.uncharge(now, amount, grant.at, refund=refund)
             self._epoch.forget(grant, budget, amount)
+        self._evidence.forget(grant)
 
     def _confirm(self, now: float, grant: Grant) -> None:
         """Count a call as let in."""
@@ -407,6 +416,8 @@ class Admission:
                 self._note_second(grant)
             epoch.accepted += 1
             self._gate.closed_again = 0
+            if not belief.knows_limits:
+                self._evidence.note(now)
             if not belief.is_first and self._rates.grow(now) and not belief.knows_limits:
                 doubt.fit(self.requests_per_second, is_searching=belief.is_searching)
         if belief.is_first or belief.knows_limits:
@@ -420,6 +431,7 @@ class Admission:
         if not belief.is_first:
             self._closure.explain(now, grant, budgets, belief, epoch)
         if belief.is_searching:
+            self._search.correct(budgets)
             learn_from_closure(grant, budgets, epoch.cut_at, self._doubt.seconds)
 
     def _cut(
@@ -444,7 +456,7 @@ class Admission:
             self._close_gate(now, retry_after)
             return True
         bounds = [] if is_closed_still else self._bounds()
-        if not is_closed_still and not self._cut_rates(now, grant, named):
+        if not is_closed_still and not self._cut_rates(now, grant, retry_after, named):
             return False
         for name, budget in self.budgets.items():
             budget.windows.distrust(now)
@@ -465,13 +477,18 @@ class Admission:
             self._doubt.fit_to_cut(self.requests_per_second)
         return True
 
-    def _cut_rates(self, now: float, grant: Grant, named: str | None) -> bool:
+    def _cut_rates(
+        self, now: float, grant: Grant, retry_after: float | None, named: str | None
+    ) -> bool:
         """Cut the rates of the dimension that is named, or of all; not when it was chance."""
         epoch, belief, budgets = self._epoch, self._belief, self.budgets
         seconds = max(grant.at - epoch.cut_at, 1e-3)
-        cuts = self._search.judge(grant, seconds, budgets.values())
-        if not belief.is_first and self._is_noise(now, grant, seconds):
+        followers = self._evidence.followers
+        self._evidence.end(now, grant, epoch.calls)
+        if not belief.is_first and self._is_noise(retry_after, followers):
             return False
+        is_fast = self._noise.is_suspected and not _is_worked_out(retry_after)
+        cuts = self._search.judge(is_fast=is_fast)
         is_of_told = belief.is_first and belief.is_told
         if not (is_of_told and explains_used_up(budgets, grant, grant.at - epoch.began_at)):
             for name, budget in budgets.items():
@@ -505,25 +522,33 @@ class Admission:
         else:
             is_so = self._slots.explains(grant.others, is_first=is_first)
         if is_so and not was_known:
-            self._rates.lift(self._noise)
+            self._lift()
         elif was_known and not self._slots.is_known:
             self._rates.land()
         return is_so
 
-    def _is_noise(self, now: float, grant: Grant, seconds: float) -> bool:
+    def _is_noise(self, retry_after: float | None, followers: tuple[float, int]) -> bool:
         """Tell whether refusals have turned out to come at random: no cut was due then."""
-        if self._noise.is_believed:
+        noise, evidence = self._noise, self._evidence
+        if noise.is_believed:
             return False  # there are more of them now than chance brings
-        rates, let_in = {}, 0.0
-        for name, budget in self.budgets.items():
-            amount = grant.spent_with(budget) - budget.spent_when_empty
-            rates[name] = amount / seconds
-            if name == REQUESTS:
-                let_in = amount - 1
-        if not self._noise.note_episode(now, rates, int(let_in)):
+        if evidence.last_seconds > LONGEST_COMPARED_SECONDS or self._belief.knows_limits:
+            evidence.clear(last=1)
+            noise.forget()
             return False
-        self._rates.lift(self._noise)
+        unexplained: float = evidence.unexplained()
+        if _is_worked_out(retry_after):
+            unexplained *= WORKED_OUT_WEIGHT
+        if not noise.weigh(unexplained, int(max(0, evidence.last_calls)), followers):
+            return False
+        self._lift()
         return True
+
+    def _lift(self) -> None:
+        """Go back to the rates from before cuts that no limit of a rate had caused."""
+        self._rates.lift(self._evidence)
+        self._search.begin_anew()
+        self._evidence.clear()
 
     def _bounds(self) -> list[Bound]:
         """Return the rates that two calls right after a refusal are to be compared with."""
@@ -538,9 +563,9 @@ class Admission:
     def _note_second(self, grant: Grant) -> None:
         """See from the first two calls let in since a refusal whether it was chance."""
         noise = self._noise
-        if self._second_calls.note_accepted(grant, noise.proofs_asked) and not noise.is_believed:
+        if self._second_calls.note_accepted(grant, 2) and not noise.is_believed:
             noise.believe(self.refusals / self._epoch.calls)
-            self._rates.lift(noise)
+            self._lift()
 
     def _note_follower(self, grant: Grant, *, was_accepted: bool) -> None:
         """See from the calls after the first refusal whether it meant that the bucket was empty."""
@@ -574,6 +599,11 @@ class Admission:
             if other.source == "unknown" and other.name not in headers:
                 other.release()  # who tells limits tells them all
         self._doubt.note_headers(self.budgets[REQUESTS].limit or 0)
+
+
+def _is_worked_out(retry_after: float | None) -> bool:
+    """Tell whether a Retry-After has fractions: who refuses at random has none to work out."""
+    return retry_after is not None and retry_after % 1 > 0
 
 
 def _told(limits: Limits | None) -> dict[str, float]:
