@@ -280,7 +280,7 @@ class Evidence:
         stretches = [one[name] for one in list(self._stretches)[-last:] if name in one]
         if not stretches:
             return None
-        least = max(1e-3, max(one.least(tolerance) for one in stretches))
+        least = max(1e-3, *(one.least(tolerance) for one in stretches))
         most = min(one.most() for one in stretches)
         if most < least:
             return None

@@ -1,8 +1,8 @@
 """The search for an unknown limit's rate: upwards from the first refusal, until it is enclosed.
 
-Each refusal leaves fewer rates that explain all of them (``evidence.py``). The search goes on in the
-middle of those, more slowly each time, until they are close together; but when a refusal may have
-been chance (``noise.py``), as fast as before.
+Each refusal leaves fewer rates that explain all of them (``evidence.py``). The search goes on in
+the middle of those, more slowly each time, until they are close together; but when a refusal may
+have been chance (``noise.py``), as fast as before.
 """
 
 from __future__ import annotations
