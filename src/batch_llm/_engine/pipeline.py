@@ -6,7 +6,7 @@
           └ Retrier.answer     again or give up                                   (retry.py)
               ├ Gate.enter     when this attempt may start                        (gate.py)
               └ Hedging.make   where asked for: two copies of a slow call         (hedging.py)
-                  └ Exchanger.make   one call, settled                            (exchange.py)
+                  └ Calls.make   one call, settled                                (calls.py)
                       └ Deadline.bound   how long it may take                     (deadlines.py)
                           └ Caller.call  the exchange itself                      (providers/)
 
@@ -18,13 +18,16 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+from collections import deque
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
-from batch_llm._engine.exchange import Progress, describe
+from batch_llm._engine.clock import clock_of
+from batch_llm._engine.progress import Progress
 from batch_llm.base import LLMWorkItem, WorkItemResult
+from batch_llm.core.text import described
 from batch_llm.core.usage import attach_usage, tokens
 from batch_llm.exceptions import AbandonedError, BadOutputError
 from batch_llm.observers.base import ProcessingEvent
@@ -51,7 +54,7 @@ T = TypeVar("T")
 
 logger = logging.getLogger("batch_llm.pipeline")
 
-#: So many results at the most wait to be saved while their workers go on.
+#: When so many results wait to be saved, their workers do so too.
 MOST_UNSAVED = 1024
 #: A post-processor that takes longer is given up; the item's result stands.
 POST_PROCESSOR_SECONDS = 75.0
@@ -85,6 +88,11 @@ class Pipeline:
         self._unsaved = 0
         self._on_saved = self._show_saved
         self._all_saved: asyncio.Future[None] | None = None
+        #: The kind of saving that the store returns.
+        self._saving: type[Saving] | None = None
+        #: Workers that wait until fewer are unsaved, and whether one of them was just woken.
+        self._queue: deque[asyncio.Future[None]] = deque()
+        self._is_waking = False
         #: Until when whoever takes the results has no room for more.
         self._room: asyncio.Future[None] | None = None
         self._content_of = content_of
@@ -96,7 +104,7 @@ class Pipeline:
         self._counts = counts
         self._emit = emit
         self._progress_interval = progress_interval
-        self._time = asyncio.get_running_loop().time
+        self._time = clock_of(asyncio.get_running_loop())
         self.is_abandoned = False
 
     async def handle(self, item: Item, worker: Worker) -> None:
@@ -120,7 +128,13 @@ class Pipeline:
             self._events.emit(ProcessingEvent.ITEM_STARTED, data)
         progress = Progress(item_id)
         try:
-            result = await self._with_middleware(item, worker, progress)
+            if self._middlewares:
+                result = await self._with_middleware(item, worker, progress)
+            else:
+                # Not kept in a name here: see the end of `Retrier.answer`.
+                result = _result(
+                    item, await self._answerer.answer(item, worker, progress), progress
+                )
         except asyncio.CancelledError:
             self._store.forget(item_id, progress.history)
             item.item_id = item_id
@@ -136,9 +150,17 @@ class Pipeline:
             saved = self._store.finish(result, history if origin is None else [*history, origin])
             if saved is not None:
                 if self._hand_over(saved, result, worker, progress):
+                    if self._unsaved >= self._most_unsaved:
+                        await self._wait_for_room(worker)
                     return
                 await self._wait_for(saved, worker)
-        await self._show(result, worker, progress)
+        if self._post_processor is not None:
+            await self._show(result, worker, progress)
+            return
+        self._note_finished(result, worker, progress)
+        if (shown := self._emit(result)) is not None:
+            await shown
+        self._log_progress()
 
     async def _show_kept(self, item: Item, kept: Result, worker: Worker) -> None:
         """Show what an earlier run has brought, as if it came now; nothing is called or booked."""
@@ -164,6 +186,7 @@ class Pipeline:
         return progress
 
     def _stamp(self, result: Result, progress: Progress, started_at: float) -> None:
+        """Write onto a result how it came about."""
         result.attempts = len(progress.history)
         if progress.changes:
             result.changes = tuple(progress.changes)
@@ -184,14 +207,13 @@ class Pipeline:
     ) -> bool:
         """Have a result shown as soon as it is saved; return whether its worker may go on at once.
 
-        Not where the showing takes time of its own, or too much is waiting to be saved already.
+        Not where the showing takes time of its own, or nothing can be saved for now.
         """
-        if (
-            self._post_processor is not None
-            or self._unsaved >= self._most_unsaved
-            or not isinstance(saved, Saving)
-            or saved.is_stuck
-        ):
+        if saved.__class__ is not self._saving:  # to ask whose kind it is takes long
+            if not isinstance(saved, Saving):
+                return False
+            self._saving = saved.__class__
+        if self._post_processor is not None or saved.is_stuck:
             return False
         room = self._room
         if room is not None:
@@ -220,6 +242,33 @@ class Pipeline:
                 self._on_error_of_store(problem)
         if not self._unsaved and self._all_saved is not None and not self._all_saved.done():
             self._all_saved.set_result(None)
+        if self._queue and not self._is_waking:
+            self._wake_next()
+
+    async def _wait_for_room(self, worker: Worker) -> None:
+        """Wait until fewer results wait to be saved; the worker's own one is in good hands."""
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._queue.append(turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if not worker.is_cancelled:
+                raise
+            worker.take_back_cancellation()  # there is no item to give back; the worker ends
+
+    def _wake_next(self) -> None:
+        """Let the next worker go on, and look again when it has come to a halt.
+
+        One whose items take no time may fill the room alone: to wake the others would be in vain.
+        """
+        self._is_waking = False
+        while self._queue and self._unsaved < self._most_unsaved:
+            turn = self._queue.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                self._is_waking = True
+                asyncio.get_running_loop().call_soon(self._wake_next)
+                return
 
     async def show_all(self) -> None:
         """Wait until all that was handed over is saved and shown, however often one is cancelled.
@@ -324,7 +373,7 @@ class Pipeline:
             logger.exception("%s failed on %r; passed over", hook, item_id)
 
     async def _with_middleware(self, item: Item, worker: Worker, progress: Progress) -> Result:
-        changed = await self._before(item, worker) if self._middlewares else item
+        changed = await self._before(item, worker)
         if changed is None:
             return self._skipped(item, progress)
         # Not kept in a name here: see the end of `Retrier.answer`.
@@ -337,19 +386,15 @@ class Pipeline:
     ) -> Result:
         error = outcome.error
         if error is None:
-            result = _success(item, outcome, progress)
-            return await self._after(result, worker) if self._middlewares else result
+            return await self._after(_result(item, outcome, progress), worker)
         progress.error_type = type(error).__name__
         attach_usage(error, progress.usage)
-        if self._middlewares:
-            substitute = await self._on_error(item, error, worker)
-            if substitute is not None:
-                if not any((substitute.token_usage or {}).values()):
-                    substitute.token_usage = progress.usage  # the failed attempts were paid for
-                return substitute
-        result = _failure(item, error, progress)
-        result.model, result.gemini_safety_ratings = outcome.model, outcome.safety_ratings
-        return result
+        substitute = await self._on_error(item, error, worker)
+        if substitute is None:
+            return _result(item, outcome, progress)
+        if not any((substitute.token_usage or {}).values()):
+            substitute.token_usage = progress.usage  # the failed attempts were paid for
+        return substitute
 
     @staticmethod
     def _skipped(item: Item, progress: Progress) -> Result:
@@ -420,17 +465,27 @@ def as_asked(request: Request, output: Any) -> Any:
         return output
 
 
-def _success(item: Item, outcome: Outcome, progress: Progress) -> Result:
-    result: Result = WorkItemResult(
-        item.item_id,
-        True,
-        outcome.output,
-        None,
-        item.context,
-        progress.usage,
-        outcome.safety_ratings,
-    )
-    result.model, result.response_body = outcome.model, outcome.body
+def _result(item: Item, outcome: Outcome, progress: Progress) -> Result:
+    """Make an outcome the result of its item."""
+    error = outcome.error
+    if error is None:
+        return WorkItemResult(
+            item.item_id,
+            True,
+            outcome.output,
+            None,
+            item.context,
+            progress.usage,
+            outcome.safety_ratings,
+            None,
+            0,
+            0.0,
+            outcome.model,
+            outcome.body,
+        )
+    attach_usage(error, progress.usage)
+    result = _failure(item, error, progress)
+    result.model, result.gemini_safety_ratings = outcome.model, outcome.safety_ratings
     return result
 
 
@@ -439,7 +494,7 @@ def _failure(item: Item, error: Exception, progress: Progress) -> Result:
     result: Result = WorkItemResult(
         item.item_id,
         success=False,
-        error=describe(error),
+        error=described(error),
         context=item.context,
         token_usage=progress.usage,
     )

@@ -124,6 +124,7 @@ class Evidence:
         "_points",
         "_refused",
         "_stretches",
+        "behind",
         "is_corrected",
     )
 
@@ -139,6 +140,8 @@ class Evidence:
         self._last = self._newest = 0
         #: Calls between those two that were refused.
         self._refused = 0
+        #: The followers of the refused call before the last.
+        self.behind: tuple[float, int] = (0.0, 0)
         #: Whether calls were taken back since a stretch was ended.
         self.is_corrected = False
 
@@ -157,6 +160,7 @@ class Evidence:
         requests = self._budgets[REQUESTS]
         before, number = grant.charged_before(requests), requests.number
         points = [point for point in self._points if point[1][number] <= before]
+        self.behind = self.followers
         stretch = {}
         for name, budget in self._budgets.items():
             if budget.number >= len(grant.spent_then):

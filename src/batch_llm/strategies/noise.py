@@ -70,6 +70,11 @@ class Noise:
         return self.chance > 0
 
     @property
+    def times_asked(self) -> float:
+        """How many times as much is asked for as at first, because it was refuted."""
+        return self._asked / WEIGHT_ASKED
+
+    @property
     def is_suspected(self) -> bool:
         """Whether the last refusal was not explained by a bucket."""
         return self._weight > 0
