@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from admissions import ONE, admission, start_all
 from batch_llm.strategies.dimensions import REQUESTS
-from batch_llm.strategies.doubt import Doubt
+from batch_llm.strategies.doubt import DOUBT_LEAST, Doubt
 from batch_llm.strategies.grants import Grant
 
 
@@ -50,3 +54,34 @@ def test_how_long_a_call_is_in_doubt_follows_the_refusals_within_bounds():
 
     doubt.note_refused(60.0)
     assert doubt.seconds == 2.0
+
+
+@given(
+    st.floats(2.0, 600.0),
+    st.integers(0, 20_000),
+    st.integers(1, 300),
+    st.sampled_from([0.0, 600.0, 30_000.0]),
+    st.booleans(),
+)
+def test_calls_let_in_many_at_once_count_as_one_by_one(limit, before, calls, told, is_told):
+    at_once, one_by_one = Doubt(told, is_told=is_told), Doubt(told, is_told=is_told)
+    at_once.limit = one_by_one.limit = limit
+
+    at_once.note_accepted(before + calls, calls)
+    for accepted in range(before + 1, before + calls + 1):
+        one_by_one.note_accepted(accepted)
+
+    assert at_once.limit == pytest.approx(one_by_one.limit)
+
+
+def test_calls_answered_while_calm_let_more_be_in_doubt():
+    one = admission(dimensions=(REQUESTS,))
+    for n in range(40):
+        one.accepted(n, one.start(n, ONE))
+
+    started = 0
+    while one.wait(40.0, ONE) == 0:
+        one.start(40.0, ONE)
+        started += 1
+
+    assert started == DOUBT_LEAST
