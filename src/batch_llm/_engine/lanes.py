@@ -115,7 +115,7 @@ class Lane:
         self.was_asked = False
         self.asking: asyncio.Task[None] | None = None
         self.queue = Queue(name)
-        self.sizes = Sizes(facts)
+        self.sizes = Sizes(facts.charges)
         #: The one place, where there are no others to choose from.
         self.only = places[0] if len(places) == 1 else None
         #: What is not charged there yet.

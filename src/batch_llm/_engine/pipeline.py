@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+from collections import deque
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -53,7 +54,7 @@ T = TypeVar("T")
 
 logger = logging.getLogger("batch_llm.pipeline")
 
-#: So many results at the most wait to be saved while their workers go on.
+#: When so many results wait to be saved, their workers do so too.
 MOST_UNSAVED = 1024
 #: A post-processor that takes longer is given up; the item's result stands.
 POST_PROCESSOR_SECONDS = 75.0
@@ -87,6 +88,11 @@ class Pipeline:
         self._unsaved = 0
         self._on_saved = self._show_saved
         self._all_saved: asyncio.Future[None] | None = None
+        #: The kind of saving that the store returns.
+        self._saving: type[Saving] | None = None
+        #: Workers that wait until fewer are unsaved, and whether one of them was just woken.
+        self._queue: deque[asyncio.Future[None]] = deque()
+        self._is_waking = False
         #: Until when whoever takes the results has no room for more.
         self._room: asyncio.Future[None] | None = None
         self._content_of = content_of
@@ -144,6 +150,8 @@ class Pipeline:
             saved = self._store.finish(result, history if origin is None else [*history, origin])
             if saved is not None:
                 if self._hand_over(saved, result, worker, progress):
+                    if self._unsaved >= self._most_unsaved:
+                        await self._wait_for_room(worker)
                     return
                 await self._wait_for(saved, worker)
         if self._post_processor is not None:
@@ -199,14 +207,13 @@ class Pipeline:
     ) -> bool:
         """Have a result shown as soon as it is saved; return whether its worker may go on at once.
 
-        Not where the showing takes time of its own, or too much is waiting to be saved already.
+        Not where the showing takes time of its own, or nothing can be saved for now.
         """
-        if (
-            self._post_processor is not None
-            or self._unsaved >= self._most_unsaved
-            or not isinstance(saved, Saving)
-            or saved.is_stuck
-        ):
+        if saved.__class__ is not self._saving:  # to ask whose kind it is takes long
+            if not isinstance(saved, Saving):
+                return False
+            self._saving = saved.__class__
+        if self._post_processor is not None or saved.is_stuck:
             return False
         room = self._room
         if room is not None:
@@ -235,6 +242,33 @@ class Pipeline:
                 self._on_error_of_store(problem)
         if not self._unsaved and self._all_saved is not None and not self._all_saved.done():
             self._all_saved.set_result(None)
+        if self._queue and not self._is_waking:
+            self._wake_next()
+
+    async def _wait_for_room(self, worker: Worker) -> None:
+        """Wait until fewer results wait to be saved; the worker's own one is in good hands."""
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._queue.append(turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if not worker.is_cancelled:
+                raise
+            worker.take_back_cancellation()  # there is no item to give back; the worker ends
+
+    def _wake_next(self) -> None:
+        """Let the next worker go on, and look again when it has come to a halt.
+
+        One whose items take no time may fill the room alone: to wake the others would be in vain.
+        """
+        self._is_waking = False
+        while self._queue and self._unsaved < self._most_unsaved:
+            turn = self._queue.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                self._is_waking = True
+                asyncio.get_running_loop().call_soon(self._wake_next)
+                return
 
     async def show_all(self) -> None:
         """Wait until all that was handed over is saved and shown, however often one is cancelled.

@@ -112,11 +112,12 @@ class Run:
         self.is_finished = False
         #: What earlier sessions of the run have spent.
         self._before = Spent([], [])
+        self._has_begun = False
         self._ended_at: float | None = None
         self._counts = Counts(loop.time())
         self._events = EventDispatcher(setup.observers)
         self._gate = self._make_gate(setup)
-        if config.max_cost_usd is not None or config.max_total_tokens is not None:
+        if config.max_cost_usd is not None or config.max_tokens_total is not None:
             self._gate = self._make_spending_gate(setup)
         calls = Calls(
             caller=setup.caller,
@@ -129,7 +130,7 @@ class Run:
             book=self._book,
             size_of=size_of,
         )
-        self._hedging = self._make_hedging(calls) if config.hedge == "drain" else None
+        self._hedging = self._make_hedging(calls) if config.hedge else None
         self._stops = Stops(setup.caller, self._counts)
         retrier = Retrier(
             make_call=calls.make if self._hedging is None else self._hedging.make,
@@ -184,7 +185,7 @@ class Run:
             assert setup.rate_limit_strategy is not None  # noqa: S101 - one of the two is given
             most = setup.config.most_in_flight
             return CooldownGate(most, setup.rate_limit_strategy, self._events.emit)
-        pause = setup.config.longest_pause
+        pause = setup.config.longest_pause_seconds
         return AdmissionGate(
             setup.lanes,
             self._events.emit,
@@ -196,7 +197,7 @@ class Run:
     def _make_spending_gate(self, setup: Setup) -> Gate:
         config = self._config
         cap = config.max_cost_usd
-        purse = Purse(None if cap is None else Decimal(str(cap)), config.max_total_tokens)
+        purse = Purse(None if cap is None else Decimal(str(cap)), config.max_tokens_total)
         return SpendingGate(self._gate, setup.caller, purse, config.prices, self._stop_at)
 
     def _watched(self, emit: Emit) -> Emit:
@@ -261,7 +262,7 @@ class Run:
         if begun is not None:
             await begun
         if self._book is not None:
-            self._before = self._book.spent()
+            self._before, self._has_begun = self._book.spent(), True
             if isinstance(self._gate, SpendingGate):
                 self._gate.begin_with(self._before)
         self._skip_what_is_kept()
@@ -280,6 +281,7 @@ class Run:
             self._pool.raise_error()
         finally:
             self._store.end_run()
+            self._before = self._spent_before()  # the store may go on with another run
             self.is_finished = True
             if timer is not None:
                 timer.cancel()
@@ -342,8 +344,14 @@ class Run:
             cooldown_reason=self._cooldown_reason(pauses) if gate.is_cooling else None,
             pauses=pauses,
             limits=gate.limits(),
-            before=self._before,
+            before=self._spent_before(),
         )
+
+    def _spent_before(self) -> Spent:
+        """Return what earlier sessions of the run have spent, as is known by now."""
+        if self._book is None or not self._has_begun or self.is_finished:
+            return self._before
+        return self._book.spent()
 
     def _cooldown_reason(self, pauses: list[LanePause]) -> str | None:
         """Tell why all wait: the words of the last refusal, or the limit that is used up."""

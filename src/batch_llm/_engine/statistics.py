@@ -100,6 +100,8 @@ class Statistics(msgspec.Struct, frozen=True, kw_only=True):
         usage_before: The same of earlier sessions of the run, from its ledger.
         usage_at_most: Of calls that were under way when a process of the run was killed: nobody
             knows what they took, and this is the most, with ``calls`` as their number.
+        usage_likely: What the same calls are likely to have taken, as the run's other calls tell;
+            without those of models that have had no other call yet.
         stopped_by: The setting that ended the run early (``max_cost_usd`` and the like), or None.
         stop_reason: How that came, as a sentence; None when it did not.
         state: ``running``, ``cooling``, ``draining`` or ``finished``.
@@ -143,6 +145,7 @@ class Statistics(msgspec.Struct, frozen=True, kw_only=True):
     usage: list[ModelUsage]
     usage_before: list[ModelUsage]
     usage_at_most: list[ModelUsage]
+    usage_likely: list[ModelUsage]
     stopped_by: str | None
     stop_reason: str | None
     state: str
@@ -279,6 +282,7 @@ class Counts:
             usage=usage,
             usage_before=[] if before is None else before.usage,
             usage_at_most=[] if before is None else before.at_most,
+            usage_likely=[] if before is None else list(before.likely),
             stopped_by=self.stopped_by,
             stop_reason=self.stop_reason,
             state=state,

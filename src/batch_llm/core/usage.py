@@ -170,7 +170,7 @@ def usage_by_kind(
     written_1h: int | None = None,
     thought: int | None = None,
 ) -> dict[str, int]:
-    """Return the usage of one call, of counts that are no less than 0.
+    """Return the usage of one call. Counts below 0 are nonsense of a server, and count as 0.
 
     Kinds are contained in their totals, whatever a server says: where its parts are more than their
     total, the total is raised. Kinds of which nothing was told (None) are left out.
@@ -184,9 +184,13 @@ def usage_by_kind(
         thought: Output that was thought and not said.
     """
     if written_1h is not None:
+        written_1h = max(0, written_1h)
         written = max(written or 0, written_1h)
-    sent = max(sent, (read or 0) + (written or 0))
-    got = max(got, thought or 0)
+    read = None if read is None else max(0, read)
+    written = None if written is None else max(0, written)
+    thought = None if thought is None else max(0, thought)
+    sent = max(0, sent, (read or 0) + (written or 0))
+    got = max(0, got, thought or 0)
     usage = {"input_tokens": sent, "output_tokens": got, "total_tokens": sent + got}
     if read is not None:
         usage["cache_read_tokens"] = read

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import platform
 import sqlite3
@@ -34,7 +33,7 @@ FOLDER = Path(".batch-llm")
 RUNS = FOLDER / "runs"
 _SUFFIX = ".sqlite"
 #: Of a ledger's files; the first one is the ledger itself.
-_PARTS = ("", "-wal", "-shm", "-calls")
+_PARTS = ("", "-wal", "-shm", "-calls", "-rows", "-output")
 _SHOWN_CHARACTERS = 40
 _LONGEST_NAME = 100
 
@@ -354,5 +353,7 @@ def put_aside(path: Path) -> None:
         if type(error.__cause__) is not sqlite3.DatabaseError:  # damaged: nobody can run it
             raise
     for part in _PARTS:
-        with contextlib.suppress(FileNotFoundError):
+        try:
             Path(f"{path}{part}").replace(f"{path}.old{part}")
+        except FileNotFoundError:  # what an earlier one had is not this one's
+            Path(f"{path}.old{part}").unlink(missing_ok=True)

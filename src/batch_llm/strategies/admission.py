@@ -26,6 +26,7 @@ import random
 from typing import TYPE_CHECKING
 
 from batch_llm.strategies.belief import Belief, Known
+from batch_llm.strategies.blame import blamed
 from batch_llm.strategies.budgets import Budget
 from batch_llm.strategies.closure import Closure, learn_from_closure
 from batch_llm.strategies.costs import FIELDS, NOTHING, PENDING, Cost
@@ -40,7 +41,7 @@ from batch_llm.strategies.dimensions import (
 )
 from batch_llm.strategies.doubt import Doubt
 from batch_llm.strategies.epochs import Epoch
-from batch_llm.strategies.first_refusal import FirstRefusal, explains_used_up
+from batch_llm.strategies.first_refusal import FirstRefusal, explains_used_up, hold_less
 from batch_llm.strategies.gate import PROBE_SECONDS, Gate
 from batch_llm.strategies.grants import Grant, Refusal
 from batch_llm.strategies.header_belief import used_up
@@ -52,7 +53,7 @@ from batch_llm.strategies.second_calls import FASTEST_TRIED, Bound, SecondCalls,
 from batch_llm.strategies.slots import Slots
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from batch_llm.core.config import Limits
     from batch_llm.strategies.header_belief import LimitHeader
@@ -246,8 +247,8 @@ class Admission:
                 the estimate whatever happens.
             headers: What the answer says of the limits.
         """
-        self._release(grant)
-        self.end(now, grant)
+        self._leave(grant)
+        self._end(now, grant)
         if used is not None:
             self._correct(now, grant, used)
         if headers:
@@ -257,18 +258,21 @@ class Admission:
         """Close the grant of a call that was answered, while calm: it is settled later."""
         grant.is_open = False
         self.in_flight -= 1
-        self._overload.note_answer(now, grant.is_probe)
         epoch = self._epoch
-        if self.is_calm and epoch.accepted:
-            if grant.is_in_doubt:
-                grant.is_in_doubt = False
-                doubt = self._doubt
-                doubt.calls -= 1
-                epoch.accepted += 1
-                self._accepted += 1
-                self._uncounted += 1
+        if not (epoch.accepted and grant.is_in_doubt):
+            self._end(now, grant)
             return
-        if grant.epoch == 0 and epoch.number == 1:
+        # As long as nothing is limited and nothing was refused, that is all.
+        self._overload.note_answer(now, grant.is_probe)
+        grant.is_in_doubt = False
+        self._doubt.calls -= 1
+        epoch.accepted += 1
+        self._accepted += 1
+        self._uncounted += 1
+
+    def _end(self, now: float, grant: Grant) -> None:
+        self._overload.note_answer(now, grant.is_probe)
+        if grant.epoch == 0 and self._epoch.number == 1:
             self._note_follower(grant, was_accepted=True)
         if grant.is_in_doubt:
             self._confirm(now, grant)
@@ -342,6 +346,7 @@ class Admission:
             return Refusal(self._cut(now, grant, retry_after, named), 0.0)
         if grant.epoch == 0 and self._epoch.number == 1:
             self._note_follower(grant, was_accepted=False)
+            hold_less(self.budgets[REQUESTS], grant.at - self._epoch.began_at)
         if retry_after is not None:
             self._gate.keep_closed(now + retry_after)
         return Refusal(False, 0.0)
@@ -539,44 +544,66 @@ class Admission:
             self._close_gate(now, retry_after)
             return True
         bounds = [] if is_closed_still else self._bounds()
-        if not is_closed_still and not self._cut_rates(now, grant, named):
+        is_of_told = belief.is_first and belief.is_told
+        is_used_up = is_of_told and explains_used_up(self.budgets, grant, grant.at - epoch.began_at)
+        emptied = self._emptied(now, named, is_closed_still=is_closed_still)
+        if not is_closed_still and not self._cut_rates(now, grant, () if is_used_up else emptied):
             return False
-        for name, budget in self.budgets.items():
-            budget.windows.distrust(now)
+        requests = self.budgets[REQUESTS]
+        thought = requests.thought_at(now, grant)
+        is_explained = any(budget.windows.is_used_up(now) for budget in self.budgets.values())
+        for budget in self.budgets.values():
+            if not is_explained:
+                budget.windows.distrust(now)
             budget.note_cut()
-            if named is None or name == named:
+            if budget in emptied:
                 self._drain(now, budget, grant, retry_after)
-        if belief.is_first:
+        was_first, belief.is_first = belief.is_first, False
+        if was_first:
             self._closure.expect(self.budgets.values(), retry_after)
             self._first.note(grant, self._doubt.limit)
-        belief.is_first = False
         epoch.close()
         self._rates.grown_at = now
         is_trial = self._second_calls.begin(now + (retry_after or 0.0), grant, bounds)
         if not is_trial or retry_after is not None:
             self._close_gate(now, retry_after)
-        self.budgets[REQUESTS].keep_empty(gate.closed_until)
+        requests.keep_empty(gate.closed_until)
+        if belief.sees_headers and not (was_first or requests.is_window):
+            requests.headers.others.note_refused(
+                now, gate.closed_until, thought, requests.capacity, requests.ceiling
+            )
         if not belief.knows_limits:
             self._doubt.fit_to_cut(self.requests_per_second)
+        elif belief.is_told:
+            self._doubt.fit_to_told(
+                is_counted=any(budget.windows.may_be_counted for budget in emptied)
+            )
         return True
 
-    def _cut_rates(self, now: float, grant: Grant, named: str | None) -> bool:
-        """Cut the rates of the dimension that is named, or of all; not when it was chance."""
+    def _cut_rates(self, now: float, grant: Grant, cut: Collection[Budget]) -> bool:
+        """Cut the rates of some budgets; of none when it was chance."""
         epoch, belief, budgets = self._epoch, self._belief, self.budgets
         seconds = max(grant.at - epoch.cut_at, 1e-3)
         cuts = self._search.judge(grant, seconds, budgets.values())
         if not belief.is_first and self._is_noise(now, grant, seconds):
             return False
-        is_of_told = belief.is_first and belief.is_told
-        if not (is_of_told and explains_used_up(budgets, grant, grant.at - epoch.began_at)):
-            for name, budget in budgets.items():
-                if named is None or name == named:
-                    self._rates.cut(now, budget, grant, seconds)
+        for budget in cut:
+            self._rates.cut(now, budget, grant, seconds)
         self._search.note_cut(cuts)
         self._rates.keep_in_step()
         belief.is_searching = self._search.goes_on
         epoch.note_empty(grant, budgets.values())
         return True
+
+    def _emptied(
+        self, now: float, named: str | None, *, is_closed_still: bool
+    ) -> Collection[Budget]:
+        """Return the budgets that a refusal shows to be empty."""
+        if named is not None:
+            return [self.budgets[named]]
+        if is_closed_still or not self._belief.is_told:
+            return self.budgets.values()
+        return blamed(self.budgets.values(), now, is_first=self._belief.is_first)
 
     def _drain(self, now: float, budget: Budget, grant: Grant, retry_after: float | None) -> None:
         """Take a budget for empty, because it refused a call."""
@@ -669,7 +696,10 @@ class Admission:
         for other in self.budgets.values():
             if other.source == "unknown" and other.name not in headers:
                 other.release()  # who tells limits tells them all
-        self._doubt.note_headers(self.budgets[REQUESTS].limit or 0)
+        requests = self.budgets[REQUESTS]
+        self._doubt.note_headers(requests.limit or 0)
+        if not requests.is_window and requests.headers.others.are_there(now, requests.ceiling):
+            self._doubt.keep_to(requests.rate, requests.level)
 
 
 def _told(limits: Limits | None) -> dict[str, float]:
