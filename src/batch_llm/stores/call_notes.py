@@ -3,7 +3,8 @@
 The notes are in a file that is mapped into memory: writing one costs less than a microsecond and no
 system call, and what was written stays whatever becomes of the process. (A loss of power may take
 it along; then calls in flight are not known of.) A note is written before its call is sent, and
-let go of when the call is booked in the ledger.
+let go of when the call is booked in the ledger. It is no note of a call that waits for its
+connection: that has cost nothing yet.
 """
 
 from __future__ import annotations
@@ -27,8 +28,10 @@ _HEAD_BYTES, _SLOT_BYTES, _FIRST_SLOTS = 4096, 256, 256
 #: Magic, session, and the length of the names after it.
 _HEAD = struct.Struct("<24sqi")
 #: The number of the item (0: free), attempt, name, start; what is known of its size; id and digest
-#: of the item; the number again: a note that is not whole has two. Then tokens, of none so far.
-_NOTE = struct.Struct("<qiid qqqqq? B64s B16s q 62x")
+#: of the item; the number again: a note that is not whole has two; whether the call is still here,
+#: not sent yet. Then tokens, of none so far.
+_NOTE = struct.Struct("<qiid qqqqq? B64s B16s q ? 61x")
+_HELD_AT = 155
 #: Tokens, and that they are known.
 _USAGE = struct.Struct("<7Q ?")
 _USAGE_AT = 160
@@ -156,9 +159,17 @@ class CallNotes:
             sent, further, -1 if most is None else most,
             -1 if told_in is None else told_in, -1 if told_out is None else told_out, is_seen,
             len(key) if len(key) <= _LONGEST_ID else _LONGEST_ID + 1, key,
-            len(content), content, number,
+            len(content), content, number, False,
         )  # fmt: skip
         return at
+
+    def hold(self, at: int) -> None:
+        """Note that a call has not left the process yet: whoever finds the note may forget it."""
+        self._map[at + _HELD_AT] = 1
+
+    def let_leave(self, at: int) -> None:
+        """Note that it leaves now."""
+        self._map[at + _HELD_AT] = 0
 
     def tell(self, at: int, usage: dict[str, int]) -> None:
         """Note what a call took."""
@@ -235,7 +246,7 @@ def _notes_in(content: bytes | mmap.mmap) -> Iterator[CallNote]:
         names = msgspec.json.decode(content[start : start + length], type=list[BilledAs])
     for at in range(_HEAD_BYTES, len(content) - _SLOT_BYTES + 1, _SLOT_BYTES):
         found = _NOTE.unpack_from(content, at)
-        if not found[0] or found[0] != found[-1]:
+        if not found[0] or found[0] != found[14] or found[15]:
             continue
         number, attempt, name, started_at, sent, further, most, told_in, told_out = found[:9]
         is_seen, key_length, key, content_length, asked = found[9:14]

@@ -77,7 +77,7 @@ def explains_used_up(budgets: Mapping[str, Budget], grant: Grant, seconds: float
         seconds: Since the start.
     """
     is_counted = [
-        budget.windows.seems_counted(grant.spent_before(budget), seconds)
+        budget.windows.seems_counted(grant.spent_before(budget), budget.spent, seconds)
         for budget in budgets.values()
     ]
     if any(is_counted):
@@ -86,3 +86,14 @@ def explains_used_up(budgets: Mapping[str, Budget], grant: Grant, seconds: float
     held = requests.capacity
     requests.learn_capacity(grant.spent_with(requests), seconds)
     return requests.capacity < held
+
+
+def hold_less(requests: Budget, seconds: float) -> None:
+    """Learn from another call refused with the first that a small bucket holds even less.
+
+    Args:
+        requests: Told, else nothing is learned.
+        seconds: From the start until the call was sent.
+    """
+    if requests.capacity < requests.told_capacity:
+        requests.learn_capacity(requests.spent, seconds)

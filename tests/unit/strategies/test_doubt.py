@@ -50,3 +50,33 @@ def test_how_long_a_call_is_in_doubt_follows_the_refusals_within_bounds():
 
     doubt.note_refused(60.0)
     assert doubt.seconds == 2.0
+
+
+def test_more_calls_are_in_doubt_at_the_start_the_higher_the_told_limit_is():
+    limits = (10.0, 200.0, 6000.0)
+
+    assert [Doubt(limit, is_told=True).limit for limit in limits] == [2.0, 10.0, 24.0]
+    assert Doubt(0.0, is_told=True).limit == 2.0
+
+
+def test_whoever_let_a_quarter_of_a_told_minute_in_at_once_is_trusted_with_as_much_again():
+    doubt = Doubt(600.0, is_told=True)
+
+    for accepted in range(1, 150):
+        doubt.note_accepted(accepted)
+    assert doubt.limit == 32
+    doubt.note_accepted(150)
+    assert doubt.limit == 150
+
+
+def test_after_a_refusal_a_told_limit_is_trusted_no_further_than_at_first():
+    doubt = Doubt(600.0, is_told=True)
+    doubt.note_accepted(150)
+
+    doubt.fit_to_told(is_counted=False)
+    assert doubt.limit == 32
+    doubt.note_accepted(300)
+    assert doubt.limit == 32
+
+    doubt.fit_to_told(is_counted=True)
+    assert doubt.limit == 2
