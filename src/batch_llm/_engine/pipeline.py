@@ -26,7 +26,12 @@ import msgspec
 from batch_llm._engine.exchange import Progress, describe
 from batch_llm.base import LLMWorkItem, WorkItemResult
 from batch_llm.core.usage import attach_usage, tokens
-from batch_llm.exceptions import AbandonedError, BadOutputError
+from batch_llm.exceptions import (
+    AbandonedError,
+    BadOutputError,
+    LaneStoppedError,
+    LimitPauseError,
+)
 from batch_llm.observers.base import ProcessingEvent
 from batch_llm.stores.base import CACHED, SHARED, Saving
 from batch_llm.strategies.errors import ErrorCode
@@ -444,4 +449,6 @@ def _failure(item: Item, error: Exception, progress: Progress) -> Result:
         token_usage=progress.usage,
     )
     result.error_code = (progress.error_code or ErrorCode.INTERNAL).value
+    if isinstance(error, LaneStoppedError | LimitPauseError):
+        result.stop = error
     return result

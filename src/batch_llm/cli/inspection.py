@@ -10,7 +10,9 @@ from typing import Any
 import msgspec
 
 from batch_llm.cli.command import check_paths
+from batch_llm.cli.costs import cost_summary
 from batch_llm.cli.exit_codes import ExitCode
+from batch_llm.core.prices import Prices
 from batch_llm.core.text import safe
 from batch_llm.exceptions import BatchLLMError, InputError
 from batch_llm.inputs import Row
@@ -21,6 +23,11 @@ from batch_llm.stores.sqlite import SqliteLedger
 from batch_llm.stores.values import reused
 
 _MOST_MODELS = 10
+#: Of a ledger whose manifest was emptied, or of one that a processor made and no run.
+NO_SETTINGS = (
+    "nothing says what it was made with; the run's command, given again, notes that, and keeps the "
+    "rows that ask what they asked"
+)
 _SETTLED = (ItemState.DONE, ItemState.FAILED)
 
 
@@ -34,6 +41,7 @@ def list_runs(*, as_json: bool) -> int:
                 manifest = ledger.manifest()
                 row |= {str(state): count for state, count in ledger.counts().items()}
                 row["model"] = (manifest.get("settings") or {}).get("model")
+                row["has_settings"] = bool(manifest.get("settings"))
         except BatchLLMError as error:
             row["error"] = str(error)
         changed = datetime.fromtimestamp(path.stat().st_mtime, UTC)
@@ -45,12 +53,16 @@ def list_runs(*, as_json: bool) -> int:
         facts = (
             f"cannot be read: {safe(row['error'])}"
             if "error" in row
-            else f"{row['done']:>9,} done {row['failed']:>7,} failed  {safe(row['model'])}"
+            else f"{row['done']:>9,} done {row['failed']:>7,} failed  {_model_of(row)}"
         )
         print(f"{safe(row['run']):<32} {row['changed'][:16].replace('T', ' ')}  {facts}")
     if not rows:
         print("no runs here")
     return ExitCode.OK
+
+
+def _model_of(row: dict[str, Any]) -> str:
+    return safe(row["model"]) if row["has_settings"] else "its settings are gone: see `verify`"
 
 
 def show_run(run: str | None, *, failed: bool, item_id: str | None, settings: bool) -> int:
@@ -81,6 +93,7 @@ def show_run(run: str | None, *, failed: bool, item_id: str | None, settings: bo
         for code, count in codes.most_common():
             print(f"    {safe(code):<20} {count:>7,}")
         print(f"  tokens    {tokens['input_tokens']:,} in, {tokens['output_tokens']:,} out")
+        print(f"  cost      {_cost_of(ledger)}")
         for model, count in models.most_common(_MOST_MODELS):
             print(f"  answered by {safe(model, 60)}  {count:,}")
         if counts[ItemState.FAILED]:
@@ -88,8 +101,27 @@ def show_run(run: str | None, *, failed: bool, item_id: str | None, settings: bo
     return ExitCode.OK
 
 
+def _cost_of(ledger: SqliteLedger) -> str:
+    """Return what all calls have cost, by the prices that the run was last given."""
+    file = (ledger.manifest().get("flags") or {}).get("prices")
+    try:
+        prices = Prices() if file is None else Prices.from_file(file)
+    except (BatchLLMError, OSError):
+        return f"unknown: its prices in {safe(file)} cannot be read"
+    spent = ledger.spent_so_far()
+    bill = prices.bill(spent.usage)
+    return cost_summary(
+        bill._replace(
+            cut_off_calls=sum(one.calls for one in spent.at_most),
+            cut_off_usd=prices.at_most(spent.at_most).known_usd,
+        )
+    )
+
+
 def _show_settings(ledger: SqliteLedger) -> int:
     manifest = ledger.manifest()
+    if not manifest.get("settings"):
+        print(NO_SETTINGS)
     for name, value in (manifest.get("settings") or {}).items():
         print(f"{safe(name):<14} {safe(value)}")
     servers = ", ".join(manifest.get("servers") or ())

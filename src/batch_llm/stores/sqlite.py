@@ -743,6 +743,13 @@ class SqliteLedger:
         row = self._row_of(item_id)
         return [] if row is None else list(map(_read_attempt, self._rows("tries", (row[0],))))
 
+    def spent_so_far(self) -> Spent:
+        """Return what all sessions of the run have spent, as far as it is booked."""
+        try:
+            return spent_so_far(self._reading)
+        except sqlite3.Error as error:
+            raise LedgerError(str(self.path), reason_of(error, _REASONS)) from error
+
     def retry(self, codes: Collection[str] | None = None, content: bytes | None = None) -> int:
         """Make failed items pending, so that they are tried again.
 
