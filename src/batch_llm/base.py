@@ -142,6 +142,8 @@ class WorkItemResult(Generic[TOutput, TContext]):
         is_cached: Whether it comes from a cache, and no call was made.
         shared_with: The id of the item whose answer, or failure, this is: it asked the same, and
             was in work; None where there is no such item. Its tokens are booked there.
+        stop: What keeps the item from being sent, where that is no fault of it and others fail
+            with it too: a ``LaneStoppedError`` or ``LimitPauseError`` of this session.
     """
 
     item_id: str
@@ -160,6 +162,7 @@ class WorkItemResult(Generic[TOutput, TContext]):
     is_cached: bool = False
     shared_with: str | None = None
     changes: tuple[str, ...] = ()
+    stop: Exception | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(slots=True)
