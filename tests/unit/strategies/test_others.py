@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from admissions import ONE, admission
+from admissions import ONE, admission, start_all
 from batch_llm.strategies.admission import Admission
 from batch_llm.strategies.dimensions import REQUESTS
 from batch_llm.strategies.doubt import DOUBT_SHARED, Doubt
@@ -151,3 +151,22 @@ def test_what_a_closed_gate_saves_up_is_not_sent_in_one_burst_with_headers_eithe
     assert one.closed_until >= 3.0
     one.budgets[REQUESTS].refill(one.closed_until)
     assert one.budgets[REQUESTS].level <= 1
+
+
+def sent_at_once(others_per_second):
+    """Return the calls sent at once after four seconds with ten calls a second of ours."""
+    one = admission(dimensions=(REQUESTS,))
+    one._doubt.limit = 400.0
+    left = 1000.0
+    for number in range(40):
+        now = 0.1 * number
+        grant = one.start(now, ONE)
+        left = min(1000.0, left + 0.1 * RATE) - 1 - 0.1 * others_per_second
+        header = LimitHeader(60 * RATE, left, (1000 - left) / RATE)
+        one.accepted(now + 0.01, grant, None, {REQUESTS: header})
+    return len(start_all(one, now + 0.01))
+
+
+def test_where_others_take_their_part_what_is_left_is_not_sent_for_at_once():
+    assert sent_at_once(others_per_second=0) >= 400
+    assert sent_at_once(others_per_second=190) <= 150  # a quarter of the 600 that are left
