@@ -2,9 +2,10 @@
 
     uv run --group bench python benchmarks/ledger.py [--items N] [--resumed N] [--rounds N]
 
-Each measurement is a process of its own; with and without a ledger are interleaved, medians are
-shown, with the range in brackets. The peer is bare ``sqlite3``: the same rows into the same tables,
-by ``executemany`` in transactions of 1,000, on disk with the same promises.
+Each measurement is a process of its own, and a new run; another one warms up before. With and
+without a ledger are interleaved, medians are shown, with the range in brackets. The peer is bare
+``sqlite3``: the same rows into the same tables, by ``executemany`` in transactions of 1,000, on
+disk with the same promises.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ PAYLOAD_USAGE = '{"input_tokens":100,"output_tokens":400,"total_tokens":500}'
 WARM_UP = 2000
 
 
-def opened(folder, is_on):
-    return SqliteLedger(Path(folder, "run.sqlite")) if is_on else nullcontext()
+def opened(folder, is_on, name="run"):
+    return SqliteLedger(Path(folder, f"{name}.sqlite")) if is_on else nullcontext()
 
 
 async def answer(attempt, timeout):
@@ -99,11 +100,11 @@ def bare(folder, count):
 
 def engine(folder, count, is_on):
     """No-op items through the whole engine: results a second and CPU per item."""
-    with opened(folder, is_on) as ledger:
+    with opened(folder, is_on, "before") as before, opened(folder, is_on) as ledger:
 
         async def run():
+            await drain(built(500, before).stream(items(WARM_UP, answer)))
             processor = built(500, ledger)
-            await drain(processor.stream(items(WARM_UP, answer, start=10**9)))
             began, cpu = time.perf_counter(), time.process_time()
             await drain(processor.stream(items(count, answer)))
             return count / (time.perf_counter() - began), (time.process_time() - cpu) / count * 1e6
@@ -117,7 +118,7 @@ def requests(folder, count, is_on):
     server = multiprocessing.Process(target=http_clients.serve, args=(far,), daemon=True)
     server.start()
     url = f"http://127.0.0.1:{near.recv()}/v1/chat/completions"
-    with opened(folder, is_on) as ledger:
+    with opened(folder, is_on, "before") as before, opened(folder, is_on) as ledger:
 
         async def run():
             def asked(count, start=0):
@@ -127,8 +128,8 @@ def requests(folder, count, is_on):
 
             base_url = url.removesuffix("/chat/completions")
             async with open_model("openai-chat:m", base_url=base_url, ignore_slots=True) as model:
+                await drain(built(500, before, requests=model).stream(asked(WARM_UP)))
                 processor = built(500, ledger, requests=model)
-                await drain(processor.stream(asked(WARM_UP, 10**9)))
                 began, cpu = time.perf_counter(), time.process_time()
                 await drain(processor.stream(asked(count)))
                 found = count / (time.perf_counter() - began), time.process_time() - cpu

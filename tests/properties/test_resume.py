@@ -1,8 +1,8 @@
 """Going on with a run: passing over what is known gives what reading everything gives.
 
-Two copies of a run go through the same random life (edits of the input, damage to its files, retries);
-one passes over what it can, the other one reads every row. Calls, files, exit codes and ledgers
-must be the same.
+Two copies of a run go through the same random life (edits of the input, damage to its files,
+retries); one passes over what it can, the other one reads every row. Calls, files, exit codes and
+ledgers must be the same.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ import asyncio
 import contextlib
 import csv
 import io
+import itertools
 import json
 import os
 import random
 import shutil
+import signal
 from collections import Counter
 from pathlib import Path
 
@@ -22,15 +24,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from batch_llm.cli import execution
+from batch_llm.cli import execution, result_files
 from batch_llm.cli.command import Command
 from batch_llm.core.request import Settings
 from batch_llm.exceptions import BatchLLMError, ContentFilteredError
 from batch_llm.inputs import blocks
-from batch_llm.outputs import notes
+from batch_llm.outputs import notes, writers
 from batch_llm.providers.base import Outcome
 from batch_llm.providers.requests import RequestCaller
-from batch_llm.runs import passing, plan
+from batch_llm.runs import passing, plan, row_index
 from batch_llm.runs.ledgers import retry_failed
 from batch_llm.stores import SqliteLedger
 from batch_llm.stores.base import ItemState
@@ -102,6 +104,7 @@ class Life:
                 "reorder",
                 "move",
                 "double",
+                "longer",
                 "end",
                 "no",
             ]
@@ -125,6 +128,8 @@ class Life:
             rows[:] = rows[place:] + rows[:place]
         elif what == "double":
             rows.insert(dice.randrange(len(rows) + 1), dict(rows[place]))
+        elif what == "longer":  # and the last line may have had no end
+            rows[-1] = rows[-1] | {"text": rows[-1]["text"] + "!"}
         elif what == "end":
             self.ends_line = not self.ends_line
         if not rows:
@@ -184,7 +189,8 @@ def unsettle(folder, numbers):
         wanted = [(number,) for number in numbers]
         ledger._exclusively(
             lambda one: one.executemany(
-                "UPDATE items SET state = 'pending' WHERE number = ? AND state IN ('done', 'failed')",
+                "UPDATE items SET state = 'pending' "
+                "WHERE number = ? AND state IN ('done', 'failed')",
                 wanted,
             )
         )
@@ -248,7 +254,7 @@ def held(folder, suffix, *, keeps_order):
 
 
 @settings(
-    max_examples=int(os.environ.get("RESUME_EXAMPLES", "40")),
+    max_examples=int(os.environ.get("RESUME_EXAMPLES", "30")),
     suppress_health_check=[HealthCheck.too_slow],
 )
 @given(seed=st.integers(0, 2**32), shape=st.sampled_from(SHAPES))
@@ -293,3 +299,78 @@ def test_passing_over_known_rows_gives_what_reading_all_gives(tmp_path_factory, 
         for _ in range(dice.randint(0, 2)):
             life.edit()
     shutil.rmtree(root)
+
+
+#: What is changed on the disk on the way, in its order.
+MOMENTS = {
+    "the index is written anew": (row_index.RowIndex, "_write_anew"),
+    "what is done is found out": (passing.Passing, "survey"),
+    "the parts that are kept are chosen": (result_files, "keep_parts"),
+    "the notes are begun anew": (notes.OutputNotes, "__init__"),
+    "the ledger hears of the notes": (SqliteLedger, "note"),
+    "the output is cut and opened": (writers._LineFile, "__init__"),
+    "rows are written": (writers._LineFile, "_write"),
+    "a part is noted": (notes.OutputNotes, "_end_part"),
+    "a block is indexed": (row_index.RowIndex, "add"),
+}
+
+
+def killed_at(moment, place, when, give):
+    """Give a command in a process that is killed at a moment; tell whether that came."""
+    owner, name = MOMENTS[moment]
+    process = os.fork()
+    if process:
+        return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == -signal.SIGKILL
+    try:
+        original, calls = getattr(owner, name), itertools.count(1)
+
+        def dying(*arguments, **named):
+            is_it = next(calls) == place
+            if is_it and when == "before":
+                os.kill(os.getpid(), signal.SIGKILL)
+            result = original(*arguments, **named)
+            if is_it:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return result
+
+        setattr(owner, name, dying)
+        give()
+    finally:
+        os._exit(0)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("seed", range(3))
+def test_a_kill_while_a_run_goes_on_changes_nothing(tmp_path, moment, when, seed):
+    dice = random.Random(f"{seed} {moment} {when}")
+    life = Life("rows.jsonl", dice)
+    life.add(0, 30)
+    quick, slow = tmp_path / "quick", tmp_path / "slow"
+    quick.mkdir()
+    life.write(quick / life.name)
+    options = {
+        "suffix": "jsonl", "order": dice.choice(["done", "input"]), "bad_rows": "stop",
+        "limit": 20, "concurrency": 3,
+    }  # fmt: skip
+    session(quick, life.name, options, reads_all=False)
+    if moment == "the index is written anew" or dice.random() < 0.5:
+        life.rows[7] = life.rows[7] | {"label": "z"}  # no row asks something else
+        life.write(quick / life.name)
+    options["limit"] = None
+    shutil.copytree(quick, slow)
+
+    was_killed = killed_at(
+        moment, 1, when, lambda: session(quick, life.name, options, reads_all=False)
+    )
+    code, asked = session(quick, life.name, options, reads_all=False)
+    expected, due = session(slow, life.name, options, reads_all=True)
+
+    assert was_killed
+    assert code == expected
+    assert set(asked) <= set(due), "a row was asked that had its result"
+    in_order = options["order"] == "input"
+    assert (
+        held(quick, "jsonl", keeps_order=in_order)[1]
+        == held(slow, "jsonl", keeps_order=in_order)[1]
+    )
