@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 import pytest
@@ -82,6 +83,26 @@ def test_when_the_other_program_is_gone_all_of_the_limit_is_used():
             other.run(step / 100)
 
     assert one.count("taken", 50, 90) > 0.95 * 40 * RATE
+
+
+def test_a_minutes_limit_that_is_kept_by_windows_of_seconds_refuses_less_than_a_fifth():
+    """Headers tell the minute's limit, of which a twelfth may be sent in five seconds."""
+    dice, windows = random.Random(1), {}
+
+    def reply(now):
+        window = int(now // 5)
+        windows[window] = windows.get(window, 0) + 1
+        left, reset = max(0, 500 - windows[window]), 5 - now % 5
+        headers = {REQUESTS: LimitHeader(60 * RATE, left, reset)}
+        if windows[window] <= 500:
+            return Reply("taken", dice.uniform(0.4, 0.6), None, None, headers)
+        return Reply("refused", 0.02, float(math.ceil(reset)), None, headers)
+
+    one = Admission(0.0, None, dimensions=(REQUESTS,), dice=random.Random(1))
+    lane = Lane(one, reply).run(60)
+
+    assert len(lane.ends["taken"]) > 0.9 * 60 * RATE
+    assert len(lane.ends["refused"]) < 0.2 * 60 * RATE
 
 
 def test_what_is_missing_counts_for_some_seconds():
