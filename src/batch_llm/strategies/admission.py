@@ -585,7 +585,7 @@ class Admission:
         if not is_trial or retry_after is not None:
             self._close_gate(now, retry_after)
         requests.keep_empty(gate.closed_until)
-        if belief.sees_headers and not (was_first or requests.is_window):
+        if belief.sees_headers and not was_first:
             requests.headers.others.note_refused(
                 now, gate.closed_until, thought, requests.capacity, requests.ceiling
             )
@@ -744,7 +744,7 @@ class Admission:
                 other.release()  # who tells limits tells them all
         requests = self.budgets[REQUESTS]
         self._doubt.note_headers(requests.limit or 0)
-        if not requests.is_window and requests.headers.others.are_there(now, requests.ceiling):
+        if requests.headers.others.are_there(now, requests.ceiling):
             self._doubt.keep_to(requests.rate, requests.level)
 
 
