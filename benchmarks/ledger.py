@@ -4,8 +4,8 @@
 
 Each measurement is a process of its own, and a new run; another one warms up before. With and
 without a ledger are interleaved, medians are shown, with the range in brackets. The peer is bare
-``sqlite3``: the same rows into the same tables, by ``executemany`` in transactions of 1,000, on disk
-with the same promises.
+``sqlite3``: the same rows into the same tables, by ``executemany`` in transactions of 1,000, on
+disk with the same promises.
 """
 
 from __future__ import annotations

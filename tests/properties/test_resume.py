@@ -104,6 +104,7 @@ class Life:
                 "reorder",
                 "move",
                 "double",
+                "longer",
                 "end",
                 "no",
             ]
@@ -127,6 +128,8 @@ class Life:
             rows[:] = rows[place:] + rows[:place]
         elif what == "double":
             rows.insert(dice.randrange(len(rows) + 1), dict(rows[place]))
+        elif what == "longer":  # and the last line may have had no end
+            rows[-1] = rows[-1] | {"text": rows[-1]["text"] + "!"}
         elif what == "end":
             self.ends_line = not self.ends_line
         if not rows:

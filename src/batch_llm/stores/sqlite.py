@@ -525,7 +525,8 @@ def _run(connection: sqlite3.Connection, name: str, values: list[Any]) -> None:
         while size > count:
             size //= 2
         last = first + size * width
-        connection.execute(many(name, size), values[first:last])
+        is_all = last - first == len(values)
+        connection.execute(many(name, size), values if is_all else values[first:last])
         first, count = last, count - size
 
 

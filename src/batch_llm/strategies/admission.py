@@ -172,6 +172,8 @@ class Admission:
                 self._confirm(now, grant)
             if doubt.calls >= (1 if gate.closed_again else doubt.limit):
                 return doubt.wait(now)
+        if self.is_calm:
+            return 0.0
         if self._belief.is_searching and not (self._epoch.accepted or doubt.calls):
             return (
                 0.0  # the gate is open: what the first refusal left is a guess, no reason to wait
@@ -253,18 +255,19 @@ class Admission:
         self.in_flight -= 1
         self._overload.note_answer(now, grant.is_probe)
         epoch = self._epoch
-        if self.refusals or not (self._belief.is_first and epoch.accepted):
-            if grant.epoch == 0 and epoch.number == 1:
-                self._note_follower(grant, was_accepted=True)
+        if self.is_calm and epoch.accepted:
             if grant.is_in_doubt:
-                self._confirm(now, grant)
-        elif grant.is_in_doubt:  # as long as nothing was refused, that is all
-            grant.is_in_doubt = False
-            doubt = self._doubt
-            doubt.calls -= 1
-            epoch.accepted += 1
-            self._accepted = accepted = self._accepted + 1
-            doubt.note_accepted(accepted)
+                grant.is_in_doubt = False
+                doubt = self._doubt
+                doubt.calls -= 1
+                epoch.accepted += 1
+                self._accepted = accepted = self._accepted + 1
+                doubt.note_accepted(accepted)
+            return
+        if grant.epoch == 0 and epoch.number == 1:
+            self._note_follower(grant, was_accepted=True)
+        if grant.is_in_doubt:
+            self._confirm(now, grant)
 
     def settle(self, now: float, grant: Grant, used: Cost | None) -> None:
         """Settle a call that has ended, when it was charged; in the order of such ends.
