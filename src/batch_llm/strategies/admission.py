@@ -10,11 +10,13 @@ page is how its parts work together:
 - Only so many calls may be in doubt at a time (``doubt.py``): a start is fast, a refusal cheap.
 - The first refusal of an epoch (``epochs.py``) cuts the rates once, whatever comes late; then they
   grow again (``rates.py``). Limits that nobody told are searched (``first_refusal.py``,
-  ``rate_search.py``). What is known from where: ``belief.py``.
+  ``rate_search.py``) by what explains their refusals (``evidence.py``). What is known from where:
+  ``belief.py``.
 - It closes the gate for as long as Retry-After says (``gate.py``). How long that takes shows limits
   that are counted by the minute (``closure.py``, ``window_guess.py``).
 - Refusals that are none of a rate's: a limit on calls in flight (``slots.py``), chance
-  (``noise.py``, ``second_calls.py``), an overloaded or absent provider (``overload.py``).
+  (``noise.py``, ``fallen_rates.py``, ``second_calls.py``), an overloaded or absent provider
+  (``overload.py``).
 
 What it reaches on the test bench is in ``docs/admission.md``.
 """
@@ -41,6 +43,8 @@ from batch_llm.strategies.dimensions import (
 )
 from batch_llm.strategies.doubt import Doubt
 from batch_llm.strategies.epochs import Epoch
+from batch_llm.strategies.evidence import Evidence
+from batch_llm.strategies.fallen_rates import FallenRates
 from batch_llm.strategies.first_refusal import FirstRefusal, explains_used_up, hold_less
 from batch_llm.strategies.gate import PROBE_SECONDS, Gate
 from batch_llm.strategies.grants import Grant, Refusal
@@ -58,6 +62,10 @@ if TYPE_CHECKING:
     from batch_llm.core.config import Limits
     from batch_llm.strategies.header_belief import LimitHeader
 
+#: What a refusal weighs as chance whose Retry-After was worked out.
+WORKED_OUT_WEIGHT = 0.5
+#: What was let in before a longer stretch is not compared with what came after: limits change.
+LONGEST_COMPARED_SECONDS = 60.0
 #: What is remembered with less trust than this is where a search begins; else it is kept to.
 WELL_KNOWN_SHARE = 0.8
 
@@ -82,6 +90,8 @@ class Admission:
         "_dice",
         "_doubt",
         "_epoch",
+        "_evidence",
+        "_fallen",
         "_first",
         "_gate",
         "_in_order",
@@ -130,9 +140,11 @@ class Admission:
         self._gate = Gate(self._dice)
         self._closure = Closure()
         self._first = FirstRefusal()
-        self._search = RateSearch(self._belief, self._epoch, self._doubt)
+        self._evidence = Evidence(self.budgets, now)
+        self._search = RateSearch(self._belief, self._doubt, self._evidence)
         self._rates = Rates(now, self.budgets, self._belief, self._epoch, self._search)
         self._noise = Noise()
+        self._fallen = FallenRates()
         self._second_calls = SecondCalls()
         self._slots = Slots()
         self._overload = Overload(now, self._dice)
@@ -471,6 +483,7 @@ class Admission:
             amount = grant.cost[budget.field]
             budget.uncharge(now, amount, grant.at, refund=refund)
             self._epoch.forget(grant, budget, amount)
+        self._evidence.forget(grant)
 
     def _confirm(self, now: float, grant: Grant) -> None:
         """Count a call in doubt as let in."""
@@ -489,6 +502,8 @@ class Admission:
                 self._note_second(grant)
             epoch.accepted += 1
             self._gate.closed_again = 0
+            if not (self.is_calm or belief.knows_limits):
+                self._evidence.note(now)
             if not belief.is_first and self._rates.grow(now) and not belief.knows_limits:
                 doubt.fit(self.requests_per_second, is_searching=belief.is_searching)
         if belief.is_first or belief.knows_limits:
@@ -502,6 +517,7 @@ class Admission:
         if not belief.is_first:
             self._closure.explain(now, grant, budgets, belief, epoch)
         if belief.is_searching:
+            self._search.correct(budgets)
             learn_from_closure(grant, budgets, epoch.cut_at, self._doubt.seconds)
 
     def _cut(
@@ -529,7 +545,8 @@ class Admission:
         is_of_told = belief.is_first and belief.is_told
         is_used_up = is_of_told and explains_used_up(self.budgets, grant, grant.at - epoch.began_at)
         emptied = self._emptied(now, named, is_closed_still=is_closed_still)
-        if not is_closed_still and not self._cut_rates(now, grant, () if is_used_up else emptied):
+        cut = () if is_used_up else emptied
+        if not is_closed_still and not self._cut_rates(now, grant, retry_after, cut):
             return False
         requests = self.budgets[REQUESTS]
         thought = requests.thought_at(now, grant)
@@ -562,13 +579,17 @@ class Admission:
             )
         return True
 
-    def _cut_rates(self, now: float, grant: Grant, cut: Collection[Budget]) -> bool:
+    def _cut_rates(
+        self, now: float, grant: Grant, retry_after: float | None, cut: Collection[Budget]
+    ) -> bool:
         """Cut the rates of some budgets; of none when it was chance."""
         epoch, belief, budgets = self._epoch, self._belief, self.budgets
         seconds = max(grant.at - epoch.cut_at, 1e-3)
-        cuts = self._search.judge(grant, seconds, budgets.values())
-        if not belief.is_first and self._is_noise(now, grant, seconds):
+        self._evidence.end(now, grant, epoch.calls)
+        if not belief.is_first and self._is_noise(now, grant, retry_after):
             return False
+        is_fast = self._noise.is_suspected and not _is_worked_out(retry_after)
+        cuts = self._search.judge(is_fast=is_fast)
         for budget in cut:
             self._rates.cut(now, budget, grant, seconds)
         self._search.note_cut(cuts)
@@ -609,25 +630,50 @@ class Admission:
         else:
             is_so = self._slots.explains(grant.others, is_first=is_first)
         if is_so and not was_known:
-            self._rates.lift(self._noise)
+            self._lift()
         elif was_known and not self._slots.is_known:
             self._rates.land()
         return is_so
 
-    def _is_noise(self, now: float, grant: Grant, seconds: float) -> bool:
+    def _is_noise(self, now: float, grant: Grant, retry_after: float | None) -> bool:
         """Tell whether refusals have turned out to come at random: no cut was due then."""
-        if self._noise.is_believed:
+        noise, evidence = self._noise, self._evidence
+        if noise.is_believed:
             return False  # there are more of them now than chance brings
+        if self._belief.knows_limits:
+            share = self._share_unexplained(now, grant)
+            if share:
+                noise.believe(share)
+                self._lift()
+            return share > 0
+        if evidence.last_seconds > LONGEST_COMPARED_SECONDS:
+            evidence.clear(last=1)
+            noise.forget()
+            return False
+        unexplained: float = evidence.unexplained()
+        if _is_worked_out(retry_after):
+            unexplained *= WORKED_OUT_WEIGHT
+        if not noise.weigh(unexplained, int(max(0, evidence.last_calls)), evidence.behind):
+            return False
+        self._lift()
+        return True
+
+    def _share_unexplained(self, now: float, grant: Grant) -> float:
+        """Return the share of calls that is refused although known limits were kept to."""
+        seconds = max(grant.at - self._epoch.cut_at, 1e-3)
         rates, let_in = {}, 0.0
         for name, budget in self.budgets.items():
             amount = grant.spent_with(budget) - budget.spent_when_empty
             rates[name] = amount / seconds
             if name == REQUESTS:
                 let_in = amount - 1
-        if not self._noise.note_episode(now, rates, int(let_in)):
-            return False
-        self._rates.lift(self._noise)
-        return True
+        return self._fallen.note(now, rates, int(let_in), times=self._noise.times_asked)
+
+    def _lift(self) -> None:
+        """Go back to the rates from before cuts that no limit of a rate had caused."""
+        self._rates.lift(self._evidence)
+        self._search.begin_anew()
+        self._evidence.clear()
 
     def _bounds(self) -> list[Bound]:
         """Return the rates that two calls right after a refusal are to be compared with."""
@@ -642,9 +688,9 @@ class Admission:
     def _note_second(self, grant: Grant) -> None:
         """See from the first two calls let in since a refusal whether it was chance."""
         noise = self._noise
-        if self._second_calls.note_accepted(grant, noise.proofs_asked) and not noise.is_believed:
+        if self._second_calls.note_accepted(grant, 2) and not noise.is_believed:
             noise.believe(self.refusals / self._epoch.calls)
-            self._rates.lift(noise)
+            self._lift()
 
     def _note_follower(self, grant: Grant, *, was_accepted: bool) -> None:
         """See from the calls after the first refusal whether it meant that the bucket was empty."""
@@ -681,6 +727,11 @@ class Admission:
         self._doubt.note_headers(requests.limit or 0)
         if not requests.is_window and requests.headers.others.are_there(now, requests.ceiling):
             self._doubt.keep_to(requests.rate, requests.level)
+
+
+def _is_worked_out(retry_after: float | None) -> bool:
+    """Tell whether a Retry-After has fractions: who refuses at random has none to work out."""
+    return retry_after is not None and retry_after % 1 > 0
 
 
 def _told(limits: Limits | None) -> dict[str, float]:

@@ -59,7 +59,6 @@ class Budget:
         "is_sliding",
         "is_window",
         "largest",
-        "least",
         "level",
         "limit",
         "log",
@@ -68,7 +67,6 @@ class Budget:
         "peak",
         "pending",
         "rate",
-        "rate_at_start",
         "reset_at",
         "round",
         "source",
@@ -109,7 +107,6 @@ class Budget:
         self.spent_when_empty = 0.0
         #: What was let in between the last two cuts.
         self.round: Round | None = None
-        self.rate_at_start = math.inf
         #: Output of the calls in flight that the provider will charge when they end.
         self.pending = 0.0
         self.largest = 1.0
@@ -123,8 +120,6 @@ class Budget:
         self.reset_at = math.inf
         #: What was let in before the first refusal of an unknown limit.
         self.burst = math.inf
-        #: The highest rate that was seen to be let in between two refusals in the search.
-        self.least = 0.0
         #: What tells whether it is counted by the minute, and what responses say of it.
         self.windows = WindowGuess(self, now)
         self.headers = HeaderBelief(self)
@@ -300,7 +295,6 @@ class Budget:
 
     def recall(self, limit: float | None, rate: float, capacity: float) -> None:
         """Start from what was known at the end of an earlier run."""
-        self.rate_at_start = rate
         if limit is None:
             self.peak = rate
             self.learn_rate(rate)

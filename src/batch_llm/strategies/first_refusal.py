@@ -65,7 +65,6 @@ def start_low(budget: Budget, grant: Grant, let_in: float, seconds: float) -> No
         budget.peak = let_in / (MINUTE + seconds)
         budget.burst = let_in
         budget.learn_rate(budget.peak)
-        budget.rate_at_start = budget.rate
 
 
 def explains_used_up(budgets: Mapping[str, Budget], grant: Grant, seconds: float) -> bool:
