@@ -101,6 +101,7 @@ class Admission:
         "_search",
         "_second_calls",
         "_slots",
+        "_uncounted",
         "_with_output",
         "budgets",
         "in_flight",
@@ -133,6 +134,8 @@ class Admission:
         self.is_calm = not told
         #: Calls let in.
         self._accepted = 0
+        #: Of them, those that were answered while calm, and have not let more be in doubt yet.
+        self._uncounted = 0
         self._dice = dice or random.Random()  # noqa: S311 - spreads load, protects nothing
         self._belief = Belief(is_told=bool(told))
         self._doubt = Doubt(told.get(REQUESTS, 0.0), is_told=bool(told))
@@ -180,6 +183,8 @@ class Admission:
             return math.inf
         doubt = self._doubt
         if doubt.calls:
+            if self._uncounted:
+                self._count()
             while (grant := doubt.silent(now)) is not None:
                 self._confirm(now, grant)
             if doubt.calls >= (1 if gate.closed_again else doubt.limit):
@@ -254,8 +259,8 @@ class Admission:
                 the estimate whatever happens.
             headers: What the answer says of the limits.
         """
-        self._release(grant)
-        self.end(now, grant)
+        self._leave(grant)
+        self._end(now, grant)
         if used is not None:
             self._correct(now, grant, used)
         if headers:
@@ -265,18 +270,21 @@ class Admission:
         """Close the grant of a call that was answered, while calm: it is settled later."""
         grant.is_open = False
         self.in_flight -= 1
-        self._overload.note_answer(now, grant.is_probe)
         epoch = self._epoch
-        if self.is_calm and epoch.accepted:
-            if grant.is_in_doubt:
-                grant.is_in_doubt = False
-                doubt = self._doubt
-                doubt.calls -= 1
-                epoch.accepted += 1
-                self._accepted = accepted = self._accepted + 1
-                doubt.note_accepted(accepted)
+        if not (epoch.accepted and grant.is_in_doubt):
+            self._end(now, grant)
             return
-        if grant.epoch == 0 and epoch.number == 1:
+        # As long as nothing is limited and nothing was refused, that is all.
+        self._overload.note_answer(now, grant.is_probe)
+        grant.is_in_doubt = False
+        self._doubt.calls -= 1
+        epoch.accepted += 1
+        self._accepted += 1
+        self._uncounted += 1
+
+    def _end(self, now: float, grant: Grant) -> None:
+        self._overload.note_answer(now, grant.is_probe)
+        if grant.epoch == 0 and self._epoch.number == 1:
             self._note_follower(grant, was_accepted=True)
         if grant.is_in_doubt:
             self._confirm(now, grant)
@@ -331,6 +339,7 @@ class Admission:
             What follows from it.
         """
         self._leave(grant)
+        self._count()
         self.is_calm = False
         self.refusals += 1
         self._overload.note_answer(now, grant.is_probe)
@@ -403,6 +412,7 @@ class Admission:
         """
         if self._belief.is_told or not learned:
             return
+        self._count()
         self.is_calm = False
         for name, (limit, rate, capacity) in learned.items():
             if name not in FIELDS:  # another version counts it
@@ -487,6 +497,8 @@ class Admission:
 
     def _confirm(self, now: float, grant: Grant) -> None:
         """Count a call in doubt as let in."""
+        if self._uncounted:
+            self._count()
         doubt, epoch, belief = self._doubt, self._epoch, self._belief
         grant.is_in_doubt = False
         doubt.calls -= 1
@@ -508,6 +520,12 @@ class Admission:
                 doubt.fit(self.requests_per_second, is_searching=belief.is_searching)
         if belief.is_first or belief.knows_limits:
             doubt.note_accepted(self._accepted)
+
+    def _count(self) -> None:
+        """Allow more in doubt for the calls that were answered while calm."""
+        if self._uncounted:
+            self._doubt.note_accepted(self._accepted, self._uncounted)
+            self._uncounted = 0
 
     def _reopen(self, now: float, grant: Grant) -> None:
         """Take in that the first call since a cut was let in."""
@@ -704,6 +722,7 @@ class Admission:
                 budget.learn_rate(budget.peak)
 
     def _sync(self, now: float, grant: Grant, headers: Mapping[str, LimitHeader]) -> None:
+        self._count()
         belief, is_told, self.is_calm = self._belief, False, False
         for name, header in headers.items():
             if not header.is_sound:
