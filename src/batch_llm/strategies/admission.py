@@ -518,7 +518,7 @@ class Admission:
             self._closure.explain(now, grant, budgets, belief, epoch)
         if belief.is_searching:
             self._search.correct(budgets)
-            learn_from_closure(grant, budgets, epoch.cut_at, self._doubt.seconds)
+            learn_from_closure(grant, budgets, epoch.refused_at, self._doubt.seconds)
 
     def _cut(
         self, now: float, grant: Grant, retry_after: float | None, dimension: str | None
@@ -541,6 +541,8 @@ class Admission:
             epoch.close()
             self._close_gate(now, retry_after)
             return True
+        if retry_after is not None or not is_closed_still:
+            epoch.refused_at = grant.at
         bounds = [] if is_closed_still else self._bounds()
         is_of_told = belief.is_first and belief.is_told
         is_used_up = is_of_told and explains_used_up(self.budgets, grant, grant.at - epoch.began_at)
