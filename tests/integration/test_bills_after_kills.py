@@ -14,11 +14,12 @@ import subprocess
 import sys
 import time
 from collections import Counter, defaultdict
+from decimal import Decimal
 
 import pytest
 
 from batch_llm import LLMWorkItem, ParallelBatchProcessor, ProcessorConfig, SqliteLedger
-from batch_llm.core.prices import Price, Prices
+from batch_llm.core.prices import Price, Prices, usd
 from batch_llm.simulator import answer_digest
 from batch_llm.simulator.server import Simulator
 
@@ -226,7 +227,7 @@ def test_show_verify_and_the_summary_tell_the_same_bill(tmp_path):
     assert line in look(tmp_path, "verify").stdout
     assert "all is well" in look(tmp_path, "verify").stdout
     assert float(told["cost_usd"]) == pytest.approx((sent + 2 * got) / 1e6)
-    assert f"cost      ${float(told['cost_usd']):f}" in look(tmp_path, "show").stdout
+    assert f"cost      {usd(Decimal(told['cost_usd']))} in all" in look(tmp_path, "show").stdout
 
     with SqliteLedger(tmp_path / LEDGER) as ledger:
         bill = ledger.manifest()["bill"]
