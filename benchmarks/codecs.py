@@ -220,7 +220,7 @@ async def with_engine(name, endpoint):
         config=ProcessorConfig(
             max_workers=IN_FLIGHT, progress_interval=0, remember_limits=False, dedupe=False
         ),
-        requests=RequestCaller(endpoint, transport, asks_servers=False),
+        requests=RequestCaller(endpoint, transport, ignore_slots=True),
     )
 
     async def run(count):

@@ -27,11 +27,11 @@ from batch_llm.testing import VirtualTimeLoop
 
 INPUT_TOKENS = 200
 POLICIES = {
-    "none": (None, 600.0, False),
-    "drain": ("drain", 600.0, False),
-    "drain, sizes told": ("drain", 600.0, True),
-    "none, timeout 60 s": (None, 60.0, False),
-    "drain, timeout 60 s": ("drain", 60.0, False),
+    "none": (False, 600.0, False),
+    "drain": (True, 600.0, False),
+    "drain, sizes told": (True, 600.0, True),
+    "none, timeout 60 s": (False, 60.0, False),
+    "drain, timeout 60 s": (True, 60.0, False),
 }
 WORLDS = {
     "1 % Pareto stragglers, no hangs": (0.01, 0.0),

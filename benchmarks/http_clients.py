@@ -161,7 +161,7 @@ def our_endpoint(url):
 
 async def with_our_codec(url, in_flight):
     transport = HttpTransport()
-    caller = RequestCaller(our_endpoint(url), transport, asks_servers=False)
+    caller = RequestCaller(our_endpoint(url), transport, ignore_slots=True)
     item = LLMWorkItem("1", request=Request.of("openai-chat:m", PROMPT))
     attempt = Try(1, 60.0, None, {})
 
@@ -176,7 +176,7 @@ async def with_batch_llm(url, in_flight):
     transport = HttpTransport()
     processor = ParallelBatchProcessor(
         config=ProcessorConfig(max_workers=in_flight, progress_interval=0, dedupe=False),
-        requests=RequestCaller(our_endpoint(url), transport, asks_servers=False),
+        requests=RequestCaller(our_endpoint(url), transport, ignore_slots=True),
     )
 
     async def run(count):

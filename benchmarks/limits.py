@@ -90,24 +90,17 @@ def prompts(calls):
 
 def ours(config):
     async def run(url, profile, calls, note):
-        from batch_llm import LLMWorkItem, ParallelBatchProcessor, Request
-        from batch_llm.providers.registry import resolve
-        from batch_llm.providers.requests import RequestCaller
-        from batch_llm.providers.transport import HttpTransport
+        from batch_llm import LLMWorkItem, ParallelBatchProcessor, Request, open_model
 
-        transport = HttpTransport()
-        endpoint = resolve("sim:m", base_url=url)
-        processor = ParallelBatchProcessor(
-            config=config(profile), requests=RequestCaller(endpoint, transport)
-        )
         items = (LLMWorkItem(text, request=Request.of("sim:m", text)) for text in prompts(calls))
-        watching = asyncio.create_task(watch(processor, note))
-        try:
-            async for result in processor.stream(items):
-                note.good += result.success
-        finally:
-            watching.cancel()
-            await transport.aclose()
+        async with open_model("sim:m", base_url=url) as model:
+            processor = ParallelBatchProcessor(config=config(profile), requests=model)
+            watching = asyncio.create_task(watch(processor, note))
+            try:
+                async for result in processor.stream(items):
+                    note.good += result.success
+            finally:
+                watching.cancel()
 
     return run
 
@@ -442,9 +435,9 @@ def plot(paths, calls):
 
 def summary(run):
     settled = run["settled"]
-    after = "never settled" if settled == math.inf else f"settled {settled:.1f} s after the change"
+    after = "never settled" if settled == math.inf else f"settled after {settled:.1f} s"
     time_taken = f"{run['ratio']:.2f} x the ideal time" if run["is_done"] else "not finished"
-    return f"{time_taken}, refusals: {run['refused']:.1f} % of the calls, {after}"
+    return f"{time_taken}, {run['refused']:.1f} % refused, {after}"
 
 
 def limit_line(axis, profile, until):

@@ -7,8 +7,8 @@ from batch_llm.strategies.dimensions import REQUESTS
 from batch_llm.strategies.header_belief import LimitHeader
 
 
-def told(per_minute=600.0, burst_seconds=60.0):
-    return Budget(REQUESTS, per_minute, 0.0, burst_seconds)
+def told(per_minute=600.0, burst_seconds=60.0, name=REQUESTS):
+    return Budget(name, per_minute, 0.0, burst_seconds)
 
 
 def synced(budget, now, remaining, reset, *, limit=600.0, sent_at=None, pending=0.0):

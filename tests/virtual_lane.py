@@ -18,12 +18,14 @@ class Reply(NamedTuple):
         seconds: From its start until the caller knows.
         retry_after: What a refusal asks for.
         dimension: What a refusal names.
+        headers: What it says of the limits.
     """
 
     end: str
     seconds: float
     retry_after: float | None = None
     dimension: str | None = None
+    headers: dict | None = None
 
 
 class Lane:
@@ -74,7 +76,7 @@ class Lane:
     def _end(self, grant, reply):
         self.ends[reply.end].append(self.now)
         if reply.end == "taken":
-            self.admission.accepted(self.now, grant)
+            self.admission.accepted(self.now, grant, None, reply.headers)
         elif reply.end == "failed":
             self.admission.failed(self.now, grant, retry_after=reply.retry_after)
         else:
@@ -84,21 +86,24 @@ class Lane:
                 latency=reply.seconds,
                 retry_after=reply.retry_after,
                 dimension=reply.dimension,
+                headers=reply.headers,
             )
 
 
 class Bucket:
     """Lets in a rate and a burst, and refuses a share of all calls at random."""
 
-    def __init__(self, seed, *, rate=1e9, burst=1e9, chance=0.0):
+    def __init__(
+        self, seed, *, rate=1e9, burst=1e9, chance=0.0, retry_after=None, seconds=(0.5, 1.5)
+    ):
         self.dice = random.Random(seed)
         self.rate, self.burst, self.level, self.at = rate, burst, burst, 0.0
-        self.chance = chance
+        self.chance, self.retry_after, self.seconds = chance, retry_after, seconds
 
     def __call__(self, now):
         self.level = min(self.burst, self.level + (now - self.at) * self.rate)
         self.at = now
         if self.dice.random() < self.chance or self.level < 1:
-            return Reply("refused", 0.1)
+            return Reply("refused", min(0.1, self.seconds[0]), self.retry_after)
         self.level -= 1
-        return Reply("taken", self.dice.uniform(0.5, 1.5))
+        return Reply("taken", self.dice.uniform(*self.seconds))

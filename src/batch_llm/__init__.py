@@ -67,9 +67,11 @@ if TYPE_CHECKING:
         ProcessorObserver,
     )
     from batch_llm.parallel import ParallelBatchProcessor
+    from batch_llm.providers.models import open_model
     from batch_llm.runs import (
         AttachedRun,
         BlockingHandle,
+        Plot,
         RunHandle,
         RunResult,
         attach,
@@ -145,6 +147,7 @@ __all__ = [
     "OutputExistsError",
     "OutputLostError",
     "ParallelBatchProcessor",
+    "Plot",
     "PostProcessor",
     "Price",
     "Prices",
@@ -179,6 +182,7 @@ __all__ = [
     "UsageLike",
     "WorkItemResult",
     "attach",
+    "open_model",
     "run",
     "run_frame",
     "run_frame_sync",
@@ -236,9 +240,11 @@ _HOMES = {
     "middleware": ("BaseMiddleware", "Middleware"),
     "observers": ("BaseObserver", "MetricsObserver", "ProcessingEvent", "ProcessorObserver"),
     "parallel": ("ParallelBatchProcessor",),
+    "providers.models": ("open_model",),
     "runs": (
         "AttachedRun",
         "BlockingHandle",
+        "Plot",
         "RunHandle",
         "RunResult",
         "attach",
@@ -266,6 +272,7 @@ _HOMES = {
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 #: Modules of ours that can be reached as attributes without an import of their own.
 _MODULES = {
+    "agents",
     "base",
     "classifiers",
     "core",

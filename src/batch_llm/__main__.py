@@ -4,6 +4,6 @@ from __future__ import annotations
 
 import sys
 
-from batch_llm.cli import main
+from batch_llm._entry import main
 
 sys.exit(main())

@@ -95,11 +95,16 @@ class LLMWorkItem(Generic[TInput, TOutput, TContext]):
             raise ValueError(f"Only one of {_MODES} may be given; item {self.item_id!r} has more.")
         if type(self.priority) is not int:
             raise ValueError(f"priority must be a whole number; {self.item_id!r} has another.")
-        for told in (self.estimated_input_tokens, self.estimated_output_tokens):
-            if told is not None and (type(told) is not int or told < 0):
-                raise ValueError(f"estimated tokens must be >= 0; {self.item_id!r} has {told!r}.")
+        if self.estimated_input_tokens is not None:
+            self._check_estimate(self.estimated_input_tokens)
+        if self.estimated_output_tokens is not None:
+            self._check_estimate(self.estimated_output_tokens)
         if self.fallbacks:
             self._check_fallbacks(self.fallbacks)
+
+    def _check_estimate(self, tokens: int) -> None:
+        if type(tokens) is not int or tokens < 0:
+            raise ValueError(f"estimated tokens must be >= 0; {self.item_id!r} has {tokens!r}.")
 
     def _check_fallbacks(self, fallbacks: Sequence[AgentLike | str]) -> None:
         if isinstance(fallbacks, str):
@@ -175,12 +180,16 @@ class BatchResult(Generic[TOutput, TContext]):
     total_output_tokens: int = field(init=False)
 
     def __post_init__(self) -> None:
-        self.total_items = len(self.results)
-        self.succeeded = sum(1 for result in self.results if result.success)
-        self.failed = self.total_items - self.succeeded
-        usages = [result.token_usage for result in self.results]
-        self.total_input_tokens = sum(tokens(usage, "input_tokens") for usage in usages)
-        self.total_output_tokens = sum(tokens(usage, "output_tokens") for usage in usages)
+        succeeded = sent = got = 0
+        for result in self.results:
+            if result.success:
+                succeeded += 1
+            if usage := result.token_usage:
+                sent += tokens(usage, "input_tokens")
+                got += tokens(usage, "output_tokens")
+        self.total_items, self.succeeded = len(self.results), succeeded
+        self.failed = self.total_items - succeeded
+        self.total_input_tokens, self.total_output_tokens = sent, got
 
 
 class BatchProcessor(ABC, Generic[TInput, TOutput, TContext]):

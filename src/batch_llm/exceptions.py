@@ -353,7 +353,7 @@ class LimitPauseError(ItemError):
         return (
             f"The limits of {self.lane or 'the provider'} allow the next call in "
             f"{self.seconds:,.0f} s{reason}, longer than the longest pause. Run what is left "
-            "later, or raise --longest-pause (ProcessorConfig.longest_pause)."
+            "later, or raise --longest-pause (ProcessorConfig.longest_pause_seconds)."
         )
 
 
@@ -399,7 +399,7 @@ class UnknownPriceError(ItemError):
         return (
             f"No price is known for {self.model or 'items without a model name'}, so a cap on cost "
             "cannot be kept; the call was not sent. Give its price (--prices FILE, "
-            "ProcessorConfig.prices), or cap tokens instead (--max-tokens-total, max_total_tokens)."
+            "ProcessorConfig.prices), or cap tokens instead (--max-tokens-total, max_tokens_total)."
         )
 
 

@@ -24,7 +24,8 @@ from batch_llm.base import (
 )
 from batch_llm.core.config import ProcessorConfig
 from batch_llm.exceptions import BatchLLMError, ConfigError, DuplicateItemError
-from batch_llm.providers.agents import CallByMode
+from batch_llm.providers.callables import CallByMode
+from batch_llm.providers.models import OpenModels
 from batch_llm.stores.limit_memory import LimitMemory, limits_file
 from batch_llm.stores.memory import MemoryStore
 from batch_llm.strategies.default_classifier import DefaultErrorClassifier
@@ -79,7 +80,9 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
             ``config.rate_limit`` or ``rate_limit_cooldown``, the provider's limits are learned.
         middlewares: Hooks around each item, outermost first.
         observers: Receive the run's events.
-        requests: Makes the calls of items that are requests.
+        requests: Makes the calls of items that are requests, see ``open_model``. The caller closes
+            it. None: each request goes to the model that it names; what that needs is opened when
+            it is needed, and closed when the last run has ended.
         store: A ledger: results are saved there before anyone sees them, and what it holds already
             is given out again without a call (``is_reused``), as long as the item asks the same.
             The caller closes it. One run at a time can use it.
@@ -129,7 +132,9 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
             self.config = dataclasses.replace(self.config, max_workers=int(self.config.max_workers))
         self.middlewares = list(middlewares or ())
         self.observers = list(observers or ())
-        self._caller = CallByMode(requests)
+        #: Opened by this processor, and closed by it.
+        self._models = OpenModels() if requests is None else None
+        self._caller = CallByMode(requests if self._models is None else self._models.caller)
         self._queue = QueueSource(self.config.max_queue_size)
         self._is_queue_taken = False
         #: Of all items that are queued, in work or finished since the last run of the queue ended.
@@ -380,8 +385,11 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
             await run.execute()
         finally:
             self._runs.discard(run)
-            if lanes is not None and not self._runs:
-                lanes.close()
+            if not self._runs:
+                if lanes is not None:
+                    lanes.close()
+                if self._models is not None:
+                    await self._models.aclose()
 
     def _open_lanes(self) -> Lanes | None:
         """Return the lanes of all runs in this event loop: they keep what they have learned."""

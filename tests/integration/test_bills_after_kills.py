@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
+import re
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
 import time
+from collections import Counter, defaultdict
 
 import pytest
 
 from batch_llm import LLMWorkItem, ParallelBatchProcessor, ProcessorConfig, SqliteLedger
 from batch_llm.core.prices import Price, Prices
+from batch_llm.simulator import answer_digest
 from batch_llm.simulator.server import Simulator
 
 ENVIRON = {k: v for k, v in os.environ.items() if not k.startswith(("OPENAI_", "BATCH_LLM_"))}
@@ -23,9 +28,12 @@ LEDGER = ".batch-llm/runs/q.results.jsonl.sqlite"
 ROWS, IN_FLIGHT = 300, 20
 
 
+def prompt_of(number):
+    return f"Question {number}? " + "x" * (number * 37 % 400)
+
+
 def write_questions(folder, count=ROWS):
-    # All of one length, so that each call takes the same number of tokens from the bill.
-    lines = [json.dumps({"id": f"q{n}", "prompt": f"<<echo>>{n:04}"}) for n in range(count)]
+    lines = [json.dumps({"id": f"q{n}", "prompt": prompt_of(n)}) for n in range(count)]
     (folder / "q.jsonl").write_text("\n".join(lines))
 
 
@@ -57,37 +65,242 @@ def finish(command, folder):
     return done, json.loads(done.stderr.strip().splitlines()[-1])
 
 
+def wait_for(is_so):
+    deadline = time.monotonic() + 40
+    while not is_so():
+        assert time.monotonic() < deadline, "it never came"
+        time.sleep(0.01)
+
+
+def wait_for_silence(simulator):
+    """Return the last numbers: calls of killed processes are answered, too."""
+    wait_for(lambda: simulator.stats().calls == simulator.stats().answers)
+    return simulator.stats()
+
+
+def is_quiet(simulator):
+    """Tell whether no call is under way, and for a while none has come."""
+    before = simulator.stats()
+    time.sleep(1.0)
+    return before.calls == before.answers == simulator.stats().calls
+
+
 def summed(usages, kind):
     return sum(one[kind] for one in usages)
 
 
-def test_the_bill_of_a_run_that_was_killed_is_the_simulators_to_the_token(tmp_path):
+def by_row(simulator, count):
+    """Return what the simulator billed for each row, and how many answers nobody collected."""
+    row_of = {answer_digest(prompt_of(n)): f"q{n}" for n in range(count)}
+    billed: dict[str, Counter] = defaultdict(Counter)
+    uncollected = Counter()
+    for call in simulator.billed_calls():
+        billed[row_of[call.asked]][call.input_tokens, call.output_tokens] += 1
+        uncollected[row_of[call.asked]] += not call.is_collected
+    return billed, uncollected
+
+
+def attempts(folder):
+    """Return what the ledger booked for each row with its tokens, and how many calls without."""
+    with contextlib.closing(sqlite3.connect(folder / LEDGER)) as tool:
+        booked: dict[str, Counter] = defaultdict(Counter)
+        cut_off = Counter()
+        for row, sent, got, verdict in tool.execute(
+            "SELECT item_id, input_tokens, output_tokens, verdict FROM attempts"
+        ):
+            if sent is None:
+                assert verdict == "interrupted"
+                cut_off[row] += 1
+            else:
+                booked[row][sent, got] += 1
+    return booked, cut_off
+
+
+@pytest.mark.parametrize("latency", [0.1, 0.4])
+def test_the_bill_of_a_run_that_was_killed_is_the_simulators_to_the_token(tmp_path, latency):
     write_questions(tmp_path)
-    with Simulator("fast?latency=0.1") as simulator:
+    with Simulator(f"fast?latency={latency}&tail=0.5&log=on") as simulator:
         command = command_for(simulator)
         for calls in (50, 60, 40):
             kill_in_mid_run(command, tmp_path, simulator, calls)
         done, told = finish(command, tmp_path)
         assert done.returncode == 0, done.stderr
-        time.sleep(0.3)  # calls of killed processes are answered, too
-        billed = simulator.stats()
-    cut_off = told["cut_off_calls"]
-    known = summed(told["usage"], "calls") + summed(told["usage_before"], "calls")
-    assert 0 < cut_off <= 3 * IN_FLIGHT
-    assert billed.answers <= known + cut_off, "a call was made of which nobody knows"
-    assert known <= billed.answers
+        stats = wait_for_silence(simulator)
+        billed, uncollected = by_row(simulator, ROWS)
+    booked, cut_off = attempts(tmp_path)
+
+    # Call by call: each that is booked was billed just so, and each that was billed is known.
+    unread, never_there = Counter(), Counter()
+    lost: Counter = Counter()
+    for row in [f"q{n}" for n in range(ROWS)]:
+        assert booked[row] <= billed[row], f"{row} has a call that was not billed"
+        rest = billed[row] - booked[row]
+        assert uncollected[row] <= rest.total() <= cut_off[row], f"nobody knows of a call of {row}"
+        # Two moments in which a kill cannot be told from another: the answer was read from the
+        # socket and not looked at yet; the call was about to be handed to the system.
+        unread[row] = rest.total() - uncollected[row]
+        never_there[row] = cut_off[row] - rest.total()
+        for (sent, got), count in rest.items():
+            lost["input_tokens"] += sent * count
+            lost["output_tokens"] += got * count
+    assert told["cut_off_calls"] == cut_off.total()
+    assert cut_off.total() == uncollected.total() + unread.total() + never_there.total()
+    assert uncollected.total() == sum(one.calls for one in stats.uncollected.values())
+    assert 0 < uncollected.total() <= 3 * IN_FLIGHT
+
+    # In sums: what was printed, and what nobody collected, are the bill.
     for kind in ("input_tokens", "output_tokens"):
-        of_one = getattr(billed, kind) // billed.answers
-        booked = summed(told["usage"], kind) + summed(told["usage_before"], kind)
-        assert booked == known * of_one
-        assert booked + (billed.answers - known) * of_one == getattr(billed, kind)
-        assert summed(told["usage_at_most"], kind) >= cut_off * of_one
-    with sqlite3.connect(tmp_path / LEDGER) as tool:
-        (count,) = tool.execute(
-            "SELECT count(*) FROM attempts WHERE verdict = 'interrupted' AND item_id LIKE 'q%'"
-        ).fetchone()
-        assert count >= cut_off  # some had ended, and were not saved: those are known
-    tool.close()
+        printed = summed(told["usage"], kind) + summed(told["usage_before"], kind)
+        assert printed + lost[kind] == getattr(stats, kind)
+        if not unread.total():
+            assert printed + getattr(stats.uncollected["x"], kind) == getattr(stats, kind)
+        assert lost[kind] <= summed(told["usage_at_most"], kind)
+    if not never_there.total():
+        assert summed(told["usage_likely"], "input_tokens") == lost["input_tokens"]
+    assert summed(told["usage_at_most"], "input_tokens") == sum(
+        sent * cut_off[row] for row in booked for sent, _ in [max(booked[row])]
+    )
+
+
+def test_the_tokens_of_an_answer_that_was_read_and_not_saved_are_known(tmp_path):
+    write_questions(tmp_path)
+    with Simulator("fast?latency=0.05&log=on") as simulator:
+        command = command_for(simulator)
+        process = subprocess.Popen(
+            command, cwd=tmp_path, env=ENVIRON, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        )
+        wait_for(lambda: simulator.stats().calls >= 60)
+        with contextlib.closing(sqlite3.connect(tmp_path / LEDGER, isolation_level=None)) as tool:
+            tool.execute("BEGIN IMMEDIATE")  # from here on nothing can be saved
+            before = simulator.stats().answers
+            wait_for(lambda: simulator.stats().answers > before + IN_FLIGHT)
+            wait_for(lambda: is_quiet(simulator))
+            (saved,) = tool.execute("SELECT count(*) FROM tries").fetchone()
+            unsaved = simulator.stats().answers - saved
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        done, told = finish(command, tmp_path)
+        assert done.returncode == 0, done.stderr
+        stats = wait_for_silence(simulator)
+
+    assert unsaved > IN_FLIGHT
+    assert stats.answers == ROWS + unsaved, "they are asked again"
+    assert (told["cut_off_calls"], stats.uncollected) == (0, {})
+    for kind in ("input_tokens", "output_tokens"):
+        printed = summed(told["usage"], kind) + summed(told["usage_before"], kind)
+        assert printed == getattr(stats, kind)
+
+
+def test_show_verify_and_the_summary_tell_the_same_bill(tmp_path):
+    write_questions(tmp_path)
+    (tmp_path / "prices.toml").write_text('["openai-chat:x"]\ninput = 1\noutput = 2\n')
+
+    with Simulator("fast?latency=0.3") as simulator:
+        command = command_for(simulator, "--prices", "prices.toml")
+        kill_in_mid_run(command, tmp_path, simulator, 30)
+        between = look(tmp_path, "show").stdout
+        done, told = finish(command, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"cut off by a kill.*; `batch-llm resume` books them", between), between
+
+    sent, got = (
+        summed(told["usage"], kind) + summed(told["usage_before"], kind)
+        for kind in ("input_tokens", "output_tokens")
+    )
+    likely, most = (
+        f"{summed(told[name], 'input_tokens'):,} in, {summed(told[name], 'output_tokens'):,} out"
+        for name in ("usage_likely", "usage_at_most")
+    )
+    calls = f"{told['cut_off_calls']:,} calls cut off by a kill: about {likely}, at most {most}"
+    line = f"  tokens    {sent:,} in, {got:,} out; and {calls}\n"
+    assert line in look(tmp_path, "show").stdout
+    assert line in look(tmp_path, "verify").stdout
+    assert "all is well" in look(tmp_path, "verify").stdout
+    assert float(told["cost_usd"]) == pytest.approx((sent + 2 * got) / 1e6)
+    assert f"cost      ${float(told['cost_usd']):f}" in look(tmp_path, "show").stdout
+
+    with SqliteLedger(tmp_path / LEDGER) as ledger:
+        bill = ledger.manifest()["bill"]
+        assert (bill["input_tokens"], bill["output_tokens"]) == (sent, got)
+        assert bill["cut_off_likely_usd"] == told["cut_off_likely_usd"]
+        ledger.note({"bill": bill | {"output_tokens": got + 1}})
+    assert f"billed {sent:,} tokens in, {got + 1:,} out" in look(tmp_path, "verify").stdout
+
+
+def test_a_call_that_had_not_left_the_process_is_not_on_the_bill(tmp_path):
+    write_questions(tmp_path, 30)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        # Whoever connects waits for a TLS handshake that never comes: no call is sent.
+        url = f"https://127.0.0.1:{listener.getsockname()[1]}/v1"
+        command = [
+            sys.executable, "-m", "batch_llm", "run", "q.jsonl", "-m", "openai-chat:x",
+            "--base-url", url, "-c", "5",
+        ]  # fmt: skip
+        process = subprocess.Popen(
+            command, cwd=tmp_path, env=ENVIRON, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        )
+        notes = tmp_path / f"{LEDGER}-calls"
+        # All that waits is noted, as what it is.
+        wait_for(lambda: notes.exists() and b"q0" in notes.read_bytes())
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert "cut off" not in look(tmp_path, "show").stdout
+    with Simulator("fast") as simulator:
+        done, told = finish(command_for(simulator), tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert simulator.stats().answers == 30
+    assert (told["cut_off_calls"], told["usage_before"]) == (0, [])
+
+
+def look(folder, *words):
+    return subprocess.run(
+        [sys.executable, "-m", "batch_llm", *words],
+        cwd=folder, env=ENVIRON, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+
+
+def test_resume_and_retry_go_on_with_the_bill_of_all_sessions(tmp_path):
+    write_questions(tmp_path, 60)
+    with (tmp_path / "q.jsonl").open("a") as file:
+        for n in range(5):
+            file.write("\n" + json.dumps({"id": f"r{n}", "prompt": f"<<prefuse>> {n}"}))
+    with Simulator("fast?latency=0.3&log=on") as simulator:
+        kill_in_mid_run(command_for(simulator), tmp_path, simulator, 10)
+        resumed = look(tmp_path, "resume", "--progress", "json")
+        retried = look(tmp_path, "retry", "--progress", "json")
+        stats = wait_for_silence(simulator)
+    first, second = (json.loads(one.stderr.splitlines()[-1]) for one in (resumed, retried))
+
+    assert (resumed.returncode, retried.returncode) == (1, 1)
+    assert 0 < first["cut_off_calls"] == second["cut_off_calls"] <= IN_FLIGHT
+    assert summed(second["usage_before"], "calls") == stats.calls - 5 - uncollected_calls(stats)
+    assert summed(second["usage"], "calls") == 5
+    for kind in ("input_tokens", "output_tokens"):
+        printed = summed(second["usage"], kind) + summed(second["usage_before"], kind)
+        assert printed + getattr(stats.uncollected["x"], kind) == getattr(stats, kind)
+
+
+def uncollected_calls(stats):
+    return sum(one.calls for one in stats.uncollected.values())
+
+
+def test_to_overwrite_keeps_the_bill_of_what_was_cut_off_with_the_old_ledger(tmp_path):
+    write_questions(tmp_path, 60)
+    with Simulator("fast?latency=0.3") as simulator:
+        kill_in_mid_run(command_for(simulator), tmp_path, simulator, 10)
+        cut_off = uncollected_calls(wait_for_silence(simulator))
+        done, told = finish(command_for(simulator, "--overwrite"), tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert (told["cut_off_calls"], told["usage_before"]) == (0, [])
+        old = look(tmp_path, "show", f"{LEDGER}.old").stdout
+        noted = re.search(r"(\d+) calls are cut off by a kill", old)
+        assert noted is not None, old
+        assert int(noted[1]) >= cut_off > 0  # some may not have left the process
+
+        finish(command_for(simulator, "--overwrite"), tmp_path)
+    # The new `.old` was ended in order: it has no calls of the one before.
+    assert "cut off" not in look(tmp_path, "show", f"{LEDGER}.old").stdout
+    assert not (tmp_path / f"{LEDGER}.old-calls").exists()
 
 
 def test_what_was_cut_off_counts_against_a_cap_at_its_most(tmp_path):
@@ -98,7 +311,7 @@ def test_what_was_cut_off_counts_against_a_cap_at_its_most(tmp_path):
         # Each of the calls that were cut off may have taken much: nobody bounded them.
         done, told = finish(command_for(simulator, "--max-tokens-total", "20k"), tmp_path)
         assert done.returncode == 3, done.stderr
-        assert told["stopped_by"] == "max_total_tokens"
+        assert told["stopped_by"] == "max_tokens_total"
         assert told["cut_off_calls"] >= 5
         assert simulator.stats().calls == calls
 
@@ -111,7 +324,7 @@ def test_a_cap_is_for_all_sessions_of_a_run(tmp_path):
             return "out", {"input_tokens": 0, "output_tokens": 10, "total_tokens": 10}
 
         items = [LLMWorkItem(str(n), direct_call=call) for n in range(count)]
-        config = ProcessorConfig(max_total_tokens=cap, prices=prices)
+        config = ProcessorConfig(max_tokens_total=cap, prices=prices)
         with SqliteLedger(tmp_path / "run.sqlite") as ledger:
             built = ParallelBatchProcessor(store=ledger, config=config)
             asyncio.run(built.process(items))
@@ -119,7 +332,7 @@ def test_a_cap_is_for_all_sessions_of_a_run(tmp_path):
 
     assert run(20, 100_000).stopped_by is None
     again = run(21, 205)
-    assert (again.stopped_by, again.succeeded) == ("max_total_tokens", 20)
+    assert (again.stopped_by, again.succeeded) == ("max_tokens_total", 20)
     assert summed([{"t": one.output_tokens} for one in again.usage_before], "t") == 200
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.server
 import json
-import os
 import re
 import shlex
 import signal
@@ -18,25 +17,7 @@ import pytest
 
 from batch_llm.simulator import answer_digest
 from batch_llm.simulator.server import Simulator
-
-
-@pytest.fixture
-def cli(tmp_path):
-    environ = {k: v for k, v in os.environ.items() if not k.startswith("OPENAI_")}
-
-    def cli(*arguments, stdin=None, env=None):
-        return subprocess.run(
-            [sys.executable, "-m", "batch_llm", *arguments],
-            cwd=tmp_path,
-            env=environ | (env or {}),
-            input=stdin,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-
-    return cli
+from command import rows
 
 
 @pytest.fixture
@@ -44,10 +25,6 @@ def questions(tmp_path):
     path = tmp_path / "q.jsonl"
     path.write_text("".join(f'{{"question": "Question {n}?"}}\n' for n in range(60)))
     return path
-
-
-def rows(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def test_the_demo_recovers_from_every_fault(cli, tmp_path):
@@ -199,29 +176,6 @@ def test_a_signal_ends_the_attempts_of_rows_that_keep_failing(tmp_path, question
     assert process.returncode == 130, said
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX's")
-@pytest.mark.parametrize("module", ["cyclopts", "batch_llm.cli.app", "batch_llm.cli.execution"])
-def test_an_early_interruption_is_one_line(tmp_path, module):
-    (tmp_path / "a.txt").write_text("hi")
-    code = f"""
-import os, signal, sys
-class Interrupting:
-    def find_spec(self, name, *_):
-        if name == {module!r}:
-            os.kill(os.getpid(), signal.SIGINT)
-sys.meta_path.insert(0, Interrupting())
-from batch_llm.cli import main
-sys.exit(main())
-"""
-
-    done = subprocess.run(
-        [sys.executable, "-c", code, "run", "a.txt", "-m", "sim:fast"],
-        cwd=tmp_path, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-
-    assert (done.returncode, done.stdout, done.stderr) == (130, "", "Interrupted.\n")
-
-
 def test_settings_come_from_the_command_line_then_the_environment_then_a_file(cli, tmp_path):
     (tmp_path / "a.txt").write_text("<<echo>>hi")
     (tmp_path / "batch-llm.toml").write_text('output = "t.jsonl"\nretries = 2\nquiet = true\n')
@@ -299,12 +253,51 @@ def test_limits_are_learned_from_headers_with_hardly_a_refusal(cli, tmp_path, to
 
 
 def test_a_limit_that_is_told_is_never_passed(cli, tmp_path):
-    (tmp_path / "a.txt").write_text("".join(f"Question {n}\n" for n in range(130)))
+    (tmp_path / "a.txt").write_text("".join(f"Question {n}\n" for n in range(62)))
 
-    done = cli("run", "a.txt", "--rpm", "1200", "-c", "20", "--json")
+    done = cli("run", "a.txt", "--rpm", "60", "--json", "-m", "sim:fast?rpm=60&headers=off")
 
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout.splitlines()[-1])["succeeded"] == 130
+    end = json.loads(done.stdout.splitlines()[-1])
+    assert end["succeeded"] == 62
+    assert end["retries"] == {}  # whoever does not know the limit is refused twice at least
+
+
+def test_every_told_limit_reaches_admission(cli, tmp_path):
+    (tmp_path / "a.txt").write_text("Question\n")
+
+    done = cli(
+        "run", "a.txt", "--json",
+        "--rpm", "1k", "--tpm", "2M", "--itpm", "3k", "--otpm", "4k", "--rpd", "5k",
+    )  # fmt: skip
+
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout.splitlines()[-1])["limits"]
+    assert {one["source"] for one in told} == {"told"}
+    assert {one["dimension"]: one["limit"] for one in told} == {
+        "requests": 1e3,
+        "tokens": 2e6,
+        "input_tokens": 3e3,
+        "output_tokens": 4e3,
+        "requests_per_day": 5e3,
+    }
+
+
+def test_a_run_is_drawn_where_that_is_asked_for(cli, tmp_path):
+    (tmp_path / "a.txt").write_text("".join(f"Question {n}\n" for n in range(60)))
+
+    done = cli("run", "a.txt", "--plot", "run.svg", "-m", "sim:fast?rpm=600&p503=0.2&recover=1")
+
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^  plot +run\.svg$", done.stderr, re.MULTILINE)
+    drawn = (tmp_path / "run.svg").read_text()
+    assert "limit (header)" in drawn
+    assert "failed otherwise</text>" in drawn
+
+    (tmp_path / "run.svg").unlink()  # it is of one session, and not of the run
+    (ledger,) = (tmp_path / ".batch-llm/runs").glob("*.sqlite")
+    assert cli("resume", ledger.stem).returncode == 0
+    assert not (tmp_path / "run.svg").exists()
 
 
 def test_standard_input_to_standard_output(cli):
@@ -507,12 +500,12 @@ def test_a_provider_that_refuses_everything_ends_the_run(cli, tmp_path, question
 
 def test_too_many_failures_end_the_run(cli, questions):
     done = cli(
-        "run", "q.jsonl", "--prompt", "{{ question }}", "-c", "2", "--fail-over", "5%",
+        "run", "q.jsonl", "--prompt", "{{ question }}", "-c", "2", "--max-failed", "5%",
         "-m", "sim:fast?prefuse=1",
     )  # fmt: skip
 
     assert done.returncode == 3
-    assert "--fail-over" in done.stderr
+    assert "--max-failed" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from decimal import Decimal
 
 import pytest
 
-from batch_llm._engine import retry
+from batch_llm._engine import course
 from batch_llm.cli import main
 from batch_llm.providers.table import AZURE, PROVIDERS
 from batch_llm.simulator.server import Simulator
@@ -68,7 +68,9 @@ def command(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     # Faults come by chance: to wait for a second after each would prove nothing.
-    monkeypatch.setattr(retry, "wait_before_retry", lambda *_, suggested=None, **__: suggested or 0)
+    monkeypatch.setattr(
+        course, "wait_before_retry", lambda *_, suggested=None, **__: suggested or 0
+    )
     (tmp_path / "schema.json").write_text(json.dumps(SCHEMA))
 
     def run(running, prefix, *arguments, rows):

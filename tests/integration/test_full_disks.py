@@ -65,7 +65,7 @@ def test_a_run_waits_for_room_and_loses_nothing_when_it_comes(small_disk):
         (folder / "ballast").write_bytes(b"x" * 7_000_000)
         with SqliteLedger(folder / "run.sqlite", patience_seconds=20) as ledger:
             def make_room():
-                while not ledger._writer.is_stuck:
+                while not ledger._writer.pace.is_stuck:
                     time.sleep(0.01)
                 time.sleep(0.5)
                 (folder / "ballast").unlink()

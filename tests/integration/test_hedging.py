@@ -40,7 +40,7 @@ async def run(running, *, hedge, timeout):
 
 async def test_hung_calls_are_answered_by_their_copies_long_before_their_time_is_up():
     with Simulator(PROFILE) as running:
-        numbers, results = await run(running, hedge="drain", timeout=60.0)
+        numbers, results = await run(running, hedge=True, timeout=60.0)
         seen = running.stats()
 
     assert seen.faults["ptimeout"] >= HUNG  # more when a copy hung that was not needed
@@ -53,7 +53,7 @@ async def test_hung_calls_are_answered_by_their_copies_long_before_their_time_is
 
 async def test_without_hedging_each_hung_call_is_waited_for():
     with Simulator(PROFILE) as running:
-        numbers, _ = await run(running, hedge="off", timeout=2.0)
+        numbers, _ = await run(running, hedge=False, timeout=2.0)
         seen = running.stats()
 
     assert numbers.retries_by_code == {"timeout": HUNG}
@@ -66,7 +66,7 @@ async def test_the_connections_of_losers_are_closed_while_the_run_goes_on():
         transport = HttpTransport()
         caller = RequestCaller(resolve("sim:m", base_url=running.base_url), transport)
         built = ParallelBatchProcessor(
-            config=ProcessorConfig(hedge="drain", remember_limits=False), requests=caller
+            config=ProcessorConfig(hedge=True, remember_limits=False), requests=caller
         )
         for text in [f"Question {n}?" for n in range(COUNT)]:
             await built.add_work(LLMWorkItem(text, request=Request.of("sim:m", text)))

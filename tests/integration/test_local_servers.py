@@ -31,13 +31,13 @@ ANSWER = {
 }
 
 
-async def run(base_url, count=60, *, runs=1, asks_servers=True, **config):
+async def run(base_url, count=60, *, runs=1, ignore_slots=False, **config):
     """Run so many requests; return the result, the statistics and the seconds of the last run."""
     loop, transport = asyncio.get_running_loop(), HttpTransport()
     pool = resolve_pool("openai-chat:m", base_urls=base_url, environ={})
     built = ParallelBatchProcessor(
         config=ProcessorConfig(progress_interval=0, remember_limits=False, **config),
-        requests=RequestCaller(pool, transport, asks_servers=asks_servers),
+        requests=RequestCaller(pool, transport, ignore_slots=ignore_slots),
     )
     try:
         for _ in range(runs):
@@ -86,7 +86,7 @@ async def test_a_given_number_is_a_ceiling_for_a_server_of_ones_own():
 
 async def test_who_does_not_want_it_has_nobody_asked():
     with Simulator("fast?server=llama&slots=4&latency=0.1") as server:
-        _, statistics, _ = await run(server.base_url, asks_servers=False)
+        _, statistics, _ = await run(server.base_url, ignore_slots=True)
         stats = server.stats()
 
     assert (stats.looks, known(statistics)) == ({}, [])

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from decimal import Decimal
+from functools import partial
 
 import pytest
 
@@ -26,6 +24,7 @@ from batch_llm.providers.registry import resolve
 from batch_llm.providers.requests import RequestCaller
 from batch_llm.providers.transport import HttpTransport
 from batch_llm.simulator.server import Simulator
+from command import rows
 
 PRICES = Prices({"sim:fast": Price(input=1, output=4), "openai-chat:x": Price(input=1, output=4)})
 TABLE = '["openai-chat:x"]\ninput = 1\noutput = 4\nbatch = 0.5\n'
@@ -113,7 +112,7 @@ async def test_a_cap_holds_on_the_providers_own_bill(cap):
 
 async def test_a_cap_on_tokens_is_nearly_used_up_where_nothing_is_lost():
     with Simulator("fast") as simulator:
-        now, stats = await send(simulator, 2000, max_total_tokens=20_000)
+        now, stats = await send(simulator, 2000, max_tokens_total=20_000)
 
     total = stats.input_tokens + stats.output_tokens
     assert now.input_tokens + now.output_tokens == total
@@ -121,29 +120,13 @@ async def test_a_cap_on_tokens_is_nearly_used_up_where_nothing_is_lost():
 
 
 @pytest.fixture
-def cli(tmp_path):
-    environ = {k: v for k, v in os.environ.items() if not k.startswith(("OPENAI_", "BATCH_LLM_"))}
+def cli(cli, tmp_path):
     (tmp_path / "q.jsonl").write_text(
         "".join(f'{{"id": "q{n}", "prompt": "Question {n}?"}}\n' for n in range(120))
     )
     (tmp_path / "prices.toml").write_text(TABLE)
 
-    def cli(*arguments):
-        return subprocess.run(
-            [sys.executable, "-m", "batch_llm", *arguments],
-            cwd=tmp_path,
-            env=environ | KEY | {"BATCH_LLM_LIMITS_FILE": ""},
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-
-    return cli
-
-
-def rows(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return partial(cli, env=KEY | {"BATCH_LLM_LIMITS_FILE": ""})
 
 
 def test_a_capped_run_ends_with_3_and_the_rest_can_be_run(cli, tmp_path):
@@ -218,10 +201,10 @@ def test_a_deadline_ends_with_3(cli):
 
 
 def test_a_share_of_failures_ends_with_3(cli):
-    done = cli("run", "q.jsonl", "-m", "sim:fast?prefuse=0.9", "-c", "1", "--fail-over", "50%")
+    done = cli("run", "q.jsonl", "-m", "sim:fast?prefuse=0.9", "-c", "1", "--max-failed", "50%")
 
     assert done.returncode == 3
-    assert "stopped by --fail-over: " in done.stderr
+    assert "stopped by --max-failed: " in done.stderr
     assert "of 20 finished items have failed" in done.stderr
 
 

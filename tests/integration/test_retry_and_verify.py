@@ -3,45 +3,28 @@
 from __future__ import annotations
 
 import json
-import os
 import sqlite3
 import subprocess
 import sys
-from decimal import Decimal
 
 import pyarrow.parquet as pq
 import pytest
 
-from batch_llm.core.prices import usd
 from batch_llm.simulator.server import Simulator
+from command import ENVIRON, rows
 
-ENVIRON = {k: v for k, v in os.environ.items() if not k.startswith(("OPENAI_", "BATCH_LLM_"))}
+KEY = {"OPENAI_API_KEY": "any"}
 
 
 @pytest.fixture
-def cli(tmp_path):
-    def cli(*arguments, env=None):
-        return subprocess.run(
-            [sys.executable, "-m", "batch_llm", *arguments],
-            cwd=tmp_path,
-            env=ENVIRON | {"OPENAI_API_KEY": "any"} | (env or {}),
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-
-    return cli
+def cli(cli):
+    return lambda *arguments, env=None: cli(*arguments, env=KEY | (env or {}))
 
 
 @pytest.fixture
 def questions(tmp_path):
     lines = [json.dumps({"id": f"q{n}", "prompt": f"Question {n}?"}) for n in range(30)]
     (tmp_path / "q.jsonl").write_text("\n".join(lines))
-
-
-def rows(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def test_rows_are_retried_with_settings_of_their_own_and_the_history_is_kept(
@@ -275,15 +258,9 @@ def test_without_pyarrow_the_extra_is_named_before_anything_is_sent(cli, tmp_pat
         ("UPDATE payloads SET usage = x'ff00' WHERE number = 3", "the result of 'q2' is no JSON"),
     ],
 )
-def test_damaged_texts_in_a_ledger_are_named(tmp_path, damage, named):
+def test_damaged_texts_in_a_ledger_are_named(cli, tmp_path, damage, named):
     rows = [{"id": f"q{n}", "prompt": f"Question {n}?"} for n in range(5)]
     (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, rows)))
-
-    def cli(*arguments):
-        return subprocess.run(
-            [sys.executable, "-m", "batch_llm", *arguments],
-            cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False,
-        )  # fmt: skip
 
     assert cli("run", "q.jsonl").returncode == 0
     ledger = sqlite3.connect(tmp_path / ".batch-llm/runs/q.results.jsonl.sqlite")
@@ -326,23 +303,3 @@ def test_a_ledger_without_its_manifest_is_named_and_noted_anew(tmp_path):
     assert again.returncode == 0, again.stderr
     assert "5 reused, 0 to do" in again.stderr
     assert healed.returncode == 0
-
-
-def test_show_tells_what_a_run_has_cost(tmp_path):
-    rows = [{"id": f"q{n}", "prompt": f"Question {n}?"} for n in range(5)]
-    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    (tmp_path / "prices.toml").write_text('["sim:fast"]\ninput = 1000.0\noutput = 0.0\n')
-
-    def cli(*arguments):
-        return subprocess.run(
-            [sys.executable, "-m", "batch_llm", *arguments],
-            cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False,
-        )  # fmt: skip
-
-    ran = cli("run", "q.jsonl", "--prices", "prices.toml", "--json")
-    done = json.loads(ran.stdout.splitlines()[-1])
-    shown = cli("show")
-
-    assert f"cost      {usd(Decimal(done['cost_usd']))}\n" in shown.stdout
-    (tmp_path / "prices.toml").unlink()
-    assert "its prices in prices.toml cannot be read" in cli("show").stdout

@@ -172,7 +172,7 @@ async def test_bad_rows_can_be_failed_results_in_their_places(there):
 async def test_a_cap_leaves_a_result_for_each_row_and_a_higher_one_goes_on(there, simulator):
     asked = {"name": "n", "settings": {"max_tokens": 30}, "concurrency": 2}
 
-    capped = await bl.run(questions(40), **there, **asked, max_total_tokens=500)
+    capped = await bl.run(questions(40), **there, **asked, max_tokens_total=500)
     whole = await bl.run(questions(40), **there, **asked)
 
     assert len(capped) == 40
@@ -305,7 +305,7 @@ async def test_a_run_over_a_file_is_resumed_by_its_name_alone(there, tmp_path, s
     path.write_text("\n".join(json.dumps(row) for row in questions(30)))
     capped = await bl.run(
         path, **there, name="f", schema=["yes", "no"], settings={"max_tokens": 20},
-        max_total_tokens=300, concurrency=2,
+        max_tokens_total=300, concurrency=2,
     )  # fmt: skip
     assert 0 < capped.not_done < 30
 
@@ -323,7 +323,7 @@ def test_a_run_is_resumed_and_waited_for_without_await(there, tmp_path):
     path = tmp_path / "q.jsonl"
     path.write_text("\n".join(json.dumps(row) for row in questions(30)))
     capped = bl.run_sync(
-        path, **there, name="f", settings={"max_tokens": 20}, max_total_tokens=300, concurrency=2
+        path, **there, name="f", settings={"max_tokens": 20}, max_tokens_total=300, concurrency=2
     )
     assert 0 < capped.not_done < 30
     run = bl.attach("f")
@@ -437,3 +437,16 @@ def test_a_row_with_half_a_character_fails_alone(name, tmp_path, monkeypatch):
     assert results[1].error_code == "bad_request"
     assert results[1].attempts == 1
     assert r"'\ud800'" in results[1].error
+
+
+def test_a_run_works_with_a_counter_of_ones_own():
+    seen = []
+
+    def count(text):
+        seen.append(text)
+        return len(text)
+
+    results = bl.run_sync(["one", "two"], model="sim:fast", count_tokens=count)
+
+    assert results.statistics.succeeded == 2
+    assert {"one", "two"} <= set(seen)

@@ -132,8 +132,8 @@ def test_a_folder_that_is_not_there_is_named(tmp_path):
 def test_a_full_disk_ends_the_run_and_keeps_what_was_accepted(path):
     with SqliteLedger(path, patience_seconds=0.2) as ledger:
         run(ledger, *range(5))
-        pages = ledger._writing.execute("PRAGMA page_count").fetchone()[0]
-        ledger._writing.execute(f"PRAGMA max_page_count = {pages + 4}")
+        pages = ledger._file.writing.execute("PRAGMA page_count").fetchone()[0]
+        ledger._file.writing.execute(f"PRAGMA max_page_count = {pages + 4}")
         with pytest.raises(StoreError, match="disk is full") as caught:
             run(ledger, *range(50), output="x" * 20_000)
         shown = {result.item_id for result in caught.value.partial.results}
@@ -164,6 +164,33 @@ def test_damage_in_the_middle_is_found(path):
 
     with SqliteLedger(path, read_only=True) as ledger:
         assert ledger.problems()
+
+
+@pytest.mark.parametrize(
+    ("table", "column", "read"),
+    [
+        ("payloads", "output", lambda ledger: ledger.find("1")),
+        ("payloads", "usage", lambda ledger: list(ledger.records(ItemState.DONE))),
+        ("payloads", "output", lambda ledger: run(ledger, 1)),
+        ("tries", "usage", lambda ledger: ledger.attempts("1")),
+        ("manifest", "value", lambda ledger: ledger.manifest()),
+    ],
+)
+def test_a_damaged_text_is_told_with_the_path_of_its_ledger(path, table, column, read):
+    with SqliteLedger(path) as ledger:
+        ledger.note({"a": 1})
+        run(ledger, 1)
+    with sqlite3.connect(path) as tool:
+        tool.execute(f"UPDATE {table} SET {column} = '{{no'")
+    tool.close()
+
+    with (
+        SqliteLedger(path) as ledger,
+        pytest.raises(LedgerError, match="the file is damaged") as told,
+    ):
+        read(ledger)
+
+    assert told.value.path == str(path)
 
 
 def test_the_digest_of_a_request_depends_on_what_is_asked_alone():

@@ -96,3 +96,65 @@ def test_a_told_limit_is_never_passed_in_any_window(seed, per_minute, burst_seco
         for last in range(first, len(starts), max(1, len(starts) // 50)):
             allowed = capacity + rate * (starts[last] - starts[first]) + 1e-6
             assert last - first + 1 <= allowed + 1
+
+
+def fixed_minute(now, limit):
+    """A header of somebody who counts by the minute, and lets ten times as much in as was told."""
+    return LimitHeader(10 * limit, 9 * limit + now % 7, 60.0 - now % 60)
+
+
+@given(
+    seed=st.integers(0, 2**32),
+    requests=st.sampled_from([30.0, 600.0, 6000.0]),
+    tokens=st.sampled_from([600.0, 6e4, 6e5]),
+    burst_seconds=st.sampled_from([1.0, 10.0, 60.0]),
+    is_counted_by_the_minute=st.booleans(),
+    refused_share=st.sampled_from([0.0, 0.02, 0.2]),
+)
+@settings(max_examples=60)
+def test_told_tokens_are_never_passed_in_any_window_whatever_they_turn_out_to_be(
+    seed, requests, tokens, burst_seconds, is_counted_by_the_minute, refused_share
+):
+    dice = random.Random(seed)
+    told = {REQUESTS: requests, TOKENS: tokens}
+    limits = Limits(requests_per_minute=requests, tokens_per_minute=tokens)
+    one = Admission(0.0, limits, burst_seconds=burst_seconds, dice=dice)
+    now, in_flight, starts, charges = 0.0, [], [], []
+
+    def charge(cost, sign):
+        charges.append((now, {REQUESTS: sign * cost.requests, TOKENS: sign * cost.tokens}))
+
+    while now < 300 and len(starts) < 1200:
+        in_flight.sort(key=lambda call: call[0])
+        estimate = float(dice.choice([10, 100, 900]))
+        cost = Cost(1.0, estimate, 10.0, estimate - 10, estimate - 10)
+        wait = one.wait(now, cost)
+        if in_flight and in_flight[0][0] <= now + wait:
+            now, grant = max(now, in_flight[0][0]), in_flight.pop(0)[1]
+            headers = None
+            if is_counted_by_the_minute:
+                headers = {name: fixed_minute(now, limit) for name, limit in told.items()}
+            if dice.random() < refused_share:
+                charge(grant.cost, -1)
+                one.refused(now, grant, latency=0.1, headers=headers)
+                continue
+            got = grant.cost.tokens * dice.choice([0.1, 1.0, 3.0])
+            used = Cost(1.0, got, 10.0, got - 10)
+            charge(used, 1)
+            charge(grant.cost, -1)
+            one.accepted(now, grant, used, headers)
+        elif wait <= 0:
+            charge(cost, 1)
+            starts.append((now, len(charges), cost))
+            in_flight.append((now + dice.uniform(0.1, 5.0), one.start(now, cost)))
+        else:
+            now += wait
+
+    for at, count, cost in starts[:: max(1, len(starts) // 60)]:
+        for name, amount in ((REQUESTS, 1.0), (TOKENS, cost.tokens)):
+            rate = told[name] / 60
+            burst = max(rate * burst_seconds, amount)  # one that is larger waits for a full bucket
+            charged = 0.0
+            for then, amounts in reversed(charges[:count]):
+                charged += amounts[name]
+                assert charged <= burst + rate * (at - then) + 1e-3

@@ -106,7 +106,7 @@ calls = st.tuples(
 def test_a_run_never_costs_more_than_its_cap(rows, kinds, cap, in_money, workers):
     prices = Prices({"x:m": Price(input=1, output=4)})
     provider = Provider(kinds, prices)
-    limit = {"max_cost_usd": Decimal(cap) / 10**6} if in_money else {"max_total_tokens": cap}
+    limit = {"max_cost_usd": Decimal(cap) / 10**6} if in_money else {"max_tokens_total": cap}
     config = ProcessorConfig(
         max_workers=workers,
         retry=RetryConfig(max_attempts=3, initial_wait=0.1, max_rate_limits=3),
@@ -122,7 +122,7 @@ def test_a_run_never_costs_more_than_its_cap(rows, kinds, cap, in_money, workers
         done = runner.run(processor.process(items))
 
     assert provider.usd <= limit.get("max_cost_usd", provider.usd)
-    assert provider.tokens <= limit.get("max_total_tokens", provider.tokens)
+    assert provider.tokens <= limit.get("max_tokens_total", provider.tokens)
     now = processor.statistics()
     was_stopped = now.stopped_by is not None
     assert was_stopped or len(done.results) == len(rows)

@@ -78,7 +78,7 @@ def build(workers, *, learns):
             timeout_per_item=30.0,
             retry=RetryConfig(max_rate_limits=50),
             progress_interval=0,
-            hedge="drain",
+            hedge=True,
         ),
         error_classifier=Classifier(),
         rate_limit_strategy=None if learns else Ramp(cooldown=1.0),

@@ -102,7 +102,7 @@ class ProcessorLife(RuleBasedStateMachine):
         queue_size=st.sampled_from([0, 1, 3]),
         hooks=st.booleans(),
         learns=st.booleans(),
-        hedge=st.sampled_from([None, "drain"]),
+        hedge=st.booleans(),
     )
     def make(self, workers, queue_size, hooks, learns, hedge):
         async def build():

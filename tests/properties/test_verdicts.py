@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import re
+from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -25,9 +28,10 @@ from batch_llm.core.prices import Price, Prices
 from batch_llm.providers.base import LaneFacts, Outcome
 from batch_llm.stores import MemoryLedger
 from batch_llm.strategies.errors import ErrorCode
-from batch_llm.strategies.policies import MAY_FALL_BACK_ON, POLICIES
+from batch_llm.strategies.policies import MAY_FALL_BACK_ON
 from batch_llm.testing.clock import VirtualTimeLoop
 
+TABLE = Path(__file__).parents[2] / "docs" / "errors.md"
 USAGE = {"input_tokens": 3, "output_tokens": 2, "total_tokens": 5}
 VERDICTS = {
     "ok": None,
@@ -44,6 +48,7 @@ VERDICTS = {
     "credit": StatusError(402, "pay"),
     "missing": StatusError(404, "no such model"),
     "gone": TransportError("Cannot connect", True),
+    "slow": TimeoutError("late"),
 }
 #: Verdicts on calls that use up no attempt, where limits are learned. A connection that is refused
 #: by a server which has answered before is an outage.
@@ -153,6 +158,20 @@ def sorted_by_turn(calls, fallbacks):
     return calls
 
 
-@given(code=st.sampled_from(ErrorCode))
-def test_what_counts_as_no_attempt_is_what_the_table_says(code):
-    assert (code.value in FREE - {"connection"}) is not POLICIES[code].uses_attempt
+@pytest.mark.parametrize("verdict", sorted(VERDICTS.keys() - {"ok"}))
+def test_what_uses_up_an_attempt_is_what_the_table_in_the_docs_says(verdict):
+    told = dict(
+        re.findall(r"^\| `(\w+)` \| .*? \| (yes|no) \|", TABLE.read_text("utf-8"), re.MULTILINE)
+    )
+    oracle, ledger = Oracle({"one": [verdict, "ok"]}), MemoryLedger()
+    request = Request.of("x:a", "hi")
+    built = ParallelBatchProcessor(
+        config=ProcessorConfig(progress_interval=0, retry=RetryConfig(max_attempts=1)),
+        requests=oracle,
+        store=ledger,
+    )
+
+    (result,) = run(built.process([LLMWorkItem("one", request=request)])).results
+
+    code = ledger.attempts("one")[0].error_code
+    assert told[code] == ("no" if result.success else "yes")

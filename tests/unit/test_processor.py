@@ -366,7 +366,7 @@ async def test_progress_is_logged_at_its_interval(interval, lines, caplog):
 
 @pytest.mark.parametrize(("detailed", "lines"), [(True, 1), (False, 0)])
 async def test_detailed_logging_tells_of_each_failed_attempt(detailed, lines, caplog):
-    caplog.set_level("INFO", "batch_llm.exchange")
+    caplog.set_level("INFO", "batch_llm.calls")
     config = ProcessorConfig(enable_detailed_logging=detailed, retry=RetryConfig(jitter=False))
 
     await processor(config=config).process([item("a", Script(RuntimeError("boom")))])

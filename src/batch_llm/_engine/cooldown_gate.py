@@ -143,7 +143,14 @@ class CooldownGate:
             self.in_flight -= 1
             is_first_try = False
 
-    def enter_now(self, _item: Item, /, *, apart_from: int | None = None) -> int | None:  # noqa: ARG002
+    def enter_now(
+        self,
+        _item: Item,
+        /,
+        *,
+        is_retry: bool = True,  # noqa: ARG002
+        apart_from: int | None = None,  # noqa: ARG002
+    ) -> int | None:
         """Return the episode if there is room at once and nobody waits for it, else None."""
         if (
             self.in_flight < self._limit

@@ -10,6 +10,7 @@ import asyncio
 import math
 from typing import TYPE_CHECKING
 
+from batch_llm._engine.clock import clock_of
 from batch_llm.exceptions import AttemptTimeoutError
 
 if TYPE_CHECKING:
@@ -26,18 +27,24 @@ class CallCutError(Exception):
 class Deadline:
     """When the current attempt of one worker has to be over."""
 
-    __slots__ = ("at", "is_cut", "is_expired", "sweeper", "task")
+    __slots__ = ("_time", "at", "is_cut", "is_expired", "sweeper", "task")
 
     def __init__(self, sweeper: DeadlineSweeper, task: asyncio.Task[None]) -> None:
         self.sweeper = sweeper
+        self._time = sweeper.time
         self.task = task
         self.at = math.inf
         self.is_expired = False
         #: Why it expired, when it did: it was cut short, or time was up.
         self.is_cut = False
 
-    async def bound(self, call: Awaitable[T], seconds: float) -> T:
+    async def bound(self, call: Awaitable[T], seconds: float, since: float | None = None) -> T:
         """Await ``call`` in the worker's own task, for ``seconds`` at the most.
+
+        Args:
+            call: What is awaited.
+            seconds: How long it may take.
+            since: From when on, on the loop's clock; None: from now.
 
         Raises:
             AttemptTimeoutError: Time was up; the call was cancelled.
@@ -45,7 +52,10 @@ class Deadline:
             asyncio.CancelledError: The worker itself was cancelled; passed on.
         """
         cancelling = self.task.cancelling()
-        self.sweeper.arm(self, seconds)
+        self.at = at = (self._time() if since is None else since) + seconds
+        # With one timeout for all, later attempts expire later, so the timer is hardly ever moved.
+        if at < self.sweeper.timer_at:
+            self.sweeper.schedule(at)
         try:
             return await call
         except asyncio.CancelledError:
@@ -55,7 +65,8 @@ class Deadline:
             raise
         finally:
             self.at = math.inf
-            self._take_back()
+            if self.is_expired:
+                self._take_back()
 
     def cut(self) -> None:
         """End the call that is under way now; does nothing when none is, or its time is up."""
@@ -82,9 +93,11 @@ class DeadlineSweeper:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
+        self.time = clock_of(loop)
         self._deadlines: set[Deadline] = set()
         self._timer: asyncio.TimerHandle | None = None
-        self._timer_at = math.inf
+        #: When it goes off.
+        self.timer_at = math.inf
 
     def open_deadline(self, task: asyncio.Task[None]) -> Deadline:
         """Return a new deadline for ``task``; close it when the task ends."""
@@ -97,23 +110,17 @@ class DeadlineSweeper:
         self._deadlines.discard(deadline)
         if not self._deadlines and self._timer is not None:
             self._timer.cancel()
-            self._timer, self._timer_at = None, math.inf
+            self._timer, self.timer_at = None, math.inf
 
-    def arm(self, deadline: Deadline, seconds: float) -> None:
-        """Let ``deadline`` expire in ``seconds`` from now."""
-        deadline.at = at = self._loop.time() + seconds
-        # With one timeout for all, later attempts expire later, so the timer is hardly ever moved.
-        if at < self._timer_at:
-            self._schedule(at)
-
-    def _schedule(self, at: float) -> None:
+    def schedule(self, at: float) -> None:
+        """Look at the deadlines then, and no later."""
         if self._timer is not None:
             self._timer.cancel()
-        self._timer_at = at
+        self.timer_at = at
         self._timer = self._loop.call_at(at, self._sweep)
 
     def _sweep(self) -> None:
-        self._timer, self._timer_at = None, math.inf
+        self._timer, self.timer_at = None, math.inf
         now = self._loop.time()
         earliest = math.inf
         for deadline in self._deadlines:
@@ -122,4 +129,4 @@ class DeadlineSweeper:
             elif deadline.at < earliest:
                 earliest = deadline.at
         if earliest < math.inf:
-            self._schedule(earliest)
+            self.schedule(earliest)

@@ -89,13 +89,16 @@ class Gate(Protocol):
         """
         ...
 
-    def enter_now(self, item: Item, /, *, apart_from: Any | None = None) -> Any | None:
+    def enter_now(
+        self, item: Item, /, *, is_retry: bool = True, apart_from: Any | None = None
+    ) -> Any | None:
         """Return a ticket if there is room at once and nobody waits for it, else None.
 
         The caller owes a ticket a ``leave``.
 
         Args:
             item: The call's.
+            is_retry: Whether the item's call before has failed, or is another copy of this one.
             apart_from: The ticket of another call, whose place is only taken where no other has
                 room.
         """

@@ -1,6 +1,6 @@
 """Two copies of a slow call, while a run drains: the first answer wins.
 
-A layer around the exchange. The first copy of a call is made in its worker's own task, as without
+A layer around the call. The first copy of a call is made in its worker's own task, as without
 hedging. When nothing else is left to send, calls that are unusually slow get a second copy, in a
 task that belongs to the worker's call and always ends before it. A copy is let in by the gate at
 once or not at all: none ever waits, so none is sent for an item that has its answer meanwhile.
@@ -26,9 +26,10 @@ from batch_llm.strategies.hedging import Hedges, Size, Slowness, multiple_of, te
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from batch_llm._engine.calls import Ended, MakeCall, Owner
     from batch_llm._engine.deadlines import Deadline
-    from batch_llm._engine.exchange import Ended, Exchange, Owner, Progress
     from batch_llm._engine.gate import Gate
+    from batch_llm._engine.progress import Progress
     from batch_llm._engine.statistics import Counts
     from batch_llm.base import LLMWorkItem
     from batch_llm.providers.base import Try
@@ -139,16 +140,16 @@ class Hedging:
     """Makes calls, and second copies of the slow ones.
 
     Args:
-        exchange: Makes one call, and settles it.
+        make_call: Makes one call, and settles it.
         gate: Lets the copies in, as it lets in any call.
         counts: Of the run.
         can_send: Tells whether nothing else is left to send, or waits to be let in.
     """
 
     def __init__(
-        self, *, exchange: Exchange, gate: Gate, counts: Counts, can_send: Callable[[], bool]
+        self, *, make_call: MakeCall, gate: Gate, counts: Counts, can_send: Callable[[], bool]
     ) -> None:
-        self._exchange = exchange
+        self._make_call = make_call
         self._gate = gate
         self._counts = counts
         self._can_send = can_send
@@ -175,7 +176,7 @@ class Hedging:
         self._look_soon(now)
         try:
             try:
-                ended = await self._exchange(item, owner, ticket, attempt, progress)
+                ended = await self._make_call(item, owner, ticket, attempt, progress)
             finally:
                 del self._under_way[call]
             self._note(call, ended)
@@ -185,7 +186,7 @@ class Hedging:
         finally:
             if call.copy is not None:
                 await self._clear(call.copy)
-            # As in `Exchanger.make`: an error leads back to this frame, and so to the item.
+            # As in `Calls.make`: an error leads back to this frame, and so to the item.
             ended = call = None  # type: ignore[assignment]
 
     def close(self) -> None:
@@ -291,7 +292,7 @@ class Hedging:
             return
         copy.open_deadline(call.owner.deadline)
         try:
-            copy.ended = await self._exchange(
+            copy.ended = await self._make_call(
                 call.item, copy, copy.ticket, self._attempt_of(call, copy), call.progress
             )
             self._note(call, copy.ended)
@@ -302,7 +303,7 @@ class Hedging:
                 call.owner.deadline.cut()
         finally:
             copy.close_deadline()
-            # As in `Exchanger.make`: an error leads back to this frame, and so to the item.
+            # As in `Calls.make`: an error leads back to this frame, and so to the item.
             call = copy = None  # type: ignore[assignment]
 
     def _attempt_of(self, call: _Call, copy: _Copy) -> Try:

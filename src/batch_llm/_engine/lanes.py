@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
+from batch_llm._engine.backlog import Backlog
 from batch_llm._engine.places import Place
 from batch_llm._engine.sizes import Sizes
 from batch_llm._engine.turns import Queue
@@ -63,11 +64,25 @@ _AVOIDED, _NOT_WANTED = 2.0, 4.0
 
 
 class Ticket(msgspec.Struct):
-    """A call that was let in."""
+    """A call that was let in.
+
+    Attributes:
+        lane: Its lane.
+        place: Where it goes.
+        grant: What its place's admission knows of it.
+        is_charged: Whether the admission was told what it takes; else it is in the lane's backlog.
+        item: What is asked, as long as it is there.
+        ended_at: When it was answered, where that is in the backlog.
+        usage: The tokens that it took then.
+    """
 
     lane: Lane
     place: Place
     grant: Grant
+    is_charged: bool = True
+    item: Item | None = None
+    ended_at: float | None = None
+    usage: dict[str, int] | None = None
 
 
 class Pause(NamedTuple):
@@ -100,9 +115,21 @@ class Lane:
         self.was_asked = False
         self.asking: asyncio.Task[None] | None = None
         self.queue = Queue(name)
-        self.sizes = Sizes(facts)
+        self.sizes = Sizes(facts.charges)
         #: The one place, where there are no others to choose from.
         self.only = places[0] if len(places) == 1 else None
+        #: What is not charged there yet.
+        self.backlog = None if self.only is None else Backlog(self.only.admission, self.sizes)
+
+    def book(self) -> None:
+        """Charge all that was put down for later: whatever comes now may depend on it."""
+        if self.backlog is not None:
+            self.backlog.book()
+
+    def cost_of(self, item: Item) -> Cost:
+        """Estimate what a call of the item takes."""
+        self.book()
+        return self.sizes.cost_of(item)
 
     def best_place(
         self, now: float, cost: Cost, apart_from: Place | None = None
@@ -232,12 +259,13 @@ class Lanes:
         self.by_name: dict[str, Lane] = {}
         self._limits = limits
         self._caller = caller
-        self._lane_of = caller.lane
+        #: Names an item's lane.
+        self.name_of = caller.lane
         self._memory = memory
 
     def of(self, item: Item) -> Lane:
         """Return an item's lane."""
-        name = self._lane_of(item)
+        name = self.name_of(item)
         lane = self.by_name.get(name)
         if lane is None or not lane.was_asked:
             if lane is None:
@@ -303,16 +331,16 @@ class Lanes:
     def start(self, lane: Lane, place: Place, cost: Cost, now: float) -> Ticket:
         """Let a call in."""
         self.in_flight += 1
+        lane.book()
         return Ticket(lane, place, place.start(now, cost))
 
     def leave(self, lane: Lane) -> None:
         """Give the room of a call that ended to the next one."""
-        self.in_flight -= 1
-        if self.in_flight != self.most - 1:
-            if lane.queue.lines:
-                self.pump(lane)
-            return
-        self._pump_all()
+        self.in_flight = in_flight = self.in_flight - 1
+        if in_flight == self.most - 1:
+            self._pump_all()
+        elif lane.queue.lines:
+            self.pump(lane)
 
     def _pump_all(self) -> None:
         """Share out the room between all lanes that wait for it, in turn."""
@@ -373,6 +401,7 @@ class Lanes:
     def close(self) -> None:
         """Stop all timers, and remember what was learned."""
         for lane in self.by_name.values():
+            lane.book()
             if lane.asking is not None:  # the run was given up at once; the next one asks anew
                 lane.asking.cancel()
                 lane.asking, lane.was_asked = None, False

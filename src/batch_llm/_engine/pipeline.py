@@ -6,7 +6,7 @@
           └ Retrier.answer     again or give up                                   (retry.py)
               ├ Gate.enter     when this attempt may start                        (gate.py)
               └ Hedging.make   where asked for: two copies of a slow call         (hedging.py)
-                  └ Exchanger.make   one call, settled                            (exchange.py)
+                  └ Calls.make   one call, settled                                (calls.py)
                       └ Deadline.bound   how long it may take                     (deadlines.py)
                           └ Caller.call  the exchange itself                      (providers/)
 
@@ -16,15 +16,17 @@ The item stays in this one coroutine until it has its result. Nothing is put bac
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections import deque
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from batch_llm._engine.exchange import Progress, describe
+from batch_llm._engine.clock import clock_of
+from batch_llm._engine.hooks import Hooks
+from batch_llm._engine.progress import Progress
 from batch_llm.base import LLMWorkItem, WorkItemResult
+from batch_llm.core.text import described
 from batch_llm.core.usage import attach_usage, tokens
 from batch_llm.exceptions import (
     AbandonedError,
@@ -37,7 +39,7 @@ from batch_llm.stores.base import CACHED, SHARED, Saving
 from batch_llm.strategies.errors import ErrorCode
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Generator, Iterator, Sequence
+    from collections.abc import Awaitable, Callable, Generator, Sequence
 
     from batch_llm._engine.events import EventDispatcher
     from batch_llm._engine.pool import Worker
@@ -52,14 +54,10 @@ if TYPE_CHECKING:
     Item = LLMWorkItem[Any, Any, Any]
     Result = WorkItemResult[Any, Any]
 
-T = TypeVar("T")
-
 logger = logging.getLogger("batch_llm.pipeline")
 
-#: So many results at the most wait to be saved while their workers go on.
+#: When so many results wait to be saved, their workers do so too.
 MOST_UNSAVED = 1024
-#: A post-processor that takes longer is given up; the item's result stands.
-POST_PROCESSOR_SECONDS = 75.0
 
 
 #: Of kept successes; never written to.
@@ -90,18 +88,24 @@ class Pipeline:
         self._unsaved = 0
         self._on_saved = self._show_saved
         self._all_saved: asyncio.Future[None] | None = None
+        #: The kind of saving that the store returns.
+        self._saving: type[Saving] | None = None
+        #: Workers that wait until fewer are unsaved, and whether one of them was just woken.
+        self._queue: deque[asyncio.Future[None]] = deque()
+        self._is_waking = False
         #: Until when whoever takes the results has no room for more.
         self._room: asyncio.Future[None] | None = None
         self._content_of = content_of
         self._answerer = answerer
         self._store = store
-        self._middlewares = middlewares
-        self._post_processor = post_processor
+        self._hooks = Hooks(middlewares, post_processor, self._goes_on_after_cancellation)
+        self._has_middlewares = len(middlewares) > 0
+        self._has_post_processor = post_processor is not None
         self._events = events
         self._counts = counts
         self._emit = emit
         self._progress_interval = progress_interval
-        self._time = asyncio.get_running_loop().time
+        self._time = clock_of(asyncio.get_running_loop())
         self.is_abandoned = False
 
     async def handle(self, item: Item, worker: Worker) -> None:
@@ -125,7 +129,13 @@ class Pipeline:
             self._events.emit(ProcessingEvent.ITEM_STARTED, data)
         progress = Progress(item_id)
         try:
-            result = await self._with_middleware(item, worker, progress)
+            if self._has_middlewares:
+                result = await self._with_middleware(item, worker, progress)
+            else:
+                # Not kept in a name here: see the end of `Retrier.answer`.
+                result = _result(
+                    item, await self._answerer.answer(item, worker, progress), progress
+                )
         except asyncio.CancelledError:
             self._store.forget(item_id, progress.history)
             item.item_id = item_id
@@ -141,9 +151,17 @@ class Pipeline:
             saved = self._store.finish(result, history if origin is None else [*history, origin])
             if saved is not None:
                 if self._hand_over(saved, result, worker, progress):
+                    if self._unsaved >= self._most_unsaved:
+                        await self._wait_for_room(worker)
                     return
                 await self._wait_for(saved, worker)
-        await self._show(result, worker, progress)
+        if self._has_post_processor:
+            await self._show(result, worker, progress)
+            return
+        self._note_finished(result, worker, progress)
+        if (shown := self._emit(result)) is not None:
+            await shown
+        self._log_progress()
 
     async def _show_kept(self, item: Item, kept: Result, worker: Worker) -> None:
         """Show what an earlier run has brought, as if it came now; nothing is called or booked."""
@@ -169,6 +187,7 @@ class Pipeline:
         return progress
 
     def _stamp(self, result: Result, progress: Progress, started_at: float) -> None:
+        """Write onto a result how it came about."""
         result.attempts = len(progress.history)
         if progress.changes:
             result.changes = tuple(progress.changes)
@@ -189,14 +208,13 @@ class Pipeline:
     ) -> bool:
         """Have a result shown as soon as it is saved; return whether its worker may go on at once.
 
-        Not where the showing takes time of its own, or too much is waiting to be saved already.
+        Not where the showing takes time of its own, or nothing can be saved for now.
         """
-        if (
-            self._post_processor is not None
-            or self._unsaved >= self._most_unsaved
-            or not isinstance(saved, Saving)
-            or saved.is_stuck
-        ):
+        if saved.__class__ is not self._saving:  # to ask whose kind it is takes long
+            if not isinstance(saved, Saving):
+                return False
+            self._saving = saved.__class__
+        if self._has_post_processor or saved.is_stuck:
             return False
         room = self._room
         if room is not None:
@@ -225,6 +243,33 @@ class Pipeline:
                 self._on_error_of_store(problem)
         if not self._unsaved and self._all_saved is not None and not self._all_saved.done():
             self._all_saved.set_result(None)
+        if self._queue and not self._is_waking:
+            self._wake_next()
+
+    async def _wait_for_room(self, worker: Worker) -> None:
+        """Wait until fewer results wait to be saved; the worker's own one is in good hands."""
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._queue.append(turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if not worker.is_cancelled:
+                raise
+            worker.take_back_cancellation()  # there is no item to give back; the worker ends
+
+    def _wake_next(self) -> None:
+        """Let the next worker go on, and look again when it has come to a halt.
+
+        One whose items take no time may fill the room alone: to wake the others would be in vain.
+        """
+        self._is_waking = False
+        while self._queue and self._unsaved < self._most_unsaved:
+            turn = self._queue.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                self._is_waking = True
+                asyncio.get_running_loop().call_soon(self._wake_next)
+                return
 
     async def show_all(self) -> None:
         """Wait until all that was handed over is saved and shown, however often one is cancelled.
@@ -258,9 +303,9 @@ class Pipeline:
 
     async def _show(self, result: Result, worker: Worker, progress: Progress) -> None:
         self._note_finished(result, worker, progress)
-        if self._post_processor is not None:
+        if self._has_post_processor:
             item_id = result.item_id
-            await self._post_process(result, worker)
+            await self._hooks.post_process(result, worker)
             result.item_id = item_id
         if (shown := self._emit(result)) is not None:
             await shown
@@ -300,36 +345,8 @@ class Pipeline:
             data["error_type"] = progress.error_type
             self._events.emit(ProcessingEvent.ITEM_FAILED, data)
 
-    async def _post_process(self, result: Result, worker: Worker) -> None:
-        assert self._post_processor is not None  # noqa: S101 - the caller has looked
-        with self._passed_over("post_processor", result.item_id, worker):
-            pending = self._post_processor(result)
-            if inspect.isawaitable(pending):
-                await worker.deadline.bound(pending, POST_PROCESSOR_SECONDS)
-
-    @contextmanager
-    def _passed_over(
-        self, hook: str, item_id: str, worker: Worker, *, has_outcome: bool = True
-    ) -> Iterator[None]:
-        """Log what a hook raises and go on: the user's code never costs an item its result.
-
-        Raises:
-            asyncio.CancelledError: The worker was cancelled; but a run that is abandoned does not
-                give up an item that has its outcome.
-        """
-        try:
-            yield
-        except asyncio.CancelledError:
-            if not worker.is_cancelled:
-                worker.take_back_cancellation()
-                logger.exception("%s of %r cancelled itself; passed over", hook, item_id)
-            elif not (has_outcome and self._goes_on_after_cancellation(worker)):
-                raise
-        except Exception:  # a broken hook is as good as none
-            logger.exception("%s failed on %r; passed over", hook, item_id)
-
     async def _with_middleware(self, item: Item, worker: Worker, progress: Progress) -> Result:
-        changed = await self._before(item, worker) if self._middlewares else item
+        changed = await self._hooks.before(item, worker)
         if changed is None:
             return self._skipped(item, progress)
         # Not kept in a name here: see the end of `Retrier.answer`.
@@ -342,19 +359,15 @@ class Pipeline:
     ) -> Result:
         error = outcome.error
         if error is None:
-            result = _success(item, outcome, progress)
-            return await self._after(result, worker) if self._middlewares else result
+            return await self._hooks.after(_result(item, outcome, progress), worker)
         progress.error_type = type(error).__name__
         attach_usage(error, progress.usage)
-        if self._middlewares:
-            substitute = await self._on_error(item, error, worker)
-            if substitute is not None:
-                if not any((substitute.token_usage or {}).values()):
-                    substitute.token_usage = progress.usage  # the failed attempts were paid for
-                return substitute
-        result = _failure(item, error, progress)
-        result.model, result.gemini_safety_ratings = outcome.model, outcome.safety_ratings
-        return result
+        substitute = await self._hooks.on_error(item, error, worker)
+        if substitute is None:
+            return _result(item, outcome, progress)
+        if not any((substitute.token_usage or {}).values()):
+            substitute.token_usage = progress.usage  # the failed attempts were paid for
+        return substitute
 
     @staticmethod
     def _skipped(item: Item, progress: Progress) -> Result:
@@ -364,30 +377,6 @@ class Pipeline:
         )
         result.error_code = ErrorCode.CANCELLED.value
         return result
-
-    async def _before(self, item: Item, worker: Worker) -> Item | None:
-        current = item
-        for middleware in self._middlewares:
-            with self._passed_over("before_process", item.item_id, worker, has_outcome=False):
-                changed = await middleware.before_process(current)
-                if changed is None:
-                    return None
-                current = _checked(changed, LLMWorkItem)
-        return current
-
-    async def _after(self, result: Result, worker: Worker) -> Result:
-        for middleware in reversed(self._middlewares):
-            with self._passed_over("after_process", result.item_id, worker):
-                result = _checked(await middleware.after_process(result), WorkItemResult)
-        return result
-
-    async def _on_error(self, item: Item, error: Exception, worker: Worker) -> Result | None:
-        for middleware in reversed(self._middlewares):
-            with self._passed_over("on_error", item.item_id, worker):
-                substitute = await middleware.on_error(item, error)
-                if substitute is not None:
-                    return _checked(substitute, WorkItemResult)
-        return None
 
 
 def _raise(error: Exception) -> None:
@@ -409,12 +398,6 @@ class _Shielded(Saving):
         yield from asyncio.shield(self._pending).__await__()
 
 
-def _checked(value: T, kind: type[T]) -> T:
-    if not isinstance(value, kind):
-        raise TypeError(f"expected a {kind.__name__}, got {type(value).__name__}")
-    return value
-
-
 def as_asked(request: Request, output: Any) -> Any:
     """Return a kept output in the type that the request's shape makes of an answer."""
     if request.output is None or not isinstance(output, dict | list):
@@ -425,17 +408,27 @@ def as_asked(request: Request, output: Any) -> Any:
         return output
 
 
-def _success(item: Item, outcome: Outcome, progress: Progress) -> Result:
-    result: Result = WorkItemResult(
-        item.item_id,
-        True,
-        outcome.output,
-        None,
-        item.context,
-        progress.usage,
-        outcome.safety_ratings,
-    )
-    result.model, result.response_body = outcome.model, outcome.body
+def _result(item: Item, outcome: Outcome, progress: Progress) -> Result:
+    """Make an outcome the result of its item."""
+    error = outcome.error
+    if error is None:
+        return WorkItemResult(
+            item.item_id,
+            True,
+            outcome.output,
+            None,
+            item.context,
+            progress.usage,
+            outcome.safety_ratings,
+            None,
+            0,
+            0.0,
+            outcome.model,
+            outcome.body,
+        )
+    attach_usage(error, progress.usage)
+    result = _failure(item, error, progress)
+    result.model, result.gemini_safety_ratings = outcome.model, outcome.safety_ratings
     return result
 
 
@@ -444,7 +437,7 @@ def _failure(item: Item, error: Exception, progress: Progress) -> Result:
     result: Result = WorkItemResult(
         item.item_id,
         success=False,
-        error=describe(error),
+        error=described(error),
         context=item.context,
         token_usage=progress.usage,
     )

@@ -44,7 +44,7 @@ class Place:
         self.is_in_doubt = False
         #: While there are others that have done nothing wrong, those are preferred.
         self.avoided_until = -math.inf
-        self._failures = self._calls = 0
+        self._failures = 0
         #: What its server works on at once, where that was found out.
         self.capacity: Capacity | None = None
         #: Where the number of calls in flight is searched.
@@ -104,7 +104,6 @@ class Place:
     def start(self, now: float, cost: Cost) -> Grant:
         """Let a call in; the first one after the place was set aside is a probe."""
         grant = self.admission.start(now, cost)
-        self._calls += 1
         if self.aside_until > 0:
             self._probe = grant
         return grant
@@ -148,7 +147,7 @@ class Place:
         none any more. Rates at which many calls were refused are too high.
         """
         admission = self.admission
-        if admission.refusals > max(FEW_REFUSED, MOST_REFUSED_SHARE * self._calls):
+        if admission.refusals > max(FEW_REFUSED, MOST_REFUSED_SHARE * admission.calls):
             return {}
         return {
             name: known

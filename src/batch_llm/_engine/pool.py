@@ -215,7 +215,7 @@ class Pool:
                 raise
             finally:
                 source.finished()
-            present = self._headcount
+            present = self._headcount if self.parked else len(self._tasks) - self._leaving
             wanted = self._size(present)
             has_room = present < wanted
             if present > wanted:

@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from batch_llm._engine.admission_gate import AdmissionGate
+from batch_llm._engine.calls import Calls
+from batch_llm._engine.collector import collecting_less
 from batch_llm._engine.cooldown_gate import CooldownGate
+from batch_llm._engine.course import Rules
 from batch_llm._engine.events import EventDispatcher
-from batch_llm._engine.exchange import Exchanger
 from batch_llm._engine.hedging import Hedging
+from batch_llm._engine.metering import Meter
 from batch_llm._engine.pipeline import MOST_UNSAVED, Pipeline
 from batch_llm._engine.pool import Pool, current_pool
 from batch_llm._engine.retry import Retrier
@@ -109,32 +112,37 @@ class Run:
         self.is_finished = False
         #: What earlier sessions of the run have spent.
         self._before = Spent([], [])
+        self._has_begun = False
         self._ended_at: float | None = None
         self._counts = Counts(loop.time())
         self._events = EventDispatcher(setup.observers)
         self._gate = self._make_gate(setup)
-        if config.max_cost_usd is not None or config.max_total_tokens is not None:
+        if config.max_cost_usd is not None or config.max_tokens_total is not None:
             self._gate = self._make_spending_gate(setup)
-        exchanger = Exchanger(
+        calls = Calls(
             caller=setup.caller,
             gate=self._gate,
             classifier=setup.error_classifier,
             counts=self._counts,
+            meter=Meter(setup.caller, self._counts.usage),
             events=self._events,
             log_level=logging.INFO if config.enable_detailed_logging else logging.DEBUG,
             book=self._book,
             size_of=size_of,
         )
-        self._hedging = self._make_hedging(exchanger) if config.hedge == "drain" else None
+        self._hedging = self._make_hedging(calls) if config.hedge else None
         self._stops = Stops(setup.caller, self._counts)
         retrier = Retrier(
-            exchange=exchanger.make if self._hedging is None else self._hedging.make,
+            make_call=calls.make if self._hedging is None else self._hedging.make,
             gate=self._gate,
-            config=config.retry,
-            timeout_seconds=config.timeout_per_item,
+            rules=Rules(
+                config=config.retry,
+                timeout_seconds=config.timeout_per_item,
+                stops=self._stops,
+                fallbacks=config.fallbacks,
+            ),
             counts=self._counts,
             stops=self._stops,
-            fallbacks=config.fallbacks,
         )
         self._sharing = self._make_sharing(setup, retrier)
         self._pipeline = Pipeline(
@@ -177,7 +185,7 @@ class Run:
             assert setup.rate_limit_strategy is not None  # noqa: S101 - one of the two is given
             most = setup.config.most_in_flight
             return CooldownGate(most, setup.rate_limit_strategy, self._events.emit)
-        pause = setup.config.longest_pause
+        pause = setup.config.longest_pause_seconds
         return AdmissionGate(
             setup.lanes,
             self._events.emit,
@@ -189,7 +197,7 @@ class Run:
     def _make_spending_gate(self, setup: Setup) -> Gate:
         config = self._config
         cap = config.max_cost_usd
-        purse = Purse(None if cap is None else Decimal(str(cap)), config.max_total_tokens)
+        purse = Purse(None if cap is None else Decimal(str(cap)), config.max_tokens_total)
         return SpendingGate(self._gate, setup.caller, purse, config.prices, self._stop_at)
 
     def _watched(self, emit: Emit) -> Emit:
@@ -223,9 +231,9 @@ class Run:
             return None
         return Sharing(retrier, repeats, self._counts, dedupes=dedupes, cache=setup.cache)
 
-    def _make_hedging(self, exchanger: Exchanger) -> Hedging:
+    def _make_hedging(self, calls: Calls) -> Hedging:
         return Hedging(
-            exchange=exchanger.make,
+            make_call=calls.make,
             gate=self._gate,
             counts=self._counts,
             can_send=self._has_nothing_else_to_send,
@@ -254,7 +262,7 @@ class Run:
         if begun is not None:
             await begun
         if self._book is not None:
-            self._before = self._book.spent()
+            self._before, self._has_begun = self._book.spent(), True
             if isinstance(self._gate, SpendingGate):
                 self._gate.begin_with(self._before)
         self._skip_what_is_kept()
@@ -264,14 +272,16 @@ class Run:
             reason = f"{seconds:g} s have gone by since its start"
             timer = self._loop.call_later(seconds, self._stop_at, "deadline_seconds", reason)
         try:
-            try:
-                await self._pool.run(self._source)
-            finally:
-                await self._pipeline.show_all()
+            with collecting_less():
+                try:
+                    await self._pool.run(self._source)
+                finally:
+                    await self._pipeline.show_all()
             self._stops.conclude()
             self._pool.raise_error()
         finally:
             self._store.end_run()
+            self._before = self._spent_before()  # the store may go on with another run
             self.is_finished = True
             if timer is not None:
                 timer.cancel()
@@ -334,8 +344,14 @@ class Run:
             cooldown_reason=self._cooldown_reason(pauses) if gate.is_cooling else None,
             pauses=pauses,
             limits=gate.limits(),
-            before=self._before,
+            before=self._spent_before(),
         )
+
+    def _spent_before(self) -> Spent:
+        """Return what earlier sessions of the run have spent, as is known by now."""
+        if self._book is None or not self._has_begun or self.is_finished:
+            return self._before
+        return self._book.spent()
 
     def _cooldown_reason(self, pauses: list[LanePause]) -> str | None:
         """Tell why all wait: the words of the last refusal, or the limit that is used up."""

@@ -22,8 +22,8 @@ from batch_llm.stores.base import CACHED, OF_AN_ANSWER, SHARED, Attempt
 from batch_llm.strategies.errors import ErrorCode
 
 if TYPE_CHECKING:
-    from batch_llm._engine.exchange import Progress
     from batch_llm._engine.pool import Worker
+    from batch_llm._engine.progress import Progress
     from batch_llm._engine.statistics import Counts
     from batch_llm.base import LLMWorkItem
     from batch_llm.core.request import Request

@@ -109,6 +109,9 @@ class IterableSource:
         except asyncio.CancelledError as error:
             self._has_ended = True
             raise SourceError(self.given, "it was cancelled") from error
+        if type(item) is LLMWorkItem:
+            self.given += 1
+            return item
         return self._checked(item)
 
     def _checked(self, item: object) -> Item | None:

@@ -12,7 +12,7 @@ from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from batch_llm._engine.exchange import may_have_cost, tier_of
+from batch_llm._engine.metering import may_have_cost, tier_of
 from batch_llm.core.prices import usd
 from batch_llm.core.request import Image, Text
 from batch_llm.core.usage import tokens
@@ -36,6 +36,10 @@ if TYPE_CHECKING:
 
 #: What a picture may be billed as input, at the most that providers tell of.
 IMAGE_TOKENS = 3000
+#: Makes a ``Size`` of its six fields: without the Python function in between, on the hot path.
+_size: Callable[[tuple[int, int, int | None, bool, int | None, int | None]], Size] = partial(
+    tuple.__new__, Size
+)
 #: What is said around the answer that did not fit, when the model is told so.
 FEEDBACK_TOKENS = 500
 
@@ -196,15 +200,21 @@ class SpendingGate:
             self._release(charge)
             raise
 
-    def enter_now(self, item: Item, /, *, apart_from: Admitted | None = None) -> Admitted | None:
-        """Return a ticket if there is room at once, of both kinds, and nobody waits for it."""
+    def enter_now(
+        self, item: Item, /, *, is_retry: bool = True, apart_from: Admitted | None = None
+    ) -> Admitted | None:
+        """Return a ticket if there is room at once, of both kinds, and nobody waits for it.
+
+        Raises:
+            UnknownPriceError: Money is capped, and nobody knows what the call costs.
+        """
         if self._queue or self._is_reached:
             return None
-        charge = self._hold(self._account_of(item), self._size_of(item, is_retry=True))
+        charge = self._hold(self._account_of(item), self._size_of(item, is_retry=is_retry))
         if charge is None:
             return None
         other = None if apart_from is None else apart_from.inner
-        ticket = self._gate.enter_now(item, apart_from=other)
+        ticket = self._gate.enter_now(item, is_retry=is_retry, apart_from=other)
         if ticket is None:
             self._release(charge)
             return None
@@ -368,7 +378,7 @@ def size_of(item: Item) -> Size:
     told, got = item.estimated_input_tokens, item.estimated_output_tokens
     request = item.request
     if request is None:
-        return Size(_bytes(item.prompt), 0, None, False, told, got)
+        return _size((_bytes(item.prompt), 0, None, False, told, got))
     seen = 0
     further = 0
     for message in request.messages:

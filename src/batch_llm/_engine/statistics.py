@@ -100,6 +100,8 @@ class Statistics(msgspec.Struct, frozen=True, kw_only=True):
         usage_before: The same of earlier sessions of the run, from its ledger.
         usage_at_most: Of calls that were under way when a process of the run was killed: nobody
             knows what they took, and this is the most, with ``calls`` as their number.
+        usage_likely: What the same calls are likely to have taken, as the run's other calls tell;
+            without those of models that have had no other call yet.
         stopped_by: The setting that ended the run early (``max_cost_usd`` and the like), or None.
         stop_reason: How that came, as a sentence; None when it did not.
         state: ``running``, ``cooling``, ``draining`` or ``finished``.
@@ -143,6 +145,7 @@ class Statistics(msgspec.Struct, frozen=True, kw_only=True):
     usage: list[ModelUsage]
     usage_before: list[ModelUsage]
     usage_at_most: list[ModelUsage]
+    usage_likely: list[ModelUsage]
     stopped_by: str | None
     stop_reason: str | None
     state: str
@@ -176,9 +179,7 @@ class Counts:
         "hedge_tokens_lost",
         "hedged",
         "hedges_won",
-        "input_tokens",
         "latencies",
-        "output_tokens",
         "rate_limit_count",
         "retries_by_code",
         "reused",
@@ -207,8 +208,6 @@ class Counts:
         self.hedged = 0
         self.hedges_won = 0
         self.hedge_tokens_lost = 0.0
-        self.input_tokens = 0
-        self.output_tokens = 0
         self.usage = UsageByModel()
         self.stopped_by: str | None = None
         self.stop_reason: str | None = None
@@ -222,7 +221,7 @@ class Counts:
     @property
     def tokens(self) -> int:
         """Tokens of all finished attempts."""
-        return self.input_tokens + self.output_tokens
+        return sum(one.input_tokens + one.output_tokens for one in self.usage.snapshot())
 
     def note_latency(self, seconds: float) -> None:
         """Count a successful call's duration."""
@@ -259,6 +258,7 @@ class Counts:
         before: Spent | None = None,
     ) -> Statistics:
         """Return the counts of this moment, with what the other layers know."""
+        usage = self.usage.snapshot()
         return Statistics(
             total=total,
             started=self.started,
@@ -277,11 +277,12 @@ class Counts:
             retries_by_code=dict(self.retries_by_code),
             failures_by_code=dict(self.failures_by_code),
             error_counts=dict(self.error_counts),
-            input_tokens=self.input_tokens,
-            output_tokens=self.output_tokens,
-            usage=self.usage.snapshot(),
+            input_tokens=sum(one.input_tokens for one in usage),
+            output_tokens=sum(one.output_tokens for one in usage),
+            usage=usage,
             usage_before=[] if before is None else before.usage,
             usage_at_most=[] if before is None else before.at_most,
+            usage_likely=[] if before is None else list(before.likely),
             stopped_by=self.stopped_by,
             stop_reason=self.stop_reason,
             state=state,

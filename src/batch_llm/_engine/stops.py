@@ -9,9 +9,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from batch_llm._engine.exchange import describe
 from batch_llm._engine.statistics import StoppedLane
-from batch_llm.core.text import safe
+from batch_llm.core.text import described, safe
 from batch_llm.exceptions import LaneStoppedError
 from batch_llm.stores.values import clean
 from batch_llm.strategies.errors import ErrorCode
@@ -88,7 +87,7 @@ class Stops:
         model = facts.model or lane
         told = remedy(code, keys=facts.keys, model=model, where=facts.url or facts.server)
         return LaneStoppedError(
-            model, code.value, count, safe(clean(describe(error)), _LONGEST_ERROR), told
+            model, code.value, count, safe(clean(described(error)), _LONGEST_ERROR), told
         )
 
     def _stop(self, lane: str, refusal: LaneStoppedError) -> None:

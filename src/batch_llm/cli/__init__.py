@@ -2,40 +2,35 @@
 
 from __future__ import annotations
 
-# No more than this: each module that is loaded here is time in which Ctrl-C shows a traceback.
 import os
-import signal
 import sys
+from typing import TYPE_CHECKING
 
-#: What type checkers take for true.
-TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from types import FrameType
-
-_INTERRUPTED = "Interrupted."
+    from collections.abc import Callable
 
 
-def main() -> int:
-    """Run the command line; return its exit code."""
+def main(on_loaded: Callable[[], None] = lambda: None) -> int:
+    """Run the command line; return its exit code.
+
+    Args:
+        on_loaded: Called when the commands are loaded: from then on Ctrl-C may raise.
+    """
     try:
-        return _main()
+        return _main(on_loaded)
     except KeyboardInterrupt:  # outside of a run, which listens to signals
-        print(_INTERRUPTED, file=sys.stderr)
+        print("Interrupted.", file=sys.stderr)
         return 130
 
 
-def _main() -> int:
-    is_interrupted_by_default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    if is_interrupted_by_default:
-        signal.signal(signal.SIGINT, _leave)
+def _main(on_loaded: Callable[[], None]) -> int:
     from cyclopts.exceptions import CycloptsError
 
     from batch_llm.cli.app import app
     from batch_llm.cli.exit_codes import ExitCode
     from batch_llm.exceptions import BatchLLMError
 
-    if is_interrupted_by_default:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    on_loaded()
     try:
         _load_dotenv()
         _check_settings()
@@ -59,15 +54,6 @@ def _main() -> int:
     except Exception:  # noqa: BLE001 - the last line of defence: a bug is told as one, and its trace is kept
         _report_bug()
         return ExitCode.BUG
-
-
-def _leave(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-    """End the process at once: while modules load, nothing is open that could be lost.
-
-    A ``KeyboardInterrupt`` there comes out of other people's modules, as something else at times.
-    """
-    os.write(2, f"{_INTERRUPTED}\n".encode())
-    os._exit(130)
 
 
 def _explain(error: Exception) -> None:
@@ -144,11 +130,12 @@ def _check_settings() -> None:
     import tomllib
     from pathlib import Path
 
-    from batch_llm.cli.flags import Flags
+    from batch_llm.cli.flags import SECOND_NAMES, Flags
     from batch_llm.exceptions import InputError
     from batch_llm.stores.limit_memory import VARIABLE
 
-    known = [f"BATCH_LLM_{one.name.upper()}" for one in dataclasses.fields(Flags)] + [VARIABLE]
+    names = [*(one.name for one in dataclasses.fields(Flags)), *SECOND_NAMES]
+    known = [*(f"BATCH_LLM_{name.upper()}" for name in names), VARIABLE]
     for name in os.environ:
         if name.startswith("BATCH_LLM_") and name not in known:
             near = difflib.get_close_matches(name, known, 1)

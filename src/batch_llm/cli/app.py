@@ -15,7 +15,7 @@ from cyclopts import App, Parameter
 from cyclopts.config import Env, Toml
 
 from batch_llm.cli.exit_codes import ExitCode
-from batch_llm.cli.flags import Flags, Pace, command_from
+from batch_llm.cli.flags import SECOND_NAMES, Flags, Pace, command_from
 
 app = App(
     name="batch-llm",
@@ -37,7 +37,7 @@ in `[tool.batch-llm]` of `pyproject.toml` (`concurrency = 200`). Keys are read f
 and `./.env`.
 
 Exit codes: 0 every row succeeded, 1 some failed, 2 refused and nothing was sent, 3 stopped by
-`--max-cost`, `--max-tokens-total`, `--deadline` or `--fail-over`, 4 the provider refuses
+`--max-cost`, `--max-tokens-total`, `--deadline` or `--max-failed`, 4 the provider refuses
 everything, 70 a bug, 74 a result could not be written, 130 and 143 stopped by Ctrl-C and
 SIGTERM."""
 
@@ -82,7 +82,7 @@ def _log_attempts() -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(Plain())
     logging.basicConfig(handlers=[handler])
-    logging.getLogger("batch_llm.exchange").setLevel(logging.DEBUG)
+    logging.getLogger("batch_llm.calls").setLevel(logging.DEBUG)
 
 
 @app.command(config=_SOURCES, help_epilogue=_EPILOGUE)
@@ -228,6 +228,7 @@ def _command_of(path: Path, pace: Pace | None = None) -> tuple[str, Flags]:
         )
         raise InputError(f"{name_of(path)}: {what}; give the same command again to continue")
     known = {field.name for field in dataclasses.fields(Flags)}
+    kept = {SECOND_NAMES.get(name, name): value for name, value in kept.items()}
     kept = {name: value for name, value in kept.items() if name in known}
     return source, Flags(**kept | given | {"store": str(path)})
 
@@ -330,7 +331,7 @@ def demo(*, prompts: int = 1000, concurrency: str = "auto") -> int:
                 failed="demo.failed.jsonl",
                 overwrite=True,
                 concurrency=values.read_concurrency(concurrency),
-                timeout=5.0,
+                timeout_seconds=5.0,
             )
         )
 

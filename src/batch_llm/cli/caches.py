@@ -43,7 +43,7 @@ def foresee(plan: Plan, endpoint: Endpoint) -> Foreseen:
         CacheError: The cache cannot be used.
     """
     brief = plan.brief
-    if brief.agent is not None or (not brief.dedupes and brief.cache is None):
+    if brief.agent is not None or (not brief.dedupe and brief.cache is None):
         return Foreseen()
     where = where_of(endpoint)
     cached = characters = 0
@@ -58,7 +58,7 @@ def foresee(plan: Plan, endpoint: Endpoint) -> Foreseen:
             for item in chunk:
                 assert item.request is not None  # noqa: S101 - rows are requests
                 exchange = exchange_of(item.request, endpoint, where)
-                is_shared = brief.dedupes and may_share(item, item.request)
+                is_shared = brief.dedupe and may_share(item, item.request)
                 keys.append(key_of(item, exchange, is_shared=is_shared))
             found = {} if cache is None else cache.find(keys)
             for item, key in zip(chunk, keys, strict=True):

@@ -87,7 +87,7 @@ def ledger_for(flags: Flags, source: str, output: str) -> str | None:
 
 
 #: Flags that say how a run is begun or shown, and nothing of what it is.
-_NOT_KEPT = {"overwrite", "new", "progress", "json", "quiet", "verbose", "name", "store"}
+_NOT_KEPT = {"overwrite", "new", "progress", "json", "quiet", "verbose", "name", "store", "plot"}
 
 
 def flags_to_keep(flags: Flags, source: str, output: str, failed: str) -> dict[str, Any]:

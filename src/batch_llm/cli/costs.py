@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from batch_llm.core.prices import usd
 from batch_llm.core.text import safe
+from batch_llm.stores.base import Spent
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
     from batch_llm._engine.statistics import Statistics
-    from batch_llm.core.prices import Bill, Prices
+    from batch_llm.core.prices import Bill, ModelUsage, Prices
 
 #: No projection before so many rows.
 _LEAST_ROWS = 20
@@ -21,11 +24,14 @@ def bill_of_run(prices: Prices, now: Statistics) -> Bill:
     bill = prices.bill([*now.usage_before, *now.usage])
     if not now.usage_before and not now.usage_at_most:
         return bill
-    at_most = prices.at_most(now.usage_at_most)
+    at_most, likely = prices.at_most(now.usage_at_most), None
+    if _knows_likely(now.usage_at_most, now.usage_likely):
+        likely = prices.bill(now.usage_likely).known_usd
     return bill._replace(
         before_usd=prices.bill(now.usage_before).usd,
-        cut_off_calls=sum(one.calls for one in now.usage_at_most),
+        cut_off_calls=_calls(now.usage_at_most),
         cut_off_usd=at_most.known_usd,
+        cut_off_likely_usd=likely,
     )
 
 
@@ -67,12 +73,14 @@ def cost_summary(bill: Bill) -> str:
         calls = "1 call" if bill.unmeasured_calls == 1 else f"{bill.unmeasured_calls:,} calls"
         text += f"; {calls} cut off or unreadable, which may have cost more"
     if bill.cut_off_calls:
-        noun = "call" if bill.cut_off_calls == 1 else "calls"
-        calls = f"{bill.cut_off_calls:,} {noun} under way when the run was killed"
+        calls = _cut_off(bill.cut_off_calls)
         if bill.cut_off_usd is None or (bill.unpriced and not bill.is_priced):
-            text += f"; and what {calls} cost"
+            text += f"; and {calls}"
         else:
-            text += f"; and up to {usd(bill.cut_off_usd)} for {calls}"
+            text += f"; and {calls}: "
+            if bill.cut_off_likely_usd is not None:
+                text += f"about {usd(bill.cut_off_likely_usd)}, "
+            text += f"at most {usd(bill.cut_off_usd)}"
     return text
 
 
@@ -80,14 +88,70 @@ def tokens_in_all(now: Statistics) -> str | None:
     """Return the tokens of all sessions of a run; None where this is the only one."""
     if not now.usage_before and not now.usage_at_most:
         return None
-    sent = now.input_tokens + sum(one.input_tokens for one in now.usage_before)
-    got = now.output_tokens + sum(one.output_tokens for one in now.usage_before)
-    text = f"{sent:,} in, {got:,} out"
-    if now.usage_at_most:
-        sent = sum(one.input_tokens for one in now.usage_at_most)
-        got = sum(one.output_tokens for one in now.usage_at_most)
-        text += f"; and up to {sent:,} in, {got:,} out of calls cut off"
-    return text
+    sent, got = _tokens_in_all(now)
+    return tokens_text(sent, got, Spent([], now.usage_at_most, now.usage_likely))
+
+
+def tokens_spent(spent: Spent) -> str:
+    """Return the same of what a ledger holds."""
+    return tokens_text(*_tokens(spent.usage), spent)
+
+
+def tokens_text(input_tokens: int, output_tokens: int, spent: Spent) -> str:
+    """Return known tokens, and what calls that were cut off may have taken, as one line."""
+    text = f"{input_tokens:,} in, {output_tokens:,} out"
+    if not spent.at_most:
+        return text
+    calls, (sent, got) = _cut_off(_calls(spent.at_most)), _tokens(spent.at_most)
+    text += f"; and {calls}: "
+    if _knows_likely(spent.at_most, spent.likely):
+        likely_sent, likely_got = _tokens(spent.likely)
+        text += f"about {likely_sent:,} in, {likely_got:,} out, "
+    return f"{text}at most {sent:,} in, {got:,} out"
+
+
+def _cut_off(calls: int) -> str:
+    return "1 call cut off by a kill" if calls == 1 else f"{calls:,} calls cut off by a kill"
+
+
+def _knows_likely(at_most: Iterable[ModelUsage], likely: Iterable[ModelUsage]) -> bool:
+    """Tell whether of every call that was cut off something is likely."""
+    return _calls(at_most) == _calls(likely)
+
+
+def _calls(usages: Iterable[ModelUsage]) -> int:
+    return sum(one.calls for one in usages)
+
+
+def _tokens(usages: Iterable[ModelUsage]) -> tuple[int, int]:
+    sent = got = 0
+    for one in usages:
+        sent += one.input_tokens
+        got += one.output_tokens
+    return sent, got
+
+
+def _tokens_in_all(now: Statistics) -> tuple[int, int]:
+    sent, got = _tokens(now.usage_before)
+    return now.input_tokens + sent, now.output_tokens + got
+
+
+def bill_note(now: Statistics, bill: Bill, session: int, origin: str) -> dict[str, Any]:
+    """Return what a ledger keeps of a run's bill at the end of a session."""
+    sent, got = _tokens_in_all(now)
+    told = {"session": session, "input_tokens": sent, "output_tokens": got, "prices": origin}
+    return told | cost_record(bill) | {"text": cost_summary(bill)}
+
+
+def problem_of_note(note: Mapping[str, Any], spent: Spent) -> str | None:
+    """Return what is wrong with the bill that was noted; None where its tokens are all booked."""
+    booked, noted = _tokens(spent.usage), (note["input_tokens"], note["output_tokens"])
+    if booked == noted:
+        return None
+    return (
+        f"ledger: the run was billed {noted[0]:,} tokens in, {noted[1]:,} out, "
+        f"and its attempts have {booked[0]:,} in, {booked[1]:,} out"
+    )
 
 
 def cost_record(bill: Bill) -> dict[str, Any]:
@@ -99,8 +163,13 @@ def cost_record(bill: Bill) -> dict[str, Any]:
         "unmeasured_calls": bill.unmeasured_calls,
         "cost_before_usd": None if known is None else f"{bill.before_usd:f}",
         "cut_off_calls": bill.cut_off_calls,
-        "cut_off_at_most_usd": None if bill.cut_off_usd is None else f"{bill.cut_off_usd:f}",
+        "cut_off_likely_usd": _text(bill.cut_off_likely_usd),
+        "cut_off_at_most_usd": _text(bill.cut_off_usd),
     }
+
+
+def _text(amount: Decimal | None) -> str | None:
+    return None if amount is None else f"{amount:f}"
 
 
 def _missing_mark(bill: Bill) -> str:

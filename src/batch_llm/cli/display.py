@@ -11,6 +11,7 @@ import msgspec
 from batch_llm.cli.costs import cost_fields, cost_pairs, cost_summary, tokens_in_all
 from batch_llm.core.text import safe
 from batch_llm.exceptions import AbandonedError
+from batch_llm.strategies.dimensions import DAY, REQUESTS_PER_DAY
 
 if TYPE_CHECKING:
     from decimal import Decimal
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
 
 
 _SUMMARY_WIDTH = 79
-_REASONS_AT = 34
+_REASONS_AT, _VALUES_AT = 34, 12
+#: Lines that hold one value, and not a number with its reasons.
+_OF_ONE_VALUE = ("  in all ", "  cost ", "  limits ")
 #: Longer waits are shown as a clock does.
 _LONG_SECONDS = 120.0
 
@@ -75,11 +78,19 @@ class RateWindow:
 
 
 def time_left(now: Statistics, total: int | None) -> float | None:
-    """Estimate the seconds to the end: from the rate outside of cooldowns, plus this one's rest."""
+    """Estimate the seconds to the end: from the rate outside of cooldowns, plus this one's rest.
+
+    Where the day's calls are used up, from what comes back of them in a day.
+    """
     open_seconds = now.elapsed_seconds - now.cooldown_seconds
     if not total or now.processed < 20 or open_seconds <= 0:
         return None
-    return (total - now.processed) * open_seconds / now.processed + now.cooldown_remaining_seconds
+    left = total - now.processed
+    seconds = left * open_seconds / now.processed + now.cooldown_remaining_seconds
+    if any(pause.reason == REQUESTS_PER_DAY for pause in now.pauses):
+        a_day = sum(one.limit for one in now.limits if one.dimension == REQUESTS_PER_DAY)
+        seconds = max(seconds, left * DAY / a_day) if a_day else seconds
+    return seconds
 
 
 def live_lines(
@@ -271,11 +282,12 @@ def _kinds(now: Statistics) -> str:
 
 
 def _wrapped(line: str) -> list[str]:
-    """Break a line that is too long for a narrow terminal, below where its reasons start."""
+    """Break a line that is too long for a narrow terminal, below where what it says starts."""
+    indent = _VALUES_AT if line.startswith(_OF_ONE_VALUE) else _REASONS_AT
     return textwrap.wrap(
         line,
         _SUMMARY_WIDTH,
-        subsequent_indent=" " * _REASONS_AT,
+        subsequent_indent=" " * indent,
         drop_whitespace=True,
         break_long_words=False,
     ) or [""]

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from batch_llm.cli.command import check_outputs_are_free, fresh_paths
-from batch_llm.cli.costs import bill_of_run, cost_record
+from batch_llm.cli.costs import bill_note, bill_of_run, cost_record
 from batch_llm.cli.display import summary_lines
 from batch_llm.cli.exit_codes import ExitCode
 from batch_llm.cli.progress import say, show_progress, tell
 from batch_llm.cli.result_files import ResultFiles
+from batch_llm.exceptions import LedgerError
 from batch_llm.outputs import finished
 from batch_llm.runs.ledgers import default_ledger, name_of, open_ledger, put_aside, variants_at
 from batch_llm.runs.passing import DuplicateRowsError, Passing
@@ -59,10 +60,10 @@ _NOT_REPEATED = {
 #: How the settings that end a run are called here.
 _FLAGS = {
     "max_cost_usd": "--max-cost",
-    "max_total_tokens": "--max-tokens-total",
+    "max_tokens_total": "--max-tokens-total",
     "deadline_seconds": "--deadline",
-    "max_failed": "--fail-over",
-    "max_failed_share": "--fail-over",
+    "max_failed": "--max-failed",
+    "max_failed_share": "--max-failed",
 }
 
 
@@ -244,7 +245,7 @@ class _Execution:
                 title=f"{command.model}  {self._plan.source.name} → {command.output}",
                 total=self._survey.left,
                 prices=command.prices,
-                cap=command.max_cost,
+                cap=command.max_cost_usd,
             )
         )
         if command.as_json:
@@ -316,6 +317,10 @@ class _Execution:
         left = survey.left - now.processed + cancelled
         code = self._exit_code(now, bad or left or survey.failed)
         bill = bill_of_run(command.prices, now)
+        if self._ledger is not None:
+            noted = bill_note(now, bill, self._ledger.session, command.prices.origin)
+            with contextlib.suppress(LedgerError):  # a full disk: the bill is still in the attempts
+                self._ledger.note({"bill": noted})
         record = {
             "event": "done",
             "exit_code": int(code),
@@ -334,6 +339,7 @@ class _Execution:
             "usage": msgspec.to_builtins(now.usage),
             "usage_before": msgspec.to_builtins(now.usage_before),
             "usage_at_most": msgspec.to_builtins(now.usage_at_most),
+            "usage_likely": msgspec.to_builtins(now.usage_likely),
             "stopped_by": now.stopped_by,
             "stop_reason": now.stop_reason,
             "hedged": now.hedged,
@@ -394,6 +400,8 @@ class _Execution:
             is_refused = bool(self._session.refusal)
             if writers.failed.rows > bad and not (self._ledger and is_refused):  # tried again then
                 say(f"  next      {self._next_command()}")
+        if command.plot is not None and Path(command.plot).exists():
+            say(f"  plot      {command.plot}")
 
     def _next_command(self) -> str:
         """Return the command that runs the failed rows.
@@ -449,5 +457,11 @@ class _Execution:
 
 
 def _has_limit(brief: Brief) -> bool:
-    limits = (brief.max_cost, brief.max_tokens_total, brief.deadline, brief.fail_over)
+    limits = (
+        brief.max_cost_usd,
+        brief.max_tokens_total,
+        brief.deadline_seconds,
+        brief.max_failed,
+        brief.max_failed_share,
+    )
     return any(limit is not None for limit in limits)

@@ -23,6 +23,9 @@ Failing = Annotated[_T, Parameter(group=Group.create_ordered("After failures"))]
 Capping = Annotated[_T, Parameter(group=Group.create_ordered("Cost and caps"))]
 Showing = Annotated[_T, Parameter(group=Group.create_ordered("What is shown"))]
 
+#: Second names of flags, which work wherever the first ones do.
+SECOND_NAMES = {"fail_over": "max_failed"}
+
 
 @dataclasses.dataclass(kw_only=True)
 class Pace:
@@ -50,6 +53,8 @@ class Pace:
     "output tokens per minute"
     rpd: Pacing[str | None] = None
     "requests per day"
+    count_tokens: Pacing[str | None] = None
+    "count tokens for --tpm and --itpm by tiktoken: o200k_base, gpt-4o; default: from characters"
     longest_pause: Pacing[str | None] = None
     "rows whose limit opens again later than this fail: 10m; default: wait, be it for tomorrow"
     keys: Asking[str | None] = None
@@ -74,7 +79,9 @@ class Pace:
     "the same in tokens, input and output together: 50M"
     deadline: Capping[str | None] = None
     "send nothing any more after this: 6h, or 23:30, or 2026-11-30T08:00"
-    fail_over: Capping[str | None] = None
+    max_failed: Capping[Annotated[str | None, Parameter(name=["--max-failed", "--fail-over"])]] = (
+        None
+    )
     "stop when more rows than this have failed: 50, or 1% of those that are finished"
     prices: Capping[str | None] = None
     "TOML file with prices of your own, in USD per million tokens: docs/money.md"
@@ -84,6 +91,8 @@ class Pace:
     "print machine-readable records to standard output"
     quiet: Showing[Annotated[bool, Parameter(name=["--quiet", "-q"])]] = False
     "say nothing but errors"
+    plot: Showing[str | None] = None
+    "draw what was let in, refused and believed of limits, over time, into an SVG file: run.svg"
     verbose: Showing[Annotated[bool, Parameter(name=["--verbose", "-v"])]] = False
     "log each failed attempt"
 
@@ -161,7 +170,9 @@ def command_from(source: str, flags: Flags) -> Command:
     from batch_llm.cli import values
     from batch_llm.cli.command import Command, flags_to_keep, ledger_for, paths_for
     from batch_llm.core.prices import Prices
+    from batch_llm.core.tokenizers import open_tokenizer
     from batch_llm.exceptions import ConfigError, InputError
+    from batch_llm.runs.plot import checked_plot
     from batch_llm.strategies.policies import fallback_codes
 
     if source != "-" and not Path(source).is_file():
@@ -175,9 +186,14 @@ def command_from(source: str, flags: Flags) -> Command:
     limit = flags.limit
     fallback_on = None if flags.fallback_on is None else tuple(flags.fallback_on.split(","))
     fallback_codes(fallback_on)
+    max_failed, max_failed_share = (
+        (None, None)
+        if flags.max_failed is None
+        else values.read_tolerance("--max-failed", flags.max_failed)
+    )
     agent = None
     if flags.agent is not None:
-        from batch_llm.runs.agents import load_agent
+        from batch_llm.runs.answering_agent import load_agent
 
         agent = load_agent(flags.agent)
     return Command(
@@ -201,40 +217,45 @@ def command_from(source: str, flags: Flags) -> Command:
         order=flags.order,
         overwrite=flags.overwrite,
         concurrency=values.read_concurrency(flags.concurrency or "auto"),
-        asks_servers=not flags.ignore_slots,
+        ignore_slots=flags.ignore_slots,
         limits=_limits(flags),
-        longest_pause=None
+        longest_pause_seconds=None
         if flags.longest_pause is None
         else values.read_seconds("--longest-pause", flags.longest_pause),
         keys=tuple(flags.keys.split(",")) if flags.keys else (),
-        forgets_limits=flags.forget_limits,
-        timeout=values.read_seconds("--timeout", flags.timeout or "120s"),
-        hedges=flags.hedge,
+        forget_limits=flags.forget_limits,
+        timeout_seconds=values.read_seconds("--timeout", flags.timeout or "120s"),
+        hedge=flags.hedge,
         retries=values.read_count("--retries", flags.retries or "5"),
         fallbacks=tuple(name for given in flags.fallback or () for name in given.split(",")),
         fallback_on=fallback_on,
         max_tokens_cap=None
         if flags.max_tokens_cap is None
         else values.read_count("--max-tokens-cap", flags.max_tokens_cap),
-        max_cost=None if flags.max_cost is None else values.read_usd("--max-cost", flags.max_cost),
+        max_cost_usd=None
+        if flags.max_cost is None
+        else values.read_usd("--max-cost", flags.max_cost),
         max_tokens_total=None
         if flags.max_tokens_total is None
         else values.read_count("--max-tokens-total", flags.max_tokens_total, at_least=1),
-        deadline=None
+        deadline_seconds=None
         if flags.deadline is None
         else values.read_deadline("--deadline", flags.deadline, datetime.now(UTC).astimezone()),
-        fail_over=values.read_tolerance("--fail-over", flags.fail_over)
-        if flags.fail_over
-        else None,
+        max_failed=max_failed,
+        max_failed_share=max_failed_share,
         prices=Prices() if flags.prices is None else Prices.from_file(flags.prices),
         progress=flags.progress or "auto",
         as_json=flags.json,
         quiet=flags.quiet,
         cache=flags.cache,
-        cache_expires=None
+        cache_expires_seconds=None
         if flags.cache_expires is None
         else values.read_seconds("--cache-expires", flags.cache_expires),
-        dedupes=not flags.no_dedupe,
+        dedupe=not flags.no_dedupe,
+        count_tokens=None
+        if flags.count_tokens is None
+        else open_tokenizer(flags.count_tokens, "--count-tokens"),
+        plot=None if flags.plot is None else checked_plot("--plot", flags.plot),
         ledger=ledger,
         facts={
             "output": output,

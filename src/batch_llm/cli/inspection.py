@@ -10,15 +10,15 @@ from typing import Any
 import msgspec
 
 from batch_llm.cli.command import check_paths
-from batch_llm.cli.costs import cost_summary
+from batch_llm.cli.costs import tokens_spent
 from batch_llm.cli.exit_codes import ExitCode
-from batch_llm.core.prices import Prices
 from batch_llm.core.text import safe
 from batch_llm.exceptions import BatchLLMError, InputError
 from batch_llm.inputs import Row
 from batch_llm.outputs import ResultWriter, finished
 from batch_llm.runs.ledgers import all_ledgers, find_ledger, name_of, variants_of
 from batch_llm.stores.base import ItemState
+from batch_llm.stores.file_lock import holder_of
 from batch_llm.stores.sqlite import SqliteLedger
 from batch_llm.stores.values import reused
 
@@ -79,10 +79,8 @@ def show_run(run: str | None, *, failed: bool, item_id: str | None, settings: bo
             return ExitCode.OK
         counts = ledger.counts()
         codes: Counter[str] = Counter()
-        tokens: Counter[str] = Counter()
         models: Counter[str] = Counter()
         for record in ledger.records(*_SETTLED):
-            tokens.update(record.usage)
             if record.model is not None:
                 models[record.model] += 1
             if record.state is ItemState.FAILED:
@@ -92,8 +90,11 @@ def show_run(run: str | None, *, failed: bool, item_id: str | None, settings: bo
             print(f"  {state:<9} {count:>9,}")
         for code, count in codes.most_common():
             print(f"    {safe(code):<20} {count:>7,}")
-        print(f"  tokens    {tokens['input_tokens']:,} in, {tokens['output_tokens']:,} out")
-        print(f"  cost      {_cost_of(ledger)}")
+        print(f"  tokens    {tokens_spent(ledger.spent_in_all())}")
+        if (under_way := calls_under_way(ledger)) is not None:
+            print(f"  {under_way}")
+        if (bill := noted_bill(ledger)) is not None:
+            print(f"  cost      {safe(bill['text'])}")
         for model, count in models.most_common(_MOST_MODELS):
             print(f"  answered by {safe(model, 60)}  {count:,}")
         if counts[ItemState.FAILED]:
@@ -101,21 +102,23 @@ def show_run(run: str | None, *, failed: bool, item_id: str | None, settings: bo
     return ExitCode.OK
 
 
-def _cost_of(ledger: SqliteLedger) -> str:
-    """Return what all calls have cost, by the prices that the run was last given."""
-    file = (ledger.manifest().get("flags") or {}).get("prices")
-    try:
-        prices = Prices() if file is None else Prices.from_file(file)
-    except (BatchLLMError, OSError):
-        return f"unknown: its prices in {safe(file)} cannot be read"
-    spent = ledger.spent_so_far()
-    bill = prices.bill(spent.usage)
-    return cost_summary(
-        bill._replace(
-            cut_off_calls=sum(one.calls for one in spent.at_most),
-            cut_off_usd=prices.at_most(spent.at_most).known_usd,
-        )
-    )
+def noted_bill(ledger: SqliteLedger) -> dict[str, Any] | None:
+    """Return the bill as the last session has noted it; None where that did not get to its end."""
+    bill: dict[str, Any] | None = ledger.manifest().get("bill")
+    return bill if bill is not None and bill["session"] == ledger.session else None
+
+
+def calls_under_way(ledger: SqliteLedger) -> str | None:
+    """Say how many calls are noted that are in no sum yet; None where there are none."""
+    left = ledger.not_booked_yet()
+    if not left:
+        return None
+    calls = "1 call is" if len(left) == 1 else f"{len(left):,} calls are"
+    if holder_of(ledger.path.resolve()) is not None:
+        return f"          {calls} under way"
+    told = sum(note.usage is not None for note in left)
+    known = f", {told:,} of them with known tokens" if told else ""
+    return f"          {calls} cut off by a kill{known}; `batch-llm resume` books them"
 
 
 def _show_settings(ledger: SqliteLedger) -> int:

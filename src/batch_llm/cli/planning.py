@@ -231,7 +231,7 @@ def known_limits(
         if source in {"header", "remembered"}:
             note(dimension, limit, source)
     path = limits_file()
-    memory = None if path is None or command.forgets_limits else LimitMemory(path)
+    memory = None if path is None or command.forget_limits else LimitMemory(path)
     remembered = []
     for endpoint in endpoints:
         recalled = memory.recall(endpoint.account) if memory and endpoint.account else None

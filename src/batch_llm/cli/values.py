@@ -60,9 +60,13 @@ def read_count(flag: str, text: str, *, at_least: int = 0) -> int:
 
 def read_concurrency(text: str) -> int | Literal["knee"] | None:
     """Read a number of calls in flight, or ``knee``; None for ``auto``."""
-    if text == "knee":
-        return "knee"
-    return None if text == "auto" else read_count("--concurrency", text, at_least=1)
+    if text in {"auto", "knee"}:
+        return "knee" if text == "knee" else None
+    try:
+        return read_count("--concurrency", text, at_least=1)
+    except ConfigError:
+        expected = "auto, knee, or a whole number >= 1 such as 50 or 1k"
+        raise ConfigError("--concurrency", text, expected) from None
 
 
 def read_limit(flag: str, text: str | None) -> float | None:
@@ -120,16 +124,17 @@ def read_deadline(flag: str, text: str, now: datetime) -> float:
     return (at - now).total_seconds()
 
 
-def read_tolerance(flag: str, text: str) -> tuple[float, bool]:
-    """Read ``50`` (rows) or ``1%``; return the number and whether it is a share."""
-    is_share = text.endswith("%")
+def read_tolerance(flag: str, text: str) -> tuple[int | None, float | None]:
+    """Read ``50`` or ``1%``; return the number of rows, or their share; None is the other."""
     try:
-        value = float(text.removesuffix("%"))
+        if not text.endswith("%"):
+            return read_count(flag, text), None  # a ConfigError is a ValueError
+        share = float(text.removesuffix("%")) / 100
     except ValueError:
-        value = -1.0
-    if not 0 <= value < float("inf") or (is_share and value > 100):
+        share = -1.0
+    if not 0 <= share <= 1:
         raise ConfigError(flag, text, "a number of rows such as 50, or a share such as 1%")
-    return (value / 100, True) if is_share else (value, False)
+    return None, share
 
 
 def read_text(flag: str, value: str | None) -> str | None:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from batch_llm.cli.costs import problem_of_note, tokens_spent
 from batch_llm.cli.exit_codes import ExitCode
-from batch_llm.cli.inspection import NO_SETTINGS
+from batch_llm.cli.inspection import NO_SETTINGS, calls_under_way, noted_bill
 from batch_llm.core.text import safe
 from batch_llm.exceptions import BadOutputError, BatchLLMError
 from batch_llm.inputs import Source
@@ -64,6 +65,14 @@ def verify_run(path: Path, command: Command | None) -> int:
             )
             if not ledger.manifest().get("settings") and path.parent == RUNS:
                 problems.add(f"ledger: {NO_SETTINGS}")
+            spent = ledger.spent_in_all()
+            print(f"  tokens    {tokens_spent(spent)}")
+            if (under_way := calls_under_way(ledger)) is not None:
+                print(f"  {under_way}")
+            bill = noted_bill(ledger)
+            wrong = None if bill is None else problem_of_note(bill, spent)
+            if wrong is not None:
+                problems.add(wrong)
             if command is not None:
                 _compare(ledger, command, problems)
     for text in problems.shown:

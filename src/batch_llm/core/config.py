@@ -32,9 +32,6 @@ DEFAULT_WORKERS = _Default(5)
 #: Prices without a table of the user's own; they keep what they have looked up.
 _LIBRARY_PRICES = Prices()
 
-_HEDGES = (None, "off", "drain")
-
-
 #: Values of ``concurrency`` with which the number of calls in flight is found.
 _SELF_FINDING = ("auto", "knee")
 
@@ -230,18 +227,17 @@ class ProcessorConfig:
             many in as the limits have room for, or as a local server works on; ``"knee"`` searches
             the number that gets most done. ``max_workers`` is their ceiling where it is given too.
             With either, ``rate_limit`` is not used.
-        longest_pause: Where limits are learned: items whose limit opens again later than so many
-            seconds fail, with ``LimitPauseError``. None waits, be it for tomorrow's calls.
+        longest_pause_seconds: Where limits are learned: items whose limit opens again later than
+            that fail, with ``LimitPauseError``. None waits, be it for tomorrow's calls.
         remember_limits: Where limits are learned: start from what earlier runs learned of the same
             key and model, and write it down for the next (``docs/admission.md`` says where).
-        hedge: ``"drain"`` sends second copies of unusually slow calls, once nothing else is left to
-            send, and takes whichever answer comes first (``docs/tail.md`` says when, and what it
-            costs). None and ``"off"`` never do.
+        hedge: Send second copies of unusually slow calls, once nothing else is left to send, and
+            take whichever answer comes first (``docs/tail.md`` says when, and what it costs).
         max_cost_usd: What a run may cost, failed attempts included. It ends before a call is sent
             whose worst case would pass it (``docs/money.md`` says what is exact in that). Each run
             has it anew; with a ledger, what earlier sessions of the run took counts too. None: as
             much as it takes.
-        max_total_tokens: The same of tokens, input and output together.
+        max_tokens_total: The same of tokens, input and output together.
         deadline_seconds: A run sends nothing any more so long after its start, and ends when what
             is in flight has ended.
         max_failed: A run ends when more than this many of its items have failed; those in flight
@@ -266,11 +262,11 @@ class ProcessorConfig:
     max_queue_size: int = 0
     limits: Limits | None = None
     concurrency: int | Literal["auto", "knee"] | None = None
-    longest_pause: float | None = None
+    longest_pause_seconds: float | None = None
     remember_limits: bool = True
-    hedge: Literal["off", "drain"] | None = None
+    hedge: bool = False
     max_cost_usd: Decimal | float | None = None
-    max_total_tokens: int | None = None
+    max_tokens_total: int | None = None
     deadline_seconds: float | None = None
     max_failed: int | None = None
     max_failed_share: float | None = None
@@ -356,25 +352,20 @@ class ProcessorConfig:
             '>= 1, "auto" or "knee"',
         )
         _require(
-            self.longest_pause is None or _is_finite(self.longest_pause, 0),
-            "longest_pause",
-            self.longest_pause,
+            self.longest_pause_seconds is None or _is_finite(self.longest_pause_seconds, 0),
+            "longest_pause_seconds",
+            self.longest_pause_seconds,
             ">= 0 and finite, or None",
         )
-        _require(
-            self.hedge in _HEDGES,
-            "hedge",
-            self.hedge,
-            '"drain", "off" or None',
-        )
+        _require(isinstance(self.hedge, bool), "hedge", self.hedge, "True or False")
         for setting in ("max_cost_usd", "deadline_seconds"):
             value = getattr(self, setting)
             is_amount = isinstance(value, int | float | Decimal) and 0 < value < math.inf
             _require(value is None or is_amount, setting, value, "> 0 and finite, or None")
         _require(
-            self.max_total_tokens is None or _is_whole(self.max_total_tokens, 1),
-            "max_total_tokens",
-            self.max_total_tokens,
+            self.max_tokens_total is None or _is_whole(self.max_tokens_total, 1),
+            "max_tokens_total",
+            self.max_tokens_total,
             ">= 1, or None",
         )
         _require(

@@ -237,6 +237,7 @@ class Bill(NamedTuple):
         before_usd: The part of ``usd`` that earlier sessions of the run have spent.
         cut_off_calls: Calls that were under way when a process of the run was killed, in no sum.
         cut_off_usd: What those have cost at the most; None where they have no price.
+        cut_off_likely_usd: What they are likely to have cost; None where nobody can tell.
     """
 
     usd: Decimal
@@ -246,6 +247,7 @@ class Bill(NamedTuple):
     before_usd: Decimal = _NOTHING
     cut_off_calls: int = 0
     cut_off_usd: Decimal | None = _NOTHING
+    cut_off_likely_usd: Decimal | None = _NOTHING
 
     @property
     def known_usd(self) -> Decimal | None:

@@ -177,6 +177,18 @@ class Request:
                 count += sum(len(part.text) for part in content if isinstance(part, Text))
         return count
 
+    @property
+    def texts(self) -> list[str]:
+        """Its messages' texts, in order."""
+        texts: list[str] = []
+        for message in self.messages:
+            content = message.content
+            if isinstance(content, str):
+                texts.append(content)
+            elif content is not None:
+                texts += [part.text for part in content if isinstance(part, Text)]
+        return texts
+
     @classmethod
     def of(
         cls,

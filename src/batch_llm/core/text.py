@@ -1,4 +1,4 @@
-"""Text of strangers, made fit for a terminal."""
+"""Text of strangers, made fit to be shown."""
 
 from __future__ import annotations
 
@@ -22,3 +22,11 @@ def safe(text: object, limit: int = 500) -> str:
     cleaned = _UNSAFE.sub(" ", str(text)[: limit + 1])
     cleaned = cleaned.encode("utf-8", "replace").decode()
     return cleaned if len(cleaned) <= limit else f"{cleaned[: limit - 1]}…"
+
+
+def described(error: BaseException) -> str:
+    """Return ``ExceptionType: message``, whatever the exception does when it is printed."""
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:  # noqa: BLE001 - a stranger's ``__str__``
+        return f"{type(error).__name__}: (its message cannot be printed)"

@@ -8,6 +8,7 @@ that is done with it is adding.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from operator import itemgetter
 from typing import Any
 
 #: Where each of our kinds is found, in order of preference.
@@ -33,6 +34,7 @@ _ALL_NAMES = (
 )
 _ALWAYS = ("input_tokens", "output_tokens", "total_tokens")
 _ALWAYS_KEYS = set(_ALWAYS)
+_take_always = itemgetter(*_ALWAYS)
 
 #: The key under which old readers expect the tokens of a failed item on its last exception.
 FAILED_USAGE_KEY = "_failed_token_usage"
@@ -67,9 +69,12 @@ def read_usage(source: object) -> dict[str, int] | None:
     if source is None:
         return None
     if type(source) is dict and source.keys() == _ALWAYS_KEYS:  # as it is meant to be
-        sent, got, total = source["input_tokens"], source["output_tokens"], source["total_tokens"]
+        sent, got, total = _take_always(source)
         if type(sent) is type(got) is type(total) is int and sent >= 0 and got >= 0 and total >= 0:
-            return {"input_tokens": sent, "output_tokens": got, "total_tokens": total or sent + got}
+            usage = source.copy()
+            if not total:
+                usage["total_tokens"] = sent + got
+            return usage
     try:
         return _read(source)
     except Exception:  # noqa: BLE001 - a stranger's object; its failure must not become the item's
@@ -165,7 +170,7 @@ def usage_by_kind(
     written_1h: int | None = None,
     thought: int | None = None,
 ) -> dict[str, int]:
-    """Return the usage of one call, of counts that are no less than 0.
+    """Return the usage of one call. Counts below 0 are nonsense of a server, and count as 0.
 
     Kinds are contained in their totals, whatever a server says: where its parts are more than their
     total, the total is raised. Kinds of which nothing was told (None) are left out.
@@ -179,9 +184,13 @@ def usage_by_kind(
         thought: Output that was thought and not said.
     """
     if written_1h is not None:
+        written_1h = max(0, written_1h)
         written = max(written or 0, written_1h)
-    sent = max(sent, (read or 0) + (written or 0))
-    got = max(got, thought or 0)
+    read = None if read is None else max(0, read)
+    written = None if written is None else max(0, written)
+    thought = None if thought is None else max(0, thought)
+    sent = max(0, sent, (read or 0) + (written or 0))
+    got = max(0, got, thought or 0)
     usage = {"input_tokens": sent, "output_tokens": got, "total_tokens": sent + got}
     if read is not None:
         usage["cache_read_tokens"] = read

@@ -26,7 +26,9 @@ from batch_llm.providers.codec import (
     complaint,
     other_fields,
     stops,
-    wire_model,
+    system_apart,
+    text_of,
+    to_json,
 )
 from batch_llm.providers.data_urls import split_data_url
 from batch_llm.providers.failures import inner_status, malformed, status_error
@@ -66,7 +68,6 @@ _WITH_SCHEMAS = (
 _WITHOUT_FORCED_TOOLS = (
     *("claude-fable-5-1", "claude-mythos-5-1", "claude-opus-5-5", "claude-sonnet-5-5"),
 )
-_SYSTEM_ROLES = ("system", "developer")
 _USE_TOOL = "Give the answer by calling this tool, once."
 #: Of a refusal that names no reason.
 _UNNAMED = "no reason was given"
@@ -167,37 +168,29 @@ _TEXTS, _WRITTEN = "\0text", "\0input"
 _decode_event = msgspec.json.Decoder(_Event).decode
 _decode_events = msgspec.json.Decoder(list[_Event]).decode
 _decode = msgspec.json.Decoder(_Message).decode
-_encode = msgspec.json.Encoder().encode
 
 
 @dataclass(frozen=True, slots=True)
 class MessagesCodec(Codec):
     """The Messages format."""
 
+    _answer_name = "a message"
+    _answer_fields = frozenset({"content", "error"})
+    _read = staticmethod(_decode)
+
     def path(self, model: str, /) -> str:  # noqa: ARG002
         """Return the path of a model's calls: the same for all."""
         return "/messages"
 
-    def encode(
-        self,
-        request: Request,
-        /,
-        *,
-        attempt: int = 1,
-        model: str | None = None,
-        feedback: BadOutputError | None = None,
-    ) -> bytes:
-        """Return the body of a call, see ``Codec``."""
-        settings, name = request.settings, wire_model(request, model)
+    def _body(
+        self, request: Request, attempt: int, model: str, feedback: BadOutputError | None, /
+    ) -> dict[str, Any]:
+        settings = request.settings
         if settings.seed is not None:
             raise UnsupportedRequestError(_NAME, "a seed")
-        system: list[Mapping[str, Any]] = []
-        messages: list[dict[str, Any]] = []
-        for message in request.messages:
-            if message.role in _SYSTEM_ROLES:
-                system += _blocks(message)
-            else:
-                messages.append(_wire_message(message))
+        of_system, others = system_apart(request.messages)
+        system = [block for message in of_system for block in _blocks(message)]
+        messages = [_wire_message(message) for message in others]
         if feedback is not None:
             messages += [
                 {"role": "assistant", "content": feedback.text.rstrip() or "(nothing)"},
@@ -206,16 +199,16 @@ class MessagesCodec(Codec):
         thinking = _thinking(settings.extra)
         length = settings.longest_answer
         if length is None:
-            is_old = name.startswith("claude-3-")
+            is_old = model.startswith("claude-3-")
             length = _OLD_DEFAULT_LENGTH if is_old else DEFAULT_LENGTH
             length = max(length, thinking + _LENGTH_AFTER_THINKING if thinking else 0)
-        body: dict[str, Any] = {"model": name, "max_tokens": length, "messages": messages}
+        body: dict[str, Any] = {"model": model, "max_tokens": length, "messages": messages}
         if length > LONGEST_UNSTREAMED:
             body["stream"] = True
         if system:
             is_plain = len(system) == 1 and system[0].keys() == {"type", "text"}
             body["system"] = system[0]["text"] if is_plain else system
-        if thinking is None and not name.startswith(_WITHOUT_SAMPLING):
+        if thinking is None and not model.startswith(_WITHOUT_SAMPLING):
             temperature = settings.temperature_for(attempt)
             if temperature is not None:
                 body["temperature"] = temperature
@@ -227,30 +220,45 @@ class MessagesCodec(Codec):
         if settings.extra:
             body.update(other_fields(settings))
         if request.output is not None:
-            _ask_for(request.output, body, name, is_thinking=thinking is not None)
-        return _encode(body)
+            _ask_for(request.output, body, model, is_thinking=thinking is not None)
+        return body
 
-    def decode(
+    @staticmethod
+    def _read_fields(raw: dict[str, Any], /) -> _Message:
+        content = raw.get("content")
+        blocks = None
+        if isinstance(content, list):
+            blocks = [
+                _Block(
+                    text_of(one.get("type")),
+                    text_of(one.get("text")),
+                    text_of(one.get("name")),
+                    msgspec.Raw(to_json(one.get("input"))),
+                )
+                for one in content
+                if isinstance(one, dict)
+            ]
+        usage, details = raw.get("usage"), raw.get("stop_details")
+        return _Message(
+            blocks,
+            text_of(raw.get("stop_reason")),
+            _StopDetails(text_of(details.get("category")), text_of(details.get("explanation")))
+            if isinstance(details, dict)
+            else None,
+            _usage_of(usage) if isinstance(usage, dict) else None,
+            text_of(raw.get("model")),
+            raw.get("error"),
+        )
+
+    def _outcome(
         self,
-        status: int,
+        message: _Message,
         headers: Mapping[str, str],
-        body: bytes,
+        answer: bytes,
         request: Request,
+        secret: str,
         /,
-        *,
-        secret: str = "",
     ) -> Outcome:
-        """Read an answer, see ``Codec``."""
-        if not 200 <= status < 300:
-            return Outcome(error=status_error(status, headers, body, secret))
-        answer = self.document(body)
-        try:
-            message = _decode(answer)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            salvaged = _salvaged(answer)
-            if salvaged is None:
-                return Outcome(error=malformed("The answer is not a message", body, secret))
-            message = salvaged
         usage, model = _usage(message.usage), message.model
         if message.error:
             inner = status_error(
@@ -268,15 +276,15 @@ class MessagesCodec(Codec):
         elif reason == "model_context_window_exceeded":
             error = ContextLengthError(text or "")
         elif message.content is None or (reason is None and not message.content):
-            error = malformed("The answer is without content", body, secret)
+            error = malformed("The answer is without content", answer, secret)
         elif value is not None:
             return answered(value, usage, model, request)
         elif text is None and has_tools and request.output is None:
             return Outcome(_calls(answer), usage, None, model)
         elif reason == "pause_turn":
-            error = malformed("The answer was paused before its end", body, secret)
+            error = malformed("The answer was paused before its end", answer, secret)
         elif reason is None:
-            error = malformed("The answer broke off before its end", body, secret)
+            error = malformed("The answer broke off before its end", answer, secret)
         else:
             return answered(text or "", usage, model, request)
         return Outcome(usage=usage, error=error, model=model)
@@ -394,7 +402,7 @@ def _joined(stream: bytes) -> bytes:
     if not message:
         return b""
     message["content"] = [_finished(block) for block in blocks.values()]
-    return _encode(message)
+    return to_json(message)
 
 
 def _read_one_by_one(lines: list[bytes]) -> list[_Event]:
@@ -428,44 +436,6 @@ def _finished(block: dict[str, Any]) -> dict[str, Any]:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             block["input"] = written
     return block
-
-
-def _salvaged(body: bytes) -> _Message | None:
-    """Read an answer field by field, so that an odd one in a place of no matter spoils nothing."""
-    try:
-        raw = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
-    if not isinstance(raw, dict) or raw.keys().isdisjoint({"content", "error"}):
-        return None
-    content = raw.get("content")
-    blocks = None
-    if isinstance(content, list):
-        blocks = [
-            _Block(
-                _text_of(one.get("type")),
-                _text_of(one.get("text")),
-                _text_of(one.get("name")),
-                msgspec.Raw(_encode(one.get("input"))),
-            )
-            for one in content
-            if isinstance(one, dict)
-        ]
-    usage, details = raw.get("usage"), raw.get("stop_details")
-    return _Message(
-        blocks,
-        _text_of(raw.get("stop_reason")),
-        _StopDetails(_text_of(details.get("category")), _text_of(details.get("explanation")))
-        if isinstance(details, dict)
-        else None,
-        _usage_of(usage) if isinstance(usage, dict) else None,
-        _text_of(raw.get("model")),
-        raw.get("error"),
-    )
-
-
-def _text_of(value: Any) -> str | None:
-    return value if isinstance(value, str) else None
 
 
 def _usage_of(raw: dict[str, Any]) -> _Usage:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import msgspec
 
+from batch_llm.strategies.costs import USUAL_CHARGE, ChargeRule
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
@@ -18,10 +20,24 @@ if TYPE_CHECKING:
 #: The key in ``Try.memory`` under which a caller leaves the usage object that its library fills in
 #: while the call goes on: what was spent is known then even when the call is cut off.
 SPENT = "spent"
+#: The key in ``Try.memory`` under which a caller finds the call's ``Departure``, where one is kept.
+DEPARTURE = "departure"
 
 _LENGTH = Struct(">Q").pack
 #: What every digest of contents starts with, worked out once.
 _DIGEST = blake2b(digest_size=16, person=b"batch-llm item")
+
+
+class Departure(Protocol):
+    """Takes down whether a call has left the process. Unless a caller says so, it may have."""
+
+    def waits(self) -> None:
+        """Note that it has not, for certain: it waits for its connection, say."""
+        ...
+
+    def goes(self) -> None:
+        """Note that from now on it may have."""
+        ...
 
 
 class Try(msgspec.Struct, frozen=True):
@@ -95,12 +111,7 @@ class LaneFacts(msgspec.Struct, frozen=True):
     Attributes:
         places: Interchangeable keys or deployments.
         burst_seconds: How many seconds of a told limit the provider lets go at once.
-        charges_asked: Whether the longest answer that was asked for counts, and not the one that
-            came.
-        reserves_asked: Whether that is counted from the start of a call, and what the answer did
-            not need is given back at its end.
-        charges_cache_reads: Whether input that was read from a cache counts.
-        charges_answers: Whether answers count at all, and not the input alone.
+        charges: What the provider's limit on tokens counts.
         remembered_as: By place, the name under which its limits are remembered between runs; None
             where they are not.
         ask: By place, finds out what its server works on at once, before the first call; None, and
@@ -114,10 +125,7 @@ class LaneFacts(msgspec.Struct, frozen=True):
 
     places: int = 1
     burst_seconds: float = 60.0
-    charges_asked: bool = False
-    reserves_asked: bool = False
-    charges_cache_reads: bool = True
-    charges_answers: bool = True
+    charges: ChargeRule = USUAL_CHARGE
     remembered_as: tuple[str | None, ...] = ()
     ask: tuple[Callable[[], Awaitable[Capacity | None]] | None, ...] = ()
     model: str = ""

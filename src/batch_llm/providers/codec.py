@@ -8,28 +8,46 @@ there for ``transport``, what an error means for ``strategies``.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Final
+
+import msgspec
 
 from batch_llm.core.request import LENGTH_FIELDS
 from batch_llm.exceptions import BadOutputError
 from batch_llm.providers.base import Outcome
+from batch_llm.providers.failures import malformed, status_error
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
-    from batch_llm.core.request import Request, Settings
+    from batch_llm.core.request import Message, Request, Settings
+
+#: Whose messages are the system's, where a format has them beside the conversation.
+_SYSTEM_ROLES: Final = ("system", "developer")
+_UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
+to_json = msgspec.json.Encoder().encode
 
 
 class Codec(ABC):
-    """One wire format. Immutable, and equal to another that writes and reads the same."""
+    """One wire format. Immutable, and equal to another that writes and reads the same.
+
+    A format says what is its own: how a body is written (``_body``), and what an answer that was
+    read means (``_outcome``). An answer is read into the format's own types; one that does not fit
+    them, field by field.
+    """
 
     __slots__ = ()
+
+    #: What an answer of the format is, for people.
+    _answer_name: ClassVar[str]
+    #: An object without any of these fields is none.
+    _answer_fields: ClassVar[frozenset[str]]
 
     @abstractmethod
     def path(self, model: str, /) -> str:
         """Return the path of a model's calls behind the base URL, with its leading slash."""
 
-    @abstractmethod
     def encode(
         self,
         request: Request,
@@ -50,8 +68,15 @@ class Codec(ABC):
         Raises:
             UnsupportedRequestError: The format has no place for a part of the request.
         """
+        name = model if model is not None else request.model.partition(":")[2]
+        return to_json(self._body(request, attempt, name, feedback))
 
     @abstractmethod
+    def _body(
+        self, request: Request, attempt: int, model: str, feedback: BadOutputError | None, /
+    ) -> dict[str, Any]:
+        """Return the body of a call, see ``encode``."""
+
     def decode(
         self,
         status: int,
@@ -74,15 +99,76 @@ class Codec(ABC):
             request: What was asked.
             secret: The key that was sent: no error repeats it, whatever the server says.
         """
+        if not 200 <= status < 300:
+            return Outcome(error=status_error(status, headers, body, secret))
+        answer = self.document(body)
+        try:
+            found = self._read(answer)
+        except _UNREADABLE:
+            found = self._salvaged(answer)
+            if found is None:
+                reason = f"The answer is not {self._answer_name}"
+                return Outcome(error=malformed(reason, body, secret))
+        return self._outcome(found, headers, answer, request, secret)
+
+    @staticmethod
+    @abstractmethod
+    def _read(answer: bytes, /) -> Any:
+        """Read an answer into the format's types.
+
+        Raises:
+            msgspec.DecodeError: It does not fit them.
+        """
+
+    def _salvaged(self, answer: bytes) -> Any:
+        """Read what does not fit, so that an odd field in a place of no matter spoils nothing."""
+        try:
+            raw = msgspec.json.decode(answer)
+        except _UNREADABLE:
+            return None
+        if isinstance(raw, list) and len(raw) == 1:  # Google's way
+            raw = raw[0]
+        if not isinstance(raw, dict) or raw.keys().isdisjoint(self._answer_fields):
+            return None
+        return self._read_fields(raw)
+
+    @staticmethod
+    @abstractmethod
+    def _read_fields(raw: dict[str, Any], /) -> Any:
+        """Read an answer field by field; what is of another kind than it should be is not there."""
+
+    @abstractmethod
+    def _outcome(
+        self,
+        found: Any,
+        headers: Mapping[str, str],
+        answer: bytes,
+        request: Request,
+        secret: str,
+        /,
+    ) -> Outcome:
+        """Say what an answer means that was read.
+
+        Args:
+            found: What ``_read`` or ``_read_fields`` returned.
+            headers: Its headers.
+            answer: What it was read from, see ``document``.
+            request: What was asked.
+            secret: The key that was sent.
+        """
 
     def document(self, body: bytes, /) -> bytes:
         """Return a good answer's body as one JSON document, however it came."""
         return body
 
 
-def wire_model(request: Request, model: str | None) -> str:
-    """Return the model's name on the wire."""
-    return model if model is not None else request.model.partition(":")[2]
+def system_apart(messages: Iterable[Message]) -> tuple[list[Message], list[Message]]:
+    """Return the messages of the system, and the conversation."""
+    system: list[Message] = []
+    others: list[Message] = []
+    for message in messages:
+        (system if message.role in _SYSTEM_ROLES else others).append(message)
+    return system, others
 
 
 def complaint(feedback: BadOutputError) -> str:
@@ -91,6 +177,19 @@ def complaint(feedback: BadOutputError) -> str:
         f"Your answer cannot be used: {feedback.problem}. "
         "Answer again, with nothing but the corrected answer."
     )
+
+
+def correction(feedback: BadOutputError) -> list[dict[str, Any]]:
+    """Return the messages that show a model its answer before, and say what is wrong."""
+    return [
+        {"role": "assistant", "content": feedback.text},
+        {"role": "user", "content": complaint(feedback)},
+    ]
+
+
+def text_of(value: Any) -> str | None:
+    """Return a text; None for anything else."""
+    return value if isinstance(value, str) else None
 
 
 def other_fields(settings: Settings) -> dict[str, Any]:

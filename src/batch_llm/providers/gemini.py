@@ -22,6 +22,8 @@ from batch_llm.providers.codec import (
     complaint,
     other_fields,
     stops,
+    system_apart,
+    text_of,
 )
 from batch_llm.providers.data_urls import split_data_url
 from batch_llm.providers.failures import inner_status, malformed, status_error
@@ -34,7 +36,6 @@ if TYPE_CHECKING:
 
 _NAME = "The generateContent format"
 _ROLES = {"user": "user", "assistant": "model", "model": "model"}
-_SYSTEM_ROLES = ("system", "developer")
 #: Fields of the body; a setting of another name belongs into its ``generationConfig``.
 _TOP_FIELDS = {
     *("contents", "systemInstruction", "system_instruction", "generationConfig"),
@@ -97,35 +98,34 @@ class _Response(msgspec.Struct, rename="camel"):
 
 
 _decode = msgspec.json.Decoder(_Response).decode
-_encode = msgspec.json.Encoder().encode
 
 
 @dataclass(frozen=True, slots=True)
 class GenerateCodec(Codec):
     """The generateContent format. The model's name is in the path, not in the body."""
 
+    _answer_name = "of Gemini's kind"
+    _answer_fields = frozenset({"candidates", "promptFeedback", "error"})
+    _read = staticmethod(_decode)
+
     def path(self, model: str, /) -> str:
         """Return the path of a model's calls."""
         return f"/models/{quote(model, safe='')}:generateContent"
 
-    def encode(
+    def _body(
         self,
         request: Request,
+        attempt: int,
+        model: str,  # noqa: ARG002
+        feedback: BadOutputError | None,
         /,
-        *,
-        attempt: int = 1,
-        model: str | None = None,  # noqa: ARG002
-        feedback: BadOutputError | None = None,
-    ) -> bytes:
-        """Return the body of a call, see ``Codec``."""
+    ) -> dict[str, Any]:
         settings = request.settings
-        system: list[Mapping[str, Any]] = []
-        contents: list[dict[str, Any]] = []
-        for message in request.messages:
-            if message.role in _SYSTEM_ROLES:
-                system += _parts(message)
-            else:
-                contents.append({"role": _role(message), "parts": _parts(message)})
+        of_system, others = system_apart(request.messages)
+        system = [part for message in of_system for part in _parts(message)]
+        contents: list[dict[str, Any]] = [
+            {"role": _role(message), "parts": _parts(message)} for message in others
+        ]
         if feedback is not None:
             said = {"text": feedback.text or "(nothing)"}
             contents += [
@@ -159,32 +159,31 @@ class GenerateCodec(Codec):
             config["responseJsonSchema"] = request.output.schema
         if config:
             body["generationConfig"] = config
-        return _encode(body)
+        return body
 
-    def decode(
+    @staticmethod
+    def _read_fields(raw: dict[str, Any], /) -> _Response:
+        return _Response(
+            [_candidate_of(one) for one in _dicts(raw.get("candidates"))],
+            _feedback_of(raw.get("promptFeedback")),
+            _usage_of(raw.get("usageMetadata")),
+            text_of(raw.get("modelVersion")),
+            raw.get("error"),
+        )
+
+    def _outcome(
         self,
-        status: int,
+        response: _Response,
         headers: Mapping[str, str],
-        body: bytes,
+        answer: bytes,
         request: Request,
+        secret: str,
         /,
-        *,
-        secret: str = "",
     ) -> Outcome:
-        """Read an answer, see ``Codec``."""
-        if not 200 <= status < 300:
-            return Outcome(error=status_error(status, headers, body, secret))
-        try:
-            response = _decode(body)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            salvaged = _salvaged(body)
-            if salvaged is None:
-                return Outcome(error=malformed("The answer is not of Gemini's kind", body, secret))
-            response = salvaged
         usage, model = _usage(response.usage_metadata), response.model_version
         if response.error:
             trouble = response.error
-            inner = status_error(inner_status(trouble), headers, body, secret, trouble)
+            inner = status_error(inner_status(trouble), headers, answer, secret, trouble)
             return Outcome(usage=usage, error=inner, model=model)
         error: Exception
         if not response.candidates:
@@ -193,7 +192,7 @@ class GenerateCodec(Codec):
             if asked.block_reason is not None:
                 error = ContentFilteredError(f"the prompt was blocked ({asked.block_reason})")
             else:
-                error = malformed("The answer has no candidates", body, secret)
+                error = malformed("The answer has no candidates", answer, secret)
             return Outcome(None, usage, error, model, ratings)
         candidate = response.candidates[0]
         ratings, reason = _ratings(candidate.safety_ratings), candidate.finish_reason
@@ -206,12 +205,12 @@ class GenerateCodec(Codec):
             words = (candidate.finish_message or "")[:_MOST_WORDS]
             error = ContentFilteredError(f"{reason}: {words}" if words else str(reason))
         elif reason not in _GOOD:
-            error = malformed(f"The answer ended with {reason}"[:80], body, secret)
+            error = malformed(f"The answer ended with {reason}"[:80], answer, secret)
         elif text is None and request.output is None and any(part.function_call for part in parts):
             calls = [part.function_call for part in parts if part.function_call]
             return Outcome(calls, usage, None, model, ratings)
         elif text is None:
-            error = malformed("The answer is without content", body, secret)
+            error = malformed("The answer is without content", answer, secret)
         else:
             return answered(text, usage, model, request, ratings)
         return Outcome(None, usage, error, model, ratings)
@@ -259,39 +258,18 @@ def _ratings(ratings: list[_Rating] | None) -> dict[str, str] | None:
     return found or None
 
 
-def _salvaged(body: bytes) -> _Response | None:
-    """Read an answer field by field, so that an odd one in a place of no matter spoils nothing."""
-    try:
-        raw = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
-    if isinstance(raw, list) and len(raw) == 1:
-        raw = raw[0]
-    if not isinstance(raw, dict) or raw.keys().isdisjoint(
-        {"candidates", "promptFeedback", "error"}
-    ):
-        return None
-    return _Response(
-        [_candidate_of(one) for one in _dicts(raw.get("candidates"))],
-        _feedback_of(raw.get("promptFeedback")),
-        _usage_of(raw.get("usageMetadata")),
-        _text_of(raw.get("modelVersion")),
-        raw.get("error"),
-    )
-
-
 def _candidate_of(raw: dict[str, Any]) -> _Candidate:
     content = raw.get("content")
     parts = None
     if isinstance(content, dict):
         parts = [
-            _Part(_text_of(one.get("text")), one.get("thought") is True, one.get("functionCall"))
+            _Part(text_of(one.get("text")), one.get("thought") is True, one.get("functionCall"))
             for one in _dicts(content.get("parts"))
         ]
     return _Candidate(
         _Content(parts),
-        _text_of(raw.get("finishReason")),
-        _text_of(raw.get("finishMessage")),
+        text_of(raw.get("finishReason")),
+        text_of(raw.get("finishMessage")),
         _ratings_of(raw.get("safetyRatings")),
     )
 
@@ -299,12 +277,12 @@ def _candidate_of(raw: dict[str, Any]) -> _Candidate:
 def _feedback_of(raw: Any) -> _Feedback | None:
     if not isinstance(raw, dict):
         return None
-    return _Feedback(_text_of(raw.get("blockReason")), _ratings_of(raw.get("safetyRatings")))
+    return _Feedback(text_of(raw.get("blockReason")), _ratings_of(raw.get("safetyRatings")))
 
 
 def _ratings_of(raw: Any) -> list[_Rating]:
     return [
-        _Rating(_text_of(one.get("category")), _text_of(one.get("probability")))
+        _Rating(text_of(one.get("category")), text_of(one.get("probability")))
         for one in _dicts(raw)
     ]
 
@@ -321,10 +299,6 @@ def _dicts(value: Any) -> list[dict[str, Any]]:
     return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
 
 
-def _text_of(value: Any) -> str | None:
-    return value if isinstance(value, str) else None
-
-
 def _usage(usage: _UsageMetadata | None) -> dict[str, int] | None:
     """Return the tokens by kind: the provider tells output without what was thought."""
     if usage is None:
@@ -332,11 +306,9 @@ def _usage(usage: _UsageMetadata | None) -> dict[str, int] | None:
     if usage.prompt_token_count is None and usage.candidates_token_count is None:
         return None
     thought = usage.thoughts_token_count
-    thought = None if thought is None else max(0, thought)
-    read = usage.cached_content_token_count
     return usage_by_kind(
         max(0, usage.prompt_token_count or 0) + max(0, usage.tool_use_prompt_token_count or 0),
-        max(0, usage.candidates_token_count or 0) + (thought or 0),
-        read=None if read is None else max(0, read),
+        max(0, usage.candidates_token_count or 0) + max(0, thought or 0),
+        read=usage.cached_content_token_count,
         thought=thought,
     )

@@ -25,7 +25,7 @@ from batch_llm.exceptions import (
     TruncatedError,
 )
 from batch_llm.providers.base import Outcome
-from batch_llm.providers.codec import Codec, answered, complaint, wire_model
+from batch_llm.providers.codec import Codec, answered, correction
 from batch_llm.providers.failures import inner_status, malformed, status_error
 
 if TYPE_CHECKING:
@@ -77,7 +77,6 @@ class _Completion(msgspec.Struct):
 
 
 _decode = msgspec.json.Decoder(_Completion).decode
-_encode = msgspec.json.Encoder().encode
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,36 +98,30 @@ class ChatCodec(Codec):
     schemas: Literal["json_schema", "json_object"] = "json_schema"
     thinks: bool = True
 
+    _answer_name = "a chat completion"
+    _answer_fields = frozenset({"choices", "error"})
+    _read = staticmethod(_decode)
+
     def path(self, model: str, /) -> str:  # noqa: ARG002
         """Return the path of a model's calls: the same for all."""
         return "/chat/completions"
 
-    def encode(
-        self,
-        request: Request,
-        /,
-        *,
-        attempt: int = 1,
-        model: str | None = None,
-        feedback: BadOutputError | None = None,
-    ) -> bytes:
-        """Return the body of a call, see ``Codec``."""
-        settings, name = request.settings, wire_model(request, model)
+    def _body(
+        self, request: Request, attempt: int, model: str, feedback: BadOutputError | None, /
+    ) -> dict[str, Any]:
+        settings = request.settings
         messages = [_wire_message(message) for message in request.messages]
         if not self.has_developers:
             for message in messages:
                 if message["role"] == "developer":
                     message["role"] = "system"
         if feedback is not None:
-            messages += [
-                {"role": "assistant", "content": feedback.text},
-                {"role": "user", "content": complaint(feedback)},
-            ]
-        body: dict[str, Any] = {"model": name, "messages": messages}
+            messages += correction(feedback)
+        body: dict[str, Any] = {"model": model, "messages": messages}
         temperature, top_p = settings.temperature_for(attempt), settings.top_p
         if (temperature is not None or top_p is not None) and self.thinks:
             effort = settings.extra.get("reasoning_effort")
-            if refuses_sampling(name, effort):
+            if refuses_sampling(model, effort):
                 temperature = top_p = None
         if temperature is not None:
             body["temperature"] = temperature
@@ -148,37 +141,45 @@ class ChatCodec(Codec):
                 messages.insert(0, {"role": "system", "content": told_schema(request.output)})
         if settings.extra:
             body.update(settings.extra)
-        return _encode(body)
+        return body
 
-    def decode(
+    @staticmethod
+    def _read_fields(raw: dict[str, Any], /) -> _Completion:
+        choices = raw.get("choices")
+        found = []
+        for one in choices if isinstance(choices, list) else ():
+            if isinstance(one, dict):
+                reason, message = one.get("finish_reason"), one.get("message")
+                answer = None
+                if isinstance(message, dict):
+                    calls = message.get("tool_calls")
+                    answer = _Answer(
+                        _text_of(message.get("content")),
+                        _text_of(message.get("refusal")),
+                        calls if isinstance(calls, list) else None,
+                    )
+                found.append(_Choice(answer, _text_of(reason), one.get("error")))
+        return _Completion(
+            found, _usage_of(raw.get("usage")), _text_of(raw.get("model")), raw.get("error")
+        )
+
+    def _outcome(
         self,
-        status: int,
+        completion: _Completion,
         headers: Mapping[str, str],
-        body: bytes,
+        answer: bytes,
         request: Request,
+        secret: str,
         /,
-        *,
-        secret: str = "",
     ) -> Outcome:
-        """Read an answer, see ``Codec``."""
-        if not 200 <= status < 300:
-            return Outcome(error=status_error(status, headers, body, secret))
-        try:
-            completion = _decode(body)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            salvaged = _salvaged(body)
-            if salvaged is None:
-                error: Exception = malformed("The answer is not a chat completion", body, secret)
-                return Outcome(error=error)
-            completion = salvaged
         usage, model = _usage(completion.usage), completion.model
         choice = completion.choices[0] if completion.choices else None
         trouble = completion.error or (choice.error if choice is not None else None)
         if trouble:  # some routers send their errors inside a 200
-            inner = status_error(inner_status(trouble), headers, body, secret, trouble)
+            inner = status_error(inner_status(trouble), headers, answer, secret, trouble)
             return Outcome(usage=usage, error=inner, model=model)
         if choice is None or choice.message is None:
-            error = malformed("The answer has no choices", body, secret)
+            error: Exception = malformed("The answer has no choices", answer, secret)
             return Outcome(usage=usage, error=error, model=model)
         text, reason = choice.message.content, choice.finish_reason
         if choice.message.refusal:
@@ -190,11 +191,11 @@ class ChatCodec(Codec):
         elif reason == "model_length":  # Mistral's
             error = ContextLengthError(text or "")
         elif reason == "error":
-            error = status_error(500, headers, body, secret, {"message": "the answer broke off"})
+            error = status_error(500, headers, answer, secret, {"message": "the answer broke off"})
         elif text is None and choice.message.tool_calls and request.output is None:
             return Outcome(choice.message.tool_calls, usage, None, model)  # of the request's tools
         elif text is None:
-            error = malformed("The answer is without content", body, secret)
+            error = malformed("The answer is without content", answer, secret)
         else:
             return answered(text, usage, model, request)
         return Outcome(usage=usage, error=error, model=model)
@@ -346,33 +347,6 @@ def _read_part(part: Any) -> Part:
     return OtherPart(part)
 
 
-def _salvaged(body: bytes) -> _Completion | None:
-    """Read an answer field by field, so that an odd one in a place of no matter spoils nothing."""
-    try:
-        raw = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
-    if not isinstance(raw, dict) or raw.keys().isdisjoint({"choices", "error"}):
-        return None
-    choices = raw.get("choices")
-    found = []
-    for one in choices if isinstance(choices, list) else ():
-        if isinstance(one, dict):
-            reason, message = one.get("finish_reason"), one.get("message")
-            answer = None
-            if isinstance(message, dict):
-                calls = message.get("tool_calls")
-                answer = _Answer(
-                    _text_of(message.get("content")),
-                    _text_of(message.get("refusal")),
-                    calls if isinstance(calls, list) else None,
-                )
-            found.append(_Choice(answer, _text_of(reason), one.get("error")))
-    return _Completion(
-        found, _usage_of(raw.get("usage")), _text_of(raw.get("model")), raw.get("error")
-    )
-
-
 def _text_of(value: Any) -> str | None:
     """Return a text, or the text in a list of parts (Mistral's way), or None."""
     if isinstance(value, list):
@@ -420,7 +394,7 @@ def _usage(usage: _Usage | None) -> dict[str, int] | None:
     return usage_by_kind(
         sent,
         got,
-        read=None if read is None else max(0, read),
-        written=None if written is None else max(0, written),
-        thought=None if thought is None else max(0, thought),
+        read=read,
+        written=written,
+        thought=thought,
     )

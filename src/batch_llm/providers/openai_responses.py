@@ -20,13 +20,7 @@ from batch_llm.exceptions import (
     UnsupportedRequestError,
 )
 from batch_llm.providers.base import Outcome
-from batch_llm.providers.codec import (
-    Codec,
-    answered,
-    complaint,
-    other_fields,
-    wire_model,
-)
+from batch_llm.providers.codec import Codec, answered, correction, other_fields, text_of
 from batch_llm.providers.failures import inner_status, malformed, status_error
 from batch_llm.providers.openai import refuses_sampling
 
@@ -83,7 +77,6 @@ class _Response(msgspec.Struct):
 
 
 _decode = msgspec.json.Decoder(_Response).decode
-_encode = msgspec.json.Encoder().encode
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,38 +89,32 @@ class ResponsesCodec(Codec):
 
     thinks: bool = True
 
+    _answer_name = "a response"
+    _answer_fields = frozenset({"output", "error", "status"})
+    _read = staticmethod(_decode)
+
     def path(self, model: str, /) -> str:  # noqa: ARG002
         """Return the path of a model's calls: the same for all."""
         return "/responses"
 
-    def encode(
-        self,
-        request: Request,
-        /,
-        *,
-        attempt: int = 1,
-        model: str | None = None,
-        feedback: BadOutputError | None = None,
-    ) -> bytes:
-        """Return the body of a call, see ``Codec``."""
-        settings, name = request.settings, wire_model(request, model)
+    def _body(
+        self, request: Request, attempt: int, model: str, feedback: BadOutputError | None, /
+    ) -> dict[str, Any]:
+        settings = request.settings
         if settings.seed is not None:
             raise UnsupportedRequestError(_NAME, "a seed")
         if settings.stop is not None:
             raise UnsupportedRequestError(_NAME, "stop sequences")
         messages = [_wire_message(message) for message in request.messages]
         if feedback is not None:
-            messages += [
-                {"role": "assistant", "content": feedback.text},
-                {"role": "user", "content": complaint(feedback)},
-            ]
-        body: dict[str, Any] = {"model": name, "input": messages, "store": False}
+            messages += correction(feedback)
+        body: dict[str, Any] = {"model": model, "input": messages, "store": False}
         temperature, top_p = settings.temperature_for(attempt), settings.top_p
         further = _further_fields(settings)
         if (temperature is not None or top_p is not None) and self.thinks:
             reasoning = further.get("reasoning")
             effort = reasoning.get("effort") if isinstance(reasoning, dict) else None
-            if refuses_sampling(name, effort):
+            if refuses_sampling(model, effort):
                 temperature = top_p = None
         if temperature is not None:
             body["temperature"] = temperature
@@ -147,31 +134,44 @@ class ResponsesCodec(Codec):
                 shape["strict"] = request.output.is_strict
             text = body.get("text")
             body["text"] = (text if isinstance(text, dict) else {}) | {"format": shape}
-        return _encode(body)
+        return body
 
-    def decode(
+    @staticmethod
+    def _read_fields(raw: dict[str, Any], /) -> _Response:
+        items = []
+        output = raw.get("output")
+        for one in output if isinstance(output, list) else ():
+            if isinstance(one, dict):
+                content = one.get("content")
+                parts = [
+                    _Part(*(text_of(part.get(name)) for name in _Part.__struct_fields__))
+                    for part in (content if isinstance(content, list) else ())
+                    if isinstance(part, dict)
+                ]
+                items.append(_Item(text_of(one.get("type")), parts))
+        usage = raw.get("usage")
+        details = raw.get("incomplete_details")
+        return _Response(
+            text_of(raw.get("status")),
+            items,
+            _usage_of(usage) if isinstance(usage, dict) else None,
+            text_of(raw.get("model")),
+            raw.get("error"),
+            _Incomplete(text_of(details.get("reason"))) if isinstance(details, dict) else None,
+        )
+
+    def _outcome(
         self,
-        status: int,
+        response: _Response,
         headers: Mapping[str, str],
-        body: bytes,
+        answer: bytes,
         request: Request,
+        secret: str,
         /,
-        *,
-        secret: str = "",
     ) -> Outcome:
-        """Read an answer, see ``Codec``."""
-        if not 200 <= status < 300:
-            return Outcome(error=status_error(status, headers, body, secret))
-        try:
-            response = _decode(body)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            salvaged = _salvaged(body)
-            if salvaged is None:
-                return Outcome(error=malformed("The answer is not a response", body, secret))
-            response = salvaged
         usage, model = _usage(response.usage), response.model
         if response.error or response.status in {"failed", "cancelled"}:
-            inner = status_error(inner_status(response.error), headers, body, secret)
+            inner = status_error(inner_status(response.error), headers, answer, secret)
             return Outcome(usage=usage, error=inner, model=model)
         text, refusal, has_calls = _said(response.output or [])
         reason = response.incomplete_details.reason if response.incomplete_details else None
@@ -183,11 +183,11 @@ class ResponsesCodec(Codec):
         elif reason == "max_output_tokens":
             error = TruncatedError(text or "", request.settings.longest_answer)
         elif response.status == "incomplete":
-            error = malformed(f"The answer is incomplete ({reason})"[:80], body, secret)
+            error = malformed(f"The answer is incomplete ({reason})"[:80], answer, secret)
         elif text is None and has_calls and request.output is None:
-            return Outcome(_calls(body), usage, None, model)
+            return Outcome(_calls(answer), usage, None, model)
         elif text is None:
-            error = malformed("The answer is without content", body, secret)
+            error = malformed("The answer is without content", answer, secret)
         else:
             return answered(text, usage, model, request)
         return Outcome(usage=usage, error=error, model=model)
@@ -247,44 +247,9 @@ def _said(items: list[_Item]) -> tuple[str | None, str | None, bool]:
     return text, refusal, has_calls
 
 
-def _calls(body: bytes) -> list[Any]:
-    items = msgspec.json.decode(body)["output"]
+def _calls(answer: bytes) -> list[Any]:
+    items = msgspec.json.decode(answer)["output"]
     return [item for item in items if str(item.get("type")).endswith("_call")]
-
-
-def _salvaged(body: bytes) -> _Response | None:
-    """Read an answer field by field, so that an odd one in a place of no matter spoils nothing."""
-    try:
-        raw = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
-    if not isinstance(raw, dict) or raw.keys().isdisjoint({"output", "error", "status"}):
-        return None
-    items = []
-    output = raw.get("output")
-    for one in output if isinstance(output, list) else ():
-        if isinstance(one, dict):
-            content = one.get("content")
-            parts = [
-                _Part(*(_text_of(part.get(name)) for name in _Part.__struct_fields__))
-                for part in (content if isinstance(content, list) else ())
-                if isinstance(part, dict)
-            ]
-            items.append(_Item(_text_of(one.get("type")), parts))
-    usage = raw.get("usage")
-    details = raw.get("incomplete_details")
-    return _Response(
-        _text_of(raw.get("status")),
-        items,
-        _usage_of(usage) if isinstance(usage, dict) else None,
-        _text_of(raw.get("model")),
-        raw.get("error"),
-        _Incomplete(_text_of(details.get("reason"))) if isinstance(details, dict) else None,
-    )
-
-
-def _text_of(value: Any) -> str | None:
-    return value if isinstance(value, str) else None
 
 
 def _usage_of(raw: dict[str, Any]) -> _Usage:
@@ -307,13 +272,9 @@ def _usage(usage: _Usage | None) -> dict[str, int] | None:
     of_input = usage.input_tokens_details or _InputDetails()
     of_output = usage.output_tokens_details or _OutputDetails()
     return usage_by_kind(
-        _least(usage.input_tokens) or 0,
-        _least(usage.output_tokens) or 0,
-        read=_least(of_input.cached_tokens),
-        written=_least(of_input.cache_write_tokens),
-        thought=_least(of_output.reasoning_tokens),
+        usage.input_tokens or 0,
+        usage.output_tokens or 0,
+        read=of_input.cached_tokens,
+        written=of_input.cache_write_tokens,
+        thought=of_output.reasoning_tokens,
     )
-
-
-def _least(count: int | None) -> int | None:
-    return None if count is None else max(0, count)

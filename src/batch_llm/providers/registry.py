@@ -24,6 +24,7 @@ from batch_llm.providers.table import (
     Provider,
     is_simulator,
 )
+from batch_llm.strategies.costs import USUAL_CHARGE, ChargeRule
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -43,14 +44,11 @@ class Endpoint:
         headers: Of the calls. Never shown: they hold the key.
         codec: Its wire format.
         limit_names: See ``Provider``.
-        charges_asked: See ``Provider``.
-        charges_cache_reads: See ``Provider``.
-        charges_answers: See ``Provider``.
+        charges: See ``Provider``.
         secret: The key or password, so that it can be struck out of what servers say; empty
             without one.
         is_local: Whether its server is one of the user's own, and may be asked about itself.
         key_variable: The name of the variable with the key; empty without a key.
-        reserves_asked: See ``Provider``.
     """
 
     provider: str
@@ -60,12 +58,9 @@ class Endpoint:
     codec: Codec = CHAT
     secret: str = field(default="", repr=False)
     limit_names: LimitNames | None = None
-    charges_asked: bool = False
-    charges_cache_reads: bool = True
+    charges: ChargeRule = USUAL_CHARGE
     is_local: bool = False
     key_variable: str = ""
-    charges_answers: bool = True
-    reserves_asked: bool = False
 
     @property
     def shown_url(self) -> str:
@@ -224,12 +219,9 @@ def resolve(
         codec,
         key,
         provider.limit_names,
-        (is_own or not provider.base_url) and provider.charges_asked,
-        provider.charges_cache_reads,
+        provider.charges if is_own or not provider.base_url else provider.charges.elsewhere(),
         may_be_local and host not in _PUBLIC_HOSTS,
         "" if login is not None or not key else variable,
-        provider.charges_answers,
-        reserves_asked=(is_own or not provider.base_url) and provider.reserves_asked,
     )
 
 
@@ -248,11 +240,8 @@ def _simulated(prefix: str, name: str, base_url: str) -> Endpoint:
         provider.codec,
         "",
         provider.limit_names,
-        provider.charges_asked,
-        provider.charges_cache_reads,
-        reserves_asked=provider.reserves_asked,
+        provider.charges,
         is_local=prefix == SIMULATOR,  # which may play a local server
-        charges_answers=provider.charges_answers,
     )
 
 

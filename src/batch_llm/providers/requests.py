@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
@@ -14,7 +14,7 @@ from batch_llm.exceptions import (
     ConfigError,
     UnsupportedRequestError,
 )
-from batch_llm.providers.base import LaneFacts, content_digest
+from batch_llm.providers.base import DEPARTURE, LaneFacts, content_digest
 from batch_llm.providers.limit_headers import read_limits
 from batch_llm.providers.local_servers import ask_capacity
 from batch_llm.providers.openai import ChatCodec
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from batch_llm.base import LLMWorkItem
     from batch_llm.core.request import Request
     from batch_llm.providers.base import Outcome, Try
-    from batch_llm.providers.transport import Response, Transport
+    from batch_llm.providers.transport import DepartureTeller, Response, Transport
     from batch_llm.strategies.header_belief import LimitHeader
 
 #: Writes a request whole, whatever its model refuses.
@@ -48,8 +48,8 @@ class RequestCaller:
             endpoints (keys, deployments) are a pool, filled by what each has left.
         transport: How they get there.
         keep_bodies: Hand the provider's answers through to the results, as they came.
-        asks_servers: Ask servers on the user's own machines how many calls they work on at once,
-            where the transport can.
+        ignore_slots: Do not ask servers on the user's own machines how many calls they work on at
+            once.
         fallback: Where a fallback's calls go, by its name, where ``endpoint`` is no such function;
             called once per name.
     """
@@ -60,7 +60,7 @@ class RequestCaller:
         transport: Transport,
         *,
         keep_bodies: bool = False,
-        asks_servers: bool = True,
+        ignore_slots: bool = False,
         fallback: Callable[[str], Endpoint | Sequence[Endpoint]] | None = None,
     ) -> None:
         self._only = None if callable(endpoint) else _pool(endpoint)
@@ -68,8 +68,10 @@ class RequestCaller:
         self._pools: dict[str, tuple[Endpoint, ...]] = {}
         self._turn = 0
         self._transport = transport
+        tells = getattr(transport, "tells_when_sent", False)
+        self._departures = cast("DepartureTeller", transport) if tells else None
         self._keep_bodies = keep_bodies
-        self._looker = transport if asks_servers and isinstance(transport, Looker) else None
+        self._looker = None if ignore_slots or not isinstance(transport, Looker) else transport
         #: By endpoint: each has limits of its own.
         self._next_look_at: dict[int, float] = {}
         self._where: dict[int, bytes] = {}
@@ -91,10 +93,7 @@ class RequestCaller:
             return LaneFacts()
         return LaneFacts(
             places=len(pool),
-            charges_asked=pool[0].charges_asked,
-            reserves_asked=pool[0].reserves_asked,
-            charges_cache_reads=pool[0].charges_cache_reads,
-            charges_answers=pool[0].charges_answers,
+            charges=pool[0].charges,
             model=f"{pool[0].provider}:{pool[0].model}",
             server=pool[0].server,
             keys=tuple(dict.fromkeys(one.key_variable for one in pool if one.key_variable)),
@@ -124,6 +123,7 @@ class RequestCaller:
         """
         request = item.request
         assert request is not None  # noqa: S101 - only such items are given to us
+        departure = attempt.memory.pop(DEPARTURE, None)
         previous = attempt.previous_error
         pool = self._pool_of(item)
         place = attempt.place
@@ -141,7 +141,13 @@ class RequestCaller:
         except UnicodeEncodeError as problem:
             half = ascii(problem.object[problem.start])
             raise UnsupportedRequestError("JSON", f"half of a character, {half}") from problem
-        response = await self._transport.post(endpoint.url, endpoint.headers, body)
+        if departure is None or self._departures is None:
+            response = await self._transport.post(endpoint.url, endpoint.headers, body)
+        else:
+            departure.waits()
+            response = await self._departures.post(
+                endpoint.url, endpoint.headers, body, departure.goes
+            )
         outcome = endpoint.codec.decode(
             response.status, response.headers, response.body, request, secret=endpoint.secret
         )
@@ -197,6 +203,13 @@ class RequestCaller:
             self._next_look_at[id(endpoint)] = now + _LOOK_SECONDS
             return read_limits(response.headers, endpoint.limit_names)
         return None
+
+    def forget(self) -> None:
+        """Forget where models are, and what their servers have said; both is found out anew."""
+        self._pools.clear()
+        self._where.clear()
+        self._next_look_at.clear()
+        self._refused = RefusedSettings()
 
     def _pool_of(self, item: LLMWorkItem[Any, Any, Any]) -> tuple[Endpoint, ...]:
         if self._only is not None and item.asked_model is None:

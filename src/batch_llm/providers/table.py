@@ -14,6 +14,7 @@ from batch_llm.providers.gemini import GENERATE
 from batch_llm.providers.limit_headers import ANTHROPIC_LIMITS, GROQ_LIMITS, MISTRAL_LIMITS
 from batch_llm.providers.openai import CHAT, ChatCodec
 from batch_llm.providers.openai_responses import RESPONSES
+from batch_llm.strategies.costs import USUAL_CHARGE, Answers, ChargeRule
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -41,12 +42,7 @@ class Provider:
         key_header: Carries the key; ``authorization`` as a bearer.
         headers: Further headers of each call.
         limit_names: How the headers with its limits are called; None: as they look.
-        charges_asked: Whether its token limit counts the longest answer that was asked for, and not
-            the one that came.
-        reserves_asked: Whether that is counted from the start of a call, and what the answer did
-            not need is given back at its end.
-        charges_cache_reads: Whether its token limit counts input that was read from a cache.
-        charges_answers: Whether its token limit counts answers at all, and not the input alone.
+        charges: What its limit on tokens counts.
         is_local: Whether it is a server on the user's own machines: it needs no key.
         may_be_local: Whether servers on the user's own machines speak its format, as a rule.
     """
@@ -62,10 +58,7 @@ class Provider:
     key_header: str = "authorization"
     headers: Mapping[str, str] = field(default_factory=dict)
     limit_names: LimitNames | None = None
-    charges_asked: bool = False
-    reserves_asked: bool = False
-    charges_cache_reads: bool = True
-    charges_answers: bool = True
+    charges: ChargeRule = USUAL_CHARGE
     is_local: bool = False
     may_be_local: bool = True
 
@@ -91,7 +84,7 @@ def _compatible(
     codec: ChatCodec = _COMPATIBLE,
     *,
     is_local: bool = False,
-    reserves_asked: bool = False,
+    charges: ChargeRule = USUAL_CHARGE,
 ) -> Provider:
     """Make the row of a provider that speaks OpenAI's format; its variables are named after it."""
     prefix = name.upper()
@@ -102,7 +95,7 @@ def _compatible(
         f"{prefix}_BASE_URL",
         codec,
         is_local=is_local,
-        reserves_asked=reserves_asked,
+        charges=charges,
     )
 
 
@@ -115,7 +108,7 @@ PROVIDERS = {
             "OPENAI_API_KEY",
             "OPENAI_BASE_URL",
             RESPONSES,
-            charges_asked=True,
+            charges=ChargeRule(Answers.AS_ASKED),
         ),
         Provider(
             "openai-chat",
@@ -124,7 +117,7 @@ PROVIDERS = {
             "OPENAI_BASE_URL",
             CHAT,
             ChatCodec("max_tokens"),
-            charges_asked=True,
+            charges=ChargeRule(Answers.AS_ASKED),
         ),
         Provider(
             "anthropic",
@@ -136,7 +129,7 @@ PROVIDERS = {
             version="/v1",
             headers={"anthropic-version": VERSION},
             limit_names=ANTHROPIC_LIMITS,
-            charges_cache_reads=False,
+            charges=ChargeRule(counts_cache_reads=False),
             may_be_local=False,
         ),
         Provider(
@@ -148,7 +141,7 @@ PROVIDERS = {
             other_key_variables=("GEMINI_API_KEY",),
             version="/v1",
             key_header="x-goog-api-key",
-            charges_answers=False,
+            charges=ChargeRule(Answers.NOT),
             may_be_local=False,
         ),
         Provider(
@@ -169,8 +162,7 @@ PROVIDERS = {
             _COMPATIBLE_NEW,
             version="/openai/v1",
             limit_names=GROQ_LIMITS,
-            reserves_asked=True,
-            charges_cache_reads=False,
+            charges=ChargeRule(Answers.RESERVED, counts_cache_reads=False),
             may_be_local=False,
         ),
         Provider(
@@ -181,7 +173,7 @@ PROVIDERS = {
             CHAT,
             version="/openai/v1",
             key_header="api-key",
-            charges_asked=True,
+            charges=ChargeRule(Answers.AS_ASKED),
             may_be_local=False,
         ),
         _compatible(
@@ -193,7 +185,12 @@ PROVIDERS = {
         _compatible("together", "https://api.together.xyz/v1"),
         _compatible("fireworks", "https://api.fireworks.ai/inference/v1"),
         _compatible("xai", "https://api.x.ai/v1"),
-        _compatible("cerebras", "https://api.cerebras.ai/v1", _COMPATIBLE_NEW, reserves_asked=True),
+        _compatible(
+            "cerebras",
+            "https://api.cerebras.ai/v1",
+            _COMPATIBLE_NEW,
+            charges=ChargeRule(Answers.RESERVED),
+        ),
         _compatible("ollama", "http://127.0.0.1:11434/v1", is_local=True),
         _compatible("vllm", "http://127.0.0.1:8000/v1", is_local=True),
     ]

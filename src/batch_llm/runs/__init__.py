@@ -17,11 +17,13 @@ from batch_llm.runs.attached import AttachedRun, attach
 from batch_llm.runs.blocking import BlockingHandle
 from batch_llm.runs.frames import run_frame, run_frame_sync
 from batch_llm.runs.handle import RunHandle
+from batch_llm.runs.plot import Plot
 from batch_llm.runs.results import RunResult
 
 __all__ = [
     "AttachedRun",
     "BlockingHandle",
+    "Plot",
     "RunHandle",
     "RunResult",
     "attach",

@@ -10,11 +10,12 @@ from batch_llm.core.request import Settings
 from batch_llm.providers.table import is_simulator
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from decimal import Decimal
 
     from batch_llm.core.config import Limits
     from batch_llm.core.schema import OutputSchema
-    from batch_llm.runs.agents import AnsweringAgent
+    from batch_llm.runs.answering_agent import AnsweringAgent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,27 +41,31 @@ class Brief:
     agent_model: str | None = None
     bad_rows: str = "stop"
     concurrency: int | Literal["knee"] | None = None
-    asks_servers: bool = True
+    ignore_slots: bool = False
     limits: Limits | None = None
-    longest_pause: float | None = None
+    longest_pause_seconds: float | None = None
     keys: tuple[str, ...] = ()
-    forgets_limits: bool = False
-    timeout: float = 120.0
-    hedges: bool = False
+    forget_limits: bool = False
+    timeout_seconds: float = 120.0
+    hedge: bool = False
     retries: int = 5
     fallbacks: tuple[str, ...] = ()
     fallback_on: tuple[str, ...] | None = None
     max_tokens_cap: int | None = None
     prices: Prices = field(default_factory=Prices)
-    max_cost: Decimal | None = None
+    max_cost_usd: Decimal | None = None
     max_tokens_total: int | None = None
-    deadline: float | None = None
-    #: Failed rows, or their share of the finished ones, and whether it is a share.
-    fail_over: tuple[float, bool] | None = None
+    deadline_seconds: float | None = None
+    max_failed: int | None = None
+    max_failed_share: float | None = None
     #: The folder of the answers of earlier runs; None uses none.
     cache: str | None = None
-    cache_expires: float | None = None
-    dedupes: bool = True
+    cache_expires_seconds: float | None = None
+    dedupe: bool = True
+    #: Counts a text's tokens; None estimates them from characters.
+    count_tokens: Callable[[str], int] | None = None
+    #: Where the run's pace is drawn; None draws nothing.
+    plot: str | None = None
     #: The ledger's file; None keeps none.
     ledger: str | None = None
     #: What is noted of the brief in the ledger, beside its settings.

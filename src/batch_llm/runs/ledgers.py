@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import platform
 import sqlite3
@@ -354,5 +353,7 @@ def put_aside(path: Path) -> None:
         if type(error.__cause__) is not sqlite3.DatabaseError:  # damaged: nobody can run it
             raise
     for part in _PARTS:
-        with contextlib.suppress(FileNotFoundError):
+        try:
             Path(f"{path}{part}").replace(f"{path}.old{part}")
+        except FileNotFoundError:  # what an earlier one had is not this one's
+            Path(f"{path}.old{part}").unlink(missing_ok=True)

@@ -11,15 +11,17 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 from batch_llm.core.prices import Prices
 from batch_llm.core.request import Settings
 from batch_llm.core.schema import OutputSchema
+from batch_llm.core.tokenizers import open_tokenizer
 from batch_llm.exceptions import ConfigError, InputError
 from batch_llm.inputs.values import NAME
 from batch_llm.runs.brief import Brief
 from batch_llm.runs.ledgers import FOLDER, named_ledger
+from batch_llm.runs.plot import checked_plot
 from batch_llm.runs.recipe import read_settings
 from batch_llm.strategies.policies import fallback_codes
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable, Iterable, Mapping, Sequence
+    from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence
     from os import PathLike
 
     from batch_llm.core.config import Limits
@@ -49,7 +51,7 @@ class PaceOptions(TypedDict, total=False):
             as much; 0: not at all.
         hedge: Send slow rows a second time at the end of the run.
         max_cost_usd: End before it costs more, failed attempts included.
-        max_total_tokens: The same in tokens.
+        max_tokens_total: The same in tokens.
         deadline_seconds: Send nothing any more after this.
         max_failed: End when more rows have failed.
         max_failed_share: End when a larger share of the finished rows has failed: 0.01.
@@ -57,6 +59,10 @@ class PaceOptions(TypedDict, total=False):
         cache: A folder with answers of earlier runs: what was asked before is not asked again.
         cache_expires_seconds: Ask again what was answered longer ago; None: never.
         dedupe: Whether one row that is in flight answers others that ask the same; default True.
+        count_tokens: Counts the tokens of a text, for limits on tokens; or the name of an encoding
+            or model of tiktoken's (``batch-llm[tiktoken]``). None estimates them from characters.
+        plot: An SVG file, in which what was let in, refused and believed of limits is drawn over
+            time when the run ends. One that is there is replaced.
     """
 
     base_url: str | None
@@ -73,7 +79,7 @@ class PaceOptions(TypedDict, total=False):
     max_tokens_cap: int | None
     hedge: bool
     max_cost_usd: Decimal | float | None
-    max_total_tokens: int | None
+    max_tokens_total: int | None
     deadline_seconds: float | None
     max_failed: int | None
     max_failed_share: float | None
@@ -81,6 +87,8 @@ class PaceOptions(TypedDict, total=False):
     cache: str | PathLike[str] | None
     cache_expires_seconds: float | None
     dedupe: bool
+    count_tokens: Callable[[str], int] | str | None
+    plot: str | PathLike[str] | None
 
 
 class RunOptions(PaceOptions, total=False):
@@ -171,36 +179,35 @@ def pace_of(options: PaceOptions) -> dict[str, Any]:
         raise ConfigError(
             "cache_expires_seconds", options["cache_expires_seconds"], "given with cache"
         )
-    count, share = options.get("max_failed"), options.get("max_failed_share")
     named = options.get("fallback_on")
     fallback_on = None if named is None else tuple(named)
     fallback_codes(fallback_on)
+    plot, counter = options.get("plot"), options.get("count_tokens")
     return {
         "base_url": options.get("base_url"),
         "keys": tuple(options.get("keys", ())),
         "concurrency": None if concurrency == "auto" else concurrency,
-        "asks_servers": not options.get("ignore_slots", False),
+        "ignore_slots": options.get("ignore_slots", False),
         "limits": options.get("limits"),
-        "forgets_limits": options.get("forget_limits", False),
-        "longest_pause": options.get("longest_pause_seconds"),
-        "timeout": options.get("timeout_seconds", 120.0),
+        "forget_limits": options.get("forget_limits", False),
+        "longest_pause_seconds": options.get("longest_pause_seconds"),
+        "timeout_seconds": options.get("timeout_seconds", 120.0),
         "retries": _at_least("retries", options.get("retries", 5), 0),
         "fallbacks": tuple(options.get("fallbacks", ())),
         "fallback_on": fallback_on,
         "max_tokens_cap": _at_least("max_tokens_cap", options.get("max_tokens_cap"), 0),
-        "hedges": options.get("hedge", False),
-        "max_cost": None if cost is None else Decimal(str(cost)),
-        "max_tokens_total": options.get("max_total_tokens"),
-        "deadline": options.get("deadline_seconds"),
-        "fail_over": (float(count), False)
-        if count is not None
-        else None
-        if share is None
-        else (share, True),
+        "hedge": options.get("hedge", False),
+        "max_cost_usd": None if cost is None else Decimal(str(cost)),
+        "max_tokens_total": options.get("max_tokens_total"),
+        "deadline_seconds": options.get("deadline_seconds"),
+        "max_failed": options.get("max_failed"),
+        "max_failed_share": options.get("max_failed_share"),
         "prices": options.get("prices") or Prices(),
         "cache": None if cache is None else os.fspath(cache),
-        "cache_expires": options.get("cache_expires_seconds"),
-        "dedupes": options.get("dedupe", True),
+        "cache_expires_seconds": options.get("cache_expires_seconds"),
+        "dedupe": options.get("dedupe", True),
+        "count_tokens": open_tokenizer(counter) if isinstance(counter, str) else counter,
+        "plot": None if plot is None else checked_plot("plot", os.fspath(plot)),
     }
 
 
@@ -254,12 +261,12 @@ _WORDS = {
     "--prompt '": "prompt='",
     "--schema or --choices": "schema",
     "--set": "settings",
-    "--max-tokens-total 10M": "max_total_tokens=10_000_000",
+    "--max-tokens-total 10M": "max_tokens_total=10_000_000",
     "(--prices FILE": "(prices=Prices({…})",
-    "--max-tokens-total": "max_total_tokens",
+    "--max-tokens-total": "max_tokens_total",
     "--max-cost": "max_cost_usd",
     "--longest-pause": "longest_pause_seconds",
-    "--fail-over": "max_failed",
+    "--max-failed": "max_failed",
     "--overwrite": "overwrite=True",
     "--prompt": "prompt",
     "--system": "system",

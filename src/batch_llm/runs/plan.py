@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from batch_llm.core.text import safe
 from batch_llm.exceptions import InputError
 from batch_llm.inputs import Problem, Row, Source
-from batch_llm.providers.agents import CallByMode
+from batch_llm.providers.callables import CallByMode
 from batch_llm.providers.requests import content_of
 from batch_llm.runs.indexed_input import open_index
 from batch_llm.runs.recipe import Recipe, has_numbered_columns

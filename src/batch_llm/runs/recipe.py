@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from batch_llm.base import LLMWorkItem
 from batch_llm.core.request import Image, Message, Request, Settings, Text
 from batch_llm.core.text import safe
+from batch_llm.core.tokenizers import count_request
 from batch_llm.exceptions import InputError
 from batch_llm.inputs import Row, Template
 from batch_llm.providers import openai
@@ -239,8 +240,12 @@ class Recipe:
         if self._brief.agent is not None:
             prompt = request.messages[-1].content
             assert isinstance(prompt, str)  # noqa: S101 - other shapes of input were refused
-            return self._brief.agent.item(row, prompt)
-        return LLMWorkItem(row.item_id, request=request, context=row)
+            item = self._brief.agent.item(row, prompt)
+        else:
+            item = LLMWorkItem(row.item_id, request=request, context=row)
+        if (count := self._brief.count_tokens) is not None:
+            item.estimated_input_tokens = count_request(request, count)
+        return item
 
 
 def with_picture(request: Request, value: Any, folder: Path) -> Request:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import logging
 from typing import TYPE_CHECKING, Any, Literal
 
 from batch_llm._engine.pipeline import as_asked
@@ -21,6 +22,7 @@ from batch_llm.core.config import (
     RetryConfig,
 )
 from batch_llm.core.request import Request
+from batch_llm.core.text import safe
 from batch_llm.exceptions import (
     BatchLLMError,
     ConfigError,
@@ -37,6 +39,7 @@ from batch_llm.providers.requests import RequestCaller
 from batch_llm.providers.table import is_simulator
 from batch_llm.providers.transport import HttpTransport, raise_file_limit
 from batch_llm.runs.plan import chunks, look_up
+from batch_llm.runs.plot import Plot
 from batch_llm.simulator import parse_profile
 from batch_llm.stores.answers import AnswerCache
 from batch_llm.stores.limit_memory import LimitMemory, limits_file
@@ -63,6 +66,8 @@ if TYPE_CHECKING:
 
     Item = LLMWorkItem[Any, Any, Row]
     Result = WorkItemResult[Any, Row]
+
+logger = logging.getLogger("batch_llm.session")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -103,7 +108,7 @@ class Pools:
             self._of if self.others else self.own,
             transport,
             keep_bodies=keep_bodies,
-            asks_servers=brief.asks_servers,
+            ignore_slots=brief.ignore_slots,
             fallback=self.fallbacks.__getitem__,
         )
 
@@ -174,7 +179,7 @@ def open_pools(brief: Brief, variants: Sequence[Variant] = ()) -> Iterator[Pools
         ]
         given = brief.concurrency if isinstance(brief.concurrency, int) else None
         possible = raise_file_limit(given or AUTO_MOST_KNOWN)
-        if brief.forgets_limits and (path := limits_file()) is not None:
+        if brief.forget_limits and (path := limits_file()) is not None:
             accounts = [one.account for pool in pools for one in pool if one.account]
             LimitMemory(path).forget(accounts)
         check_settings(brief, own[0])
@@ -192,7 +197,7 @@ def open_cache(brief: Brief) -> AnswerCache:
         CacheError: It cannot be used.
     """
     assert brief.cache is not None  # noqa: S101 - the caller has looked
-    return AnswerCache(brief.cache, expires_seconds=brief.cache_expires)
+    return AnswerCache(brief.cache, expires_seconds=brief.cache_expires_seconds)
 
 
 def is_short_of_connections(brief: Brief, possible: int | None) -> bool:
@@ -223,7 +228,7 @@ def check_price(brief: Brief, endpoint: Endpoint) -> None:
         InputError: The model's price is not known.
     """
     model = f"{endpoint.provider}:{endpoint.model}"
-    if brief.prices.rate(model, endpoint.server) is None and brief.max_cost is not None:
+    if brief.prices.rate(model, endpoint.server) is None and brief.max_cost_usd is not None:
         where = f" at {endpoint.server}" if endpoint.server else ""
         raise InputError(
             f"--max-cost cannot be kept: no price is known for {model}{where}; nothing was sent\n\n"
@@ -278,9 +283,9 @@ class Session:
                 concurrency=_concurrency(brief, possible),
                 max_workers=DEFAULT_WORKERS if possible is None else possible,
                 limits=brief.limits or Limits(),
-                longest_pause=brief.longest_pause,
-                timeout_per_item=brief.timeout,
-                hedge="drain" if brief.hedges else "off",
+                longest_pause_seconds=brief.longest_pause_seconds,
+                timeout_per_item=brief.timeout_seconds,
+                hedge=brief.hedge,
                 retry=RetryConfig(
                     max_attempts=brief.retries + 1,
                     initial_wait=0.5,
@@ -289,12 +294,13 @@ class Session:
                 ),
                 fallbacks=brief.fallbacks if brief.agent is None else (),
                 progress_interval=0,
-                max_cost_usd=brief.max_cost,
-                max_total_tokens=brief.max_tokens_total,
-                deadline_seconds=brief.deadline,
-                **_failures_allowed(brief),
+                max_cost_usd=brief.max_cost_usd,
+                max_tokens_total=brief.max_tokens_total,
+                deadline_seconds=brief.deadline_seconds,
+                max_failed=brief.max_failed,
+                max_failed_share=brief.max_failed_share,
                 prices=brief.prices,
-                dedupe=brief.dedupes,
+                dedupe=brief.dedupe,
             ),
             requests=pools.caller(self._transport, brief, keep_bodies=keep_bodies),
             store=ledger,
@@ -326,7 +332,7 @@ class Session:
         if self._looks_up or self._on_row is not None:
             items = self._unfinished(items, take)
         try:
-            async with contextlib.aclosing(self.processor.stream(items)) as results:
+            async with self._drawn(), contextlib.aclosing(self.processor.stream(items)) as results:
                 async for result in results:
                     waiting = take(result)
                     self._watch(result)
@@ -337,6 +343,22 @@ class Session:
         now = self.statistics()
         if now.stopped_lanes and now.succeeded == now.reused:
             self._end(now.stopped_lanes[-1].reason)
+
+    @contextlib.asynccontextmanager
+    async def _drawn(self) -> AsyncIterator[None]:
+        """Draw the run's pace, where that is asked for. A run never fails for its picture."""
+        if self._brief.plot is None:
+            yield
+            return
+        plot = Plot(self._brief.model)
+        try:
+            async with plot.watching(self.statistics):
+                yield
+        finally:
+            try:
+                plot.save(self._brief.plot)
+            except OSError as error:
+                logger.warning("The plot could not be written: %s", safe(error))
 
     async def _unfinished(
         self,
@@ -392,13 +414,6 @@ def _kept(record: Record, item: Item) -> Result:
     if result.success and item.request is not None:
         result.output = as_asked(item.request, result.output)
     return result
-
-
-def _failures_allowed(brief: Brief) -> dict[str, Any]:
-    if brief.fail_over is None:
-        return {}
-    bound, is_share = brief.fail_over
-    return {"max_failed_share": bound} if is_share else {"max_failed": int(bound)}
 
 
 def _concurrency(brief: Brief, possible: int | None) -> int | Literal["auto", "knee"]:

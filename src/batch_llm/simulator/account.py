@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from batch_llm.simulator.answers import fault_of
+from batch_llm.simulator.billed import Billed, BilledCall, Uncollected
 from batch_llm.simulator.faults import Faults
 from batch_llm.simulator.limits import MINUTE, Bucket, FixedWindow, Limit, make_limit
 from batch_llm.simulator.local_server import USUAL_SLOTS, Line, Page, page
@@ -29,6 +30,8 @@ from batch_llm.simulator.wire import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from batch_llm.simulator.profile import Profile
     from batch_llm.simulator.wire import Call, Completion, Headers, WireFormat
 
@@ -55,6 +58,8 @@ class Stats(msgspec.Struct, frozen=True):
         peak_in_flight: Calls at the same time at the most.
         peak_in_work: The same without those that waited for a slot.
         given_up: Calls whose client hung up while they waited for a slot.
+        uncollected: Of what is billed, the answers that nobody has collected, by model: the client
+            hung up, or was killed, before it had read them.
         looks: Requests for what the server tells of itself, by path.
         providers: Calls received, by whose format they came in.
         sdk_retries: Calls that an SDK had repeated by itself, where it says so: those of OpenAI,
@@ -75,6 +80,7 @@ class Stats(msgspec.Struct, frozen=True):
     peak_in_flight: int
     peak_in_work: int
     given_up: int
+    uncollected: dict[str, Uncollected]
     looks: dict[str, int]
     providers: dict[str, int]
     sdk_retries: int
@@ -97,6 +103,7 @@ class Counts:
     reasoning_tokens: int = 0
     peak_in_flight: int = 0
     given_up: int = 0
+    billed: Billed = field(default_factory=lambda: Billed(keeps_all=False))
     looks: Counter[str] = field(default_factory=Counter)
     providers: Counter[str] = field(default_factory=Counter)
     sdk_retries: int = 0
@@ -444,10 +451,21 @@ class Account:
         else:
             self._counts.faults[fault_name] += 1
 
-    def bill(self, completion: Completion, fault_name: str | None, call: Call) -> None:
-        """Count an answer that is about to be sent, unless an error is all that it holds."""
+    def bill(
+        self,
+        completion: Completion,
+        fault_name: str | None,
+        call: Call,
+        headers: Headers | None = None,
+    ) -> Callable[[], None] | None:
+        """Count an answer that is about to be sent, unless an error is all that it holds.
+
+        Returns:
+            To be called when it turns out that nobody has collected it; None where nothing is
+            billed, or the fault lets nobody collect it.
+        """
         if fault_name == "pmidway" and not call.streams:
-            return
+            return None
         counts = self._counts
         counts.answers += 1
         counts.successes += fault_name is None
@@ -456,6 +474,14 @@ class Account:
         counts.cached_tokens += completion.cached_tokens
         counts.written_tokens += completion.written_tokens
         counts.reasoning_tokens += completion.reasoning_tokens
+        kept = counts.billed.add(call, completion, headers or [])
+        if fault_name == "preset":
+            return None
+        return lambda: counts.billed.not_collected(call, completion, kept)
+
+    def billed_calls(self) -> list[BilledCall] | None:
+        """Return what was billed, call by call; None where that is not kept."""
+        return self._counts.billed.calls()
 
     def stats(self) -> Stats:
         """Return what was done so far by all accounts that count together; from any thread."""
@@ -475,6 +501,7 @@ class Account:
             peak_in_flight=counts.peak_in_flight,
             peak_in_work=self.line.peak_in_work,
             given_up=counts.given_up,
+            uncollected=counts.billed.uncollected(),
             looks=dict(counts.looks),
             providers=dict(counts.providers),
             sdk_retries=counts.sdk_retries,

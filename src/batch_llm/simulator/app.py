@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from batch_llm.simulator.account import Account, Counts, Stats, make_line
+from batch_llm.simulator.billed import Billed
 from batch_llm.simulator.routes import CALLS, Route, find
 from batch_llm.simulator.rules import RULES
 from batch_llm.simulator.wire import Refusal
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from batch_llm.simulator.account import Visit
+    from batch_llm.simulator.billed import BilledCall
     from batch_llm.simulator.local_server import Line
     from batch_llm.simulator.profile import Profile
     from batch_llm.simulator.wire import Call, Completion, Headers, WireFormat
@@ -27,11 +29,14 @@ if TYPE_CHECKING:
 
 #: The key in an ASGI scope's ``extensions`` of a function that resets the connection.
 RESET = "batch_llm.reset"
+#: The same of one that is given what to call when nobody has collected the answer.
+IF_UNREAD = "batch_llm.if_unread"
 
 _TYPE_JSON = (b"content-type", b"application/json")
 #: How long the client gets to read the first half of an answer before the connection is reset:
 #: a reset throws away what has arrived but was not yet read, the status line included.
 _READING_SECONDS = 0.02
+_NO_LOG = {"error": "calls are kept with the option log=on alone, for example fast?log=on"}
 _encode = msgspec.json.Encoder().encode
 
 
@@ -59,7 +64,8 @@ class SimulatorApp:
         May be called from any thread: one assignment makes the change.
         """
         self._latency = random.Random(self._profile.seed)  # noqa: S311 - repeatable on purpose
-        now, counts, line = self._clock(), Counts(), make_line(self._profile)
+        now, line = self._clock(), make_line(self._profile)
+        counts = Counts(billed=Billed(keeps_all=self._profile.log == "on"))
         self._accounts = {
             provider: Account(self._profile, now, provider, counts, line) for provider in RULES
         }
@@ -67,6 +73,10 @@ class SimulatorApp:
     def stats(self) -> Stats:
         """Return what was done so far; from any thread."""
         return self._accounts["openai"].stats()
+
+    def billed_calls(self) -> list[BilledCall] | None:
+        """Return what was billed, call by call; None where that is not kept. From any thread."""
+        return self._accounts["openai"].billed_calls()
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         """Answer one HTTP request."""
@@ -91,6 +101,10 @@ class SimulatorApp:
         """Answer what is asked of the simulator, or of a local server, itself."""
         if path == "/sim/stats" and method == "GET":
             await _send(send, 200, _encode(self.stats()), [_TYPE_JSON])
+        elif path == "/sim/calls" and method == "GET":
+            calls = self.billed_calls()
+            status, found = (404, _NO_LOG) if calls is None else (200, calls)
+            await _send(send, status, _encode(found), [_TYPE_JSON])
         elif path == "/sim/reset" and method == "POST":
             self.reset()
             await _send(send, 200, b"{}", [_TYPE_JSON])
@@ -175,10 +189,13 @@ class SimulatorApp:
         if not await self._wait(account.line, name, completion, call, receive):
             self._settle(account, wire, visit, None)
             return
-        account.bill(completion, name, call)
+        lines = wire.own_headers(completion.request_id, self._clock() - started)
+        if_unread = account.bill(completion, name, call, lines)
+        watch = scope.get("extensions", {}).get(IF_UNREAD)
+        if if_unread is not None and watch is not None:
+            watch(if_unread)
         if not call.streams:
             self._settle(account, wire, visit, completion)
-        lines = wire.own_headers(completion.request_id, self._clock() - started)
         if visit.headers and (wire.tells_limits_of_streams or not call.streams):
             lines += _lines(visit.headers)
         try:

@@ -89,6 +89,7 @@ class Profile:
         hang: How long a held-back answer is held.
         recover: After so many passing faults in a row, the same conversation gets its answer;
             0 = never. Refusals, filters and ``pquota`` stay.
+        log: Whether every billed call is kept, to be looked at: ``on`` or ``off``.
         seed: Two simulators of the same seed do the same to the same conversation.
     """
 
@@ -138,6 +139,7 @@ class Profile:
     down: tuple[float, float] = (0.0, 0.0)
     hang: float = 600.0
     recover: int = 0
+    log: str = "off"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -208,6 +210,7 @@ _CHOICES = {
     "should_retry": ("none", "true", "false"),
     "quota": ("usual", *QUOTAS),
     "headers": ("on", "off"),
+    "log": ("on", "off"),
 }
 #: Of the types that the options are declared with.
 _KINDS: dict[Any, type] = {

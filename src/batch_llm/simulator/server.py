@@ -16,7 +16,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from batch_llm.exceptions import ConfigError
 from batch_llm.simulator.addresses import sdk_url
-from batch_llm.simulator.app import RESET, SimulatorApp
+from batch_llm.simulator.app import IF_UNREAD, RESET, SimulatorApp
 from batch_llm.simulator.profile import Profile, parse_profile
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from batch_llm.simulator.account import Stats
+    from batch_llm.simulator.billed import BilledCall
 
 HOST = "127.0.0.1"
 _LOOPBACK = (HOST, "localhost")
@@ -33,19 +34,61 @@ _BACKLOG = 4096
 _KEEP_ALIVE_SECONDS = 600
 #: With this, closing a socket resets the connection instead of ending it in order.
 _LINGER_ZERO = struct.pack("ii", 1, 0)
+#: Linux' name of a connection's state after a reset; after an orderly end it is another.
+_TCP_CLOSE = 7
 
 
 class _Protocol(HttpToolsProtocol):
-    """uvicorn's protocol, plus an ASGI extension that resets the connection."""
+    """uvicorn's protocol, plus ASGI extensions.
+
+    One resets the connection. The other finds out whether an answer was collected. A client that
+    hangs up, or is killed, before an answer is whole has not collected it. When it goes while a
+    part of the answer is still in its socket, unread, its system resets the connection instead of
+    ending it; so it does when the answer comes to a socket that is closed. And a client that sends
+    another call has read the answer before.
+    """
+
+    _if_unread: Callable[[], None] | None = None
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self.scope["extensions"] = {RESET: self._reset}  # type: ignore[dict-item]
+        self._if_unread = None
+        self.scope["extensions"] = {RESET: self._reset, IF_UNREAD: self._watch}  # type: ignore[dict-item]
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if_unread, self._if_unread = self._if_unread, None
+        if if_unread is not None:
+            is_whole = self.cycle.response_complete
+            if not is_whole or exc is not None or was_reset(self.transport):
+                if_unread()
+        super().connection_lost(exc)
+
+    def _watch(self, if_unread: Callable[[], None]) -> None:
+        if self.cycle.disconnected:
+            if_unread()
+        else:
+            self._if_unread = if_unread
 
     def _reset(self) -> None:
         raw = self.transport.get_extra_info("socket")
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_ZERO)
         self.transport.abort()
+
+
+def was_reset(transport: asyncio.Transport) -> bool:
+    """Tell whether the other side has reset a connection that is over.
+
+    Where its end was read first, and the reset came after it, asyncio tells of the end alone. The
+    system knows more, where it can be asked.
+    """
+    what = getattr(socket, "TCP_INFO", None)
+    if what is None:
+        return False
+    try:
+        state = transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, what, 1)
+    except (OSError, AttributeError):
+        return False
+    return bool(state[0] == _TCP_CLOSE)
 
 
 def _open_socket(port: int) -> socket.socket:
@@ -164,6 +207,10 @@ class Simulator:
     def stats(self) -> Stats:
         """Return what was done so far; still there after ``stop``."""
         return self._app.stats()
+
+    def billed_calls(self) -> list[BilledCall] | None:
+        """Return what was billed, call by call; None without the option ``log=on``."""
+        return self._app.billed_calls()
 
     def reset(self) -> None:
         """Forget everything: counts, limits, conversations."""

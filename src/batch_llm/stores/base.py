@@ -176,10 +176,13 @@ class Spent(NamedTuple):
         usage: Tokens by model, of all calls that are booked.
         at_most: What calls may have taken of which nobody knows, as the process ended while they
             were under way: ``calls`` is their number, and the tokens are the most.
+        likely: What the same calls are likely to have taken, as the run's other calls tell; without
+            those of models that have had no other call.
     """
 
     usage: list[ModelUsage]
     at_most: list[ModelUsage]
+    likely: Sequence[ModelUsage] = ()
 
 
 @runtime_checkable
@@ -230,6 +233,14 @@ class CallBook(Protocol):
         """
         ...
 
+    def call_waits(self, token: int, /) -> None:
+        """Note that a call which was noted has not left the process yet, for certain."""
+        ...
+
+    def call_goes(self, token: int, /) -> None:
+        """Note that it leaves now: from here on it may cost. Not after it has ended."""
+        ...
+
     def call_ended(self, item_id: str, token: int, attempt: Attempt | None, /) -> None:
         """Note how it ended, in the same step as ``attempt`` joins its item's history.
 
@@ -241,7 +252,11 @@ class CallBook(Protocol):
         ...
 
     def spent(self) -> Spent:
-        """Return what was spent in earlier sessions of the run; within a run."""
+        """Return what was spent in earlier sessions of the run, as is known by now; within a run.
+
+        Cheap enough to be asked a few times a second. What is known of calls that a crash has cut
+        off may become more as the run goes on; their most never grows.
+        """
         ...
 
 

@@ -3,7 +3,8 @@
 The notes are in a file that is mapped into memory: writing one costs less than a microsecond and no
 system call, and what was written stays whatever becomes of the process. (A loss of power may take
 it along; then calls in flight are not known of.) A note is written before its call is sent, and
-let go of when the call is booked in the ledger.
+let go of when the call is booked in the ledger. It is no note of a call that waits for its
+connection: that has cost nothing yet.
 """
 
 from __future__ import annotations
@@ -27,8 +28,10 @@ _HEAD_BYTES, _SLOT_BYTES, _FIRST_SLOTS = 4096, 256, 256
 #: Magic, session, and the length of the names after it.
 _HEAD = struct.Struct("<24sqi")
 #: The number of the item (0: free), attempt, name, start; what is known of its size; id and digest
-#: of the item; the number again: a note that is not whole has two. Then tokens, of none so far.
-_NOTE = struct.Struct("<qiid qqqqq? B64s B16s q 62x")
+#: of the item; the number again: a note that is not whole has two; whether the call is still here,
+#: not sent yet. Then tokens, of none so far.
+_NOTE = struct.Struct("<qiid qqqqq? B64s B16s q ? 61x")
+_HELD_AT = 155
 #: Tokens, and that they are known.
 _USAGE = struct.Struct("<7Q ?")
 _USAGE_AT = 160
@@ -89,6 +92,9 @@ class CallNotes:
                 _extend(file, _HEAD_BYTES + _FIRST_SLOTS * _SLOT_BYTES)
             self._map = mmap.mmap(file.fileno(), 0)
         self._names: dict[BilledAs, int] = {}
+        #: Calls mostly have the name of the one before.
+        self._named_last: BilledAs | None = None
+        self._name_of_last = -1
         self._free: list[int] = []
 
     def close(self) -> None:
@@ -99,45 +105,16 @@ class CallNotes:
     @property
     def session(self) -> int | None:
         """The session that wrote the notes; None when there is none."""
-        magic, session, _ = _HEAD.unpack_from(self._map, 0)
-        return session if magic.rstrip(b"\0") == _MAGIC else None
+        return _session_of(self._map)
 
     def left(self) -> Iterator[CallNote]:
         """Give the notes that were not let go of."""
-        length = _HEAD.unpack_from(self._map, 0)[2]
-        start = _HEAD.size
-        names: list[BilledAs] = []
-        with contextlib.suppress(msgspec.DecodeError, msgspec.ValidationError):
-            names = msgspec.json.decode(self._map[start : start + length], type=list[BilledAs])
-        for at in range(_HEAD_BYTES, len(self._map), _SLOT_BYTES):
-            found = _NOTE.unpack_from(self._map, at)
-            if not found[0] or found[0] != found[-1]:
-                continue
-            number, attempt, name, started_at, sent, further, most, told_in, told_out = found[:9]
-            is_seen, key_length, key, content_length, content = found[9:14]
-            usage = None
-            *tokens, is_known = _USAGE.unpack_from(self._map, at + _USAGE_AT)
-            if is_known:
-                counts = zip(_KINDS, tokens, strict=True)
-                usage = {
-                    kind: min(count, _LARGEST)
-                    for kind, count in counts
-                    if count or kind in _KINDS[:3]
-                }
-            yield CallNote(
-                number,
-                None if key_length > _LONGEST_ID else key[:key_length],
-                content[:content_length],
-                attempt,
-                names[name] if 0 <= name < len(names) else None,
-                started_at,
-                (sent, further, _told(most), is_seen, _told(told_in), _told(told_out)),
-                usage,
-            )
+        return _notes_in(self._map)
 
     def begin(self, session: int) -> None:
         """Forget all, and note for a session from now on."""
         self._names.clear()
+        self._named_last = None
         self._write_head(session, b"")
         places = range(_HEAD_BYTES, len(self._map), _SLOT_BYTES)
         for at in places:
@@ -173,23 +150,36 @@ class CallNotes:
         if not self._free:
             self._grow()
         at = self._free.pop()
-        name = self._names.get(billed_as)
-        if name is None:
-            name = self.name(billed_as)
+        if billed_as is not self._named_last:
+            self._named_last, self._name_of_last = billed_as, self.name(billed_as)
         sent, further, most, is_seen, told_in, told_out = size
         # Its fields are written in this order, the first and the last of them the item's number.
         _NOTE.pack_into(
-            self._map, at, number, attempt, name, started_at,
+            self._map, at, number, attempt, self._name_of_last, started_at,
             sent, further, -1 if most is None else most,
             -1 if told_in is None else told_in, -1 if told_out is None else told_out, is_seen,
-            min(len(key), _LONGEST_ID + 1), key, len(content), content, number,
+            len(key) if len(key) <= _LONGEST_ID else _LONGEST_ID + 1, key,
+            len(content), content, number, False,
         )  # fmt: skip
         return at
+
+    def hold(self, at: int) -> None:
+        """Note that a call has not left the process yet: whoever finds the note may forget it."""
+        self._map[at + _HELD_AT] = 1
+
+    def let_leave(self, at: int) -> None:
+        """Note that it leaves now."""
+        self._map[at + _HELD_AT] = 0
 
     def tell(self, at: int, usage: dict[str, int]) -> None:
         """Note what a call took."""
         get = usage.get
         try:  # that they are known is written after them
+            if len(usage) == 3:
+                sent, got, total = get("input_tokens"), get("output_tokens"), get("total_tokens")
+                if sent is not None and got is not None and total is not None:
+                    _USAGE.pack_into(self._map, at + _USAGE_AT, sent, got, total, 0, 0, 0, 0, True)
+                    return
             _USAGE.pack_into(
                 self._map, at + _USAGE_AT, get("input_tokens", 0), get("output_tokens", 0),
                 get("total_tokens", 0), get("cache_read_tokens", 0), get("cache_write_tokens", 0),
@@ -223,3 +213,57 @@ def _extend(file: BinaryIO, count: int) -> None:
 
 def _told(count: int) -> int | None:
     return None if count < 0 else count
+
+
+def notes_path(ledger: Path) -> Path:
+    """Return where the notes of a ledger's calls are."""
+    return ledger.with_name(f"{ledger.name}-calls")
+
+
+def read_notes(path: Path) -> tuple[int, list[CallNote]] | None:
+    """Return the session that wrote a file's notes, and those that were not let go of.
+
+    Nothing is changed; whoever writes them may go on. None where there is no such file.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    session = _session_of(content) if len(content) >= _HEAD_BYTES else None
+    return None if session is None else (session, list(_notes_in(content)))
+
+
+def _session_of(content: bytes | mmap.mmap) -> int | None:
+    magic, session, _ = _HEAD.unpack_from(content, 0)
+    return session if magic.rstrip(b"\0") == _MAGIC else None
+
+
+def _notes_in(content: bytes | mmap.mmap) -> Iterator[CallNote]:
+    length = _HEAD.unpack_from(content, 0)[2]
+    start = _HEAD.size
+    names: list[BilledAs] = []
+    with contextlib.suppress(msgspec.DecodeError, msgspec.ValidationError):
+        names = msgspec.json.decode(content[start : start + length], type=list[BilledAs])
+    for at in range(_HEAD_BYTES, len(content) - _SLOT_BYTES + 1, _SLOT_BYTES):
+        found = _NOTE.unpack_from(content, at)
+        if not found[0] or found[0] != found[14] or found[15]:
+            continue
+        number, attempt, name, started_at, sent, further, most, told_in, told_out = found[:9]
+        is_seen, key_length, key, content_length, asked = found[9:14]
+        usage = None
+        *tokens, is_known = _USAGE.unpack_from(content, at + _USAGE_AT)
+        if is_known:
+            counts = zip(_KINDS, tokens, strict=True)
+            usage = {
+                kind: min(count, _LARGEST) for kind, count in counts if count or kind in _KINDS[:3]
+            }
+        yield CallNote(
+            number,
+            None if key_length > _LONGEST_ID else key[:key_length],
+            asked[:content_length],
+            attempt,
+            names[name] if 0 <= name < len(names) else None,
+            started_at,
+            (sent, further, _told(most), is_seen, _told(told_in), _told(told_out)),
+            usage,
+        )

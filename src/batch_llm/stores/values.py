@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from batch_llm.base import WorkItemResult
-from batch_llm.exceptions import LedgerError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,6 +20,17 @@ _LARGEST = 2**63 - 1
 #: What looks like a key, in an error of some SDK.
 _KEY_LIKE = re.compile(r"(?<![A-Za-z0-9])(sk|rk|pk|gsk|xai)-[A-Za-z0-9_*-]{8,}|(?<=Bearer )\S{8,}")
 _HIDDEN = "[key]"
+
+
+class DamagedTextError(ValueError):
+    """A text that should be JSON is none. Whoever knows of which file it is says that."""
+
+    def __init__(self, error: ValueError) -> None:
+        super().__init__(error)
+        self.error = error
+
+    def __str__(self) -> str:
+        return f"the file is damaged; `batch-llm verify` says more ({self.error})"
 
 
 def clean(text: object) -> str | None:
@@ -54,31 +64,29 @@ def _are_counts(usage: Mapping[str, Any]) -> bool:
 _INTS, _TEXTS = {int}, {str}
 
 
-def usage_to_json(usage: Mapping[str, Any] | None) -> str:
-    """Write the token counts of ``usage`` as JSON."""
-    return to_json(plain_usage(usage))
+#: Input and output tokens, all kinds as JSON where there are others, and all as JSON.
+UsageColumns = tuple[int | None, int | None, str | None, str]
 
 
-def further_usage(
-    usage: Mapping[str, Any], known: Mapping[str, Any] | None = None, known_json: str | None = None
-) -> tuple[int | None, int | None, str | None]:
-    """Return input and output tokens, and all kinds as JSON where there are others than those.
-
-    Args:
-        usage: The tokens.
-        known: Tokens of which the JSON is known; often the same ones.
-        known_json: What ``usage_to_json`` has made of them.
-    """
+def usage_columns(usage: Mapping[str, Any] | None) -> UsageColumns:
+    """Return input and output tokens, all kinds as JSON where there are others, and all as JSON."""
+    if usage is not None and len(usage) == 3:
+        get = usage.get
+        sent, got, total = get("input_tokens"), get("output_tokens"), get("total_tokens")
+        if (
+            sent.__class__ is got.__class__ is total.__class__ is int
+            and sent >= 0 <= got
+            and sent + got == total <= _LARGEST
+        ):
+            text = f'{{"input_tokens":{sent},"output_tokens":{got},"total_tokens":{total}}}'
+            return sent, got, None, text
     plain = plain_usage(usage)
-    sent, got = plain.get("input_tokens"), plain.get("output_tokens")
-    total = plain.get("total_tokens")
-    if len(plain) == 3 and None not in {sent, got} and total == (sent or 0) + (got or 0):
-        return sent, got, None
-    return sent, got, known_json if usage == known else to_json(plain)
+    text = to_json(plain)
+    return plain.get("input_tokens"), plain.get("output_tokens"), text, text
 
 
 def usage_from(sent: int | None, got: int | None, further: str | None) -> dict[str, int] | None:
-    """Read what ``further_usage`` has returned."""
+    """Read what ``usage_columns`` has returned."""
     if further is not None:
         return dict(from_json(further))
     if sent is None or got is None:
@@ -119,7 +127,7 @@ def from_json(text: str | None) -> Any:
     """Read what ``to_json`` wrote.
 
     Raises:
-        LedgerError: It is damaged.
+        DamagedTextError: It is no JSON.
     """
     if text is None:
         return None
@@ -129,8 +137,7 @@ def from_json(text: str | None) -> Any:
         try:
             return json.loads(text)
         except ValueError as error:
-            reason = f"the file is damaged; `batch-llm verify` says more ({error})"
-            raise LedgerError("of this run", reason) from error
+            raise DamagedTextError(error) from error
 
 
 def _fields(value: Any) -> Any:

@@ -10,11 +10,13 @@ page is how its parts work together:
 - Only so many calls may be in doubt at a time (``doubt.py``): a start is fast, a refusal cheap.
 - The first refusal of an epoch (``epochs.py``) cuts the rates once, whatever comes late; then they
   grow again (``rates.py``). Limits that nobody told are searched (``first_refusal.py``,
-  ``rate_search.py``). What is known from where: ``belief.py``.
+  ``rate_search.py``) by what explains their refusals (``evidence.py``). What is known from where:
+  ``belief.py``.
 - It closes the gate for as long as Retry-After says (``gate.py``). How long that takes shows limits
   that are counted by the minute (``closure.py``, ``window_guess.py``).
 - Refusals that are none of a rate's: a limit on calls in flight (``slots.py``), chance
-  (``noise.py``, ``second_calls.py``), an overloaded or absent provider (``overload.py``).
+  (``noise.py``, ``fallen_rates.py``, ``second_calls.py``), an overloaded or absent provider
+  (``overload.py``).
 
 What it reaches on the test bench is in ``docs/admission.md``.
 """
@@ -26,9 +28,10 @@ import random
 from typing import TYPE_CHECKING
 
 from batch_llm.strategies.belief import Belief, Known
+from batch_llm.strategies.blame import blamed
 from batch_llm.strategies.budgets import Budget
 from batch_llm.strategies.closure import Closure, learn_from_closure
-from batch_llm.strategies.costs import FIELDS, Cost
+from batch_llm.strategies.costs import FIELDS, NOTHING, PENDING, Cost
 from batch_llm.strategies.dimensions import (
     CONCURRENCY,
     INPUT,
@@ -40,7 +43,9 @@ from batch_llm.strategies.dimensions import (
 )
 from batch_llm.strategies.doubt import Doubt
 from batch_llm.strategies.epochs import Epoch
-from batch_llm.strategies.first_refusal import FirstRefusal, explains_used_up
+from batch_llm.strategies.evidence import Evidence
+from batch_llm.strategies.fallen_rates import FallenRates
+from batch_llm.strategies.first_refusal import FirstRefusal, explains_used_up, hold_less
 from batch_llm.strategies.gate import PROBE_SECONDS, Gate
 from batch_llm.strategies.grants import Grant, Refusal
 from batch_llm.strategies.header_belief import used_up
@@ -52,11 +57,15 @@ from batch_llm.strategies.second_calls import FASTEST_TRIED, Bound, SecondCalls,
 from batch_llm.strategies.slots import Slots
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping, Sequence
 
     from batch_llm.core.config import Limits
     from batch_llm.strategies.header_belief import LimitHeader
 
+#: What a refusal weighs as chance whose Retry-After was worked out.
+WORKED_OUT_WEIGHT = 0.5
+#: What was let in before a longer stretch is not compared with what came after: limits change.
+LONGEST_COMPARED_SECONDS = 60.0
 #: What is remembered with less trust than this is where a search begins; else it is kept to.
 WELL_KNOWN_SHARE = 0.8
 
@@ -81,16 +90,22 @@ class Admission:
         "_dice",
         "_doubt",
         "_epoch",
+        "_evidence",
+        "_fallen",
         "_first",
         "_gate",
+        "_in_order",
         "_noise",
         "_overload",
         "_rates",
         "_search",
         "_second_calls",
         "_slots",
+        "_uncounted",
+        "_with_output",
         "budgets",
         "in_flight",
+        "is_calm",
         "max_in_flight",
         "refusals",
     )
@@ -107,12 +122,20 @@ class Admission:
     ) -> None:
         told = _told(limits)
         self.budgets: dict[str, Budget] = {}
+        #: The same, and those of them that count output at the end of a call: for the hot path.
+        self._in_order: tuple[Budget, ...] = ()
+        self._with_output: tuple[Budget, ...] = ()
         for name in dict.fromkeys([REQUESTS, *(told or dimensions)]):
             self._add(name, told.get(name), now, burst_seconds)
         self.max_in_flight = max_in_flight
         self.in_flight = self.refusals = 0
+        #: Whether nothing is known of any limit, and no call was ever refused: what calls take
+        #: decides nothing as long as it is so.
+        self.is_calm = not told
         #: Calls let in.
         self._accepted = 0
+        #: Of them, those that were answered while calm, and have not let more be in doubt yet.
+        self._uncounted = 0
         self._dice = dice or random.Random()  # noqa: S311 - spreads load, protects nothing
         self._belief = Belief(is_told=bool(told))
         self._doubt = Doubt(told.get(REQUESTS, 0.0), is_told=bool(told))
@@ -120,9 +143,11 @@ class Admission:
         self._gate = Gate(self._dice)
         self._closure = Closure()
         self._first = FirstRefusal()
-        self._search = RateSearch(self._belief, self._epoch, self._doubt)
+        self._evidence = Evidence(self.budgets, now)
+        self._search = RateSearch(self._belief, self._doubt, self._evidence)
         self._rates = Rates(now, self.budgets, self._belief, self._epoch, self._search)
         self._noise = Noise()
+        self._fallen = FallenRates()
         self._second_calls = SecondCalls()
         self._slots = Slots()
         self._overload = Overload(now, self._dice)
@@ -137,6 +162,9 @@ class Admission:
         budget.field, budget.number = FIELDS[name], len(self.budgets)
         budget.counts_output = name in WITH_OUTPUT
         self.budgets[name] = budget
+        self._in_order += (budget,)
+        if budget.counts_output:
+            self._with_output += (budget,)
         return budget
 
     def wait(self, now: float, cost: Cost) -> float:
@@ -154,40 +182,66 @@ class Admission:
         ):
             return math.inf
         doubt = self._doubt
-        while (grant := doubt.silent(now)) is not None:
-            self._confirm(now, grant)
-        if doubt.calls >= (1 if gate.closed_again else doubt.limit):
-            return doubt.wait(now)
+        if doubt.calls:
+            if self._uncounted:
+                self._count()
+            while (grant := doubt.silent(now)) is not None:
+                self._confirm(now, grant)
+            if doubt.calls >= (1 if gate.closed_again else doubt.limit):
+                return doubt.wait(now)
+        if self.is_calm:
+            return 0.0
         if self._belief.is_searching and not (self._epoch.accepted or doubt.calls):
             return (
                 0.0  # the gate is open: what the first refusal left is a guess, no reason to wait
             )
         longest = 0.0
-        for budget in self.budgets.values():
-            amount = cost[budget.field]
-            if amount > 0 and budget.capacity < math.inf:
+        for budget in self._in_order:
+            if budget.capacity < math.inf and (amount := cost[budget.field]) > 0:
                 longest = max(longest, budget.wait(now, amount))
         return longest
 
     def start(self, now: float, cost: Cost) -> Grant:
         """Let a call in, and charge it. Whoever starts it closes the grant."""
-        epoch = self._epoch
+        grant = self.begin(now)
+        self.charge(grant, cost)
+        return grant
+
+    def begin(self, now: float) -> Grant:
+        """Let a call in that is charged later: while calm, before anything but ``end`` is told."""
+        epoch, in_flight, overload = self._epoch, self.in_flight, self._overload
         epoch.calls = number = epoch.calls + 1
-        grant = Grant(now, epoch.number, cost, number, self.in_flight)
-        grant.is_probe = self._overload.start()
-        self.in_flight += 1
-        spent_then, pending_then = grant.spent_then, grant.pending_then
-        for budget in self.budgets.values():
+        overload.requests += 1
+        is_probe = overload.since is not None and overload.probe()
+        self.in_flight = in_flight + 1
+        grant = Grant(now, epoch.number, NOTHING, number, in_flight, is_probe)
+        self._doubt.add(grant)
+        return grant
+
+    def charge(self, grant: Grant, cost: Cost) -> None:
+        """Charge a call that was let in; in the order in which they were."""
+        now, grant.cost = grant.at, cost
+        spent_then: list[float] = []
+        pending_then: list[float] = []
+        for budget in self._in_order:
             amount = cost[budget.field]
             if amount > budget.largest:  # noqa: PLR1730 - on the hot path: a call costs more
                 budget.largest = amount
-            budget.charge(now, amount)
-            spent_then.append(budget.spent)
+            spent_then.append(budget.charge(now, amount))
             if budget.counts_output:
-                budget.pending += cost.pending
+                budget.pending += cost[PENDING]
             pending_then.append(budget.pending)
-        self._doubt.add(grant)
-        return grant
+        grant.spent_then, grant.pending_then = spent_then, pending_then
+
+    def charge_all(self, now: float, used: Sequence[Cost]) -> None:
+        """Charge calls that have ended since they were let in, all within the same second."""
+        if not used:
+            return
+        by_field = list(zip(*used, strict=True))
+        for budget in self._in_order:
+            amounts = by_field[budget.field]
+            budget.largest = max(budget.largest, *amounts)
+            budget.charge(now, sum(amounts))
 
     def accepted(
         self,
@@ -206,22 +260,60 @@ class Admission:
             headers: What the answer says of the limits.
         """
         self._leave(grant)
-        self._overload.note_answer(now, is_probe=grant.is_probe)
-        if grant.epoch == 0 and self._epoch.number == 1:
-            self._note_follower(grant, was_accepted=True)
-        self._confirm(now, grant)
+        self._end(now, grant)
         if used is not None:
-            # What is searched from a guess is held up by no debt of calls from before.
-            is_old = self._belief.is_searching and not self._epoch.is_current(grant)
-            for budget in self.budgets.values():
-                difference = used[budget.field] - grant.cost[budget.field]
-                if difference and budget.number < len(grant.spent_then):
-                    if is_old and difference > 0:
-                        budget.spent += difference
-                    else:
-                        budget.settle(now, difference, grant.at)
+            self._correct(now, grant, used)
         if headers:
             self._sync(now, grant, headers)
+
+    def end(self, now: float, grant: Grant) -> None:
+        """Close the grant of a call that was answered, while calm: it is settled later."""
+        grant.is_open = False
+        self.in_flight -= 1
+        epoch = self._epoch
+        if not (epoch.accepted and grant.is_in_doubt):
+            self._end(now, grant)
+            return
+        # As long as nothing is limited and nothing was refused, that is all.
+        self._overload.note_answer(now, grant.is_probe)
+        grant.is_in_doubt = False
+        self._doubt.calls -= 1
+        epoch.accepted += 1
+        self._accepted += 1
+        self._uncounted += 1
+
+    def _end(self, now: float, grant: Grant) -> None:
+        self._overload.note_answer(now, grant.is_probe)
+        if grant.epoch == 0 and self._epoch.number == 1:
+            self._note_follower(grant, was_accepted=True)
+        if grant.is_in_doubt:
+            self._confirm(now, grant)
+
+    def settle(self, now: float, grant: Grant, used: Cost | None) -> None:
+        """Settle a call that has ended, when it was charged; in the order of such ends.
+
+        Args:
+            now: When it ended.
+            grant: The call's.
+            used: As for ``accepted``.
+        """
+        self._release(grant)
+        if used is not None:
+            self._correct(now, grant, used)
+
+    def _correct(self, now: float, grant: Grant, used: Cost) -> None:
+        """Correct a charge by what was really used."""
+        # What is searched from a guess is held up by no debt of calls from before.
+        is_old = self._belief.is_searching and not self._epoch.is_current(grant)
+        expected, known_then = grant.cost, len(grant.spent_then)
+        for budget in self._in_order:
+            field = budget.field
+            difference = used[field] - expected[field]
+            if difference and budget.number < known_then:
+                if is_old and difference > 0:
+                    budget.spent += difference
+                else:
+                    budget.settle(now, difference, grant.at)
 
     def refused(
         self,
@@ -247,8 +339,10 @@ class Admission:
             What follows from it.
         """
         self._leave(grant)
+        self._count()
+        self.is_calm = False
         self.refusals += 1
-        self._overload.note_answer(now, is_probe=grant.is_probe)
+        self._overload.note_answer(now, grant.is_probe)
         self._take_back(now, grant, refund=False)
         if headers:
             self._sync(now, grant, headers)
@@ -264,6 +358,7 @@ class Admission:
             return Refusal(self._cut(now, grant, retry_after, named), 0.0)
         if grant.epoch == 0 and self._epoch.number == 1:
             self._note_follower(grant, was_accepted=False)
+            hold_less(self.budgets[REQUESTS], grant.at - self._epoch.began_at)
         if retry_after is not None:
             self._gate.keep_closed(now + retry_after)
         return Refusal(False, 0.0)
@@ -317,6 +412,8 @@ class Admission:
         """
         if self._belief.is_told or not learned:
             return
+        self._count()
+        self.is_calm = False
         for name, (limit, rate, capacity) in learned.items():
             if name not in FIELDS:  # another version counts it
                 continue
@@ -353,6 +450,11 @@ class Admission:
         return budget.rate < math.inf and not (budget.source == "unknown" and self._slots.is_known)
 
     @property
+    def calls(self) -> int:
+        """Calls started so far."""
+        return self._epoch.calls
+
+    @property
     def has_answered(self) -> bool:
         """Whether any call was ever dealt with."""
         return self._accepted > 0
@@ -370,12 +472,16 @@ class Admission:
     def _leave(self, grant: Grant) -> None:
         grant.is_open = False
         self.in_flight -= 1
-        pending = grant.cost.pending
+        self._release(grant)
+
+    def _release(self, grant: Grant) -> None:
+        """Let go of the output that was expected of a call."""
+        pending = grant.cost[PENDING]
         if not pending:
             return
         known_then = len(grant.pending_then)
-        for budget in self.budgets.values():
-            if budget.counts_output and budget.number < known_then:
+        for budget in self._with_output:
+            if budget.number < known_then:
                 budget.pending -= pending
 
     def _take_back(self, now: float, grant: Grant, *, refund: bool) -> None:
@@ -387,11 +493,12 @@ class Admission:
             amount = grant.cost[budget.field]
             budget.uncharge(now, amount, grant.at, refund=refund)
             self._epoch.forget(grant, budget, amount)
+        self._evidence.forget(grant)
 
     def _confirm(self, now: float, grant: Grant) -> None:
-        """Count a call as let in."""
-        if not grant.is_in_doubt:
-            return
+        """Count a call in doubt as let in."""
+        if self._uncounted:
+            self._count()
         doubt, epoch, belief = self._doubt, self._epoch, self._belief
         grant.is_in_doubt = False
         doubt.calls -= 1
@@ -407,10 +514,18 @@ class Admission:
                 self._note_second(grant)
             epoch.accepted += 1
             self._gate.closed_again = 0
+            if not (self.is_calm or belief.knows_limits):
+                self._evidence.note(now)
             if not belief.is_first and self._rates.grow(now) and not belief.knows_limits:
                 doubt.fit(self.requests_per_second, is_searching=belief.is_searching)
         if belief.is_first or belief.knows_limits:
             doubt.note_accepted(self._accepted)
+
+    def _count(self) -> None:
+        """Allow more in doubt for the calls that were answered while calm."""
+        if self._uncounted:
+            self._doubt.note_accepted(self._accepted, self._uncounted)
+            self._uncounted = 0
 
     def _reopen(self, now: float, grant: Grant) -> None:
         """Take in that the first call since a cut was let in."""
@@ -420,6 +535,7 @@ class Admission:
         if not belief.is_first:
             self._closure.explain(now, grant, budgets, belief, epoch)
         if belief.is_searching:
+            self._search.correct(budgets)
             learn_from_closure(grant, budgets, epoch.cut_at, self._doubt.seconds)
 
     def _cut(
@@ -444,44 +560,71 @@ class Admission:
             self._close_gate(now, retry_after)
             return True
         bounds = [] if is_closed_still else self._bounds()
-        if not is_closed_still and not self._cut_rates(now, grant, named):
+        is_of_told = belief.is_first and belief.is_told
+        is_used_up = is_of_told and explains_used_up(self.budgets, grant, grant.at - epoch.began_at)
+        emptied = self._emptied(now, named, is_closed_still=is_closed_still)
+        cut = () if is_used_up else emptied
+        if not is_closed_still and not self._cut_rates(now, grant, retry_after, cut):
             return False
-        for name, budget in self.budgets.items():
-            budget.windows.distrust(now)
+        requests = self.budgets[REQUESTS]
+        thought = requests.thought_at(now, grant)
+        is_explained = any(budget.windows.is_used_up(now) for budget in self.budgets.values())
+        for budget in self.budgets.values():
+            if not is_explained:
+                budget.windows.distrust(now)
             budget.note_cut()
-            if named is None or name == named:
+            if budget in emptied:
                 self._drain(now, budget, grant, retry_after)
-        if belief.is_first:
+        was_first, belief.is_first = belief.is_first, False
+        if was_first:
             self._closure.expect(self.budgets.values(), retry_after)
             self._first.note(grant, self._doubt.limit)
-        belief.is_first = False
         epoch.close()
         self._rates.grown_at = now
         is_trial = self._second_calls.begin(now + (retry_after or 0.0), grant, bounds)
         if not is_trial or retry_after is not None:
             self._close_gate(now, retry_after)
-        self.budgets[REQUESTS].keep_empty(gate.closed_until)
+        requests.keep_empty(gate.closed_until)
+        if belief.sees_headers and not (was_first or requests.is_window):
+            requests.headers.others.note_refused(
+                now, gate.closed_until, thought, requests.capacity, requests.ceiling
+            )
         if not belief.knows_limits:
             self._doubt.fit_to_cut(self.requests_per_second)
+        elif belief.is_told:
+            self._doubt.fit_to_told(
+                is_counted=any(budget.windows.may_be_counted for budget in emptied)
+            )
         return True
 
-    def _cut_rates(self, now: float, grant: Grant, named: str | None) -> bool:
-        """Cut the rates of the dimension that is named, or of all; not when it was chance."""
+    def _cut_rates(
+        self, now: float, grant: Grant, retry_after: float | None, cut: Collection[Budget]
+    ) -> bool:
+        """Cut the rates of some budgets; of none when it was chance."""
         epoch, belief, budgets = self._epoch, self._belief, self.budgets
         seconds = max(grant.at - epoch.cut_at, 1e-3)
-        cuts = self._search.judge(grant, seconds, budgets.values())
-        if not belief.is_first and self._is_noise(now, grant, seconds):
+        self._evidence.end(now, grant, epoch.calls)
+        if not belief.is_first and self._is_noise(now, grant, retry_after):
             return False
-        is_of_told = belief.is_first and belief.is_told
-        if not (is_of_told and explains_used_up(budgets, grant, grant.at - epoch.began_at)):
-            for name, budget in budgets.items():
-                if named is None or name == named:
-                    self._rates.cut(now, budget, grant, seconds)
+        is_fast = self._noise.is_suspected and not _is_worked_out(retry_after)
+        cuts = self._search.judge(is_fast=is_fast)
+        for budget in cut:
+            self._rates.cut(now, budget, grant, seconds)
         self._search.note_cut(cuts)
         self._rates.keep_in_step()
         belief.is_searching = self._search.goes_on
         epoch.note_empty(grant, budgets.values())
         return True
+
+    def _emptied(
+        self, now: float, named: str | None, *, is_closed_still: bool
+    ) -> Collection[Budget]:
+        """Return the budgets that a refusal shows to be empty."""
+        if named is not None:
+            return [self.budgets[named]]
+        if is_closed_still or not self._belief.is_told:
+            return self.budgets.values()
+        return blamed(self.budgets.values(), now, is_first=self._belief.is_first)
 
     def _drain(self, now: float, budget: Budget, grant: Grant, retry_after: float | None) -> None:
         """Take a budget for empty, because it refused a call."""
@@ -505,25 +648,50 @@ class Admission:
         else:
             is_so = self._slots.explains(grant.others, is_first=is_first)
         if is_so and not was_known:
-            self._rates.lift(self._noise)
+            self._lift()
         elif was_known and not self._slots.is_known:
             self._rates.land()
         return is_so
 
-    def _is_noise(self, now: float, grant: Grant, seconds: float) -> bool:
+    def _is_noise(self, now: float, grant: Grant, retry_after: float | None) -> bool:
         """Tell whether refusals have turned out to come at random: no cut was due then."""
-        if self._noise.is_believed:
+        noise, evidence = self._noise, self._evidence
+        if noise.is_believed:
             return False  # there are more of them now than chance brings
+        if self._belief.knows_limits:
+            share = self._share_unexplained(now, grant)
+            if share:
+                noise.believe(share)
+                self._lift()
+            return share > 0
+        if evidence.last_seconds > LONGEST_COMPARED_SECONDS:
+            evidence.clear(last=1)
+            noise.forget()
+            return False
+        unexplained: float = evidence.unexplained()
+        if _is_worked_out(retry_after):
+            unexplained *= WORKED_OUT_WEIGHT
+        if not noise.weigh(unexplained, int(max(0, evidence.last_calls)), evidence.behind):
+            return False
+        self._lift()
+        return True
+
+    def _share_unexplained(self, now: float, grant: Grant) -> float:
+        """Return the share of calls that is refused although known limits were kept to."""
+        seconds = max(grant.at - self._epoch.cut_at, 1e-3)
         rates, let_in = {}, 0.0
         for name, budget in self.budgets.items():
             amount = grant.spent_with(budget) - budget.spent_when_empty
             rates[name] = amount / seconds
             if name == REQUESTS:
                 let_in = amount - 1
-        if not self._noise.note_episode(now, rates, int(let_in)):
-            return False
-        self._rates.lift(self._noise)
-        return True
+        return self._fallen.note(now, rates, int(let_in), times=self._noise.times_asked)
+
+    def _lift(self) -> None:
+        """Go back to the rates from before cuts that no limit of a rate had caused."""
+        self._rates.lift(self._evidence)
+        self._search.begin_anew()
+        self._evidence.clear()
 
     def _bounds(self) -> list[Bound]:
         """Return the rates that two calls right after a refusal are to be compared with."""
@@ -538,9 +706,9 @@ class Admission:
     def _note_second(self, grant: Grant) -> None:
         """See from the first two calls let in since a refusal whether it was chance."""
         noise = self._noise
-        if self._second_calls.note_accepted(grant, noise.proofs_asked) and not noise.is_believed:
+        if self._second_calls.note_accepted(grant, 2) and not noise.is_believed:
             noise.believe(self.refusals / self._epoch.calls)
-            self._rates.lift(noise)
+            self._lift()
 
     def _note_follower(self, grant: Grant, *, was_accepted: bool) -> None:
         """See from the calls after the first refusal whether it meant that the bucket was empty."""
@@ -554,7 +722,8 @@ class Admission:
                 budget.learn_rate(budget.peak)
 
     def _sync(self, now: float, grant: Grant, headers: Mapping[str, LimitHeader]) -> None:
-        belief, is_told = self._belief, False
+        self._count()
+        belief, is_told, self.is_calm = self._belief, False, False
         for name, header in headers.items():
             if not header.is_sound:
                 continue
@@ -573,7 +742,15 @@ class Admission:
         for other in self.budgets.values():
             if other.source == "unknown" and other.name not in headers:
                 other.release()  # who tells limits tells them all
-        self._doubt.note_headers(self.budgets[REQUESTS].limit or 0)
+        requests = self.budgets[REQUESTS]
+        self._doubt.note_headers(requests.limit or 0)
+        if not requests.is_window and requests.headers.others.are_there(now, requests.ceiling):
+            self._doubt.keep_to(requests.rate, requests.level)
+
+
+def _is_worked_out(retry_after: float | None) -> bool:
+    """Tell whether a Retry-After has fractions: who refuses at random has none to work out."""
+    return retry_after is not None and retry_after % 1 > 0
 
 
 def _told(limits: Limits | None) -> dict[str, float]:

@@ -20,6 +20,7 @@ from batch_llm.strategies.windows import MinuteLog
 
 if TYPE_CHECKING:
     from batch_llm.strategies.enclosure import Round
+    from batch_llm.strategies.grants import Grant
 
 #: The lowest rate that is ever learned: one in ten minutes.
 LOWEST_RATE = 1 / 600
@@ -58,7 +59,6 @@ class Budget:
         "is_sliding",
         "is_window",
         "largest",
-        "least",
         "level",
         "limit",
         "log",
@@ -67,7 +67,6 @@ class Budget:
         "peak",
         "pending",
         "rate",
-        "rate_at_start",
         "reset_at",
         "round",
         "source",
@@ -108,7 +107,6 @@ class Budget:
         self.spent_when_empty = 0.0
         #: What was let in between the last two cuts.
         self.round: Round | None = None
-        self.rate_at_start = math.inf
         #: Output of the calls in flight that the provider will charge when they end.
         self.pending = 0.0
         self.largest = 1.0
@@ -122,8 +120,6 @@ class Budget:
         self.reset_at = math.inf
         #: What was let in before the first refusal of an unknown limit.
         self.burst = math.inf
-        #: The highest rate that was seen to be let in between two refusals in the search.
-        self.least = 0.0
         #: What tells whether it is counted by the minute, and what responses say of it.
         self.windows = WindowGuess(self, now)
         self.headers = HeaderBelief(self)
@@ -174,17 +170,22 @@ class Budget:
             if self.level >= self.capacity:
                 self.full_at = now
 
-    def charge(self, now: float, amount: float) -> None:
-        """Take ``amount`` out."""
-        self.spent += amount
-        if self.log is not None:
-            self.log.charge(now, amount)
-            if self.charged_at == math.inf:
-                self.charged_at = now
+    def charge(self, now: float, amount: float) -> float:
+        """Take ``amount`` out; return what has been spent with it."""
+        self.spent = spent = self.spent + amount
+        log = self.log
+        if log is not None:
+            if now < log.newest_until:
+                log.newest += amount
+            else:
+                log.charge(now, amount)
+                if self.charged_at == math.inf:
+                    self.charged_at = now
         if self.capacity < math.inf:
             self.refill(now)
             self.level -= amount
             self.allowed -= amount
+        return spent
 
     def settle(self, now: float, difference: float, charged_at: float) -> None:
         """Correct a charge by what was used more or, when negative, less than it."""
@@ -266,14 +267,24 @@ class Budget:
             self.is_shut = self.is_window
 
     def keep_empty(self, until: float) -> None:
-        """Let a bucket whose size is not told fill from ``until`` on only.
+        """Let a bucket whose size is not told by the user fill from ``until`` on only.
 
-        What a closed gate saves up would come in one burst, and the provider's bucket may be small.
+        What a closed gate saves up would come in one burst, and the provider's bucket may be small,
+        or others empty it meanwhile; headers tell when it is full.
         """
-        if (
-            self.source == "unknown" and self.limit is None
-        ) or self.capacity < self.told_capacity < math.inf:
-            self.updated_at = max(self.updated_at, until)
+        is_small = self.capacity < self.told_capacity < math.inf and not self.is_window
+        is_unknown = self.source == "unknown" and self.limit is None
+        is_in_headers = self.source == "header" and not self.is_window
+        if (is_small or is_unknown or is_in_headers) and until > self.updated_at:
+            if self.told is not None:  # what is told fills all the same
+                filled = (until - self.updated_at) * self.told / self.window_seconds
+                self.allowed = min(self.told_capacity, self.allowed + filled)
+            self.updated_at = until
+
+    def thought_at(self, now: float, grant: Grant) -> float:
+        """Return what was thought to be left right after a call had been sent."""
+        self.refill(now)
+        return self.level + self.spent - grant.spent_with(self) - self.rate * (now - grant.at)
 
     def release(self) -> None:
         """Take it for unlimited again."""
@@ -284,7 +295,6 @@ class Budget:
 
     def recall(self, limit: float | None, rate: float, capacity: float) -> None:
         """Start from what was known at the end of an earlier run."""
-        self.rate_at_start = rate
         if limit is None:
             self.peak = rate
             self.learn_rate(rate)

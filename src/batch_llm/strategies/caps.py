@@ -156,7 +156,7 @@ class Purse:
         if self.max_tokens is not None:
             held = self.spent_tokens + self.reserved_tokens
             if held + worst.tokens > self.max_tokens:
-                return "max_total_tokens"
+                return "max_tokens_total"
         return None
 
     def reserve(self, worst: Worst) -> Reservation | None:

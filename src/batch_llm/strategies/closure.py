@@ -73,7 +73,10 @@ class Closure:
         if not belief.is_told and not belief.sees_headers:
             is_long = closed_seconds > self._longest_of_bucket
             self._longest_of_bucket = math.inf
+        # A provider counts all its limits alike.
+        is_counted = any(budget.windows.may_be_counted for budget in budgets)
         for budget in budgets:
+            budget.windows.may_be_counted = is_counted and budget.windows.can_be_counted
             budget.windows.explain_opening(
                 now, epoch.began_at, grant.at, is_long=is_long, others=len(budgets) > 1
             )

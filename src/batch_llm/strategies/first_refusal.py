@@ -65,7 +65,6 @@ def start_low(budget: Budget, grant: Grant, let_in: float, seconds: float) -> No
         budget.peak = let_in / (MINUTE + seconds)
         budget.burst = let_in
         budget.learn_rate(budget.peak)
-        budget.rate_at_start = budget.rate
 
 
 def explains_used_up(budgets: Mapping[str, Budget], grant: Grant, seconds: float) -> bool:
@@ -77,7 +76,7 @@ def explains_used_up(budgets: Mapping[str, Budget], grant: Grant, seconds: float
         seconds: Since the start.
     """
     is_counted = [
-        budget.windows.seems_counted(grant.spent_before(budget), seconds)
+        budget.windows.seems_counted(grant.spent_before(budget), budget.spent, seconds)
         for budget in budgets.values()
     ]
     if any(is_counted):
@@ -86,3 +85,14 @@ def explains_used_up(budgets: Mapping[str, Budget], grant: Grant, seconds: float
     held = requests.capacity
     requests.learn_capacity(grant.spent_with(requests), seconds)
     return requests.capacity < held
+
+
+def hold_less(requests: Budget, seconds: float) -> None:
+    """Learn from another call refused with the first that a small bucket holds even less.
+
+    Args:
+        requests: Told, else nothing is learned.
+        seconds: From the start until the call was sent.
+    """
+    if requests.capacity < requests.told_capacity:
+        requests.learn_capacity(requests.spent, seconds)

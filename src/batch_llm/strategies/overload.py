@@ -76,12 +76,14 @@ class Overload:
     def start(self) -> bool:
         """Count a call that starts; return whether it is a probe."""
         self.requests += 1
-        if self.since is None:
-            return False
+        return self.since is not None and self.probe()
+
+    def probe(self) -> bool:
+        """Note that the call which starts is a probe; return that it is."""
         self._is_probing = True
         return True
 
-    def note_answer(self, now: float, *, is_probe: bool) -> None:
+    def note_answer(self, now: float, is_probe: bool) -> None:  # noqa: FBT001 - on the hot path
         """Note that the provider dealt with a call, be it by a refusal."""
         self.accepted += 1
         self._failures = 0

@@ -37,7 +37,6 @@ class Policy:
     """What follows from one kind of failure.
 
     Attributes:
-        uses_attempt: Whether the failure counts against ``RetryConfig.max_attempts``.
         before_fallback: How often a model with a fallback behind it is asked again after this
             failure; None: as long as there are attempts.
         raises_cap: Whether a request's ``max_tokens`` is raised, once.
@@ -47,7 +46,6 @@ class Policy:
         says: What happens, for people.
     """
 
-    uses_attempt: bool = True
     before_fallback: int | None = None
     raises_cap: bool = False
     falls_back: Falls = Falls.NEVER
@@ -56,11 +54,8 @@ class Policy:
 
 
 POLICIES: dict[ErrorCode, Policy] = {
-    ErrorCode.RATE_LIMITED: Policy(
-        uses_attempt=False, says="the lane slows down; the call is made again"
-    ),
+    ErrorCode.RATE_LIMITED: Policy(says="the lane slows down; the call is made again"),
     ErrorCode.OVERLOADED: Policy(
-        uses_attempt=False,
         falls_back=Falls.ON_REQUEST,
         says="the lane sends fewer calls, then single probes; the call is made again",
     ),

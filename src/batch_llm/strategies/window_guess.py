@@ -23,9 +23,8 @@ FEWEST_VOTES, MOST_VOTES = -50, 5
 OPENING_SLACK_SECONDS = 6.0
 #: A sliding window may seem to open so much too soon.
 SLIDING_SLACK_SECONDS = 2.0
-#: A limit that was used up in no less than this may be told from a bucket's, by the share of it
-#: that was let in.
-SHORTEST_COUNT_SECONDS, COUNTED_SHARE = 3.0, 0.9
+#: A minute's limit may be used up when so much of it is: what an answer takes is a guess.
+COUNTED_SHARE = 0.7
 #: A refusal with less than this used refutes a window.
 REFUTING_SHARE = 0.7
 #: Of what a window let in before it refused so much is used; and so much more of one that did not
@@ -52,22 +51,29 @@ class WindowGuess:
         self._fitted_at = now
         self._growth = WINDOW_GROWTH
 
-    def seems_counted(self, spent: float, seconds: float) -> bool:
+    @property
+    def can_be_counted(self) -> bool:
+        """Whether it is a told limit per minute."""
+        return self._budget.source == "told" and self._budget.window_seconds < DAY
+
+    def seems_counted(self, least: float, most: float, seconds: float) -> bool:
         """Tell from the first refusal whether a told limit may count what was used in a minute.
 
         A bucket that holds a minute's worth lets more in, because it fills again meanwhile.
 
         Args:
-            spent: Since the start, the refused call not included.
+            least: Spent since the start until the refused call was sent.
+            most: Spent until now: what is in doubt may have been let in.
             seconds: Since the start.
         """
         budget = self._budget
-        if budget.told is None or budget.source != "told" or budget.window_seconds >= DAY:
+        if not self.can_be_counted or budget.told is None:
             return False
-        if not SHORTEST_COUNT_SECONDS <= seconds < budget.window_seconds:
+        if seconds >= budget.window_seconds:
             return False
-        share = (spent - budget.pending) / budget.told
-        self.may_be_counted = COUNTED_SHARE <= share < 1 + 0.5 * seconds / budget.window_seconds
+        filled = 0.5 * seconds / budget.window_seconds
+        is_enough = most - budget.pending >= COUNTED_SHARE * budget.told
+        self.may_be_counted = is_enough and least - budget.pending < (1 + filled) * budget.told
         return self.may_be_counted
 
     def seems_a_window(self, now: float, opened_at: float) -> None:
@@ -190,17 +196,30 @@ class WindowGuess:
         budget.rate = budget.ceiling
         budget.keep_to_told()
 
+    @property
+    def is_believed(self) -> bool:
+        """Whether the limit is taken for one per minute."""
+        return self._budget.is_window or self._budget.is_sliding
+
+    def is_used_up(self, now: float) -> bool:
+        """Tell whether so much of the minute was used that it may refuse a call."""
+        budget = self._budget
+        if budget.is_sliding and budget.log is not None and budget.limit is not None:
+            return budget.log.used(now) >= REFUTING_SHARE * budget.limit
+        if not budget.is_window:
+            return False
+        return budget.spent - budget.spent_at_reset >= REFUTING_SHARE * budget.capacity
+
     def distrust(self, now: float) -> None:
         """Give the belief in a window up for good, when a refusal came with room left in it."""
         budget = self._budget
-        if budget.is_sliding and budget.log is not None and budget.limit is not None:
-            if budget.log.used(now) < REFUTING_SHARE * budget.limit:
-                self.become_bucket()
+        if not self.is_believed or self.is_used_up(now):
             return
-        if not budget.is_window or budget.spent_at_reset <= 0:
+        if budget.is_sliding:
+            self.become_bucket()
             return
         age = now - (budget.reset_at - budget.window_seconds)
         is_early = 1 < age < budget.window_seconds - 1 or budget.source != "header"
-        if is_early and budget.spent - budget.spent_at_reset < REFUTING_SHARE * budget.capacity:
+        if budget.spent_at_reset > 0 and is_early:
             self.votes = FEWEST_VOTES
             self.become_bucket()

@@ -119,7 +119,7 @@ async def test_what_is_cached_passes_no_gate_and_counts_in_no_cap():
     await provider.run(items, cache)
 
     found = await provider.run(
-        items, cache, limits=Limits(requests_per_minute=1), max_total_tokens=15
+        items, cache, limits=Limits(requests_per_minute=1), max_tokens_total=15
     )
 
     assert all(result.is_cached for result in found.values())

@@ -90,11 +90,11 @@ async def test_near_the_cap_fewer_calls_are_in_flight():
 
 async def test_a_cap_on_tokens_counts_input_and_output():
     provider = Provider(got=10)
-    processor = built(provider, max_total_tokens=200, prices=Prices())
+    processor = built(provider, max_tokens_total=200, prices=Prices())
 
     await processor.process(items(100))
 
-    assert processor.statistics().stopped_by == "max_total_tokens"
+    assert processor.statistics().stopped_by == "max_tokens_total"
     assert 10 * provider.calls <= 200
     assert provider.calls >= 14  # the last ones hold what their frame may take
 
@@ -241,7 +241,7 @@ async def test_fewer_failures_than_that_do_not():
 
 @pytest.mark.parametrize(
     ("setting", "value"),
-    [("max_cost_usd", 0), ("max_cost_usd", "5"), ("max_total_tokens", 0), ("deadline_seconds", -1),
+    [("max_cost_usd", 0), ("max_cost_usd", "5"), ("max_tokens_total", 0), ("deadline_seconds", -1),
      ("max_failed", -1), ("max_failed", 0.5), ("max_failed_share", 1.1), ("prices", {})],
 )  # fmt: skip
 def test_caps_out_of_bounds_are_refused(setting, value):

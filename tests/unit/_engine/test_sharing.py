@@ -16,7 +16,7 @@ from batch_llm import (
     ProcessorConfig,
     RetryConfig,
 )
-from batch_llm._engine.exchange import Progress
+from batch_llm._engine.progress import Progress
 from batch_llm._engine.sharing import WOKEN_AT_ONCE, Sharing
 from batch_llm._engine.statistics import Counts
 from batch_llm.core.request import Request, Settings

@@ -6,11 +6,10 @@ import pytest
 
 from batch_llm import LLMWorkItem, Request, Settings
 from batch_llm._engine.sizes import FIRST_OUTPUT_TOKENS, Sizes
-from batch_llm.providers.base import LaneFacts
 from batch_llm.providers.registry import resolve
 from batch_llm.providers.requests import RequestCaller
 from batch_llm.providers.table import PROVIDERS
-from batch_llm.strategies.costs import Cost
+from batch_llm.strategies.costs import Answers, ChargeRule, Cost
 
 USAGE = {"input_tokens": 120, "output_tokens": 30, "cache_read_tokens": 20}
 
@@ -21,19 +20,19 @@ def item(max_tokens=None, characters=400):
 
 
 @pytest.mark.parametrize(
-    ("facts", "max_tokens", "expected", "charged"),
+    ("charges", "max_tokens", "expected", "charged"),
     [
-        (LaneFacts(), None, 100 + FIRST_OUTPUT_TOKENS, 150),
-        (LaneFacts(), 50, 150, 150),
-        (LaneFacts(charges_cache_reads=False), 50, 150, 130),
-        (LaneFacts(charges_asked=True), 250, 250, None),
-        (LaneFacts(charges_asked=True), None, 100, None),
-        (LaneFacts(charges_answers=False), None, 100, 120),
-        (LaneFacts(charges_answers=False), 5000, 100, 120),
+        (ChargeRule(), None, 100 + FIRST_OUTPUT_TOKENS, 150),
+        (ChargeRule(), 50, 150, 150),
+        (ChargeRule(counts_cache_reads=False), 50, 150, 130),
+        (ChargeRule(Answers.AS_ASKED), 250, 250, None),
+        (ChargeRule(Answers.AS_ASKED), None, 100, None),
+        (ChargeRule(Answers.NOT), None, 100, 120),
+        (ChargeRule(Answers.NOT), 5000, 100, 120),
     ],
 )
-def test_a_call_counts_what_its_provider_counts(facts, max_tokens, expected, charged):
-    sizes = Sizes(facts)
+def test_a_call_counts_what_its_provider_counts(charges, max_tokens, expected, charged):
+    sizes = Sizes(charges)
 
     before = sizes.cost_of(item(max_tokens))
     after = sizes.learn(item(max_tokens), USAGE)
@@ -44,7 +43,7 @@ def test_a_call_counts_what_its_provider_counts(facts, max_tokens, expected, cha
 
 
 def test_an_answer_that_does_not_count_is_not_awaited_but_its_output_is_known():
-    cost = Sizes(LaneFacts(charges_answers=False)).cost_of(item(50))
+    cost = Sizes(ChargeRule(Answers.NOT)).cost_of(item(50))
 
     assert (cost.pending, cost.output_tokens) == (0, 50)
 
@@ -58,9 +57,8 @@ def test_the_providers_rules_reach_the_lane(name):
 
     facts = RequestCaller(endpoint, None).facts(item())
 
-    assert facts.charges_answers == provider.charges_answers == (name != "google")
-    assert facts.charges_asked == provider.charges_asked
-    assert facts.charges_cache_reads == provider.charges_cache_reads
+    assert facts.charges == provider.charges
+    assert (facts.charges.answers is Answers.NOT) is (name == "google")
 
 
 def bounded(longest=None, **fields):
@@ -72,50 +70,54 @@ ANSWER = {"input_tokens": 100, "output_tokens": 50}
 
 
 def test_a_provider_that_reserves_the_longest_answer_charges_all_of_it_from_the_start():
-    sizes = Sizes(LaneFacts(reserves_asked=True))
+    sizes = Sizes(ChargeRule(Answers.RESERVED))
 
     assert sizes.cost_of(bounded(2000)) == Cost(1.0, 2100.0, 100.0, 2000.0, 0.0)
 
 
 def test_what_the_answer_did_not_need_is_given_back():
-    sizes = Sizes(LaneFacts(reserves_asked=True))
+    sizes = Sizes(ChargeRule(Answers.RESERVED))
 
     assert sizes.learn(bounded(2000), ANSWER) == Cost(1.0, 150.0, 100.0, 50.0)
 
 
 def test_without_a_bound_nothing_is_reserved_but_the_usual_length_is_expected():
-    sizes = Sizes(LaneFacts(reserves_asked=True))
+    sizes = Sizes(ChargeRule(Answers.RESERVED))
 
-    assert sizes.cost_of(bounded()) == Sizes(LaneFacts()).cost_of(bounded())
+    assert sizes.cost_of(bounded()) == Sizes(ChargeRule()).cost_of(bounded())
 
 
 def test_a_provider_that_charges_the_longest_answer_never_gives_back():
-    sizes = Sizes(LaneFacts(charges_asked=True))
+    sizes = Sizes(ChargeRule(Answers.AS_ASKED))
 
     assert sizes.cost_of(bounded(2000)).tokens == 2000
     assert sizes.learn(bounded(2000), ANSWER) is None
 
 
 def test_a_provider_that_charges_the_answer_does_so_at_its_end():
-    cost = Sizes(LaneFacts()).cost_of(bounded(300))
+    cost = Sizes(ChargeRule()).cost_of(bounded(300))
 
     assert (cost.tokens, cost.pending) == (400.0, 300.0)
 
 
 @pytest.mark.parametrize(
-    ("model", "key", "reserves"),
+    ("model", "key", "answers"),
     [
-        ("groq:m", "GROQ_API_KEY", True),
-        ("cerebras:m", "CEREBRAS_API_KEY", True),
-        ("mistral:m", "MISTRAL_API_KEY", False),
-        ("openai-chat:m", "OPENAI_API_KEY", False),
+        ("groq:m", "GROQ_API_KEY", Answers.RESERVED),
+        ("cerebras:m", "CEREBRAS_API_KEY", Answers.RESERVED),
+        ("mistral:m", "MISTRAL_API_KEY", Answers.AS_THEY_COME),
+        ("openai-chat:m", "OPENAI_API_KEY", Answers.AS_ASKED),
     ],
 )
-def test_who_reserves_is_data(model, key, reserves):
-    assert resolve(model, environ={key: "k-0123456789"}).reserves_asked is reserves
+def test_how_answers_are_counted_is_data(model, key, answers):
+    assert resolve(model, environ={key: "k-0123456789"}).charges.answers is answers
 
 
-def test_a_server_that_only_is_compatible_is_not_taken_to_reserve():
-    environ = {"GROQ_API_KEY": "k-0123456789"}
+@pytest.mark.parametrize("provider", ["groq", "openai-chat"])
+def test_a_server_that_only_is_compatible_is_not_taken_to_look_ahead(provider):
+    environ = {PROVIDERS[provider].key_variable: "k-0123456789"}
 
-    assert not resolve("groq:m", base_url="http://h/v1", environ=environ).reserves_asked
+    charges = resolve(f"{provider}:m", base_url="http://h/v1", environ=environ).charges
+
+    assert charges.answers is Answers.AS_THEY_COME
+    assert charges.counts_cache_reads is PROVIDERS[provider].charges.counts_cache_reads

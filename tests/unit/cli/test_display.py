@@ -10,7 +10,16 @@ import pytest
 from batch_llm import ConfigError, Limits
 from batch_llm._engine.statistics import Counts, LanePause, LearnedLimit
 from batch_llm.cli import values
-from batch_llm.cli.costs import cost_fields, cost_pairs, cost_record, cost_summary
+from batch_llm.cli.costs import (
+    bill_note,
+    bill_of_run,
+    cost_fields,
+    cost_pairs,
+    cost_record,
+    cost_summary,
+    problem_of_note,
+    tokens_in_all,
+)
 from batch_llm.cli.display import (
     Rates,
     RateWindow,
@@ -19,9 +28,11 @@ from batch_llm.cli.display import (
     log_line,
     short,
     summary_lines,
+    time_left,
     without_cancelled,
 )
 from batch_llm.core.prices import ModelUsage, Price, Prices
+from batch_llm.stores.base import Spent
 from fakes import Models, PermanentError, Script, asked, item, processor
 
 
@@ -145,10 +156,14 @@ def test_impossible_settings_are_refused(pair):
 
 
 def test_tolerances_are_read():
-    assert values.read_tolerance("--fail-over", "1%") == (0.01, True)
-    assert values.read_tolerance("--fail-over", "50") == (50, False)
-    with pytest.raises(ConfigError):
-        values.read_tolerance("--fail-over", "many")
+    assert values.read_tolerance("--max-failed", "1%") == (None, 0.01)
+    assert values.read_tolerance("--max-failed", "50") == (50, None)
+
+
+@pytest.mark.parametrize("text", ["many", "1.5", "-1", "101%", "x%", "%", ""])
+def test_nonsense_is_no_tolerance(text):
+    with pytest.raises(ConfigError, match="a number of rows such as 50, or a share such as 1%"):
+        values.read_tolerance("--max-failed", text)
 
 
 @pytest.mark.parametrize(("text", "count"), [("500", 500), ("10k", 10_000), ("1.5M", 1_500_000)])
@@ -228,8 +243,11 @@ def test_a_number_of_calls_is_one_or_is_found():
     assert values.read_concurrency("200") == 200
     assert values.read_concurrency("auto") is None
     assert values.read_concurrency("knee") == "knee"
-    with pytest.raises(ConfigError, match="concurrency"):
-        values.read_concurrency("elbow")
+    for text in ("elbow", "0", "1.5"):
+        with pytest.raises(
+            ConfigError, match="--concurrency must be auto, knee, or a whole number"
+        ):
+            values.read_concurrency(text)
 
 
 def test_the_summary_shows_what_is_known_of_the_limits():
@@ -283,8 +301,65 @@ def test_a_sum_with_unknown_parts_says_so():
         "unmeasured_calls": 2,
         "cost_before_usd": "0",
         "cut_off_calls": 0,
+        "cut_off_likely_usd": "0",
         "cut_off_at_most_usd": "0",
     }
+
+
+def cut_off(sent, got, calls=2):
+    return [ModelUsage(model="a:b", calls=calls, input_tokens=sent, output_tokens=got)]
+
+
+@pytest.mark.parametrize(
+    ("likely", "tokens", "cost"),
+    [
+        (
+            cut_off(10**6, 10**6),
+            "about 1,000,000 in, 1,000,000 out, at most 1,000,000 in, 4,000,000 out",
+            "about $3.00, at most $9.00",
+        ),
+        # Of a model without another call nobody can tell; one of two calls is not both.
+        (
+            cut_off(10**6, 10**6, calls=1),
+            "at most 1,000,000 in, 4,000,000 out",
+            "at most $9.00",
+        ),
+    ],
+)
+def test_what_a_kill_has_cut_off_is_told_as_likely_and_at_the_most(likely, tokens, cost):
+    now = msgspec.structs.replace(
+        Counts().snapshot(total=1, state="finished", concurrency=1),
+        usage_before=[ModelUsage(model="a:b", calls=1, input_tokens=5)],
+        usage_at_most=cut_off(10**6, 4 * 10**6),
+        usage_likely=likely,
+    )
+    bill = bill_of_run(OWN, now)
+
+    assert tokens_in_all(now) == f"5 in, 0 out; and 2 calls cut off by a kill: {tokens}"
+    assert cost_summary(bill).endswith(f"2 calls cut off by a kill: {cost}")
+    record = cost_record(bill)
+    assert record["cut_off_calls"] == 2
+    assert record["cut_off_at_most_usd"] == "9.000000"
+    assert record["cut_off_likely_usd"] == ("3.000000" if "about" in tokens else None)
+    summary = summary_lines(now, bill=bill)
+    assert all(len(line) < 80 for line in summary)
+    where = next(at for at, line in enumerate(summary) if line.startswith("  in all"))
+    assert len(summary[where + 1]) - len(summary[where + 1].lstrip()) == 12
+
+
+def test_a_bill_that_the_attempts_do_not_hold_is_wrong():
+    now = msgspec.structs.replace(
+        Counts().snapshot(total=1, state="finished", concurrency=1), input_tokens=5
+    )
+    note = bill_note(now, bill_of_run(OWN, now), 3, "mine")
+    assert (note["session"], note["prices"], note["cost_usd"]) == (3, "mine", "0")
+
+    assert problem_of_note(note, Spent([usage(input_tokens=5)], [])) is None
+    told = problem_of_note(note, Spent([usage(input_tokens=4)], []))
+
+    assert (
+        told == "ledger: the run was billed 5 tokens in, 0 out, and its attempts have 4 in, 0 out"
+    )
 
 
 def test_the_summary_and_the_display_tell_the_cost():
@@ -316,3 +391,17 @@ async def test_what_no_call_was_made_for_is_shown_where_there_is_any():
     assert "cached        1,200            answered by the cache; not sent" in summary
     assert "shared           30            asked the same as a row in flight; not sent" in summary
     assert all(word not in plain[2] for word in ("following", "cached", "shared"))
+
+
+async def test_where_the_day_is_used_up_the_end_is_days_away():
+    now = msgspec.structs.replace(
+        await numbers(), processed=100, elapsed_seconds=4.0, cooldown_remaining_seconds=860.0
+    )
+    parked = msgspec.structs.replace(
+        now,
+        pauses=[LanePause("", 860.0, "requests_per_day", 7)],
+        limits=[LearnedLimit("", "requests_per_day", 100, "told")],
+    )
+
+    assert time_left(now, 1500) == pytest.approx(1400 * 4 / 100 + 860)
+    assert time_left(parked, 1500) == pytest.approx(14 * 86_400)

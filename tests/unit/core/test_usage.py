@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from batch_llm.core.usage import attach_usage, read_usage, usage_of_error
+from batch_llm.core.usage import attach_usage, read_usage, usage_by_kind, usage_of_error
 
 THREE_TWO = {"input_tokens": 3, "output_tokens": 2, "total_tokens": 5}
 
@@ -74,3 +74,9 @@ def test_what_we_attached_ourselves_is_not_counted_again():
 
     assert error.__dict__["_failed_token_usage"] == THREE_TWO
     assert usage_of_error(error) is None
+
+
+def test_a_count_below_zero_counts_as_none_at_all():
+    usage = usage_by_kind(-3, -2, read=-1, written=-4, written_1h=-5, thought=-6)
+
+    assert set(usage.values()) == {0}

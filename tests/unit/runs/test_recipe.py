@@ -83,7 +83,7 @@ def test_messages_speak_of_arguments():
     told = in_python("use --bad-rows fail, or --max-tokens-total 10M caps; stopped by --max-cost")
 
     assert told == (
-        'use bad_rows="fail", or max_total_tokens=10_000_000 caps; stopped by max_cost_usd'
+        'use bad_rows="fail", or max_tokens_total=10_000_000 caps; stopped by max_cost_usd'
     )
 
 
@@ -98,22 +98,22 @@ def test_settings_by_name_are_known_ones_and_others():
     [
         ({"concurrency": 7}, {"concurrency": 7}),
         ({"concurrency": "auto"}, {"concurrency": None}),
-        ({"timeout_seconds": 3}, {"timeout": 3}),
+        ({"timeout_seconds": 3}, {"timeout_seconds": 3}),
         ({"retries": 0}, {"retries": 0}),
-        ({"hedge": True}, {"hedges": True}),
-        ({"max_total_tokens": 5}, {"max_tokens_total": 5}),
-        ({"deadline_seconds": 5}, {"deadline": 5}),
-        ({"longest_pause_seconds": 5}, {"longest_pause": 5}),
-        ({"max_failed": 5}, {"fail_over": (5.0, False)}),
-        ({"max_failed_share": 0.5}, {"fail_over": (0.5, True)}),
+        ({"hedge": True}, {"hedge": True}),
+        ({"max_tokens_total": 5}, {"max_tokens_total": 5}),
+        ({"deadline_seconds": 5}, {"deadline_seconds": 5}),
+        ({"longest_pause_seconds": 5}, {"longest_pause_seconds": 5}),
+        ({"max_failed": 5}, {"max_failed": 5, "max_failed_share": None}),
+        ({"max_failed_share": 0.5}, {"max_failed": None, "max_failed_share": 0.5}),
         ({"keys": ["A", "B"]}, {"keys": ("A", "B")}),
         ({"limit": 5}, {"limit": 5}),
         ({"id_column": "x"}, {"id_column": "x"}),
         ({"cache": ".answers"}, {"cache": ".answers"}),
-        ({"cache": "c", "cache_expires_seconds": 9}, {"cache_expires": 9}),
-        ({"dedupe": False}, {"dedupes": False}),
-        ({"ignore_slots": True}, {"asks_servers": False}),
-        ({"forget_limits": True}, {"forgets_limits": True}),
+        ({"cache": "c", "cache_expires_seconds": 9}, {"cache_expires_seconds": 9}),
+        ({"dedupe": False}, {"dedupe": False}),
+        ({"ignore_slots": True}, {"ignore_slots": True}),
+        ({"forget_limits": True}, {"forget_limits": True}),
         ({"store": "x.sqlite"}, {"ledger": "x.sqlite"}),
         ({"name": "n"}, {"ledger": ".batch-llm/runs/n.sqlite"}),
         ({"name": "n", "store": ".batch-llm"}, {"ledger": ".batch-llm/runs/n.sqlite"}),

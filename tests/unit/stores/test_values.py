@@ -6,10 +6,9 @@ import pytest
 
 from batch_llm.stores.values import (
     from_json,
-    further_usage,
     plain_usage,
+    usage_columns,
     usage_from,
-    usage_to_json,
 )
 
 THREE = {"input_tokens": 7, "output_tokens": 5, "total_tokens": 12}
@@ -30,7 +29,7 @@ THREE = {"input_tokens": 7, "output_tokens": 5, "total_tokens": 12}
 )
 def test_only_counts_that_a_file_can_hold_are_kept(told, kept):
     assert plain_usage(told) == kept
-    assert from_json(usage_to_json(told)) == kept
+    assert from_json(usage_columns(told)[3]) == kept
 
 
 def test_what_is_kept_is_not_what_was_told():
@@ -52,11 +51,10 @@ def test_what_is_kept_is_not_what_was_told():
     ],
 )
 def test_tokens_of_an_attempt_come_back_as_they_were(usage):
-    assert usage_from(*further_usage(usage)) == usage
-    assert usage_from(*further_usage(usage, dict(usage), usage_to_json(usage))) == usage
-    assert usage_from(*further_usage(usage, {"input_tokens": 1}, '{"input_tokens":1}')) == usage
+    assert usage_from(*usage_columns(usage)[:3]) == usage
+    assert from_json(usage_columns(usage)[3]) == usage
 
 
 def test_further_kinds_are_written_only_where_there_are_any():
-    assert further_usage(THREE) == (7, 5, None)
-    assert further_usage({**THREE, "reasoning_tokens": 3})[2] is not None
+    assert usage_columns(THREE)[:3] == (7, 5, None)
+    assert usage_columns({**THREE, "reasoning_tokens": 3})[2] is not None

@@ -153,8 +153,8 @@ def test_a_smaller_bucket_in_headers_is_believed_at_once():
 )
 def test_nonsense_in_a_refusal_s_headers_spares_no_dimension_the_cut(headers):
     one = admission(limits=Limits(requests_per_minute=600, tokens_per_minute=6000))
-    now = past_the_first_refusal(one, Cost(1.0, 10.0)) + 6.0
-    grant = one.start(now, Cost(1.0, 10.0))
+    now = past_the_first_refusal(one, Cost(1.0, 3000.0)) + 6.0
+    grant = one.start(now, Cost(1.0, 3000.0))
 
     one.refused(now + 0.1, grant, latency=0.1, headers=headers)
 

@@ -47,7 +47,7 @@ def test_what_was_not_used_is_given_back():
 
     assert (purse.spent_tokens, purse.reserved_tokens) == (30, 0)
     assert purse.hindrance(Worst(70)) is None
-    assert purse.hindrance(Worst(71)) == "max_total_tokens"
+    assert purse.hindrance(Worst(71)) == "max_tokens_total"
 
 
 def test_money_is_summed_exactly():
@@ -132,6 +132,6 @@ def test_a_cap_that_is_not_given_hinders_nobody(setting):
 
     hindrance = purse.hindrance(Worst(2, Decimal(2)))
 
-    assert hindrance == {"max_usd": "max_cost_usd", "max_tokens": "max_total_tokens"}.get(
+    assert hindrance == {"max_usd": "max_cost_usd", "max_tokens": "max_tokens_total"}.get(
         next(iter(setting), "")
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from admissions import ONE, admission
+from admissions import ONE, admission, start_all
 from batch_llm import Limits
 from batch_llm.strategies.costs import Cost
 from batch_llm.strategies.dimensions import REQUESTS, TOKENS
@@ -43,7 +43,7 @@ def test_a_told_limit_that_opens_when_its_first_call_is_a_minute_old_is_counted_
     one.accepted(60.2, one.start(60.1, ONE))
 
     assert requests.is_sliding
-    assert one.wait(60.2, ONE) == pytest.approx(61.0 - 60.2)  # until the first second's have left
+    assert one.wait(60.2, ONE) == pytest.approx(60.75 - 60.2)  # the second one's
 
 
 def test_one_that_opens_sooner_is_one_per_fixed_minute():
@@ -59,8 +59,8 @@ def test_one_that_opens_sooner_is_one_per_fixed_minute():
 
 
 @pytest.mark.parametrize(
-    ("calls", "seconds"), [(20, 30.0), (75, 30.0), (60, 70.0), (60, 2.0)],
-    ids=["a small bucket", "a bucket", "too late", "too soon"],
+    ("calls", "seconds"), [(20, 30.0), (80, 30.0), (60, 70.0)],
+    ids=["a small bucket", "a bucket", "too late"],
 )  # fmt: skip
 def test_a_told_limit_is_not_counted_unless_just_a_minute_s_worth_was_let_in(calls, seconds):
     one = admission(limits=Limits(requests_per_minute=60))
@@ -87,6 +87,30 @@ def test_a_long_closure_that_a_bucket_explains_not_twice_a_minute_apart_is_a_fix
 
     one.refused(150.0, one.start(149.9, ONE), latency=0.1)  # in mid-minute, with room left
     assert not one.budgets[REQUESTS].is_window
+
+
+def test_a_provider_that_counts_one_limit_by_the_minute_counts_all_of_them_so():
+    one = admission(limits=Limits(requests_per_minute=600, tokens_per_minute=6000))
+    cost = Cost(1.0, 100.0)
+    for n in range(60):
+        one.accepted(0.1 * n, one.start(0.1 * n, cost))
+    one.refused(6.1, one.start(6.0, cost), latency=0.1)
+    assert one.budgets[REQUESTS].level > 500  # it was not that one
+
+    one.accepted(30.1, one.start(30.0, cost))
+
+    assert one.budgets[TOKENS].is_window
+    assert one.budgets[REQUESTS].is_window
+
+
+def test_how_a_used_up_minute_opens_is_tried_with_few_calls():
+    one = admission(limits=Limits(requests_per_minute=600))
+    for n in range(590):
+        one.accepted(0.01 * n, one.start(0.01 * n, ONE))
+
+    one.refused(6.1, one.start(6.0, ONE), latency=0.1, retry_after=30.0)
+
+    assert len(start_all(one, 36.2)) == 2
 
 
 def test_a_gate_that_was_closed_for_moments_is_no_fixed_minute():

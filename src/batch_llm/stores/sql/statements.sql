@@ -85,8 +85,39 @@ VALUES (?, ?, ?, 'pending', ?);
 -- name: cut_off
 INSERT INTO tries
   (number, session, attempt, started_at, seconds, input_tokens, output_tokens, usage, error_code,
-   error, billed_as, most_input_tokens, most_output_tokens)
-VALUES (?, ?, ?, ?, 0, ?, ?, ?, ?, ?, ?, ?, ?);
+   error, billed_as, most_input_tokens, most_output_tokens, content)
+VALUES (?, ?, ?, ?, 0, ?, ?, ?, ?, ?, ?, ?, ?, ?);
+
+-- name: cut_off_calls
+SELECT tries.rowid, number, content, attempt, model, server, tier, most_input_tokens,
+       most_output_tokens, known_input_tokens
+FROM tries LEFT JOIN billed_as ON id = billed_as
+WHERE most_output_tokens IS NOT NULL;
+
+-- The answers are read once, however many calls were cut off: `tries` has no index by item.
+-- name: told_inputs
+WITH cut AS MATERIALIZED (
+  SELECT tries.rowid AS at, number, billed_as, items.session AS session
+  FROM tries JOIN items USING (number)
+  WHERE most_output_tokens IS NOT NULL AND known_input_tokens IS NULL AND attempt = 1
+    AND items.content = tries.content AND state IN ('done', 'failed')
+)
+SELECT at, max(input_tokens)
+FROM tries AS answered CROSS JOIN cut
+  ON cut.number = answered.number AND cut.session = answered.session
+  AND cut.billed_as = answered.billed_as
+WHERE EXISTS (SELECT 1 FROM cut) AND attempt = 1 AND input_tokens IS NOT NULL AND change IS NULL
+GROUP BY at;
+
+-- name: note_known_input
+UPDATE tries SET known_input_tokens = ? WHERE rowid = ?;
+
+-- name: means
+SELECT model, server, tier, sum(1 + CAST(seconds * 1000 AS INTEGER)),
+       sum((1 + CAST(seconds * 1000 AS INTEGER)) * input_tokens),
+       sum((1 + CAST(seconds * 1000 AS INTEGER)) * output_tokens)
+FROM tries JOIN billed_as ON id = billed_as
+WHERE input_tokens IS NOT NULL AND output_tokens IS NOT NULL GROUP BY billed_as;
 
 -- name: record
 SELECT item_id, content, state, output, error, error_code, model, usage, attempts, seconds,

@@ -13,77 +13,45 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
-from batch_llm._engine.admission_gate import is_absent
+from batch_llm._engine.clock import clock_of
 from batch_llm._engine.deadlines import CallCutError
 from batch_llm._engine.gate import Held
-from batch_llm.core.prices import STANDARD
-from batch_llm.core.usage import add_usage, equal_parts, no_usage, read_usage, usage_of_error
-from batch_llm.exceptions import CallCancelledError, MalformedResponseError
+from batch_llm._engine.metering import may_have_cost
+from batch_llm.core.text import described
+from batch_llm.core.usage import usage_of_error
+from batch_llm.exceptions import CallCancelledError
 from batch_llm.observers.base import ProcessingEvent
-from batch_llm.providers.base import SPENT, Outcome, Try
+from batch_llm.providers.base import DEPARTURE, Outcome
 from batch_llm.providers.limit_headers import limits_of_error
 from batch_llm.stores.base import Attempt
 from batch_llm.strategies.errors import ErrorCode, ErrorInfo, code_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from batch_llm._engine.deadlines import Deadline
     from batch_llm._engine.events import EventDispatcher
     from batch_llm._engine.gate import Gate
+    from batch_llm._engine.metering import Meter
+    from batch_llm._engine.progress import Progress
     from batch_llm._engine.statistics import Counts
     from batch_llm.base import LLMWorkItem
-    from batch_llm.providers.base import Caller
+    from batch_llm.providers.base import Caller, Try
     from batch_llm.stores.base import CallBook
     from batch_llm.strategies.caps import Size
     from batch_llm.strategies.errors import ErrorClassifier
 
     Item = LLMWorkItem[Any, Any, Any]
 
-logger = logging.getLogger("batch_llm.exchange")
+logger = logging.getLogger("batch_llm.calls")
 
 #: The verdict when a classifier itself fails.
 _UNKNOWN = ErrorInfo(
     is_retryable=True, is_rate_limit=False, is_timeout=False, error_category="unknown"
 )
 _NOTHING = Outcome()
-#: Service tiers at the usual price.
-_USUAL_TIERS = {"auto", "default", "standard"}
-#: Failures that no provider charges for, unless it says what they took.
-_FREE = {
-    ErrorCode.RATE_LIMITED,
-    ErrorCode.OVERLOADED,
-    ErrorCode.SERVER_ERROR,
-    ErrorCode.AUTH,
-    ErrorCode.QUOTA,
-    ErrorCode.NOT_FOUND,
-    ErrorCode.BAD_REQUEST,
-    ErrorCode.CONTEXT_LENGTH,
-}
 _GIVEN_UP = "CancelledError: the run was ended while the call was under way"
 _CUT_SHORT = "CallCutError: the other copy of this call was answered first"
-
-
-class Progress:
-    """What has happened to one item so far."""
-
-    __slots__ = (
-        "billed_as", "changes", "error_code", "error_type", "history", "item_id", "origin", "usage",
-    )  # fmt: skip
-
-    def __init__(self, item_id: str = "") -> None:
-        #: Under which name the store has the item, whatever hooks have made of it.
-        self.item_id = item_id
-        #: Under which name the last call's tokens were counted; None: it cost nothing.
-        self.billed_as: tuple[str, str, str] | None = None
-        self.history: list[Attempt] = []
-        #: Where the result comes from, when no call brought it.
-        self.origin: Attempt | None = None
-        self.usage = no_usage()
-        self.error_code: ErrorCode | None = None
-        self.error_type: str | None = None
-        #: What attempts asked otherwise than the one before.
-        self.changes: Sequence[str] = ()
 
 
 class Owner(Protocol):
@@ -141,7 +109,7 @@ class Ended(msgspec.Struct):
         return self.verdict is None and self.code is not None
 
 
-class Exchange(Protocol):
+class MakeCall(Protocol):
     """Makes one call that was let in, and settles it."""
 
     async def __call__(
@@ -155,8 +123,35 @@ class Exchange(Protocol):
         ...
 
 
-class Exchanger:
-    """Makes calls, for all workers at once."""
+class _Departure:
+    """Notes in a store's book when a call leaves the process."""
+
+    __slots__ = ("_book", "_token")
+
+    def __init__(self, book: CallBook, token: int) -> None:
+        self._book, self._token = book, token
+
+    def waits(self) -> None:
+        self._book.call_waits(self._token)
+
+    def goes(self) -> None:
+        self._book.call_goes(self._token)
+
+
+class Calls:
+    """Makes the calls of all workers.
+
+    Args:
+        caller: Makes the exchange itself.
+        gate: Has let the calls in, and is told how they ended.
+        classifier: Tells what errors mean.
+        counts: Of the run.
+        meter: Counts what they spend.
+        events: Hears of refusals.
+        log_level: Of failed calls.
+        book: Where calls are noted before they are sent.
+        size_of: Tells what is to be noted of them.
+    """
 
     def __init__(
         self,
@@ -165,6 +160,7 @@ class Exchanger:
         gate: Gate,
         classifier: ErrorClassifier,
         counts: Counts,
+        meter: Meter,
         events: EventDispatcher,
         log_level: int,
         book: CallBook | None = None,
@@ -175,11 +171,10 @@ class Exchanger:
         self._gate = gate
         self._classifier = classifier
         self._counts = counts
+        self._meter = meter
         self._events = events
         self._log_level = log_level
-        self._time = asyncio.get_running_loop().time
-        #: By lane and tier: under which model and server tokens are counted.
-        self._priced_as: dict[tuple[str, str], tuple[str, str, str]] = {}
+        self._time = clock_of(asyncio.get_running_loop())
 
     async def make(
         self, item: Item, owner: Owner, ticket: Any, attempt: Try, progress: Progress, /
@@ -190,12 +185,15 @@ class Exchanger:
             asyncio.CancelledError: Passed on at once; the ticket was handed back.
         """
         self._counts.attempts += 1
-        started_at = self._time()
-        token, calls = self._note_call(item, attempt, progress, started_at), len(progress.history)
+        started_at, book = self._time(), self._book
+        token, calls = None, 0
+        if book is not None:
+            token = self._note_call(item, attempt, progress, started_at)
+            calls = len(progress.history)
         try:
             try:
                 outcome = await owner.deadline.bound(
-                    self._caller.call(item, attempt), attempt.timeout_seconds
+                    self._caller.call(item, attempt), attempt.timeout_seconds, started_at
                 )
             except asyncio.CancelledError:
                 if owner.is_cancelled:
@@ -209,46 +207,13 @@ class Exchanger:
                 outcome = Outcome(
                     error=error, usage=usage_of_error(error), limits=limits_of_error(error)
                 )
-            return self._settle(item, owner, ticket, attempt, progress, started_at, outcome)
-        finally:
-            # An error's traceback leads back to this frame. What the frame holds of the error would
-            # keep the item alive until the garbage collector comes.
-            outcome = None  # type: ignore[assignment]
-            self._gate.leave(ticket)
-            if token is not None and self._book is not None:
-                # Another copy's attempt cannot have come in between: that would take a step.
-                made = progress.history[-1] if len(progress.history) > calls else None
-                self._book.call_ended(progress.item_id, token, made)
-
-    def _note_call(
-        self, item: Item, attempt: Try, progress: Progress, started_at: float
-    ) -> int | None:
-        """Have the call noted before it is sent, where the store keeps a book of that."""
-        if self._book is None or self._size_of is None:
-            return None
-        return self._book.call_begins(
-            progress.item_id,
-            attempt.number,
-            started_at,
-            self._billed_as(item),
-            self._size_of(item),
-        )
-
-    def _settle(
-        self,
-        item: Item,
-        owner: Owner,
-        ticket: Any,
-        attempt: Try,
-        progress: Progress,
-        started_at: float,
-        outcome: Outcome,
-    ) -> Ended:
-        """Tell everyone what became of a call, before its room is given to the next one."""
-        seconds = self._time() - started_at
-        error = outcome.error
-        if error is None:
-            usage = self._note_usage(item, outcome, attempt, progress, may_have_cost=True)
+            seconds = self._time() - started_at
+            if outcome.error is not None:
+                return self._settle_failure(
+                    item, owner, ticket, attempt, progress, started_at, seconds, outcome
+                )
+            # Everyone is told what became of it before its room is given to the next one.
+            usage = self._meter.note(item, outcome, attempt, progress, may_have_cost=True)
             self._gate.succeeded(ticket, item, outcome)
             self._counts.note_latency(seconds)
             progress.history.append(
@@ -264,10 +229,52 @@ class Exchanger:
                 )
             )
             return Ended(outcome, seconds, usage)
+        finally:
+            # An error's traceback leads back to this frame. What the frame holds of the error would
+            # keep the item alive until the garbage collector comes.
+            outcome = None  # type: ignore[assignment]
+            self._gate.leave(ticket)
+            if token is not None and book is not None:
+                # Another copy's attempt cannot have come in between: that would take a step.
+                made = progress.history[-1] if len(progress.history) > calls else None
+                book.call_ended(progress.item_id, token, made)
+
+    def _note_call(
+        self, item: Item, attempt: Try, progress: Progress, started_at: float
+    ) -> int | None:
+        """Have the call noted before it is sent, where the store keeps a book of that."""
+        book = self._book
+        if book is None or self._size_of is None:
+            return None
+        token = book.call_begins(
+            progress.item_id,
+            attempt.number,
+            started_at,
+            self._meter.billed_as(item),
+            self._size_of(item),
+        )
+        if token is not None and item.request is not None:
+            attempt.memory[DEPARTURE] = _Departure(book, token)
+        return token
+
+    def _settle_failure(
+        self,
+        item: Item,
+        owner: Owner,
+        ticket: Any,
+        attempt: Try,
+        progress: Progress,
+        started_at: float,
+        seconds: float,
+        outcome: Outcome,
+    ) -> Ended:
+        """Tell everyone what a failure means."""
+        error = outcome.error
+        assert error is not None  # noqa: S101 - the caller has looked
         verdict = self._classify(error)
         code, held, wait = code_of(verdict.error_category), Held.NO, 0.0
         may_cost = not verdict.is_rate_limit and may_have_cost(error, code)
-        usage = self._note_usage(item, outcome, attempt, progress, may_have_cost=may_cost)
+        usage = self._meter.note(item, outcome, attempt, progress, may_have_cost=may_cost)
         if usage is not outcome.usage:  # told while the call went on
             outcome = msgspec.structs.replace(outcome, usage=usage)
         if verdict.is_rate_limit:
@@ -281,7 +288,7 @@ class Exchanger:
                 seconds,
                 usage,
                 code.value,
-                describe(error),
+                described(error),
                 progress.billed_as,
                 attempt.change,
             )
@@ -292,7 +299,7 @@ class Exchanger:
     def _book_cut(self, item: Item, attempt: Try, progress: Progress, started_at: float) -> Ended:
         """Book a call that lost against its other copy: it was made, and may have cost."""
         seconds = self._time() - started_at
-        usage = self._note_usage(item, _NOTHING, attempt, progress, may_have_cost=True)
+        usage = self._meter.note(item, _NOTHING, attempt, progress, may_have_cost=True)
         code = ErrorCode.CANCELLED
         progress.history.append(
             Attempt(
@@ -306,50 +313,13 @@ class Exchanger:
         self, item: Item, attempt: Try, progress: Progress, started_at: float
     ) -> None:
         """Book a call that ends with its run: it was made, and may have cost."""
-        usage = self._note_usage(item, _NOTHING, attempt, progress, may_have_cost=True)
+        usage = self._meter.note(item, _NOTHING, attempt, progress, may_have_cost=True)
         seconds, code = self._time() - started_at, ErrorCode.CANCELLED.value
         progress.history.append(
             Attempt(
                 attempt.number, started_at, seconds, usage, code, _GIVEN_UP, progress.billed_as
             )
         )  # fmt: skip
-
-    def _note_usage(
-        self,
-        item: Item,
-        outcome: Outcome,
-        attempt: Try,
-        progress: Progress,
-        *,
-        may_have_cost: bool,
-    ) -> dict[str, int] | None:
-        """Count what a call spent; of one that may have cost, at least that nobody knows it."""
-        usage, parts = outcome.usage, outcome.parts
-        if attempt.memory:
-            spent = attempt.memory.pop(SPENT, None)
-            if usage is None:
-                usage, parts = read_usage(spent), equal_parts(spent)
-        if usage:
-            add_usage(progress.usage, usage)
-            self._counts.input_tokens += usage.get("input_tokens", 0)
-            self._counts.output_tokens += usage.get("output_tokens", 0)
-        progress.billed_as = None
-        if usage or may_have_cost:
-            billed_as = progress.billed_as = self._billed_as(item)
-            if parts is None:
-                self._counts.usage.note(*billed_as, usage or None)
-            for model, part in parts or ():
-                own = (model, "", billed_as[2]) if model else billed_as
-                self._counts.usage.note(*own, part)
-        return usage
-
-    def _billed_as(self, item: Item) -> tuple[str, str, str]:
-        key = self._caller.lane(item), tier_of(item)
-        billed_as = self._priced_as.get(key)
-        if billed_as is None:
-            facts = self._caller.facts(item)
-            billed_as = self._priced_as[key] = facts.model, facts.server, key[1]
-        return billed_as
 
     def _log_failure(self, item: Item, attempt: Attempt) -> None:
         if logger.isEnabledFor(self._log_level):
@@ -389,7 +359,7 @@ class Exchanger:
         assert error is not None  # noqa: S101 - the caller has looked
         self._counts.rate_limit_count += 1
         wait = self._gate.refused(ticket, owner.id, verdict.suggested_wait, outcome)
-        self._counts.cooldown_reason = describe(error)
+        self._counts.cooldown_reason = described(error)
         if self._events.is_active:
             self._events.emit(
                 ProcessingEvent.RATE_LIMIT_HIT,
@@ -403,32 +373,5 @@ class Exchanger:
         return wait
 
 
-def tier_of(item: Item) -> str:
-    """Return the service tier that a request asks for, where that changes the price."""
-    if item.request is None or not (extra := item.request.settings.extra):
-        return STANDARD
-    tier = extra.get("service_tier")
-    return tier if isinstance(tier, str) and tier not in _USUAL_TIERS else STANDARD
-
-
-def may_have_cost(error: Exception, code: ErrorCode) -> bool:
-    """Tell whether a failed call whose tokens nobody told may be on the provider's bill.
-
-    Providers do not charge for calls that they refuse, nor for their own errors. One that was cut
-    off, took too long or came back unreadable may have been answered in full.
-    """
-    if isinstance(error, MalformedResponseError):
-        return True
-    return code not in _FREE and not is_absent(error)
-
-
 def _is_duration(value: object) -> bool:
     return isinstance(value, int | float) and 0 <= value < math.inf
-
-
-def describe(error: BaseException) -> str:
-    """Return ``ExceptionType: message``, whatever the exception does when it is printed."""
-    try:
-        return f"{type(error).__name__}: {error}"
-    except Exception:  # noqa: BLE001 - a stranger's ``__str__``
-        return f"{type(error).__name__}: (its message cannot be printed)"

@@ -6,6 +6,7 @@ import inspect
 import os
 import sys
 from collections.abc import Mapping
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -26,6 +27,8 @@ from batch_llm.providers.sdk_retries import SdkRetries
 from batch_llm.providers.table import PROVIDERS
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
     from batch_llm.base import DirectCall, LLMWorkItem
 
 _CO_VARARGS = 0x04
@@ -78,7 +81,9 @@ class CallByMode:
         requests: object = self._requests
         return requests if isinstance(requests, Repeatable) else None
 
-    async def call(self, item: LLMWorkItem[Any, Any, Any], attempt: Try, /) -> Outcome:
+    def call(
+        self, item: LLMWorkItem[Any, Any, Any], attempt: Try, /
+    ) -> Coroutine[Any, Any, Outcome]:
         """Make one call.
 
         Raises:
@@ -86,7 +91,12 @@ class CallByMode:
             ConfigError: The item is a request, and nothing here can send it.
         """
         if item.direct_call is not None:
-            return await _call_directly(item, item.direct_call, attempt)
+            return _call_directly(item, item.direct_call, attempt)
+        if item.agent is None and self._requests is not None:
+            return self._requests.call(item, attempt)
+        return self._call_agent(item, attempt)
+
+    async def _call_agent(self, item: LLMWorkItem[Any, Any, Any], attempt: Try) -> Outcome:
         if item.agent is not None:
             name = item.asked_model
             if is_pydantic_ai(item.agent):
@@ -97,9 +107,7 @@ class CallByMode:
                 expected = "another agent: only one of pydantic-ai can be asked of a model by name"
                 raise ConfigError("fallbacks", name, expected)
             return await _run_agent(item.agent, item.prompt)
-        if self._requests is None:
-            raise ConfigError("requests", None, "a caller for items that are requests")
-        return await self._requests.call(item, attempt)
+        raise ConfigError("requests", None, "a caller for items that are requests")
 
     def _model(self, name: str) -> Any:
         found = self._models.get(name)
@@ -232,8 +240,16 @@ async def _call_directly(
     item: LLMWorkItem[Any, Any, Any], call: DirectCall, attempt: Try
 ) -> Outcome:
     answer: Any
-    if _takes_input(call, has_input=item.input_data is not None):
-        answer = await call(attempt.number, attempt.timeout_seconds, item.input_data)
+    data = item.input_data
+    if (
+        data is None
+        and type(call) is FunctionType
+        and call.__code__.co_argcount == 2
+        and not call.__dict__  # nothing is wrapped: as most are, what it takes is seen at once
+    ):
+        answer = await call(attempt.number, attempt.timeout_seconds)
+    elif _takes_input(call, has_input=data is not None):
+        answer = await call(attempt.number, attempt.timeout_seconds, data)
     else:
         answer = await call(attempt.number, attempt.timeout_seconds)
     if not isinstance(answer, tuple) or len(answer) != 2:
