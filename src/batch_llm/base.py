@@ -20,6 +20,7 @@ TContext = TypeVar("TContext")
 #: Takes the attempt's number (from 1) and its timeout in seconds, and the item's ``input_data``
 #: when it has a third positional parameter; returns the output and a dict of token counts.
 DirectCall = Callable[..., Awaitable[tuple[Any, Any]]]
+#: Called with an item's result, before anyone else sees it; sync or async.
 PostProcessor = Callable[["WorkItemResult[Any, Any]"], Awaitable[None] | None]
 
 _MODES = "agent, agent_factory, direct_call, request"
@@ -169,7 +170,16 @@ class WorkItemResult(Generic[TOutput, TContext]):
 class BatchResult(Generic[TOutput, TContext]):
     """All results of a run, in the order in which they were finished.
 
-    The counts are taken from ``results`` once, when the object is made.
+    The counts are taken from ``results`` once, when the object is made:
+    ``total_items == succeeded + failed == len(results)``.
+
+    Attributes:
+        results: One for each item.
+        total_items: Their number.
+        succeeded: Those with an output.
+        failed: All others.
+        total_input_tokens: Tokens over all attempts, failed ones included; what nobody told is 0.
+        total_output_tokens: The same of answers, reasoning included.
     """
 
     results: list[WorkItemResult[TOutput, TContext]] = field(default_factory=list)

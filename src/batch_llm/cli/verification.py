@@ -63,8 +63,6 @@ def verify_run(path: Path, command: Command | None) -> int:
                 f"{safe(name_of(path))}: {counts[ItemState.DONE]:,} done, "
                 f"{counts[ItemState.FAILED]:,} failed"
             )
-            if not ledger.manifest().get("settings") and path.parent == RUNS:
-                problems.add(f"ledger: {NO_SETTINGS}")
             spent = ledger.spent_in_all()
             print(f"  tokens    {tokens_spent(spent)}")
             if (under_way := calls_under_way(ledger)) is not None:
@@ -73,6 +71,8 @@ def verify_run(path: Path, command: Command | None) -> int:
             wrong = None if bill is None else problem_of_note(bill, spent)
             if wrong is not None:
                 problems.add(wrong)
+            if not ledger.manifest().get("settings") and path.parent == RUNS:
+                problems.add(f"ledger: {NO_SETTINGS}")
             if command is not None:
                 _compare(ledger, command, problems)
     for text in problems.shown:

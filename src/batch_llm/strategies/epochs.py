@@ -23,6 +23,7 @@ class Epoch:
         "empty_at_call",
         "number",
         "open_at",
+        "refused_at",
         "reopened_at",
     )
 
@@ -39,6 +40,8 @@ class Epoch:
         self.open_at = self.reopened_at = now
         #: When the call was sent that the last cut was made for.
         self.cut_at = now
+        #: When the last call was sent that the gate was closed for as long as it asked.
+        self.refused_at = now
         self.began_at = now
 
     def is_current(self, grant: Grant) -> bool:
