@@ -474,7 +474,9 @@ class Admission:
         is_of_told = belief.is_first and belief.is_told
         is_used_up = is_of_told and explains_used_up(self.budgets, grant, grant.at - epoch.began_at)
         emptied = self._emptied(now, named, is_closed_still=is_closed_still)
-        if not is_closed_still and not self._cut_rates(now, grant, () if is_used_up else emptied):
+        if not is_closed_still and not self._cut_rates(
+            now, grant, () if is_used_up else emptied, retry_after
+        ):
             return False
         is_explained = any(budget.windows.is_used_up(now) for budget in self.budgets.values())
         for budget in self.budgets.values():
@@ -501,7 +503,9 @@ class Admission:
             )
         return True
 
-    def _cut_rates(self, now: float, grant: Grant, cut: Collection[Budget]) -> bool:
+    def _cut_rates(
+        self, now: float, grant: Grant, cut: Collection[Budget], retry_after: float | None
+    ) -> bool:
         """Cut the rates of some budgets; of none when it was chance."""
         epoch, belief, budgets = self._epoch, self._belief, self.budgets
         seconds = max(grant.at - epoch.cut_at, 1e-3)
@@ -513,7 +517,7 @@ class Admission:
         self._search.note_cut(cuts)
         self._rates.keep_in_step()
         belief.is_searching = self._search.goes_on
-        epoch.note_empty(grant, budgets.values())
+        epoch.note_empty(now, grant, retry_after or 0.0, budgets.values())
         return True
 
     def _emptied(

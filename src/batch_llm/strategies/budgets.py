@@ -47,6 +47,7 @@ class Budget:
         "_allowed_full_at",
         "allowed",
         "burst",
+        "burst_took",
         "capacity",
         "ceiling",
         "charged_at",
@@ -120,8 +121,8 @@ class Budget:
         #: Whether this window is used up.
         self.is_shut = False
         self.reset_at = math.inf
-        #: What was let in before the first refusal of an unknown limit.
-        self.burst = math.inf
+        #: What was let in before the first refusal of an unknown limit, and in how many seconds.
+        self.burst, self.burst_took = math.inf, 0.0
         #: The highest rate that was seen to be let in between two refusals in the search.
         self.least = 0.0
         #: What tells whether it is counted by the minute, and what responses say of it.
@@ -132,6 +133,15 @@ class Budget:
     def is_limited(self) -> bool:
         """Whether anything is known of the limit."""
         return self.capacity < math.inf
+
+    @property
+    def fills_in(self) -> float:
+        """The seconds in which an empty bucket fills, as far as is known; else infinity."""
+        if self.limit is not None:
+            return self.capacity / self.ceiling
+        if self.burst == math.inf:
+            return math.inf
+        return max(0.0, self.burst / self.peak - self.burst_took)
 
     @property
     def shown_source(self) -> str:
