@@ -2,15 +2,17 @@
 
     uv run --group bench python benchmarks/ledger.py [--items N] [--resumed N] [--rounds N]
 
-Each measurement is a process of its own; with and without a ledger are interleaved, medians are
-shown, with the range in brackets. The peer is bare ``sqlite3``: the same rows into the same tables,
-by ``executemany`` in transactions of 1,000, on disk with the same promises.
+Each measurement is a process of its own, and a new run; another one warms up before. With and
+without a ledger are interleaved, medians are shown, with the range in brackets. The peer is bare
+``sqlite3``: the same rows into the same tables, by ``executemany`` in transactions of 1,000, on
+disk with the same promises.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import multiprocessing
 import resource
 import statistics
@@ -30,6 +32,7 @@ from batch_llm.parallel import ParallelBatchProcessor
 from batch_llm.providers.base import content_digest
 from batch_llm.providers.models import open_model
 from batch_llm.stores import SqliteLedger
+from batch_llm.stores.statements import many
 
 ANSWER = "word " * 400  # 2 kB
 USAGE = {"input_tokens": 100, "output_tokens": 400, "total_tokens": 500}
@@ -37,8 +40,8 @@ PAYLOAD_USAGE = '{"input_tokens":100,"output_tokens":400,"total_tokens":500}'
 WARM_UP = 2000
 
 
-def opened(folder, is_on):
-    return SqliteLedger(Path(folder, "run.sqlite")) if is_on else nullcontext()
+def opened(folder, is_on, name="run"):
+    return SqliteLedger(Path(folder, f"{name}.sqlite")) if is_on else nullcontext()
 
 
 async def answer(attempt, timeout):
@@ -97,11 +100,11 @@ def bare(folder, count):
 
 def engine(folder, count, is_on):
     """No-op items through the whole engine: results a second and CPU per item."""
-    with opened(folder, is_on) as ledger:
+    with opened(folder, is_on, "before") as before, opened(folder, is_on) as ledger:
 
         async def run():
+            await drain(built(500, before).stream(items(WARM_UP, answer)))
             processor = built(500, ledger)
-            await drain(processor.stream(items(WARM_UP, answer, start=10**9)))
             began, cpu = time.perf_counter(), time.process_time()
             await drain(processor.stream(items(count, answer)))
             return count / (time.perf_counter() - began), (time.process_time() - cpu) / count * 1e6
@@ -115,7 +118,7 @@ def requests(folder, count, is_on):
     server = multiprocessing.Process(target=http_clients.serve, args=(far,), daemon=True)
     server.start()
     url = f"http://127.0.0.1:{near.recv()}/v1/chat/completions"
-    with opened(folder, is_on) as ledger:
+    with opened(folder, is_on, "before") as before, opened(folder, is_on) as ledger:
 
         async def run():
             def asked(count, start=0):
@@ -125,8 +128,8 @@ def requests(folder, count, is_on):
 
             base_url = url.removesuffix("/chat/completions")
             async with open_model("openai-chat:m", base_url=base_url, ignore_slots=True) as model:
+                await drain(built(500, before, requests=model).stream(asked(WARM_UP)))
                 processor = built(500, ledger, requests=model)
-                await drain(processor.stream(asked(WARM_UP, 10**9)))
                 began, cpu = time.perf_counter(), time.process_time()
                 await drain(processor.stream(asked(count)))
                 found = count / (time.perf_counter() - began), time.process_time() - cpu
@@ -139,7 +142,7 @@ def requests(folder, count, is_on):
 
 
 def lag(folder, count, is_on):
-    """2,000 results a second: how late a timer of 1 ms is, p50, p99 and p99.9 in ms."""
+    """2,000 results a second: how late a timer of 1 ms is, p50, p99, p99.9 and at worst, in ms."""
     with opened(folder, is_on) as ledger:
 
         async def run():
@@ -164,9 +167,88 @@ def lag(folder, count, is_on):
             await drain(processor.stream(paced()))
             sampling.cancel()
             late.sort()
-            return [late[int(len(late) * share)] * 1e3 for share in (0.5, 0.99, 0.999)]
+            shares = (0.5, 0.99, 0.999)
+            return [*(late[int(len(late) * share)] * 1e3 for share in shares), late[-1] * 1e3]
 
         return asyncio.run(run())
+
+
+class Steps:
+    """Watches the store's steps in the event loop: how much of this thread each takes at the most.
+
+    Of the thread, and not of time: what else the machine does is not the store's. What the garbage
+    collector does in a step is counted by itself: whose objects it looks at is chance.
+    """
+
+    def __init__(self):
+        self.longest, self.longest_collection = 0.0, 0.0
+        self._collecting = 0.0
+        gc.callbacks.append(self._collected)
+
+    def _collected(self, phase, _facts):
+        now = time.thread_time()
+        if phase == "start":
+            self._began = now
+            return
+        self._collecting += now - self._began
+        self.longest_collection = max(self.longest_collection, now - self._began)
+
+    def watch(self, owner, *names):
+        for name in names:
+            setattr(owner, name, self._watched(getattr(owner, name)))
+
+    def _watched(self, step):
+        def watched(*values):
+            collecting, began = self._collecting, time.thread_time()
+            try:
+                return step(*values)
+            finally:
+                spent = time.thread_time() - began - (self._collecting - collecting)
+                self.longest = max(self.longest, spent)
+
+        return watched
+
+
+def steps(folder, count, is_fast):
+    """The store's longest step in the event loop, the longest collection of garbage, and how long
+    the writing thread holds the interpreter to bind the rows of 256 and of 1,024 results, in ms.
+    """
+    with SqliteLedger(Path(folder, "run.sqlite")) as ledger:
+        watched = Steps()
+        names = (
+            "start",
+            "finish",
+            "forget",
+            "call_begins",
+            "call_ended",
+            "may_have",
+            "_write_ripe",
+        )
+        watched.watch(ledger, *names)
+        watched.watch(ledger._writer, "hand_over", "added", "_written", "_wake")
+
+        async def run():
+            processor = built(500 if is_fast else 200, ledger)
+            if is_fast:
+                await drain(processor.stream(items(count, answer)))
+            else:
+                await drain(processor.stream(items(count, answer_later)))
+
+        asyncio.run(run())
+        holds = [bind(ledger, rows) * 1e3 for rows in (256, 1024)]
+    return watched.longest * 1e3, watched.longest_collection * 1e3, *holds
+
+
+def bind(ledger, rows):
+    """Seconds that binding takes: ``EXPLAIN`` binds all, and then does nothing."""
+    row = (1, f'"{ANSWER}"', None, None, PAYLOAD_USAGE, 0.1, None, None)
+    statement, values = f"EXPLAIN {many('payload', rows)}", list(row) * rows
+    found = []
+    for _ in range(20):
+        began = time.thread_time()
+        ledger._file.reading.execute(statement, values)
+        found.append(time.thread_time() - began)
+    return statistics.median(found)
 
 
 def resume(folder, count, is_through_engine):
@@ -242,6 +324,7 @@ MEASURED = {
     "engine": engine,
     "requests": requests,
     "lag": lag,
+    "steps": steps,
     "resume": resume,
 }
 
@@ -277,7 +360,7 @@ def main():
     cases = [
         ("bare", 1),
         ("peer", 1),
-        *((what, on) for what in ("engine", "requests", "lag") for on in (0, 1)),
+        *((what, on) for what in ("engine", "requests", "lag", "steps") for on in (0, 1)),
     ]
     found = {case: [] for case in cases}
     for _ in range(arguments.rounds):
@@ -294,11 +377,14 @@ def main():
         print(f"| {name} | {shown(rates)} | {shown(cpu, 1)} |")
         if again:
             print(f"| {name}, going on with it | | {shown(again[0], 1)} |")
-    print("\n| 2,000 results a second | lag p50, ms | p99 | p99.9 |\n|---|---|---|---|")
-    for case in cases[6:]:
-        p50, p99, most = zip(*found[case], strict=True)
+    print("\n| 2,000 results a second | lag p50, ms | p99 | p99.9 | worst |\n|---|---|---|---|---|")
+    for case in cases[6:8]:
         name = f"ledger {'on' if case[1] else 'off'}"
-        print(f"| {name} | {shown(p50, 2)} | {shown(p99, 2)} | {shown(most, 2)} |")
+        print(f"| {name} |", *(f"{shown(one, 2)} |" for one in zip(*found[case], strict=True)))
+    print("\n| the store's longest step in the loop, ms | collection | binding 256 | 1,024 rows |")
+    print("|---|---|---|---|")
+    for case in cases[8:]:
+        print("|", *(f"{shown(one, 2)} |" for one in zip(*found[case], strict=True)))
     print("\n| going on, per finished item | µs | MB more |\n|---|---|---|")
     for flag, name in ((0, "looked up, as the command does"), (1, "through the engine")):
         microseconds, grown = apart("resume", arguments.resumed, flag)

@@ -435,9 +435,9 @@ def plot(paths, calls):
 
 def summary(run):
     settled = run["settled"]
-    after = "never settled" if settled == math.inf else f"settled {settled:.1f} s after the change"
+    after = "never settled" if settled == math.inf else f"settled after {settled:.1f} s"
     time_taken = f"{run['ratio']:.2f} x the ideal time" if run["is_done"] else "not finished"
-    return f"{time_taken}, refusals: {run['refused']:.1f} % of the calls, {after}"
+    return f"{time_taken}, {run['refused']:.1f} % refused, {after}"
 
 
 def limit_line(axis, profile, until):

@@ -18,12 +18,14 @@ class Reply(NamedTuple):
         seconds: From its start until the caller knows.
         retry_after: What a refusal asks for.
         dimension: What a refusal names.
+        headers: What it says of the limits.
     """
 
     end: str
     seconds: float
     retry_after: float | None = None
     dimension: str | None = None
+    headers: dict | None = None
 
 
 class Lane:
@@ -74,7 +76,7 @@ class Lane:
     def _end(self, grant, reply):
         self.ends[reply.end].append(self.now)
         if reply.end == "taken":
-            self.admission.accepted(self.now, grant)
+            self.admission.accepted(self.now, grant, None, reply.headers)
         elif reply.end == "failed":
             self.admission.failed(self.now, grant, retry_after=reply.retry_after)
         else:
@@ -84,6 +86,7 @@ class Lane:
                 latency=reply.seconds,
                 retry_after=reply.retry_after,
                 dimension=reply.dimension,
+                headers=reply.headers,
             )
 
 

@@ -272,6 +272,7 @@ _HOMES = {
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 #: Modules of ours that can be reached as attributes without an import of their own.
 _MODULES = {
+    "agents",
     "base",
     "classifiers",
     "core",

@@ -24,7 +24,7 @@ from batch_llm.base import (
 )
 from batch_llm.core.config import ProcessorConfig
 from batch_llm.exceptions import BatchLLMError, ConfigError, DuplicateItemError
-from batch_llm.providers.agents import CallByMode
+from batch_llm.providers.callables import CallByMode
 from batch_llm.providers.models import OpenModels
 from batch_llm.stores.limit_memory import LimitMemory, limits_file
 from batch_llm.stores.memory import MemoryStore

@@ -71,6 +71,7 @@ def test_modules_are_reached_through_the_package_and_other_names_are_not():
     code = """
 import batch_llm
 assert batch_llm.core.config.Limits is batch_llm.Limits
+assert callable(batch_llm.agents.observe)
 assert batch_llm.strategies.errors.ErrorInfo is batch_llm.ErrorInfo
 namespace = {}
 exec("from batch_llm import *", namespace)

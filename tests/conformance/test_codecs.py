@@ -113,6 +113,33 @@ def test_no_answer_breaks_a_codec(codec, status, body, shape):
 
 
 @pytest.mark.parametrize("codec", CODECS, ids=repr)
+@given(status=st.integers(100, 599), body=st.binary(max_size=200))
+def test_bytes_by_chance_are_no_answer(codec, status, body):
+    assert codec.decode(status, {}, body, Request.of("x:m", "hi")).error is not None
+
+
+@pytest.mark.parametrize("codec", CODECS, ids=repr)
+@pytest.mark.parametrize("status", [200, 401])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"error":{"message":"Incorrect API key provided: hush-hush-hush"}}',
+        b'{"error":{"message":"bad header Bearer 0123456789abcdef"}}',
+        b'{"error":{"message":"sk-proj-0123456789abcdef is unknown"}}',
+        b"hush-hush-hush",
+    ],
+)
+def test_no_error_repeats_a_key(codec, status, body):
+    request = Request.of("x:m", "hi")
+
+    error = codec.decode(status, {}, body, request, secret="hush-hush-hush").error
+
+    for shown in (str(error), repr(error), repr(error.args)):
+        assert "hush" not in shown
+        assert "0123456789" not in shown
+
+
+@pytest.mark.parametrize("codec", CODECS, ids=repr)
 @given(
     lines=st.lists(
         st.sampled_from(["message_start", "content_block_start", "content_block_delta",

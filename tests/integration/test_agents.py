@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 from pydantic_ai import Agent
@@ -14,6 +11,7 @@ from batch_llm import LLMWorkItem, ParallelBatchProcessor, ProcessorConfig, agen
 from batch_llm.providers.observed import _clients
 from batch_llm.simulator.server import Simulator
 from batch_llm.testing.simulator import simulator
+from command import rows
 
 __all__ = ["simulator"]
 pytestmark = pytest.mark.anyio
@@ -62,23 +60,11 @@ SPEC = {
 
 
 @pytest.fixture
-def cli(tmp_path):
-    environ = {k: v for k, v in os.environ.items() if not k.startswith("OPENAI_")}
+def cli(cli, tmp_path):
     lines = [json.dumps({"id": f"q{n}", "question": f"Question {n}?"}) for n in range(20)]
     (tmp_path / "q.jsonl").write_text("\n".join(lines))
     (tmp_path / "my.py").write_text(MODULE)
     (tmp_path / "spec.json").write_text(json.dumps(SPEC))
-
-    def cli(*arguments, env=None):
-        return subprocess.run(
-            [sys.executable, "-m", "batch_llm", *arguments],
-            cwd=tmp_path,
-            env=environ | (env or {}),
-            capture_output=True,
-            text=True,
-            timeout=100,
-            check=False,
-        )
 
     return cli
 
@@ -91,10 +77,6 @@ async def close(*models):
     for model in models:
         for client in _clients(model):
             await client.aclose()
-
-
-def rows(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def told(done):

@@ -16,6 +16,8 @@ import time
 import pytest
 
 from batch_llm import AnswerCache, CacheError, ConfigError
+from batch_llm.stores import answers
+from batch_llm.stores.statements import statements
 
 
 @pytest.fixture
@@ -91,6 +93,78 @@ async def test_what_has_expired_is_not_found_and_still_there_for_others(tmp_path
         assert await look_up(cache, 1) == [None]
     with AnswerCache(tmp_path, now=lambda: 10e9) as cache:
         assert await look_up(cache, 1) == [answer(1)]
+
+
+def count(folder):
+    with contextlib.closing(sqlite3.connect(folder / "answers.sqlite")) as raw:
+        return raw.execute("SELECT count(*) FROM answers").fetchone()[0]
+
+
+async def test_what_was_kept_for_a_while_is_nobodys_after_it(tmp_path):
+    await keep(tmp_path, 1, expires_seconds=60, now=lambda: 1000.0)
+
+    with AnswerCache(tmp_path, now=lambda: 1060.0) as cache:
+        assert await look_up(cache, 1) == [answer(1)]
+    with AnswerCache(tmp_path, now=lambda: 1060.1) as cache:
+        assert cache.find([key(1)]) == {}
+
+
+async def test_what_has_expired_is_removed_when_a_run_begins(tmp_path):
+    await keep(tmp_path, *range(5), expires_seconds=60, now=lambda: 1000.0)
+    await keep(tmp_path, *range(5, 7), now=lambda: 1000.0)
+    await keep(tmp_path, *range(7, 10), expires_seconds=90, now=lambda: 1000.0)
+
+    with AnswerCache(tmp_path, now=lambda: 1070.0) as cache:
+        cache.begin_run()
+
+    assert count(tmp_path) == 5
+
+
+async def test_what_has_expired_is_removed_by_and_by(tmp_path, monkeypatch):
+    monkeypatch.setattr(answers, "MOST_REMOVED_AT_FIRST", 2)
+    monkeypatch.setattr(answers, "MOST_REMOVED", 3)
+    await keep(tmp_path, *range(20), expires_seconds=60, now=lambda: 1000.0)
+
+    with AnswerCache(tmp_path, now=lambda: 2000.0) as cache:
+        cache.begin_run()
+        await settled(cache)
+        assert count(tmp_path) == 18
+        cache.put(key(90), b"new", model="x:m")
+        await settled(cache)
+        assert count(tmp_path) == 18 - 3 + 1
+
+
+async def settled(cache):
+    """Wait until the writer has done all that was put in."""
+    with cache._writer.pause():
+        pass
+    await asyncio.sleep(0)
+
+
+async def test_an_answer_that_is_kept_again_stays_as_long_as_it_is_good_now(tmp_path):
+    await keep(tmp_path, 1, 2, expires_seconds=60, now=lambda: 1000.0)
+    await keep(tmp_path, 1, now=lambda: 1050.0)
+    await keep(tmp_path, 2, expires_seconds=60, now=lambda: 1050.0)
+
+    with AnswerCache(tmp_path, now=lambda: 1100.0) as cache:
+        assert await look_up(cache, 1, 2) == [answer(1), answer(2)]
+    with AnswerCache(tmp_path, now=lambda: 1200.0) as cache:
+        assert await look_up(cache, 1, 2) == [answer(1), None]
+
+
+async def test_a_cache_of_the_first_version_is_brought_up_to_date(tmp_path):
+    with contextlib.closing(sqlite3.connect(tmp_path / "answers.sqlite")) as raw:
+        raw.executescript(statements("answers.sql")["create"])
+        raw.execute("PRAGMA application_id = 0x626C6C6D")
+        raw.execute("PRAGMA user_version = 1")
+        row = (key(1), "x:m", 5.0, b"old")
+        raw.execute("INSERT INTO answers (exchange, model, kept_at, answer) VALUES (?,?,?,?)", row)
+        raw.commit()
+
+    with AnswerCache(tmp_path) as cache:
+        assert await look_up(cache, 1) == [b"old"]
+    await keep(tmp_path, 2, expires_seconds=60)
+    assert count(tmp_path) == 2
 
 
 @pytest.mark.parametrize("seconds", [0, -1, float("inf")])
@@ -360,4 +434,6 @@ def test_the_file_holds_digests_and_answers_and_nothing_of_the_questions(tmp_pat
     columns = [row[1] for row in raw.execute("PRAGMA table_info(answers)")]
     raw.close()
 
-    assert json.dumps(columns) == '["number", "exchange", "model", "kept_at", "answer"]'
+    assert (
+        json.dumps(columns) == '["number", "exchange", "model", "kept_at", "answer", "expires_at"]'
+    )

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -136,7 +137,7 @@ def test_the_bill_of_a_run_that_was_killed_is_the_simulators_to_the_token(tmp_pa
         rest = billed[row] - booked[row]
         assert uncollected[row] <= rest.total() <= cut_off[row], f"nobody knows of a call of {row}"
         # Two moments in which a kill cannot be told from another: the answer was read from the
-        # socket and not looked at yet; the call was noted and had not left the process yet.
+        # socket and not looked at yet; the call was about to be handed to the system.
         unread[row] = rest.total() - uncollected[row]
         never_there[row] = cut_off[row] - rest.total()
         for (sent, got), count in rest.items():
@@ -200,7 +201,7 @@ def test_show_verify_and_the_summary_tell_the_same_bill(tmp_path):
         between = look(tmp_path, "show").stdout
         done, told = finish(command, tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "cut off by a kill; `batch-llm resume` books them" in between
+    assert re.search(r"cut off by a kill.*; `batch-llm resume` books them", between), between
 
     sent, got = (
         summed(told["usage"], kind) + summed(told["usage_before"], kind)
@@ -224,6 +225,31 @@ def test_show_verify_and_the_summary_tell_the_same_bill(tmp_path):
         assert bill["cut_off_likely_usd"] == told["cut_off_likely_usd"]
         ledger.note({"bill": bill | {"output_tokens": got + 1}})
     assert f"billed {sent:,} tokens in, {got + 1:,} out" in look(tmp_path, "verify").stdout
+
+
+def test_a_call_that_had_not_left_the_process_is_not_on_the_bill(tmp_path):
+    write_questions(tmp_path, 30)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        # Whoever connects waits for a TLS handshake that never comes: no call is sent.
+        url = f"https://127.0.0.1:{listener.getsockname()[1]}/v1"
+        command = [
+            sys.executable, "-m", "batch_llm", "run", "q.jsonl", "-m", "openai-chat:x",
+            "--base-url", url, "-c", "5",
+        ]  # fmt: skip
+        process = subprocess.Popen(
+            command, cwd=tmp_path, env=ENVIRON, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        )
+        notes = tmp_path / f"{LEDGER}-calls"
+        # All that waits is noted, as what it is.
+        wait_for(lambda: notes.exists() and b"q0" in notes.read_bytes())
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert "cut off" not in look(tmp_path, "show").stdout
+    with Simulator("fast") as simulator:
+        done, told = finish(command_for(simulator), tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert simulator.stats().answers == 30
+    assert (told["cut_off_calls"], told["usage_before"]) == (0, [])
 
 
 def look(folder, *words):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.server
 import json
-import os
 import re
 import shlex
 import signal
@@ -18,25 +17,7 @@ import pytest
 
 from batch_llm.simulator import answer_digest
 from batch_llm.simulator.server import Simulator
-
-
-@pytest.fixture
-def cli(tmp_path):
-    environ = {k: v for k, v in os.environ.items() if not k.startswith("OPENAI_")}
-
-    def cli(*arguments, stdin=None, env=None):
-        return subprocess.run(
-            [sys.executable, "-m", "batch_llm", *arguments],
-            cwd=tmp_path,
-            env=environ | (env or {}),
-            input=stdin,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-
-    return cli
+from command import rows
 
 
 @pytest.fixture
@@ -44,10 +25,6 @@ def questions(tmp_path):
     path = tmp_path / "q.jsonl"
     path.write_text("".join(f'{{"question": "Question {n}?"}}\n' for n in range(60)))
     return path
-
-
-def rows(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def test_the_demo_recovers_from_every_fault(cli, tmp_path):

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import sqlite3
-import subprocess
-import sys
 
 import pytest
 
 from batch_llm.simulator.server import Simulator
+from command import rows
 
 SCHEMA = {
     "type": "object",
@@ -22,29 +20,13 @@ PRICES = '["sim:fast"]\ninput = 1\noutput = 1\n'
 
 
 @pytest.fixture
-def cli(tmp_path):
-    environ = {k: v for k, v in os.environ.items() if not k.startswith("OPENAI_")}
+def cli(cli, tmp_path):
     lines = [json.dumps({"prompt": f"Question {n}?"}) for n in range(60)]
     (tmp_path / "q.jsonl").write_text("\n".join(lines))
     (tmp_path / "schema.json").write_text(json.dumps(SCHEMA))
     (tmp_path / "p.toml").write_text(PRICES)
 
-    def cli(*arguments, env=None):
-        return subprocess.run(
-            [sys.executable, "-m", "batch_llm", *arguments],
-            cwd=tmp_path,
-            env=environ | (env or {}),
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-
     return cli
-
-
-def rows(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def test_rows_that_one_model_cannot_answer_are_answered_by_the_next(cli, tmp_path):

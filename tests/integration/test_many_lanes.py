@@ -7,9 +7,9 @@ import contextlib
 
 import pytest
 
-from batch_llm import LLMWorkItem, ParallelBatchProcessor, ProcessorConfig
+from batch_llm import LLMWorkItem, ParallelBatchProcessor, ProcessorConfig, RetryConfig
 from batch_llm.core.request import Request
-from batch_llm.providers.registry import resolve
+from batch_llm.providers.registry import resolve, resolve_pool
 from batch_llm.providers.requests import RequestCaller
 from batch_llm.providers.transport import HttpTransport
 from batch_llm.simulator.server import Simulator
@@ -52,3 +52,34 @@ async def test_a_model_whose_day_is_used_up_does_not_hold_up_the_other(config):
     assert sum(name.startswith("b") for name in answered) == 200
     assert sum(name.startswith("a") for name in answered) <= 5
     assert [pause.lane for pause in pauses] == ["openai-chat:a"]
+
+
+async def test_two_models_and_three_keys_in_one_run_do_not_hold_each_other_up():
+    """Of the one two keys are refused; the other's day is used up, with each of its keys."""
+    keys = {"FIRST_KEY": "good", "SECOND_KEY": "invalid", "THIRD_KEY": "forbidden"}
+    with Simulator("fast?rpd=6&day=3600") as used_up, Simulator("fast") as free:
+        urls = {"a": used_up.base_url, "b": free.base_url}
+        transport = HttpTransport()
+        caller = RequestCaller(
+            lambda model: resolve_pool(
+                model, base_urls=urls[model[-1]], keys=tuple(keys), environ=keys
+            ),
+            transport,
+        )
+        processor = ParallelBatchProcessor(
+            config=ProcessorConfig(progress_interval=0, retry=RetryConfig(max_attempts=1)),
+            requests=caller,
+        )
+        answered, failed = set(), []
+        async with (
+            asyncio.timeout(60),
+            contextlib.aclosing(processor.stream(interleaved(400))) as results,
+        ):
+            async for one in results:
+                (answered.add if one.success else failed.append)(one.item_id)
+                if sum(name.startswith("b") for name in answered) == 200:
+                    break
+        await transport.aclose()
+
+    assert sum(name.startswith("a") for name in answered) <= 6
+    assert failed == []  # a key that is refused costs no attempt

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from decimal import Decimal
+from functools import partial
 
 import pytest
 
@@ -26,6 +24,7 @@ from batch_llm.providers.registry import resolve
 from batch_llm.providers.requests import RequestCaller
 from batch_llm.providers.transport import HttpTransport
 from batch_llm.simulator.server import Simulator
+from command import rows
 
 PRICES = Prices({"sim:fast": Price(input=1, output=4), "openai-chat:x": Price(input=1, output=4)})
 TABLE = '["openai-chat:x"]\ninput = 1\noutput = 4\nbatch = 0.5\n'
@@ -121,29 +120,13 @@ async def test_a_cap_on_tokens_is_nearly_used_up_where_nothing_is_lost():
 
 
 @pytest.fixture
-def cli(tmp_path):
-    environ = {k: v for k, v in os.environ.items() if not k.startswith(("OPENAI_", "BATCH_LLM_"))}
+def cli(cli, tmp_path):
     (tmp_path / "q.jsonl").write_text(
         "".join(f'{{"id": "q{n}", "prompt": "Question {n}?"}}\n' for n in range(120))
     )
     (tmp_path / "prices.toml").write_text(TABLE)
 
-    def cli(*arguments):
-        return subprocess.run(
-            [sys.executable, "-m", "batch_llm", *arguments],
-            cwd=tmp_path,
-            env=environ | KEY | {"BATCH_LLM_LIMITS_FILE": ""},
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-
-    return cli
-
-
-def rows(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return partial(cli, env=KEY | {"BATCH_LLM_LIMITS_FILE": ""})
 
 
 def test_a_capped_run_ends_with_3_and_the_rest_can_be_run(cli, tmp_path):

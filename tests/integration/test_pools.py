@@ -5,10 +5,7 @@ from __future__ import annotations
 import collections
 import http.server
 import json
-import os
 import socket
-import subprocess
-import sys
 import threading
 
 import pytest
@@ -78,21 +75,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def run(tmp_path):
+def run(cli, tmp_path):
     (tmp_path / "q.txt").write_text("".join(f"Question {n}?\n" for n in range(60)))
-    environ = {k: v for k, v in os.environ.items() if not k.startswith("OPENAI_")}
-    environ |= KEYS | {"BATCH_LLM_LIMITS_FILE": str(tmp_path / "state" / "limits.json")}
+    environ = KEYS | {"BATCH_LLM_LIMITS_FILE": str(tmp_path / "state" / "limits.json")}
 
     def run(*arguments, env=None, name="q.txt"):
-        return subprocess.run(
-            [sys.executable, "-m", "batch_llm", "run", name, "--overwrite", *arguments],
-            cwd=tmp_path,
-            env=environ | (env or {}),
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        return cli("run", name, "--overwrite", *arguments, env=environ | (env or {}))
 
     return run
 

@@ -20,25 +20,9 @@ import pytest
 from batch_llm.simulator import answer_digest
 from batch_llm.simulator.server import Simulator
 from batch_llm.stores import ItemState, SqliteLedger
+from command import ENVIRON, rows
 
-ENVIRON = {k: v for k, v in os.environ.items() if not k.startswith(("OPENAI_", "BATCH_LLM_"))}
 LEDGER = ".batch-llm/runs/q.results.jsonl.sqlite"
-
-
-@pytest.fixture
-def cli(tmp_path):
-    def cli(*arguments, env=None):
-        return subprocess.run(
-            [sys.executable, "-m", "batch_llm", *arguments],
-            cwd=tmp_path,
-            env=ENVIRON | (env or {}),
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-
-    return cli
 
 
 def write_questions(tmp_path, count, *, changed=()):
@@ -47,10 +31,6 @@ def write_questions(tmp_path, count, *, changed=()):
         for n in range(count)
     ]
     (tmp_path / "q.jsonl").write_text("\n".join(lines))
-
-
-def rows(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 @pytest.fixture

@@ -27,8 +27,8 @@ from batch_llm.providers.requests import RequestCaller
 from batch_llm.providers.transport import HttpTransport
 from batch_llm.simulator import answer_digest
 from batch_llm.simulator.server import Simulator
+from command import ENVIRON, rows
 
-ENVIRON = {k: v for k, v in os.environ.items() if not k.startswith(("OPENAI_", "BATCH_LLM_"))}
 KEY = {"OPENAI_API_KEY": "sk-secret-0123456789"}
 FAULTS = "retry_after=ms&p429=0.02&p500=0.05&ptruncate=0.1&prefuse=0.05&pfilter=0.05"
 
@@ -75,10 +75,6 @@ def write_questions(tmp_path, count, distinct):
         json.dumps({"id": f"q{n}", "prompt": f"Question {n % distinct}?"}) for n in range(count)
     ]
     (tmp_path / "q.jsonl").write_text("\n".join(lines))
-
-
-def rows(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def check_rows(path, count):

@@ -299,3 +299,27 @@ async def test_a_tunnel_that_the_proxy_refuses_is_said_to_be_so(monkeypatch):
     assert head.startswith("connect model.invalid:443 http/1.1\r\n")
     assert "proxy-authorization: basic bwu6ahvzaa==\r\n" in head
     assert "bearer" not in head
+
+
+@pytest.mark.parametrize("body", [b"{}", b"x" * (1 << 20)])
+async def test_a_call_tells_once_when_it_leaves(body):
+    server, told = Server(reply()), []
+    async with running(server) as (transport, url):
+        for _ in range(2):  # on a new connection, and on one that is there
+            response = await transport.post(
+                url, {}, body, lambda: told.append(len(server.requests))
+            )
+            assert response.status == 200
+    assert told == [0, 1], "each before the server had it"
+    assert [got for _, got in server.requests] == [body, body]
+
+
+async def test_a_call_that_finds_no_server_has_not_left():
+    told = []
+    transport = HttpTransport()
+    try:
+        with pytest.raises(TransportError):
+            await transport.post("http://127.0.0.1:1/v1", {}, b"{}", lambda: told.append(1))
+    finally:
+        await transport.aclose()
+    assert told == []

@@ -19,6 +19,7 @@ from batch_llm._engine.turns import Flow
 from batch_llm.exceptions import TransportError
 from batch_llm.observers.base import ProcessingEvent
 from batch_llm.providers.limit_headers import named_limit
+from batch_llm.strategies.costs import NOTHING
 from batch_llm.strategies.errors import ErrorCode
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from batch_llm._engine.places import Place
     from batch_llm.base import LLMWorkItem
     from batch_llm.providers.base import Outcome
-    from batch_llm.strategies.costs import Cost
 
     Item = LLMWorkItem[Any, Any, Any]
 
@@ -206,9 +206,9 @@ class AdmissionGate:
         lane = self.lanes.of(item)
         if lane.name not in self._flow.waiting:
             self._flow.waiting[lane.name] = 0
-        cost = lane.sizes.cost_of(item)
-        if (ticket := self._start_now(lane, cost)) is not None:
+        if (ticket := self._start_now(lane, item)) is not None:
             return ticket
+        cost = lane.cost_of(item)
         future: asyncio.Future[Ticket] = self._loop.create_future()
         queue = lane.queue
         queue.add(future, cost, self._flow, priority=item.priority, is_retry=is_retry)
@@ -239,27 +239,37 @@ class AdmissionGate:
         lane = self.lanes.of(item)
         if lane.name not in self._flow.waiting:
             self._flow.waiting[lane.name] = 0  # it is one of the run's lanes from now on
-        cost = lane.sizes.cost_of(item)
-        return self._start_now(lane, cost, None if apart_from is None else apart_from.place)
+        return self._start_now(lane, item, None if apart_from is None else apart_from.place)
 
     def is_overloaded(self, item: Item, /) -> bool:
         """Whether the item's lane deals with no calls, and no call is due to find out."""
         lane, now = self.lanes.of(item), self._time()
         if lane.overloaded_seconds(now) <= 0:
             return False
-        return lane.best_place(now, lane.sizes.cost_of(item))[1] > 0
+        return lane.best_place(now, lane.cost_of(item))[1] > 0
 
-    def _start_now(self, lane: Lane, cost: Cost, other: Place | None = None) -> Ticket | None:
+    def _start_now(self, lane: Lane, item: Item, other: Place | None = None) -> Ticket | None:
         lanes = self.lanes
         if lanes.in_flight >= lanes.most or (lane.queue.lines and lane.queue.next() is not None):
             return None
         now, place = self._time(), lane.only
         if place is not None and not place.aside_until and lane.asking is None:
             # As most lanes are.
-            if place.admission.wait(now, cost) > 0:
+            admission, backlog = place.admission, lane.backlog
+            if admission.is_calm and backlog is not None:
+                if admission.wait(now, NOTHING) > 0:
+                    return None
+                self.in_flight += 1
+                lanes.in_flight += 1
+                ticket = Ticket(lane, place, admission.begin(now), False, item)
+                backlog.put_down(ticket)
+                return ticket
+            cost = lane.sizes.cost_of(item)
+            if admission.wait(now, cost) > 0:
                 return None
-            grant = place.admission.start(now, cost)
+            grant = admission.start(now, cost)
         else:
+            cost = lane.cost_of(item)
             place, wait = lane.best_place(now, cost, other)
             if wait > 0:
                 return None
@@ -274,6 +284,7 @@ class AdmissionGate:
         grant = ticket.grant
         if grant.is_open:
             now = self._time()
+            ticket.lane.book()
             ticket.place.ended(now, grant, is_good=None)
             ticket.place.admission.cancelled(now, grant, was_sent=was_sent)
         self.lanes.leave(ticket.lane)
@@ -289,8 +300,14 @@ class AdmissionGate:
         now = self._time()
         if place.is_in_doubt:
             place.ended(now, grant, is_good=True)
-        used = ticket.lane.sizes.learn(item, outcome.usage)
-        place.admission.accepted(now, grant, used, outcome.limits)
+        lane, admission = ticket.lane, place.admission
+        if admission.is_calm and not outcome.limits and lane.backlog is not None:
+            admission.end(now, grant)
+            lane.backlog.note_end(ticket, item, now, outcome.usage)
+        else:
+            lane.book()
+            used = lane.sizes.learn(item, outcome.usage)
+            admission.accepted(now, grant, used, outcome.limits)
         if place.knee is not None:
             place.note_work(now, grant, outcome.usage or None)
         if outcome.limits:
@@ -309,6 +326,7 @@ class AdmissionGate:
         """Tell that a call failed, other than by a rate limit; learn whether it is held for it."""
         lane, place, grant = ticket.lane, ticket.place, ticket.grant
         now = self._time()
+        lane.book()
         if code is ErrorCode.OVERLOADED or code is ErrorCode.CONNECTION:
             is_away = code is ErrorCode.OVERLOADED or is_absent(outcome.error)
             if code is ErrorCode.OVERLOADED or lane.has_answered:
@@ -338,6 +356,7 @@ class AdmissionGate:
         """Tell that a call was refused by a rate limit. The lane holds its item with the others."""
         place, grant = ticket.place, ticket.grant
         now = self._time()
+        ticket.lane.book()
         place.ended(now, grant, is_good=True)  # whom it knows it refuses
         refusal = place.admission.refused(
             now,

@@ -21,7 +21,7 @@ from batch_llm.core.text import described
 from batch_llm.core.usage import usage_of_error
 from batch_llm.exceptions import CallCancelledError
 from batch_llm.observers.base import ProcessingEvent
-from batch_llm.providers.base import Outcome
+from batch_llm.providers.base import DEPARTURE, Outcome
 from batch_llm.providers.limit_headers import limits_of_error
 from batch_llm.stores.base import Attempt
 from batch_llm.strategies.errors import ErrorCode, ErrorInfo, code_of
@@ -121,6 +121,21 @@ class MakeCall(Protocol):
             asyncio.CancelledError: The owner was cancelled; the ticket was handed back.
         """
         ...
+
+
+class _Departure:
+    """Notes in a store's book when a call leaves the process."""
+
+    __slots__ = ("_book", "_token")
+
+    def __init__(self, book: CallBook, token: int) -> None:
+        self._book, self._token = book, token
+
+    def waits(self) -> None:
+        self._book.call_waits(self._token)
+
+    def goes(self) -> None:
+        self._book.call_goes(self._token)
 
 
 class Calls:
@@ -228,15 +243,19 @@ class Calls:
         self, item: Item, attempt: Try, progress: Progress, started_at: float
     ) -> int | None:
         """Have the call noted before it is sent, where the store keeps a book of that."""
-        if self._book is None or self._size_of is None:
+        book = self._book
+        if book is None or self._size_of is None:
             return None
-        return self._book.call_begins(
+        token = book.call_begins(
             progress.item_id,
             attempt.number,
             started_at,
             self._meter.billed_as(item),
             self._size_of(item),
         )
+        if token is not None and item.request is not None:
+            attempt.memory[DEPARTURE] = _Departure(book, token)
+        return token
 
     def _settle_failure(
         self,

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
+from batch_llm._engine.backlog import Backlog
 from batch_llm._engine.places import Place
 from batch_llm._engine.sizes import Sizes
 from batch_llm._engine.turns import Queue
@@ -63,11 +64,25 @@ _AVOIDED, _NOT_WANTED = 2.0, 4.0
 
 
 class Ticket(msgspec.Struct):
-    """A call that was let in."""
+    """A call that was let in.
+
+    Attributes:
+        lane: Its lane.
+        place: Where it goes.
+        grant: What its place's admission knows of it.
+        is_charged: Whether the admission was told what it takes; else it is in the lane's backlog.
+        item: What is asked, as long as it is there.
+        ended_at: When it was answered, where that is in the backlog.
+        usage: The tokens that it took then.
+    """
 
     lane: Lane
     place: Place
     grant: Grant
+    is_charged: bool = True
+    item: Item | None = None
+    ended_at: float | None = None
+    usage: dict[str, int] | None = None
 
 
 class Pause(NamedTuple):
@@ -103,6 +118,18 @@ class Lane:
         self.sizes = Sizes(facts.charges)
         #: The one place, where there are no others to choose from.
         self.only = places[0] if len(places) == 1 else None
+        #: What is not charged there yet.
+        self.backlog = None if self.only is None else Backlog(self.only.admission, self.sizes)
+
+    def book(self) -> None:
+        """Charge all that was put down for later: whatever comes now may depend on it."""
+        if self.backlog is not None:
+            self.backlog.book()
+
+    def cost_of(self, item: Item) -> Cost:
+        """Estimate what a call of the item takes."""
+        self.book()
+        return self.sizes.cost_of(item)
 
     def best_place(
         self, now: float, cost: Cost, apart_from: Place | None = None
@@ -303,6 +330,7 @@ class Lanes:
     def start(self, lane: Lane, place: Place, cost: Cost, now: float) -> Ticket:
         """Let a call in."""
         self.in_flight += 1
+        lane.book()
         return Ticket(lane, place, place.start(now, cost))
 
     def leave(self, lane: Lane) -> None:
@@ -372,6 +400,7 @@ class Lanes:
     def close(self) -> None:
         """Stop all timers, and remember what was learned."""
         for lane in self.by_name.values():
+            lane.book()
             if lane.asking is not None:  # the run was given up at once; the next one asks anew
                 lane.asking.cancel()
                 lane.asking, lane.was_asked = None, False

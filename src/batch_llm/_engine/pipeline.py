@@ -88,6 +88,8 @@ class Pipeline:
         self._unsaved = 0
         self._on_saved = self._show_saved
         self._all_saved: asyncio.Future[None] | None = None
+        #: The kind of saving that the store returns.
+        self._saving: type[Saving] | None = None
         #: Workers that wait until fewer are unsaved, and whether one of them was just woken.
         self._queue: deque[asyncio.Future[None]] = deque()
         self._is_waking = False
@@ -207,7 +209,11 @@ class Pipeline:
 
         Not where the showing takes time of its own, or nothing can be saved for now.
         """
-        if self._post_processor is not None or not isinstance(saved, Saving) or saved.is_stuck:
+        if saved.__class__ is not self._saving:  # to ask whose kind it is takes long
+            if not isinstance(saved, Saving):
+                return False
+            self._saving = saved.__class__
+        if self._post_processor is not None or saved.is_stuck:
             return False
         room = self._room
         if room is not None:

@@ -12,6 +12,7 @@ import msgspec
 
 from batch_llm._engine.admission_gate import AdmissionGate
 from batch_llm._engine.calls import Calls
+from batch_llm._engine.collector import collecting_less
 from batch_llm._engine.cooldown_gate import CooldownGate
 from batch_llm._engine.course import Rules
 from batch_llm._engine.events import EventDispatcher
@@ -271,10 +272,11 @@ class Run:
             reason = f"{seconds:g} s have gone by since its start"
             timer = self._loop.call_later(seconds, self._stop_at, "deadline_seconds", reason)
         try:
-            try:
-                await self._pool.run(self._source)
-            finally:
-                await self._pipeline.show_all()
+            with collecting_less():
+                try:
+                    await self._pool.run(self._source)
+                finally:
+                    await self._pipeline.show_all()
             self._stops.conclude()
             self._pool.raise_error()
         finally:

@@ -9,7 +9,6 @@ import logging
 import shlex
 import signal
 import sys
-from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +19,11 @@ from batch_llm.cli.costs import bill_note, bill_of_run, cost_record
 from batch_llm.cli.display import summary_lines
 from batch_llm.cli.exit_codes import ExitCode
 from batch_llm.cli.progress import say, show_progress, tell
+from batch_llm.cli.result_files import ResultFiles
 from batch_llm.exceptions import LedgerError
-from batch_llm.outputs import FailedWriter, Finished, ResultWriter, finished
+from batch_llm.outputs import finished
 from batch_llm.runs.ledgers import name_of, open_ledger, put_aside, variants_at
+from batch_llm.runs.passing import DuplicateRowsError, Passing
 from batch_llm.runs.plan import Plan, Survey
 from batch_llm.runs.session import (
     Session,
@@ -32,19 +33,19 @@ from batch_llm.runs.session import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence
 
     from batch_llm._engine.statistics import Statistics
-    from batch_llm.base import WorkItemResult
+    from batch_llm.base import LLMWorkItem, WorkItemResult
     from batch_llm.cli.command import Command
     from batch_llm.inputs import Row
     from batch_llm.runs.brief import Brief
+    from batch_llm.runs.recipe import Variant
     from batch_llm.stores.sqlite import SqliteLedger
 
+    Item = LLMWorkItem[Any, Any, Row]
     Result = WorkItemResult[Any, Row]
 
-#: With ``--order input``: finished rows that wait for an earlier one.
-MAX_HELD = 10_000
 #: Flags that say what is left to do does not share with what was done.
 _NOT_REPEATED = {
     "-o": 1,
@@ -66,66 +67,9 @@ _FLAGS = {
 }
 
 
-class _Writers:
-    """The two output files, and the order in which rows reach them."""
-
-    def __init__(self, plan: Plan, command: Command, *, overwrite: bool) -> None:
-        is_batch = plan.source.format == "openai-batch"
-        self.failed = FailedWriter(command.failed, columns=plan.columns, overwrite=overwrite)
-        self.results = ResultWriter(
-            command.output, is_batch=is_batch, columns=plan.columns, overwrite=overwrite
-        )
-        self._keeps_order = command.order == "input"
-        self._due: deque[int] = deque()
-        self._held: dict[int, Finished] = {}
-        self.has_reader = True
-        self._has_room = asyncio.Event()
-
-    async def expect(self, row: Row) -> None:
-        """Note a row's place; wait while too many finished rows wait for an earlier one.
-
-        That one is in work already, so it always comes.
-        """
-        if not self._keeps_order:
-            return
-        while len(self._held) >= MAX_HELD:
-            self._has_room.clear()
-            await self._has_room.wait()
-        self._due.append(row.line)
-
-    def write(self, finished: Finished) -> None:
-        if not self._keeps_order:
-            self._put(finished)
-            return
-        self._held[finished.row.line] = finished
-        while self._due and self._due[0] in self._held:
-            self._put(self._held.pop(self._due.popleft()))
-        self._has_room.set()
-
-    def _put(self, finished: Finished) -> None:
-        if finished.error is None:
-            try:
-                self.results.write(finished)
-            except BrokenPipeError:  # of standard output; whoever read it wants no more
-                self.has_reader = False
-        else:
-            self.failed.write(finished.row, finished.error)
-
-    def write_held(self) -> None:
-        """Write what still waits for earlier rows: those will not come any more."""
-        held, self._held = self._held, {}
-        for row in sorted(held.values(), key=lambda one: one.row.line):
-            self._put(row)
-
-    def close(self) -> None:
-        self.write_held()
-        self.results.close()
-        self.failed.close()
-
-
 def run_command(command: Command) -> ExitCode:
     """Do it. Everything that can be checked is checked before the first call."""
-    return run_plan(Plan(command), command)[0]
+    return run_plan(Plan(command, uses_index=True), command)[0]
 
 
 def run_plan(
@@ -152,20 +96,27 @@ def run_plan(
             ledger = opened.enter_context(
                 open_run(command, plan, pools.servers, is_pilot=pilot is not None)
             )
-        survey = Survey(plan.rows)
-        if ledger is not None and any(ledger.counts().values()):
-            survey = plan.survey(ledger, variants)
-            if not command.quiet and command.progress != "json":
+        survey, passing = Survey(plan.rows), None
+        if ledger is not None:
+            is_known = any(ledger.counts().values())
+            if pilot is None and plan.indexed is not None:
+                opened.callback(plan.indexed.close)
+                plan, passing, survey = _pass_over(plan, ledger, variants)
+            elif is_known:
+                survey = plan.survey(ledger, variants)
+            if is_known and not command.quiet and command.progress != "json":
                 say(_continuing(ledger, survey))
         cache = None if command.cache is None else opened.enter_context(open_cache(command))
         writers = None
         if pilot is None or ledger is None:
-            # What a ledger knows is written anew: it may be torn, or gone.
-            writers = _Writers(plan, command, overwrite=command.overwrite or ledger is not None)
+            writers = ResultFiles(plan, command, ledger, passing)
             opened.callback(writers.close)
             writers.failed.remove_old()
             for problem in plan.problems:
                 writers.failed.write_problem(problem)
+        is_done_in_part = survey.left < survey.rows or bool(variants)
+        passes = passing is not None and is_done_in_part
+        on_row = writers.expect if writers is not None and command.order == "input" else None
         session = Session(
             command,
             pools,
@@ -173,11 +124,32 @@ def run_plan(
             cache=cache,
             variants=variants,
             keep_bodies=plan.source.format == "openai-batch",
-            looks_up=survey.left < survey.rows or bool(variants),
-            on_row=writers.expect if writers is not None and command.order == "input" else None,
+            looks_up=is_done_in_part and not passes,
+            on_row=None if passes else on_row,
         )
         execution = _Execution(plan, command, session, writers, pilot, ledger, survey)
+        if passing is not None:
+            execution.items = (
+                passing.items_left(execution.take, on_row) if passes else passing.all_items()
+            )
         return asyncio.run(execution.run()), session.statistics()
+
+
+def _pass_over(
+    plan: Plan, ledger: SqliteLedger, variants: Sequence[Variant]
+) -> tuple[Plan, Passing | None, Survey]:
+    """Find out what of an indexed plan is done; where only reading all will do, with another one.
+
+    Raises:
+        InputError: Rows have the same id.
+    """
+    assert plan.indexed is not None  # noqa: S101 - the caller has looked
+    if plan.indexed.settle():
+        passing = Passing(plan, ledger, variants)
+        with contextlib.suppress(DuplicateRowsError):
+            return plan, passing, passing.survey()
+    plan = Plan(plan.brief, plan.source)
+    return plan, None, plan.survey(ledger, variants)
 
 
 def open_run(
@@ -231,12 +203,14 @@ class _Execution:
         plan: Plan,
         command: Command,
         session: Session,
-        writers: _Writers | None,
+        writers: ResultFiles | None,
         pilot: Callable[[Result], None] | None,
         ledger: SqliteLedger | None,
         survey: Survey,
     ) -> None:
         self._pilot = pilot
+        #: What is to be sent.
+        self.items: Iterable[Item] | AsyncIterable[Item] = plan.items()
         self._plan, self._command, self._session = plan, command, session
         self._writers, self._ledger, self._survey = writers, ledger, survey
         self._signal: int | None = None
@@ -263,7 +237,7 @@ class _Execution:
         if command.as_json:
             tell({"event": "launch", "model": command.model, "rows": self._plan.rows})
         try:
-            await session.run(self._plan.items(), self._take)
+            await session.run(self.items, self.take)
         finally:
             shown.cancel()
             await asyncio.wait([shown])
@@ -273,7 +247,8 @@ class _Execution:
             self._record_not_sent()
         return self._conclude()
 
-    def _take(self, result: Result) -> None:
+    def take(self, result: Result) -> None:
+        """Write a result."""
         if result.error_code == "cancelled" or result.context is None:
             return
         if self._pilot is not None:
@@ -282,7 +257,7 @@ class _Execution:
             self._done.add(result.context.line)
         if self._writers is None:
             return
-        self._writers.write(finished(result, result.context))
+        self._writers.write(finished(result, result.context), is_kept=result.is_reused)
         if not self._writers.has_reader and self._has_reader:
             self._has_reader = False
             self._session.end()

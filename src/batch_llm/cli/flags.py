@@ -193,7 +193,7 @@ def command_from(source: str, flags: Flags) -> Command:
     )
     agent = None
     if flags.agent is not None:
-        from batch_llm.runs.agents import load_agent
+        from batch_llm.runs.answering_agent import load_agent
 
         agent = load_agent(flags.agent)
     return Command(

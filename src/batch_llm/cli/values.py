@@ -60,9 +60,13 @@ def read_count(flag: str, text: str, *, at_least: int = 0) -> int:
 
 def read_concurrency(text: str) -> int | Literal["knee"] | None:
     """Read a number of calls in flight, or ``knee``; None for ``auto``."""
-    if text == "knee":
-        return "knee"
-    return None if text == "auto" else read_count("--concurrency", text, at_least=1)
+    if text in {"auto", "knee"}:
+        return "knee" if text == "knee" else None
+    try:
+        return read_count("--concurrency", text, at_least=1)
+    except ConfigError:
+        expected = "auto, knee, or a whole number >= 1 such as 50 or 1k"
+        raise ConfigError("--concurrency", text, expected) from None
 
 
 def read_limit(flag: str, text: str | None) -> float | None:

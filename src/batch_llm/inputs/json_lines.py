@@ -1,13 +1,40 @@
-"""One line of a JSON lines file."""
+"""JSON lines and plain lines: one record on each."""
 
 from __future__ import annotations
 
 import json
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from batch_llm.core.text import safe
 from batch_llm.inputs.records import Problem, Row
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from batch_llm.inputs.lines import Lines
+
+
+def records(lines: Lines, *, is_text: bool) -> Iterator[Row | Problem]:
+    """Give the records without ids; empty lines are none.
+
+    Args:
+        lines: From where on.
+        is_text: Whether each line is a prompt as it stands.
+    """
+    read = _prompt if is_text else parse
+    for raw in lines:
+        line = raw.rstrip(b"\r\n")
+        if line.strip():
+            yield read(line, lines.number)
+
+
+def _prompt(line: bytes, number: int) -> Row | Problem:
+    try:
+        return Row("", number, {"prompt": line.decode()})
+    except UnicodeDecodeError as error:
+        return Problem(number, "invalid_utf8", "not UTF-8", error.start + 1)
 
 
 def parse(line: bytes, number: int) -> Row | Problem:

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from batch_llm.exceptions import ConfigError, InputError
-from batch_llm.inputs.json_lines import parse
+from batch_llm.inputs import json_lines
+from batch_llm.inputs.blocks import Body
+from batch_llm.inputs.lines import Lines, has_lines
 from batch_llm.inputs.parquet import ParquetTable
 from batch_llm.inputs.records import Problem, Row
 from batch_llm.inputs.shapes import Identifier, id_column_of, is_left_over, shape_of
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
 FORMATS = ("openai-batch", "chat", "prompt", "rows", "csv", "tsv", "parquet", "txt")
-_BOM = b"\xef\xbb\xbf"
 
 
 class Source:
@@ -98,24 +99,38 @@ class Source:
             return None
         return found.st_size, found.st_mtime_ns
 
+    def identifier(self) -> Identifier:
+        """Return who gives the rows of one reading their ids."""
+        return Identifier(self._id_column)
+
+    def body(self) -> Body | None:
+        """Return what the file's rows are read with block by block; None where they cannot be."""
+        if isinstance(self._table, ParquetTable) or not has_lines(self._path):
+            return None
+        if self._table is None:
+            return Body(self._path, (0, 0), self._lines_from, self._limit, self.format)
+        found = self._table.body()
+        if found is None:
+            return None
+        table, (columns, offset, line) = self._table, found
+        dialect = repr((self.format, columns, table.has_quotes))
+        return Body(
+            self._path,
+            (offset, line),
+            lambda lines: table.rows_from(lines, columns),
+            self._limit,
+            dialect,
+        )
+
     def _records(self) -> Iterator[Row | Problem]:
         return self._table.rows() if self._table is not None else self._lines()
 
     def _lines(self) -> Iterator[Row | Problem]:
         with self._path.open("rb") as file:
-            for number, raw in enumerate(file, 1):
-                line = raw.removeprefix(_BOM) if number == 1 else raw
-                line = line.rstrip(b"\r\n")
-                if not line.strip():
-                    continue
-                yield self._plain(line, number) if self.format == "txt" else parse(line, number)
+            yield from self._lines_from(Lines(file))
 
-    @staticmethod
-    def _plain(line: bytes, number: int) -> Row | Problem:
-        try:
-            return Row("", number, {"prompt": line.decode()})
-        except UnicodeDecodeError as error:
-            return Problem(number, "invalid_utf8", "not UTF-8", error.start + 1)
+    def _lines_from(self, lines: Lines) -> Iterator[Row | Problem]:
+        return json_lines.records(lines, is_text=self.format == "txt")
 
     def _sniff(self, suffix: str) -> str:
         if suffix in {".csv", ".tsv", ".txt", ".parquet"}:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from batch_llm.core.text import safe
@@ -59,7 +58,7 @@ class Identifier:
             message = "an earlier run could not read this record; mend it, or leave it out"
             return Problem(row.line, "invalid_row", message, data=row.data)
         if column is None:  # numbers differ anyway
-            return replace(row, item_id=f"row-{number}")
+            return Row(f"row-{number}", row.line, row.data)
         found = row.data.get(column)
         if found is None or found == "" or isinstance(found, dict | list | bool):
             message = f'"{safe(column, 40)}" must be a text that is not empty'
@@ -69,7 +68,7 @@ class Identifier:
         if first != row.line:
             message = f'"{safe(item_id, 60)}" is already on line {first}'
             return Problem(row.line, "duplicate_custom_id", message, data=row.data, item_id=item_id)
-        return replace(row, item_id=item_id, has_own_id=True)
+        return Row(item_id, row.line, row.data, has_own_id=True)
 
 
 def is_left_over(data: dict[str, Any]) -> bool:

@@ -7,10 +7,11 @@ import sys
 from typing import IO, TYPE_CHECKING
 
 from batch_llm.core.text import safe
+from batch_llm.inputs.lines import Lines
 from batch_llm.inputs.records import Problem, Row
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
 #: Columns that a file of failed rows has beyond its input's.
@@ -34,48 +35,74 @@ class Table:
         self._delimiter = delimiter
         self._given_columns = given_columns
         self._has_header = has_header
-        self._has_quotes = delimiter == "," or _spans_lines(path)
+        #: Whether fields in quotes may hold tabs and line ends.
+        self.has_quotes = delimiter == "," or _spans_lines(path)
 
     def rows(self) -> Iterator[Row | Problem]:
         """Give the records in order, without ids."""
-        columns, is_first = self._given_columns, True
-        for line, fields in self._records():
-            if isinstance(fields, Problem):
-                yield fields
-                continue
-            if is_first:
-                is_first = False
-                if _is_failed_header(fields, self._given_columns):
-                    columns = _header(fields)
-                    continue
-                if self._has_header:
-                    columns = self._given_columns or _header(fields)
+        columns: list[str] | None = None
+        with self._path.open("rb") as file:
+            for line, fields in self._records(Lines(file)):
+                if isinstance(fields, Problem):
+                    yield fields
                     continue
                 if columns is None:
-                    columns = [str(position) for position in range(1, len(fields) + 1)]
-            assert columns is not None  # noqa: S101 - the first record has set them
-            if len(fields) != len(columns):
-                message = f"{len(fields)} fields, expected {len(columns)}"
-                raw = self._delimiter.join(fields)
-                yield Problem(line, "wrong_field_count", message, data={"raw": raw})
-                continue
-            if any("\udc80" <= char <= "\udcff" for field in fields for char in field):
-                yield Problem(line, "invalid_utf8", "not UTF-8")
-                continue
-            yield Row("", line, dict(zip(columns, fields, strict=True)))
+                    columns, is_header = self._columns_from(fields)
+                    if is_header:
+                        continue
+                yield self._row(line, fields, columns)
+
+    def body(self) -> tuple[list[str], int, int] | None:
+        """Return the columns, where the first record begins, and the lines before it.
+
+        None where there is no record, or bad ones stand before the header.
+        """
+        with self._path.open("rb") as file:
+            lines = Lines(file)
+            for _, fields in self._records(lines):
+                if isinstance(fields, Problem) or not lines.is_at_end_of_line:
+                    break
+                columns, is_header = self._columns_from(fields)
+                return (columns, lines.offset, lines.number) if is_header else (columns, 0, 0)
+        return None
+
+    def rows_from(self, lines: Lines, columns: list[str]) -> Iterator[Row | Problem]:
+        """Give the records from some place behind the header on, without ids."""
+        for line, fields in self._records(lines):
+            yield fields if isinstance(fields, Problem) else self._row(line, fields, columns)
+
+    def _columns_from(self, first: list[str]) -> tuple[list[str], bool]:
+        """Return the columns' names, and whether the first record is none but holds them."""
+        if _is_failed_header(first, self._given_columns):
+            return _header(first), True
+        if self._has_header:
+            return self._given_columns or _header(first), True
+        return self._given_columns or [str(place) for place in range(1, len(first) + 1)], False
+
+    def _row(self, line: int, fields: list[str], columns: list[str]) -> Row | Problem:
+        if len(fields) != len(columns):
+            message = f"{len(fields)} fields, expected {len(columns)}"
+            raw = self._delimiter.join(fields)
+            return Problem(line, "wrong_field_count", message, data={"raw": raw})
+        if not all(map(str.isascii, fields)) and any(
+            "\udc80" <= char <= "\udcff" for field in fields for char in field
+        ):
+            return Problem(line, "invalid_utf8", "not UTF-8")
+        return Row("", line, dict(zip(columns, fields, strict=True)))
 
     def header_columns(self) -> list[str] | None:
         """Return the names in the header line; None where the table has none of its own."""
         if self._given_columns is not None or not self._has_header:
             return None
-        first = (fields for _, fields in self._records() if not isinstance(fields, Problem))
-        return _header(next(first, []))
+        with self._path.open("rb") as file:
+            found = self._records(Lines(file))
+            first = (fields for _, fields in found if not isinstance(fields, Problem))
+            return _header(next(first, []))
 
-    def _records(self) -> Iterator[tuple[int, list[str] | Problem]]:
-        with _opened(self._path) as file:
-            yield from (
-                _read_quoted(file, self._delimiter) if self._has_quotes else _read_lines(file)
-            )
+    def _records(self, lines: Lines) -> Iterator[tuple[int, list[str] | Problem]]:
+        if self.has_quotes:
+            return _read_quoted(lines.texts(), self._delimiter, lines.number)
+        return _read_lines(lines)
 
 
 def _opened(path: Path) -> IO[str]:
@@ -107,11 +134,14 @@ def _is_failed_header(fields: list[str], given: Sequence[str] | None) -> bool:
     return kept == (given or [str(position) for position in range(1, len(kept) + 1)])
 
 
-def _read_quoted(file: IO[str], delimiter: str) -> Iterator[tuple[int, list[str] | Problem]]:
+def _read_quoted(
+    texts: Iterable[str], delimiter: str, before: int = 0
+) -> Iterator[tuple[int, list[str] | Problem]]:
+    """Read records; ``before`` lines stand before the first."""
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    reader = csv.reader(file, delimiter=delimiter, strict=True)
+    reader = csv.reader(texts, delimiter=delimiter, strict=True)
     while True:
-        line = reader.line_num + 1
+        line = before + reader.line_num + 1
         try:
             fields = next(reader)
         except StopIteration:
@@ -147,9 +177,9 @@ def _spans_lines(path: Path) -> bool:
     return len(counts) == 1 and None not in counts
 
 
-def _read_lines(file: IO[str]) -> Iterator[tuple[int, list[str] | Problem]]:
+def _read_lines(lines: Lines) -> Iterator[tuple[int, list[str] | Problem]]:
     """Read one record per line. Quotes are text, unless they enclose a field as they should."""
-    for number, line in enumerate(file, 1):
+    for number, line in enumerate(lines.texts(), lines.number + 1):
         text = line.rstrip("\r\n")
         if text:
             yield number, [_unquoted(field) for field in text.split("\t")]

@@ -21,7 +21,10 @@ from batch_llm.outputs.parquet import ParquetRows
 
 if TYPE_CHECKING:
     from batch_llm.base import WorkItemResult
+    from batch_llm.outputs.notes import OutputNotes
 
+#: Bytes of lines that wait for others to be written with.
+_MOST_WAITING = 1 << 16
 #: Nested deeper than this, a value that needs cleaning is cut.
 _MAX_DEPTH = 50
 FIELDS = (
@@ -34,6 +37,7 @@ FIELDS = (
     "attempts",
     "seconds",
 )
+_OURS = frozenset(FIELDS)
 
 
 class Finished(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,6 +92,8 @@ class ResultWriter:
         is_batch: Whether the rows are batch lines.
         columns: All columns that the rows may have; only a table needs to know.
         overwrite: Replace a file that is there.
+        kept: Bytes and rows of it that are left as they are, if not all is replaced.
+        notes: Hears of what is written.
 
     Raises:
         OutputExistsError: The file is there.
@@ -102,8 +108,10 @@ class ResultWriter:
         is_batch: bool = False,
         columns: Sequence[str] = (),
         overwrite: bool = False,
+        kept: tuple[int, int] = (0, 0),
+        notes: OutputNotes | None = None,
     ) -> None:
-        self._is_batch = is_batch
+        self._is_batch, self._notes = is_batch, notes
         self._parquet: ParquetRows | None = None
         if Path(path).suffix.lower() == ".parquet":
             if Path(path).exists() and not overwrite:
@@ -112,15 +120,21 @@ class ResultWriter:
             # What a run left there that was cut off is in its ledger too.
             self._lines = _LineFile(self._parquet.rows_path, overwrite=True)
         else:
-            self._lines = _LineFile(path, overwrite=overwrite)
+            self._lines = _LineFile(path, overwrite=overwrite, kept=kept[0])
         self._table = _Table.for_path(path)
+        if self._table is not None and kept[0]:
+            self._table.read_header(path)
         self._known = columns
         self._columns: dict[str, None] = {}
         self._names: dict[str, str] = {}
-        self.rows = 0
+        self.rows = kept[1]
 
-    def write(self, finished: Finished) -> None:
+    def write(self, finished: Finished, *, is_kept: bool = False) -> None:
         """Append one row.
+
+        Args:
+            finished: The row.
+            is_kept: Whether it may wait for others to be written with: it is safe elsewhere.
 
         Raises:
             OutputLostError: The disk is full, say.
@@ -131,21 +145,36 @@ class ResultWriter:
             self._parquet.note(record)
             self._columns.update(dict.fromkeys(record))
         if self._table is None:
-            self._lines.append(_json(record))
+            line = _json(record)
         else:
             if not self._table.columns:
                 names = [self._name(name, record) for name in self._known]
-                self._lines.append(self._table.header([*record, *names], last=FIELDS))
-            self._lines.append(self._table.row(record))
+                self._append(self._table.header([*record, *names], last=FIELDS), None)
+            line = self._table.row(record)
+        self._append(line, finished.row.line, can_wait=is_kept)
         self.rows += 1
+
+    def _append(self, line: bytes, row: int | None, *, can_wait: bool = False) -> None:
+        self._lines.append(line, can_wait=can_wait)
+        if self._notes is not None:
+            self._notes.wrote(line, row)
 
     def _record(self, finished: Finished) -> dict[str, Any]:
         row = finished.row
-        record = {self._name(name, row.data): value for name, value in _identified(row).items()}
-        for name in FIELDS:
-            record[name] = getattr(finished, name)
-        record["seconds"] = round(finished.seconds, 3)
-        return record
+        columns = _identified(row)
+        if not _OURS.isdisjoint(columns):
+            columns = {self._name(name, row.data): value for name, value in columns.items()}
+        return {
+            **columns,
+            "output": finished.output,
+            "status": finished.status,
+            "error": finished.error,
+            "model": finished.model,
+            "input_tokens": finished.input_tokens,
+            "output_tokens": finished.output_tokens,
+            "attempts": finished.attempts,
+            "seconds": round(finished.seconds, 3),
+        }
 
     def _name(self, column: str, taken: Mapping[str, Any]) -> str:
         """Return the name under which a column is kept beside the results' own."""
@@ -166,6 +195,8 @@ class ResultWriter:
             OutputLostError: A Parquet file could not be made of them.
         """
         self._lines.close()
+        if self._notes is not None:
+            self._notes.close()
         if self._parquet is not None:
             parquet, self._parquet = self._parquet, None
             names = [self._name(name, {}) for name in self._known]
@@ -236,8 +267,9 @@ def _identified(row: Row) -> dict[str, Any]:
 class _LineFile:
     """Appends lines, each handed to the system at once and whole."""
 
-    def __init__(self, path: str, *, overwrite: bool) -> None:
+    def __init__(self, path: str, *, overwrite: bool, kept: int = 0) -> None:
         self._path = path
+        self._waiting = bytearray()
         self._file: IO[bytes] | None = None
         if path == "-":
             if sys.stdout is None:
@@ -245,13 +277,29 @@ class _LineFile:
             self._descriptor = sys.stdout.fileno()
             return
         try:
-            mode = "wb" if overwrite else "xb"
+            mode = "r+b" if kept else "wb" if overwrite else "xb"
             self._file = Path(path).open(mode, buffering=0)  # noqa: SIM115 - closed by `close`
+            if kept:
+                self._file.truncate(kept)
+                self._file.seek(kept)
         except FileExistsError:
             raise OutputExistsError(path) from None
         self._descriptor = self._file.fileno()
 
-    def append(self, line: bytes) -> None:
+    def append(self, line: bytes, *, can_wait: bool = False) -> None:
+        """Append a line; one that can wait, at the latest with the next that cannot."""
+        if can_wait or self._waiting:
+            self._waiting += line
+            if not can_wait or len(self._waiting) >= _MOST_WAITING:
+                self._flush()
+            return
+        self._write(line)
+
+    def _flush(self) -> None:
+        waiting, self._waiting = bytes(self._waiting), bytearray()
+        self._write(waiting)
+
+    def _write(self, line: bytes) -> None:
         try:
             while line:  # a pipe may take less than all
                 line = line[os.write(self._descriptor, line) :]
@@ -261,6 +309,8 @@ class _LineFile:
             raise OutputLostError(self._path, error.strerror or str(error)) from error
 
     def close(self) -> None:
+        """Make all lines durable."""
+        self._flush()
         if self._file is not None and not self._file.closed:
             if Path(self._path).is_file():  # a device or a pipe cannot be synchronised
                 os.fsync(self._descriptor)
@@ -291,6 +341,11 @@ class _Table:
     def for_path(cls, path: str) -> _Table | None:
         delimiter = {".csv": ",", ".tsv": "\t"}.get(Path(path).suffix.lower())
         return cls(delimiter) if delimiter else None
+
+    def read_header(self, path: str) -> None:
+        """Take the columns of a table that was begun before."""
+        with Path(path).open(encoding="utf-8", newline="") as file:
+            self.columns = next(csv.reader(file, delimiter=self._delimiter))
 
     def header(self, names: Sequence[str], *, last: Sequence[str]) -> bytes:
         """Fix the columns: each once, ``last`` behind the others."""

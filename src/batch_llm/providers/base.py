@@ -20,10 +20,24 @@ if TYPE_CHECKING:
 #: The key in ``Try.memory`` under which a caller leaves the usage object that its library fills in
 #: while the call goes on: what was spent is known then even when the call is cut off.
 SPENT = "spent"
+#: The key in ``Try.memory`` under which a caller finds the call's ``Departure``, where one is kept.
+DEPARTURE = "departure"
 
 _LENGTH = Struct(">Q").pack
 #: What every digest of contents starts with, worked out once.
 _DIGEST = blake2b(digest_size=16, person=b"batch-llm item")
+
+
+class Departure(Protocol):
+    """Takes down whether a call has left the process. Unless a caller says so, it may have."""
+
+    def waits(self) -> None:
+        """Note that it has not, for certain: it waits for its connection, say."""
+        ...
+
+    def goes(self) -> None:
+        """Note that from now on it may have."""
+        ...
 
 
 class Try(msgspec.Struct, frozen=True):

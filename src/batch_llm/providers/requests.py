@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
@@ -14,7 +14,7 @@ from batch_llm.exceptions import (
     ConfigError,
     UnsupportedRequestError,
 )
-from batch_llm.providers.base import LaneFacts, content_digest
+from batch_llm.providers.base import DEPARTURE, LaneFacts, content_digest
 from batch_llm.providers.limit_headers import read_limits
 from batch_llm.providers.local_servers import ask_capacity
 from batch_llm.providers.openai import ChatCodec
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from batch_llm.base import LLMWorkItem
     from batch_llm.core.request import Request
     from batch_llm.providers.base import Outcome, Try
-    from batch_llm.providers.transport import Response, Transport
+    from batch_llm.providers.transport import DepartureTeller, Response, Transport
     from batch_llm.strategies.header_belief import LimitHeader
 
 #: Writes a request whole, whatever its model refuses.
@@ -68,6 +68,8 @@ class RequestCaller:
         self._pools: dict[str, tuple[Endpoint, ...]] = {}
         self._turn = 0
         self._transport = transport
+        tells = getattr(transport, "tells_when_sent", False)
+        self._departures = cast("DepartureTeller", transport) if tells else None
         self._keep_bodies = keep_bodies
         self._looker = None if ignore_slots or not isinstance(transport, Looker) else transport
         #: By endpoint: each has limits of its own.
@@ -121,6 +123,7 @@ class RequestCaller:
         """
         request = item.request
         assert request is not None  # noqa: S101 - only such items are given to us
+        departure = attempt.memory.pop(DEPARTURE, None)
         previous = attempt.previous_error
         pool = self._pool_of(item)
         place = attempt.place
@@ -138,7 +141,13 @@ class RequestCaller:
         except UnicodeEncodeError as problem:
             half = ascii(problem.object[problem.start])
             raise UnsupportedRequestError("JSON", f"half of a character, {half}") from problem
-        response = await self._transport.post(endpoint.url, endpoint.headers, body)
+        if departure is None or self._departures is None:
+            response = await self._transport.post(endpoint.url, endpoint.headers, body)
+        else:
+            departure.waits()
+            response = await self._departures.post(
+                endpoint.url, endpoint.headers, body, departure.goes
+            )
         outcome = endpoint.codec.decode(
             response.status, response.headers, response.body, request, secret=endpoint.secret
         )

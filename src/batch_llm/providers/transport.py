@@ -18,7 +18,7 @@ import msgspec
 from batch_llm.exceptions import ConfigError, TransportError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from aiohttp import ClientSession
     from yarl import URL
@@ -87,6 +87,21 @@ class Transport(Protocol):
         ...
 
 
+class DepartureTeller(Transport, Protocol):
+    """A transport that tells when a call leaves the process. One may offer it."""
+
+    async def post(
+        self,
+        url: str,
+        headers: Mapping[str, str],
+        body: bytes,
+        on_sent: Callable[[], None] | None = None,
+        /,
+    ) -> Response:
+        """The same; ``on_sent`` is called once, just before anything of ``body`` is written."""
+        ...
+
+
 @runtime_checkable
 class Looker(Protocol):
     """Reads what a server says of itself. A transport may offer it."""
@@ -112,14 +127,31 @@ class HttpTransport:
 
     def __init__(self) -> None:
         self._session: ClientSession | None = None
+        self._outgoing: Callable[[bytes, Callable[[], None]], Any]
         self._routes: dict[str, dict[str, Any]] = {}
 
-    async def post(self, url: str, headers: Mapping[str, str], body: bytes, /) -> Response:
-        """Send ``body`` and read the whole answer."""
+    #: ``post`` can tell when a call leaves the process.
+    tells_when_sent = True
+
+    async def post(
+        self,
+        url: str,
+        headers: Mapping[str, str],
+        body: bytes,
+        on_sent: Callable[[], None] | None = None,
+        /,
+    ) -> Response:
+        """Send ``body`` and read the whole answer; ``on_sent`` is called just before it leaves."""
         from aiohttp import ClientConnectorError, ClientError, ConnectionTimeoutError
 
         session = self._session or self._open()
-        data = body if len(body) < _LARGE_BODY_BYTES else io.BytesIO(body)
+        data: Any = body
+        if len(body) >= _LARGE_BODY_BYTES:
+            data = io.BytesIO(body)
+            if on_sent is not None:
+                on_sent()
+        elif on_sent is not None:
+            data = self._outgoing(body, on_sent)
         try:
             route = self._routes.get(url) or self._find_route(url)
             response = await session.post(
@@ -167,6 +199,9 @@ class HttpTransport:
     def _open(self) -> ClientSession:
         import aiohttp
 
+        from batch_llm.providers.outgoing import Outgoing
+
+        self._outgoing = Outgoing
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
                 limit=0, keepalive_timeout=IDLE_SECONDS, ttl_dns_cache=DNS_SECONDS

@@ -16,10 +16,10 @@ from batch_llm.exceptions import BatchLLMError, ConfigError, InputError, Setting
 from batch_llm.inputs import ValueSource, check_is_rows
 from batch_llm.runs.blocking import BlockingHandle, LoopThread, end
 from batch_llm.runs.handle import RunHandle, stream_of
-from batch_llm.runs.once import RowsOnce
 from batch_llm.runs.options import RunOptions, brief_from, in_python
 from batch_llm.runs.plan import Plan
 from batch_llm.runs.prepared import Prepared
+from batch_llm.runs.rows_once import RowsOnce
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Generator, Iterator

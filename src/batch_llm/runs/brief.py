@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from batch_llm.core.config import Limits
     from batch_llm.core.schema import OutputSchema
-    from batch_llm.runs.agents import AnsweringAgent
+    from batch_llm.runs.answering_agent import AnsweringAgent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -33,7 +33,7 @@ FOLDER = Path(".batch-llm")
 RUNS = FOLDER / "runs"
 _SUFFIX = ".sqlite"
 #: Of a ledger's files; the first one is the ledger itself.
-_PARTS = ("", "-wal", "-shm", "-calls")
+_PARTS = ("", "-wal", "-shm", "-calls", "-rows", "-output")
 _SHOWN_CHARACTERS = 40
 _LONGEST_NAME = 100
 

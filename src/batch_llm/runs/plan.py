@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from batch_llm.core.text import safe
 from batch_llm.exceptions import InputError
 from batch_llm.inputs import Problem, Row, Source
-from batch_llm.providers.agents import CallByMode
+from batch_llm.providers.callables import CallByMode
 from batch_llm.providers.requests import content_of
+from batch_llm.runs.indexed_input import open_index
 from batch_llm.runs.recipe import Recipe, has_numbered_columns
+from batch_llm.runs.row_index import Facts
 from batch_llm.stores.base import ItemState, is_settled
 
 if TYPE_CHECKING:
@@ -20,7 +22,9 @@ if TYPE_CHECKING:
 
     from batch_llm.base import LLMWorkItem
     from batch_llm.core.request import Request
+    from batch_llm.inputs.blocks import Block
     from batch_llm.runs.brief import Brief
+    from batch_llm.runs.indexed_input import IndexedInput
     from batch_llm.runs.recipe import RowSource, Variant
     from batch_llm.stores.base import Ledger, Record
 
@@ -88,7 +92,7 @@ def look_up(
         variants: What they may have been asked with in a retry.
         finds_changes: Whether to tell rows that have changed from new ones; that takes longer.
     """
-    contents = [_content(item) for item in chunk]
+    contents = [content_of_item(item) for item in chunk]
     records = ledger.look_up(
         (item.item_id, content) for item, content in zip(chunk, contents, strict=True)
     )
@@ -118,7 +122,8 @@ def _known_otherwise(
     return Found(item, None, before.state in _SETTLED)
 
 
-def _content(item: Item) -> bytes:
+def content_of_item(item: Item) -> bytes:
+    """Return the digest of what an item asks, as the engine's store gets it."""
     if item.request is None:
         return CallByMode().content(item)
     return content_of(item.item_id, item.request)
@@ -130,6 +135,7 @@ class Plan:
     Args:
         brief: What to do.
         source: Where the rows come from; None opens the brief's file.
+        uses_index: Whether to look only at what no earlier session of the run has read.
 
     Raises:
         InputError: The input is not good; the message shows the places.
@@ -137,7 +143,9 @@ class Plan:
         OSError: A file cannot be read.
     """
 
-    def __init__(self, brief: Brief, source: RowSource | None = None) -> None:
+    def __init__(
+        self, brief: Brief, source: RowSource | None = None, *, uses_index: bool = False
+    ) -> None:
         self.brief = brief
         self.source: RowSource = source or Source(
             brief.input,
@@ -154,10 +162,40 @@ class Plan:
         self._chosen: frozenset[int] | None = None
         self._names: dict[str, None] = dict.fromkeys(source.columns)
         self.problems: list[Problem] = []
+        #: The input in blocks, some of which are known; None where nothing is known of it.
+        self.indexed: IndexedInput | None = None
+        if uses_index and isinstance(source, Source):
+            self.indexed = open_index(brief, source)
         self._read_through()
 
     def _read_through(self) -> None:
-        for record in self.source:
+        if self.indexed is None:
+            self._add(self._facts_of(self.source))
+        else:
+            for block in self.indexed.cut():
+                self._add(self.indexed.facts_of(block) or self._new_facts(self.indexed, block))
+        if not self.rows and not self.problems:
+            raise InputError(f"{self.source.name} is empty; there is nothing to send")
+        if self.problems and self.brief.bad_rows == "stop":
+            if self.indexed is not None:
+                self.indexed.close()
+                Plan(self.brief, self.source)  # raises, with all of them: it knows every id
+            raise InputError(self._explain())
+        if self.brief.bad_rows == "skip":
+            self.problems = []
+
+    def _new_facts(self, indexed: IndexedInput, block: Block) -> Facts:
+        problems = len(self.problems)
+        facts = self._facts_of(indexed.records(block))
+        if len(self.problems) == problems:
+            indexed.note(block, facts)
+        return facts
+
+    def _facts_of(self, records: Iterable[Row | Problem]) -> Facts:
+        """Look at records; note those that cannot be used."""
+        names: dict[str, None] = {}
+        facts = Facts()
+        for record in records:
             if isinstance(record, Problem):
                 self.problems.append(record)
                 continue
@@ -166,18 +204,21 @@ class Plan:
             except ValueError as error:
                 self.problems.append(bad_row(record, error))
                 continue
-            self.rows += 1
-            self._names.update(dict.fromkeys(record.data))
-            self.characters += request.characters
+            facts.rows += 1
+            names.update(dict.fromkeys(record.data))
+            facts.characters += request.characters
             asked = request.settings.longest_answer
-            self._bounded_rows += asked is not None
-            self._most_output = max(self._most_output, asked or 0)
-        if not self.rows and not self.problems:
-            raise InputError(f"{self.source.name} is empty; there is nothing to send")
-        if self.problems and self.brief.bad_rows == "stop":
-            raise InputError(self._explain())
-        if self.brief.bad_rows == "skip":
-            self.problems = []
+            facts.bounded += asked is not None
+            facts.longest = max(facts.longest, asked or 0)
+        facts.names = list(names)
+        return facts
+
+    def _add(self, facts: Facts) -> None:
+        self.rows += facts.rows
+        self._names.update(dict.fromkeys(facts.names))
+        self.characters += facts.characters
+        self._bounded_rows += facts.bounded
+        self._most_output = max(self._most_output, facts.longest)
 
     def check_unchanged(self) -> None:
         """Refuse an input that was written to since it was opened.
@@ -259,9 +300,13 @@ class Plan:
                     failed += 1
         return Survey(self.rows, kept, failed, changed)
 
-    def items(self) -> Iterator[Item]:
-        """Give the good rows as items, reading the input a second time."""
-        for record in self.source:
+    def items(self, records: Iterable[Row | Problem] | None = None) -> Iterator[Item]:
+        """Give the good rows as items, reading the input a second time.
+
+        Args:
+            records: Only these; None reads all.
+        """
+        for record in self.source if records is None else records:
             if isinstance(record, Row) and (self._chosen is None or record.line in self._chosen):
                 with contextlib.suppress(ValueError):  # found before, and told
                     yield self._recipe.item_for(record)

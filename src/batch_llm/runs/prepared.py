@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from batch_llm._engine.statistics import Statistics
     from batch_llm.inputs import Problem
     from batch_llm.runs.brief import Brief
-    from batch_llm.runs.once import RowsOnce
     from batch_llm.runs.results import RowData
+    from batch_llm.runs.rows_once import RowsOnce
     from batch_llm.stores.sqlite import SqliteLedger
 
     Result = WorkItemResult[Any, Row]

@@ -35,7 +35,7 @@ _SQL = "answers.sql"
 _FILE = "answers.sqlite"
 #: "b-llm" to SQLite, in the file's header.
 _APPLICATION_ID = 0x626C6C6D
-_VERSION = 1
+_VERSION = 2
 _PAGE_BYTES = 16_384
 #: Answers that wait to be written; what comes beyond is not kept.
 MOST_WAITING = 10_000
@@ -43,6 +43,8 @@ LINGER_SECONDS = 0.02
 #: How long a write waits for another process that writes.
 PATIENCE_SECONDS = 30.0
 _AGAIN_SECONDS = 0.02
+#: Expired answers that are removed at the most when a run begins, and with each group that is kept.
+MOST_REMOVED_AT_FIRST, MOST_REMOVED = 1000, 100
 _ROWS_PER_STATEMENT = (64, 8, 1)
 
 
@@ -70,12 +72,23 @@ class _Kept(NamedTuple):
     answer: bytes
 
 
+class _Sweep:
+    """Stands among what is to be kept for: remove what has expired."""
+
+
+_SWEEP = _Sweep()
+
+
 class AnswerCache:
     """A cache in a folder. Use it as a context manager, or ``close`` it.
 
+    An answer is good as long as whoever kept it has said, and as whoever asks for it says. What is
+    past the first is removed, some of it with each use.
+
     Args:
         folder: Where the file is; made, with a ``.gitignore`` in it, when it is not there.
-        expires_seconds: Older answers are asked for again; None: they stay good.
+        expires_seconds: Older answers are asked for again, and what is kept now expires after so
+            long; None: it stays good.
         must_exist: Refuse a folder without a cache, instead of making one.
         patience_seconds: How long a write waits for another process that writes.
         now: The time of day, in seconds since 1970.
@@ -160,19 +173,25 @@ class AnswerCache:
     def _make_ours(self, connection: sqlite3.Connection) -> None:
         # All that is looked at in one transaction: another process may be about to make it.
         connection.execute("BEGIN")
-        is_made = _is_made(connection, self.path)
+        is_made, version = _is_made(connection, self.path), _version(connection)
         connection.execute("COMMIT")
         if not is_made:
             connection.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
             connection.execute("PRAGMA journal_mode = WAL")
+        if version < _VERSION:
             with transaction(connection):  # of two that make it, the second finds it made
                 if not _is_made(connection, self.path):
-                    for statement in self._sql["create"].split(";"):
-                        connection.execute(statement)
+                    self._run_all(connection, "create")
                     connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+                if _version(connection) < _VERSION:
+                    self._run_all(connection, "version_2")
                     connection.execute(f"PRAGMA user_version = {_VERSION}")
         # An answer that the loss of power costs is asked for again.
         connection.execute("PRAGMA synchronous = NORMAL")
+
+    def _run_all(self, connection: sqlite3.Connection, name: str) -> None:
+        for statement in self._sql[name].split(";"):
+            connection.execute(statement)
 
     def __enter__(self) -> Self:
         return self
@@ -209,6 +228,7 @@ class AnswerCache:
             self._loop = loop
         self._reader.attach(loop)
         self._writer.attach(loop)
+        self._writer.put(_SWEEP)
 
     def look_up(self, key: bytes, /) -> asyncio.Future[bytes | None]:
         """Return the answer that is kept and has not expired; without any, or in trouble, None."""
@@ -226,9 +246,9 @@ class AnswerCache:
             self._fresh[key] = answer
             self._writer.put(_Kept(key, model, answer))
 
-    def _settle(self, group: list[_Kept], _error: BaseException | None) -> None:
+    def _settle(self, group: list[_Kept | _Sweep], _error: BaseException | None) -> None:
         for kept in group:
-            if self._fresh.get(kept.key) is kept.answer:
+            if isinstance(kept, _Kept) and self._fresh.get(kept.key) is kept.answer:
                 del self._fresh[kept.key]
 
     def _tell(self, group: list[_Look], _error: BaseException | None) -> None:
@@ -250,24 +270,34 @@ class AnswerCache:
             look.answer = found.get(look.key)
 
     def _find(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
-        earliest = self._now() - self._expires_seconds
+        now = self._now()
+        earliest = now - self._expires_seconds
         found: dict[bytes, bytes] = {}
         for statement, values in _apart("find", [(key,) for key in keys]):
             rows = self._reading.execute(statement, values)
-            found |= {key: answer for key, kept_at, answer in rows if kept_at >= earliest}
+            found |= {
+                key: answer
+                for key, kept_at, expires_at, answer in rows
+                if kept_at >= earliest and (expires_at is None or expires_at >= now)
+            }
         return found
 
-    def _write(self, group: list[_Kept]) -> None:
+    def _write(self, group: list[_Kept | _Sweep]) -> None:
         if self.trouble is not None:
             return
         now = self._now()
-        rows = [(kept.key, kept.model, now, kept.answer) for kept in group]
+        expires_at = None if self._expires_seconds == math.inf else now + self._expires_seconds
+        kept = [one for one in group if isinstance(one, _Kept)]
+        rows = [(one.key, one.model, now, expires_at, one.answer) for one in kept]
+        most = MOST_REMOVED if len(kept) == len(group) else MOST_REMOVED_AT_FIRST
         try:
             with transaction(self._writing):
+                self._writing.execute(self._sql["remove_expired"], (now, most))
                 for statement, values in _apart("keep", rows):
                     self._writing.execute(statement, values)
         except sqlite3.Error as error:
-            self._give_up(error)
+            if kept:  # else it can be read all the same, and be tidied up another time
+                self._give_up(error)
 
     def _give_up(self, error: sqlite3.Error) -> None:
         """Go on without; whoever waits for an answer gets none, and makes its call."""
@@ -335,7 +365,7 @@ def _is_made(connection: sqlite3.Connection, path: Path) -> bool:
         CacheError: It is something else.
     """
     application = connection.execute("PRAGMA application_id").fetchone()[0]
-    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    version = _version(connection)
     is_empty = not connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
     if is_empty and application == version == 0:
         return False
@@ -344,6 +374,10 @@ def _is_made(connection: sqlite3.Connection, path: Path) -> bool:
     if version > _VERSION:
         raise CacheError(str(path), f"a later version of batch-llm made it (schema {version})")
     return True
+
+
+def _version(connection: sqlite3.Connection) -> int:
+    return int(connection.execute("PRAGMA user_version").fetchone()[0])
 
 
 def _apart(name: str, rows: list[tuple[Any, ...]]) -> Iterator[tuple[str, list[Any]]]:

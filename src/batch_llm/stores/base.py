@@ -233,6 +233,14 @@ class CallBook(Protocol):
         """
         ...
 
+    def call_waits(self, token: int, /) -> None:
+        """Note that a call which was noted has not left the process yet, for certain."""
+        ...
+
+    def call_goes(self, token: int, /) -> None:
+        """Note that it leaves now: from here on it may cost. Not after it has ended."""
+        ...
+
     def call_ended(self, item_id: str, token: int, attempt: Attempt | None, /) -> None:
         """Note how it ended, in the same step as ``attempt`` joins its item's history.
 

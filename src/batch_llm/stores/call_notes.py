@@ -3,7 +3,8 @@
 The notes are in a file that is mapped into memory: writing one costs less than a microsecond and no
 system call, and what was written stays whatever becomes of the process. (A loss of power may take
 it along; then calls in flight are not known of.) A note is written before its call is sent, and
-let go of when the call is booked in the ledger.
+let go of when the call is booked in the ledger. It is no note of a call that waits for its
+connection: that has cost nothing yet.
 """
 
 from __future__ import annotations
@@ -27,8 +28,10 @@ _HEAD_BYTES, _SLOT_BYTES, _FIRST_SLOTS = 4096, 256, 256
 #: Magic, session, and the length of the names after it.
 _HEAD = struct.Struct("<24sqi")
 #: The number of the item (0: free), attempt, name, start; what is known of its size; id and digest
-#: of the item; the number again: a note that is not whole has two. Then tokens, of none so far.
-_NOTE = struct.Struct("<qiid qqqqq? B64s B16s q 62x")
+#: of the item; the number again: a note that is not whole has two; whether the call is still here,
+#: not sent yet. Then tokens, of none so far.
+_NOTE = struct.Struct("<qiid qqqqq? B64s B16s q ? 61x")
+_HELD_AT = 155
 #: Tokens, and that they are known.
 _USAGE = struct.Struct("<7Q ?")
 _USAGE_AT = 160
@@ -89,6 +92,9 @@ class CallNotes:
                 _extend(file, _HEAD_BYTES + _FIRST_SLOTS * _SLOT_BYTES)
             self._map = mmap.mmap(file.fileno(), 0)
         self._names: dict[BilledAs, int] = {}
+        #: Calls mostly have the name of the one before.
+        self._named_last: BilledAs | None = None
+        self._name_of_last = -1
         self._free: list[int] = []
 
     def close(self) -> None:
@@ -108,6 +114,7 @@ class CallNotes:
     def begin(self, session: int) -> None:
         """Forget all, and note for a session from now on."""
         self._names.clear()
+        self._named_last = None
         self._write_head(session, b"")
         places = range(_HEAD_BYTES, len(self._map), _SLOT_BYTES)
         for at in places:
@@ -143,23 +150,36 @@ class CallNotes:
         if not self._free:
             self._grow()
         at = self._free.pop()
-        name = self._names.get(billed_as)
-        if name is None:
-            name = self.name(billed_as)
+        if billed_as is not self._named_last:
+            self._named_last, self._name_of_last = billed_as, self.name(billed_as)
         sent, further, most, is_seen, told_in, told_out = size
         # Its fields are written in this order, the first and the last of them the item's number.
         _NOTE.pack_into(
-            self._map, at, number, attempt, name, started_at,
+            self._map, at, number, attempt, self._name_of_last, started_at,
             sent, further, -1 if most is None else most,
             -1 if told_in is None else told_in, -1 if told_out is None else told_out, is_seen,
-            min(len(key), _LONGEST_ID + 1), key, len(content), content, number,
+            len(key) if len(key) <= _LONGEST_ID else _LONGEST_ID + 1, key,
+            len(content), content, number, False,
         )  # fmt: skip
         return at
+
+    def hold(self, at: int) -> None:
+        """Note that a call has not left the process yet: whoever finds the note may forget it."""
+        self._map[at + _HELD_AT] = 1
+
+    def let_leave(self, at: int) -> None:
+        """Note that it leaves now."""
+        self._map[at + _HELD_AT] = 0
 
     def tell(self, at: int, usage: dict[str, int]) -> None:
         """Note what a call took."""
         get = usage.get
         try:  # that they are known is written after them
+            if len(usage) == 3:
+                sent, got, total = get("input_tokens"), get("output_tokens"), get("total_tokens")
+                if sent is not None and got is not None and total is not None:
+                    _USAGE.pack_into(self._map, at + _USAGE_AT, sent, got, total, 0, 0, 0, 0, True)
+                    return
             _USAGE.pack_into(
                 self._map, at + _USAGE_AT, get("input_tokens", 0), get("output_tokens", 0),
                 get("total_tokens", 0), get("cache_read_tokens", 0), get("cache_write_tokens", 0),
@@ -226,7 +246,7 @@ def _notes_in(content: bytes | mmap.mmap) -> Iterator[CallNote]:
         names = msgspec.json.decode(content[start : start + length], type=list[BilledAs])
     for at in range(_HEAD_BYTES, len(content) - _SLOT_BYTES + 1, _SLOT_BYTES):
         found = _NOTE.unpack_from(content, at)
-        if not found[0] or found[0] != found[-1]:
+        if not found[0] or found[0] != found[14] or found[15]:
             continue
         number, attempt, name, started_at, sent, further, most, told_in, told_out = found[:9]
         is_seen, key_length, key, content_length, asked = found[9:14]

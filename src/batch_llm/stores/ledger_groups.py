@@ -8,21 +8,20 @@ the engine does for an item.
 from __future__ import annotations
 
 import asyncio
+from itertools import chain, groupby
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from batch_llm.exceptions import StoreError
 from batch_llm.stores.base import Attempt, ItemState, Saving
-from batch_llm.stores.values import clean, key_of, to_json, usage_columns
+from batch_llm.stores.values import UsageColumns, clean, key_of, to_json, usage_columns
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Sequence
+    from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 
     from batch_llm.stores.call_notes import BilledAs
 
-    #: All attempts of an item: of the usual one, itself.
-    History = Attempt | tuple[Attempt, ...]
 
 #: Fields of a result that was taken.
 _FIELDS = 3
@@ -31,6 +30,7 @@ _AT_A_TIME = 64
 MOST_TAKEN: Final = _AT_A_TIME * _FIELDS
 #: A group that takes longer is no reason for workers to do nothing meanwhile.
 _LONG_SECONDS = 0.1
+_NO_USAGE: UsageColumns = (None, None, None, "{}")
 #: Models' names that are known to hold nothing that must not be kept; strangers' text, so not all.
 _MOST_NAMES = 64
 
@@ -172,6 +172,11 @@ class Group:
         )
 
     @property
+    def is_of_new_items(self) -> bool:
+        """Whether it only adds rows, of items that the file does not know: they have no order."""
+        return not (self.reopen or self.start or self.forget or self.finish)
+
+    @property
     def ends(self) -> int:
         """How many items' last steps are in here."""
         return len(self.works) + len(self.taken) // _FIELDS
@@ -191,6 +196,23 @@ class Group:
         if refusal is not None or self.error is None:
             return refusal
         return self.pace.error_of(self.error, work.item_id)
+
+
+def in_order(groups: Iterable[Group]) -> Iterator[tuple[tuple[str, list[Any]], ...]]:
+    """Give the rows of groups, of each kind as many at once as their order allows.
+
+    Whoever writes them waits for the interpreter after each statement, beside a busy event loop for
+    milliseconds.
+    """
+    for is_of_new_items, some in groupby(groups, lambda group: group.is_of_new_items):
+        rows = [group.rows() for group in some]
+        if is_of_new_items and len(rows) > 1:
+            yield tuple(
+                (kind[0][0], list(chain.from_iterable(values for _, values in kind)))
+                for kind in zip(*rows, strict=True)
+            )
+        else:
+            yield from rows
 
 
 class RowMaker:
@@ -213,7 +235,7 @@ class RowMaker:
         self.session, self.clock_offset = session, clock_offset
         self._now = now
         self._billed_as = billed_as
-        self._models: dict[str, str | None] = {}
+        self._models: set[str] = set()
 
     def start(self, group: Group, work: Work) -> None:
         """Write down that an item is in work."""
@@ -246,11 +268,11 @@ class RowMaker:
         if not taken:
             return
         session, offset, now = self.session, self.clock_offset, self._now()
-        models, names = self._models, self._billed_as
-        insert, payload, tries, works = group.insert, group.payload, group.tries, group.works
+        insert, payload = group.insert, group.payload
         each = iter(taken)
         for work, result, history in zip(each, each, each, strict=True):
             success, ratings, model = result.success, result.gemini_safety_ratings, result.model
+            last = history[-1] if history else None
             try:
                 output = to_json(result.output) if success else None
                 rated = None if ratings is None else to_json(ratings)
@@ -258,82 +280,75 @@ class RowMaker:
                 reason = f"{error}; return what JSON can hold"
                 group.refused[work.item_id] = StoreError(work.item_id, reason)
                 group.results -= 1
-                self.forget(group, work, _all(history))
+                self.forget(group, work, history)
                 continue
-            attempt = history if history.__class__ is Attempt else history[-1] if history else None
-            ended_at = now if attempt is None else attempt.started_at + attempt.seconds + offset
-            number, code = work.number, result.error_code
+            number, item_id, code = work.number, work.item_id, result.error_code
             if code is not None:
                 code = clean(code)
             state = "done" if success else "failed"
+            ended_at = last.started_at + last.seconds + offset if last is not None else now
             if work.is_new and not work.is_written:
                 insert += (
-                    number, key_of(work.item_id), work.content, state, session, code,
-                    result.attempts, ended_at,
+                    number, item_id if item_id.isascii() else key_of(item_id), work.content, state,
+                    session, code, result.attempts, ended_at,
                 )  # fmt: skip
             else:
                 if not work.is_written:
                     self.start(group, work)
                 group.finish += (number, state, session, code, result.attempts, ended_at)
-            if model is not None and model not in models:
+            if model is not None:
                 model = self._cleaned(model)
             usage = result.token_usage
-            sent, got, further, usage_json = usage_columns(usage)
+            columns = usage_columns(usage)
             payload += (
                 number, output, None if success else clean(result.error or "failed"), model,
-                usage_json, result.duration_seconds, rated, result.response_body,
+                columns[3], result.duration_seconds, rated, result.response_body,
             )  # fmt: skip
-            if attempt is history and attempt.usage == usage:  # the usual one
-                billed_as, error_text = attempt.billed_as, attempt.error
-                name = names.get(billed_as)
-                if name is None and billed_as is not None:
-                    name = self._name(group, billed_as)
-                tries += (
-                    number, session, attempt.number, attempt.started_at + offset,
-                    attempt.seconds, sent, got, further, attempt.error_code,
-                    None if error_text is None else clean(error_text), name, attempt.change,
-                )  # fmt: skip
-            else:
-                for made in _all(history):
-                    self.book(group, number, made)
-            works.append(work)
-            if work.slot is not None:
-                group.slots.append(work.slot)
-                if work.slots:
-                    group.slots += work.slots
+            for attempt in history:
+                self.book(group, number, attempt, usage, columns)
+            _conclude(group, work)
         taken.clear()
 
-    def book(self, group: Group, number: int, attempt: Attempt) -> None:
-        """Write down an attempt of the item with this number."""
-        usage = attempt.usage
+    def book(
+        self,
+        group: Group,
+        number: int,
+        attempt: Attempt,
+        known: Mapping[str, Any] | None = None,
+        known_columns: UsageColumns = _NO_USAGE,
+    ) -> None:
+        """Write down an attempt of the item with this number.
+
+        Args:
+            group: Where to.
+            number: The item's.
+            attempt: What happened.
+            known: Tokens of which the columns are known; often the same ones.
+            known_columns: What they are.
+        """
+        usage, error, billed_as = attempt.usage, attempt.error, attempt.billed_as
         sent = got = further = None
         if usage is not None:
-            sent, got, further, _ = usage_columns(usage)
+            sent, got, further, _ = known_columns if usage == known else usage_columns(usage)
+        name = None
+        if billed_as is not None:
+            name = self._billed_as.get(billed_as)
+            if name is None:
+                name = self._billed_as[billed_as] = len(self._billed_as) + 1
+                group.names += (name, *billed_as)
         group.tries += (
             number, self.session, attempt.number, attempt.started_at + self.clock_offset,
             attempt.seconds, sent, got, further, attempt.error_code,
-            None if attempt.error is None else clean(attempt.error),
-            self._name(group, attempt.billed_as), attempt.change,
+            None if error is None else clean(error), name, attempt.change,
         )  # fmt: skip
 
-    def _name(self, group: Group, billed_as: BilledAs | None) -> int | None:
-        if billed_as is None:
-            return None
-        number = self._billed_as.get(billed_as)
-        if number is None:
-            number = self._billed_as[billed_as] = len(self._billed_as) + 1
-            group.names += (number, *billed_as)
-        return number
-
-    def _cleaned(self, model: str) -> str | None:
+    def _cleaned(self, model: Any) -> str | None:
+        if model.__class__ is str and model in self._models:
+            return model
         found = clean(model)
         if found == model and len(self._models) < _MOST_NAMES:
-            self._models[model] = found
+            self._models.add(model)
         return found
-
-
-def _all(history: History) -> tuple[Attempt, ...]:
-    return history if isinstance(history, tuple) else (history,)
 
 
 def _conclude(group: Group, work: Work) -> None:

@@ -17,7 +17,7 @@ from batch_llm.stores.look_ahead import LookAhead
 from batch_llm.stores.values import from_json, key_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
     from batch_llm.stores.base import Spent
@@ -67,6 +67,36 @@ class LedgerReader:
                 else None
                 for row, (_, content) in zip(rows, asked, strict=True)
             ]
+
+    def settled_after(self, number: int, most: int) -> list[tuple[int, bytes, bool]]:
+        """Return the number, the content and whether it is done of items with a kept result.
+
+        Args:
+            number: Those with higher numbers alone, in their order.
+            most: As many at the most; an empty list only where there are no more.
+        """
+        while rows := self._file.rows("settled", (number, most)):
+            found = [
+                (row[0], row[1], row[2] == ItemState.DONE)
+                for row in rows
+                if row[2] == ItemState.DONE or is_settled(row[2], row[3], row[4])
+            ]
+            if found:
+                return found
+            number = rows[-1][0]
+        return []
+
+    def numbers_of(self, item_ids: Sequence[str]) -> list[int | None]:
+        """Return the number of each item; None of such as were never started."""
+        keys = [key_of(item_id) for item_id in item_ids]
+        plain = [key if isinstance(key, str) else None for key in keys]
+        found: list[int | None] = [None] * len(keys)
+        for place, number in self._file.rows("numbers", (json.dumps(plain),)):
+            found[place] = number
+        for place, key in enumerate(keys):
+            if isinstance(key, bytes) and (row := self._row_of(item_ids[place])) is not None:
+                found[place] = row[0]
+        return found
 
     def find(self, item_id: str, /) -> Record | None:
         """Return what is known of an item."""

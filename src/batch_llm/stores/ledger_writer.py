@@ -11,7 +11,7 @@ import contextlib
 import threading
 import time
 from concurrent.futures import Future
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from batch_llm.stores.ledger_groups import Group, Pace
@@ -134,28 +134,29 @@ class LedgerWriter:
         self._thread.join()
 
     def _run(self) -> None:
-        entry: Group | Callable[[], None] | None = None
-        is_held = False
-        while True:
-            if not is_held:
-                entry = self._queue.get()
-            is_held = False
-            if entry is None:
-                with contextlib.suppress(Exception):  # who waited for it was told
-                    self._write_unsaved()
-                return
-            if not isinstance(entry, Group):
-                entry()
-                continue
-            groups = [entry]
-            with contextlib.suppress(Empty):
-                while len(groups) < _MOST_GROUPS:
-                    entry = self._queue.get_nowait()
-                    if not isinstance(entry, Group):
-                        is_held = True
-                        break
-                    groups.append(entry)
+        # It holds on to nothing while it waits: what the loop's thread has made is cheapest cleared
+        # away there.
+        goes_on = True
+        while goes_on:
+            goes_on = self._do(self._queue.get())
+
+    def _do(self, entry: Group | Callable[[], None] | None) -> bool:
+        """Do what was put in, groups that have gathered together; return whether more may come."""
+        groups: list[Group] = []
+        while isinstance(entry, Group):
+            groups.append(entry)
+            if len(groups) == _MOST_GROUPS or self._queue.empty():
+                self._write_all(groups)
+                return True
+            entry = self._queue.get()  # there is one, and nobody else takes it
+        if groups:
             self._write_all(groups)
+        if entry is None:
+            with contextlib.suppress(Exception):  # who waited for it was told
+                self._write_unsaved()
+            return False
+        entry()
+        return True
 
     def _write_all(self, groups: list[Group]) -> None:
         began = time.monotonic()  # noqa: TID251 - of this thread, which no test clock moves

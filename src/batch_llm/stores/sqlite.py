@@ -20,7 +20,7 @@ from batch_llm.stores.bookings import book_left, booked_under, spent_in_all, spe
 from batch_llm.stores.call_notes import CallNotes, notes_path
 from batch_llm.stores.cut_off import cut_off_calls, note_known_inputs
 from batch_llm.stores.ledger_file import LedgerFile, why
-from batch_llm.stores.ledger_groups import KINDS, MOST_TAKEN, Group, RowMaker, Work
+from batch_llm.stores.ledger_groups import KINDS, MOST_TAKEN, Group, RowMaker, Work, in_order
 from batch_llm.stores.ledger_reader import LedgerReader
 from batch_llm.stores.ledger_rows import reused_row
 from batch_llm.stores.ledger_writer import LedgerWriter
@@ -53,7 +53,7 @@ _LOOK_SECONDS, _RIPE_LOOKS = 0.25, 4
 PATIENCE_SECONDS = 30.0
 _PAGE_BYTES = 16_384
 #: Rows in one statement at the most.
-_MOST_ROWS = 512
+_MOST_ROWS = 1024
 _ROWS_AT_ONCE = 500
 #: Ids read in one turn of the event loop.
 _IDS_AT_A_TURN = 1000
@@ -347,7 +347,7 @@ class SqliteLedger(LedgerReader):
         group.results += 1
         taken = group.taken
         # What is added to the history from now on is not of the result.
-        taken += (work, result, history[0] if len(history) == 1 else tuple(history))
+        taken += (work, result, tuple(history))
         if self._cut_off is not None:
             self._cut_off.learn_input(work.number, work.content, history)
             self._learn(history)
@@ -401,13 +401,23 @@ class SqliteLedger(LedgerReader):
     ) -> int | None:
         """Note that a call is about to be sent: what is noted outlives the process."""
         notes, work = self._notes, self._open.get(item_id)
-        if notes is None or work is None or not self._is_in_run:
+        if notes is None or work is None or self._recording is None:
             return None
         key = item_id.encode("utf-8", "surrogatepass")
         at = started_at + self._clock_offset
         slot = notes.note(work.number, key, work.content, attempt, billed_as, at, size)
         self._under_way[slot] = work.number
         return slot
+
+    def call_waits(self, token: int, /) -> None:
+        """Note that a call has not left the process yet."""
+        if self._notes is not None and token in self._under_way:
+            self._notes.hold(token)
+
+    def call_goes(self, token: int, /) -> None:
+        """Note that it leaves now."""
+        if self._notes is not None and token in self._under_way:
+            self._notes.let_leave(token)
 
     def call_ended(self, item_id: str, token: int, attempt: Attempt | None, /) -> None:
         """Note how a call ended, until it is booked with its item; alone, if that is finished."""
@@ -446,8 +456,8 @@ class SqliteLedger(LedgerReader):
     def _write(self, groups: Sequence[Group]) -> None:
         assert self._file.writing is not None  # noqa: S101 - the thread ends before it is closed
         with transaction(self._file.writing) as connection:
-            for group in groups:
-                for name, values in group.rows():
+            for rows in in_order(groups):
+                for name, values in rows:
                     if values:
                         _run(connection, name, values)
 
@@ -515,7 +525,8 @@ def _run(connection: sqlite3.Connection, name: str, values: list[Any]) -> None:
         while size > count:
             size //= 2
         last = first + size * width
-        connection.execute(many(name, size), values[first:last])
+        is_all = last - first == len(values)
+        connection.execute(many(name, size), values if is_all else values[first:last])
         first, count = last, count - size
 
 

@@ -64,9 +64,11 @@ def _are_counts(usage: Mapping[str, Any]) -> bool:
 _INTS, _TEXTS = {int}, {str}
 
 
-def usage_columns(
-    usage: Mapping[str, Any] | None,
-) -> tuple[int | None, int | None, str | None, str]:
+#: Input and output tokens, all kinds as JSON where there are others, and all as JSON.
+UsageColumns = tuple[int | None, int | None, str | None, str]
+
+
+def usage_columns(usage: Mapping[str, Any] | None) -> UsageColumns:
     """Return input and output tokens, all kinds as JSON where there are others, and all as JSON."""
     if usage is not None and len(usage) == 3:
         get = usage.get

@@ -29,7 +29,7 @@ from batch_llm.strategies.belief import Belief, Known
 from batch_llm.strategies.blame import blamed
 from batch_llm.strategies.budgets import Budget
 from batch_llm.strategies.closure import Closure, learn_from_closure
-from batch_llm.strategies.costs import FIELDS, PENDING, Cost
+from batch_llm.strategies.costs import FIELDS, NOTHING, PENDING, Cost
 from batch_llm.strategies.dimensions import (
     CONCURRENCY,
     INPUT,
@@ -53,7 +53,7 @@ from batch_llm.strategies.second_calls import FASTEST_TRIED, Bound, SecondCalls,
 from batch_llm.strategies.slots import Slots
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Mapping, Sequence
 
     from batch_llm.core.config import Limits
     from batch_llm.strategies.header_belief import LimitHeader
@@ -94,6 +94,7 @@ class Admission:
         "_with_output",
         "budgets",
         "in_flight",
+        "is_calm",
         "max_in_flight",
         "refusals",
     )
@@ -117,6 +118,9 @@ class Admission:
             self._add(name, told.get(name), now, burst_seconds)
         self.max_in_flight = max_in_flight
         self.in_flight = self.refusals = 0
+        #: Whether nothing is known of any limit, and no call was ever refused: what calls take
+        #: decides nothing as long as it is so.
+        self.is_calm = not told
         #: Calls let in.
         self._accepted = 0
         self._dice = dice or random.Random()  # noqa: S311 - spreads load, protects nothing
@@ -168,6 +172,8 @@ class Admission:
                 self._confirm(now, grant)
             if doubt.calls >= (1 if gate.closed_again else doubt.limit):
                 return doubt.wait(now)
+        if self.is_calm:
+            return 0.0
         if self._belief.is_searching and not (self._epoch.accepted or doubt.calls):
             return (
                 0.0  # the gate is open: what the first refusal left is a guess, no reason to wait
@@ -180,13 +186,26 @@ class Admission:
 
     def start(self, now: float, cost: Cost) -> Grant:
         """Let a call in, and charge it. Whoever starts it closes the grant."""
+        grant = self.begin(now)
+        self.charge(grant, cost)
+        return grant
+
+    def begin(self, now: float) -> Grant:
+        """Let a call in that is charged later: while calm, before anything but ``end`` is told."""
         epoch, in_flight, overload = self._epoch, self.in_flight, self._overload
         epoch.calls = number = epoch.calls + 1
         overload.requests += 1
         is_probe = overload.since is not None and overload.probe()
+        self.in_flight = in_flight + 1
+        grant = Grant(now, epoch.number, NOTHING, number, in_flight, is_probe)
+        self._doubt.add(grant)
+        return grant
+
+    def charge(self, grant: Grant, cost: Cost) -> None:
+        """Charge a call that was let in; in the order in which they were."""
+        now, grant.cost = grant.at, cost
         spent_then: list[float] = []
         pending_then: list[float] = []
-        self.in_flight = in_flight + 1
         for budget in self._in_order:
             amount = cost[budget.field]
             if amount > budget.largest:  # noqa: PLR1730 - on the hot path: a call costs more
@@ -195,11 +214,17 @@ class Admission:
             if budget.counts_output:
                 budget.pending += cost[PENDING]
             pending_then.append(budget.pending)
-        grant = Grant(
-            now, epoch.number, cost, number, in_flight, spent_then, pending_then, is_probe
-        )
-        self._doubt.add(grant)
-        return grant
+        grant.spent_then, grant.pending_then = spent_then, pending_then
+
+    def charge_all(self, now: float, used: Sequence[Cost]) -> None:
+        """Charge calls that have ended since they were let in, all within the same second."""
+        if not used:
+            return
+        by_field = list(zip(*used, strict=True))
+        for budget in self._in_order:
+            amounts = by_field[budget.field]
+            budget.largest = max(budget.largest, *amounts)
+            budget.charge(now, sum(amounts))
 
     def accepted(
         self,
@@ -217,34 +242,58 @@ class Admission:
                 the estimate whatever happens.
             headers: What the answer says of the limits.
         """
-        self._leave(grant)
+        self._release(grant)
+        self.end(now, grant)
+        if used is not None:
+            self._correct(now, grant, used)
+        if headers:
+            self._sync(now, grant, headers)
+
+    def end(self, now: float, grant: Grant) -> None:
+        """Close the grant of a call that was answered, while calm: it is settled later."""
+        grant.is_open = False
+        self.in_flight -= 1
         self._overload.note_answer(now, grant.is_probe)
-        epoch, belief, doubt = self._epoch, self._belief, self._doubt
-        if grant.epoch == 0 and epoch.number == 1:
-            self._note_follower(grant, was_accepted=True)
-        if grant.is_in_doubt:
-            if self.refusals or not (belief.is_first and epoch.accepted):
-                self._confirm(now, grant)
-            else:  # as long as nothing was refused, that is all
+        epoch = self._epoch
+        if self.is_calm and epoch.accepted:
+            if grant.is_in_doubt:
                 grant.is_in_doubt = False
+                doubt = self._doubt
                 doubt.calls -= 1
                 epoch.accepted += 1
                 self._accepted = accepted = self._accepted + 1
                 doubt.note_accepted(accepted)
+            return
+        if grant.epoch == 0 and epoch.number == 1:
+            self._note_follower(grant, was_accepted=True)
+        if grant.is_in_doubt:
+            self._confirm(now, grant)
+
+    def settle(self, now: float, grant: Grant, used: Cost | None) -> None:
+        """Settle a call that has ended, when it was charged; in the order of such ends.
+
+        Args:
+            now: When it ended.
+            grant: The call's.
+            used: As for ``accepted``.
+        """
+        self._release(grant)
         if used is not None:
-            # What is searched from a guess is held up by no debt of calls from before.
-            is_old = belief.is_searching and not epoch.is_current(grant)
-            expected, known_then = grant.cost, len(grant.spent_then)
-            for budget in self._in_order:
-                field = budget.field
-                difference = used[field] - expected[field]
-                if difference and budget.number < known_then:
-                    if is_old and difference > 0:
-                        budget.spent += difference
-                    else:
-                        budget.settle(now, difference, grant.at)
-        if headers:
-            self._sync(now, grant, headers)
+            self._correct(now, grant, used)
+
+    def _correct(self, now: float, grant: Grant, used: Cost) -> None:
+        """Correct a charge by what was really used."""
+        # What is searched from a guess is held up by no debt of calls from before.
+        is_old = self._belief.is_searching and not self._epoch.is_current(grant)
+        expected, known_then = grant.cost, len(grant.spent_then)
+        for budget in self._in_order:
+            field = budget.field
+            difference = used[field] - expected[field]
+            if difference and budget.number < known_then:
+                if is_old and difference > 0:
+                    budget.spent += difference
+                else:
+                    budget.settle(now, difference, grant.at)
 
     def refused(
         self,
@@ -270,6 +319,7 @@ class Admission:
             What follows from it.
         """
         self._leave(grant)
+        self.is_calm = False
         self.refusals += 1
         self._overload.note_answer(now, grant.is_probe)
         self._take_back(now, grant, refund=False)
@@ -341,6 +391,7 @@ class Admission:
         """
         if self._belief.is_told or not learned:
             return
+        self.is_calm = False
         for name, (limit, rate, capacity) in learned.items():
             if name not in FIELDS:  # another version counts it
                 continue
@@ -399,6 +450,10 @@ class Admission:
     def _leave(self, grant: Grant) -> None:
         grant.is_open = False
         self.in_flight -= 1
+        self._release(grant)
+
+    def _release(self, grant: Grant) -> None:
+        """Let go of the output that was expected of a call."""
         pending = grant.cost[PENDING]
         if not pending:
             return
@@ -478,6 +533,8 @@ class Admission:
             now, grant, () if is_used_up else emptied, retry_after
         ):
             return False
+        requests = self.budgets[REQUESTS]
+        thought = requests.thought_at(now, grant)
         is_explained = any(budget.windows.is_used_up(now) for budget in self.budgets.values())
         for budget in self.budgets.values():
             if not is_explained:
@@ -485,16 +542,20 @@ class Admission:
             budget.note_cut()
             if budget in emptied:
                 self._drain(now, budget, grant, retry_after)
-        if belief.is_first:
+        was_first, belief.is_first = belief.is_first, False
+        if was_first:
             self._closure.expect(self.budgets.values(), retry_after)
             self._first.note(grant, self._doubt.limit)
-        belief.is_first = False
         epoch.close()
         self._rates.grown_at = now
         is_trial = self._second_calls.begin(now + (retry_after or 0.0), grant, bounds)
         if not is_trial or retry_after is not None:
             self._close_gate(now, retry_after)
-        self.budgets[REQUESTS].keep_empty(gate.closed_until)
+        requests.keep_empty(gate.closed_until)
+        if belief.sees_headers and not (was_first or requests.is_window):
+            requests.headers.others.note_refused(
+                now, gate.closed_until, thought, requests.capacity, requests.ceiling
+            )
         if not belief.knows_limits:
             self._doubt.fit_to_cut(self.requests_per_second)
         elif belief.is_told:
@@ -601,7 +662,7 @@ class Admission:
                 budget.learn_rate(budget.peak)
 
     def _sync(self, now: float, grant: Grant, headers: Mapping[str, LimitHeader]) -> None:
-        belief, is_told = self._belief, False
+        belief, is_told, self.is_calm = self._belief, False, False
         for name, header in headers.items():
             if not header.is_sound:
                 continue
@@ -620,7 +681,10 @@ class Admission:
         for other in self.budgets.values():
             if other.source == "unknown" and other.name not in headers:
                 other.release()  # who tells limits tells them all
-        self._doubt.note_headers(self.budgets[REQUESTS].limit or 0)
+        requests = self.budgets[REQUESTS]
+        self._doubt.note_headers(requests.limit or 0)
+        if not requests.is_window and requests.headers.others.are_there(now, requests.ceiling):
+            self._doubt.keep_to(requests.rate, requests.level)
 
 
 def _told(limits: Limits | None) -> dict[str, float]:

@@ -20,6 +20,7 @@ from batch_llm.strategies.windows import MinuteLog
 
 if TYPE_CHECKING:
     from batch_llm.strategies.enclosure import Round
+    from batch_llm.strategies.grants import Grant
 
 #: The lowest rate that is ever learned: one in ten minutes.
 LOWEST_RATE = 1 / 600
@@ -281,18 +282,24 @@ class Budget:
             self.is_shut = self.is_window
 
     def keep_empty(self, until: float) -> None:
-        """Let a bucket whose size is not told fill from ``until`` on only.
+        """Let a bucket whose size is not told by the user fill from ``until`` on only.
 
-        What a closed gate saves up would come in one burst, and the provider's bucket may be small.
+        What a closed gate saves up would come in one burst, and the provider's bucket may be small,
+        or others empty it meanwhile; headers tell when it is full.
         """
         is_small = self.capacity < self.told_capacity < math.inf and not self.is_window
-        if (is_small or (self.source == "unknown" and self.limit is None)) and (
-            until > self.updated_at
-        ):
+        is_unknown = self.source == "unknown" and self.limit is None
+        is_in_headers = self.source == "header" and not self.is_window
+        if (is_small or is_unknown or is_in_headers) and until > self.updated_at:
             if self.told is not None:  # what is told fills all the same
                 filled = (until - self.updated_at) * self.told / self.window_seconds
                 self.allowed = min(self.told_capacity, self.allowed + filled)
             self.updated_at = until
+
+    def thought_at(self, now: float, grant: Grant) -> float:
+        """Return what was thought to be left right after a call had been sent."""
+        self.refill(now)
+        return self.level + self.spent - grant.spent_with(self) - self.rate * (now - grant.at)
 
     def release(self) -> None:
         """Take it for unlimited again."""

@@ -61,7 +61,8 @@ class ChargeRule:
 
 #: Of those of whom nothing else is known.
 USUAL_CHARGE = ChargeRule()
-
+#: Of a call that is charged later.
+NOTHING = Cost(0.0)
 #: Which part of a call's cost each dimension counts.
 FIELDS = {name: Cost._fields.index(name) for name in (REQUESTS, TOKENS, INPUT, OUTPUT)}
 PENDING = Cost._fields.index("pending")

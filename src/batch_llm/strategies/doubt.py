@@ -30,6 +30,10 @@ DOUBT_SHARE, DOUBT_TOLD_SHARE = 0.2, 0.05
 DOUBT_LATER_SHARE = 0.05
 #: Of what a rate sends while a call is in doubt, so much may be in doubt.
 DOUBT_OVER_PACED = 1.2
+#: So many are always allowed where others use the same limit.
+DOUBT_SHARED = 4.0
+#: Where others use the same limit, so much of what is left may be in doubt.
+DOUBT_SHARE_LEFT = 0.25
 
 
 class Doubt:
@@ -119,6 +123,11 @@ class Doubt:
         """Allow more where headers show the limits."""
         self.limit = max(self.limit, DOUBT_SEEN)
         self._told = self._share * requests_per_minute
+
+    def keep_to(self, requests_per_second: float, left: float) -> None:
+        """Allow what a rate sends, or a part of what is left: others may take the rest."""
+        paced = DOUBT_OVER_PACED * requests_per_second * self.seconds
+        self.limit = min(self.limit, max(DOUBT_SHARED, paced, DOUBT_SHARE_LEFT * left))
 
     def fit(self, requests_per_second: float, *, is_searching: bool) -> None:
         """Allow what a learned rate sends while a call is in doubt, twice that within bounds."""

@@ -34,8 +34,6 @@ class Grant:
         cost: Cost,
         number: int,
         others: int,
-        spent_then: Sequence[float] = (),
-        pending_then: Sequence[float] = (),
         is_probe: bool = False,  # noqa: FBT001, FBT002 - on the hot path: a keyword costs more
     ) -> None:
         self.at = at
@@ -47,8 +45,8 @@ class Grant:
         self.is_probe = is_probe
         self.is_in_doubt = self.is_open = True
         #: By budget: what had been spent, this call included, and what was pending.
-        self.spent_then = spent_then
-        self.pending_then = pending_then
+        self.spent_then: Sequence[float] = ()
+        self.pending_then: Sequence[float] = ()
 
     def spent_with(self, budget: Budget) -> float:
         """Return what had been spent with this call; 0 of a limit that was not known then."""

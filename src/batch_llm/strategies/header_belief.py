@@ -11,6 +11,7 @@ import math
 from typing import TYPE_CHECKING, NamedTuple
 
 from batch_llm.strategies.costs import FIELDS
+from batch_llm.strategies.others import Others
 from batch_llm.strategies.window_guess import FEWEST_VOTES, MOST_VOTES
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class LimitHeader(NamedTuple):
 class HeaderBelief:
     """Keeps one budget in step with the headers of its lane's responses."""
 
-    __slots__ = ("_budget", "_last", "_limit_sent_at")
+    __slots__ = ("_budget", "_last", "_limit_sent_at", "others")
 
     def __init__(self, budget: Budget) -> None:
         self._budget = budget
@@ -59,6 +60,8 @@ class HeaderBelief:
         self._limit_sent_at = -math.inf
         #: The last sighting: when the reset was due, what remained, when its call was sent.
         self._last: tuple[float, float, float] | None = None
+        #: Who else uses the limit.
+        self.others = Others()
 
     def sync(
         self,
@@ -128,10 +131,13 @@ class HeaderBelief:
             return is_news
         room = remaining - spent_since + budget.rate * max(0.0, now - sent_at)
         room = min(budget.capacity, room)
+        others, change = self.others, 0.0
         if room < budget.level:  # others use the same key: believed quickly
-            budget.level += 0.5 * (room - budget.level)
-        elif room - pending_then > budget.level:  # more room than thought: believed slowly
-            budget.level += 0.2 * (room - pending_then - budget.level)
+            change = 0.5 * (room - budget.level)
+        elif room - pending_then > budget.level and not others.is_wary(now):
+            change = 0.2 * (room - pending_then - budget.level)  # more than thought: slowly
+        budget.level += change
+        others.note(now, -change)
         budget.keep_to_told()
         return is_news
 

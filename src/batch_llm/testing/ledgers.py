@@ -294,7 +294,9 @@ class LedgerSuite:
             _in_run(ledger, act)
             record = ledger.find("a")
             assert record is not None
-            assert record.error == ledger.attempts("a")[0].error == "AuthError: bad key [key]"
+            (attempt,) = ledger.attempts("a")
+            assert record.error == attempt.error == "AuthError: bad key [key]"
+            assert attempt.usage is None
 
     def test_a_processor_calls_only_for_what_has_no_result(
         self, reopen: Callable[[], Ledger]

@@ -676,11 +676,14 @@ async def test_a_copy_sent_in_the_step_in_which_the_answer_comes_costs_nothing()
     layer._slowness.slow_factor = lambda _: None  # no copy is sent but ours
     await asyncio.sleep(20)
     (slow,) = layer._under_way
-    budget = built._lanes.by_name[""].places[0].admission.budgets["requests"]
+    lane = built._lanes.by_name[""]
+    budget = lane.places[0].admission.budgets["requests"]
+    lane.book()
     spent = budget.spent
 
     answer.set_result("ok")  # wakes the first copy …
     layer._send_copy(slow, now(), 2.0)  # … before the second begins
+    lane.book()
     assert budget.spent == spent + 1
     result = await running
 

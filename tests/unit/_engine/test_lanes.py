@@ -12,6 +12,8 @@ from batch_llm import (
     DefaultErrorClassifier,
     Limits,
     LLMWorkItem,
+    MockAgent,
+    MockResult,
     ParallelBatchProcessor,
     ProcessorConfig,
     RateLimitConfig,
@@ -448,3 +450,37 @@ async def test_a_remembered_rate_that_is_far_too_high_is_corrected_within_second
     assert result.succeeded == 4000
     assert now() < 1.1 * (3900 / 100 + 1)
     assert len([moment for moment in refused if moment > 20]) < 0.03 * 2000
+
+
+class Named:
+    """An agent that shows its model."""
+
+    def __init__(self, name):
+        self.model = f"openai:{name}"
+
+    async def run(self, prompt, **_):
+        await asyncio.sleep(1.0)
+        return MockResult("ok")
+
+
+async def test_each_mode_has_its_models_lane_and_what_shows_none_the_processors_own():
+    async def call(attempt, timeout):
+        await asyncio.sleep(1.0)
+        return "ok", USAGE
+
+    limits = Limits(requests_per_minute=60, burst_seconds=1.0)
+    built = ParallelBatchProcessor(config=ProcessorConfig(limits=limits, remember_limits=False))
+    modes = [
+        {"agent": Named("a")},
+        {"agent_factory": lambda _: Named("a")},
+        {"agent_factory": lambda _: Named("b")},
+        {"agent": MockAgent(latency=1.0)},
+        {"direct_call": call},
+    ]
+
+    await built.process(
+        [LLMWorkItem(f"{n} {k}", **mode) for k in range(10) for n, mode in enumerate(modes)]
+    )
+
+    assert {one.lane for one in built.statistics().limits} == {"openai:a", "openai:b", ""}
+    assert now() == pytest.approx(20, abs=1.1)  # two times ten share a lane, at one a second

@@ -243,8 +243,11 @@ def test_a_number_of_calls_is_one_or_is_found():
     assert values.read_concurrency("200") == 200
     assert values.read_concurrency("auto") is None
     assert values.read_concurrency("knee") == "knee"
-    with pytest.raises(ConfigError, match="concurrency"):
-        values.read_concurrency("elbow")
+    for text in ("elbow", "0", "1.5"):
+        with pytest.raises(
+            ConfigError, match="--concurrency must be auto, knee, or a whole number"
+        ):
+            values.read_concurrency(text)
 
 
 def test_the_summary_shows_what_is_known_of_the_limits():

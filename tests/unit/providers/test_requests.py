@@ -14,7 +14,7 @@ from batch_llm import (
     UnknownModelError,
 )
 from batch_llm.core.schema import OutputSchema
-from batch_llm.providers.base import Try
+from batch_llm.providers.base import DEPARTURE, Try
 from batch_llm.providers.registry import resolve, resolve_pool
 from batch_llm.providers.requests import RequestCaller
 from batch_llm.providers.transport import Response
@@ -228,3 +228,43 @@ async def test_an_answer_that_repeats_the_key_is_not_to_be_kept():
 
     assert outcome.error is None
     assert outcome.answer is None
+
+
+class Departures:
+    """What is taken down of a call, in order."""
+
+    def __init__(self):
+        self.told = []
+
+    def waits(self):
+        self.told.append("waits")
+
+    def goes(self):
+        self.told.append("goes")
+
+
+class TellingWire(Wire):
+    tells_when_sent = True
+
+    async def post(self, url, headers, body, on_sent=None, /):
+        if on_sent is not None:
+            on_sent()
+        return await super().post(url, headers, body)
+
+
+@pytest.mark.parametrize(("wire", "told"), [(TellingWire(), ["waits", "goes"]), (Wire(), [])])
+async def test_a_call_is_taken_for_sent_unless_its_transport_tells_when_it_is(wire, told):
+    taken, one = Departures(), attempt()
+    one.memory[DEPARTURE] = taken
+
+    outcome = await RequestCaller(ENDPOINT, wire).call(item(), one)
+
+    assert outcome.output == "Lima"
+    assert taken.told == told
+    assert one.memory == {}, "it is of this call alone"
+
+
+async def test_a_call_that_nobody_takes_down_goes_out_as_well():
+    wire = TellingWire()
+    outcome = await RequestCaller(ENDPOINT, wire).call(item(), attempt())
+    assert (outcome.output, len(wire.sent)) == ("Lima", 1)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from batch_llm.stores.call_notes import CallNotes
+from batch_llm.stores.call_notes import CallNotes, read_notes
 from batch_llm.strategies.caps import Size
 
 MOST = 2**63 - 1
@@ -119,3 +119,31 @@ def test_a_file_with_anything_else_has_no_notes(path, content):
     assert notes.session is None
     notes.begin(1)
     assert list(notes.left()) == []
+
+
+def test_a_call_that_has_not_left_the_process_is_not_noted_until_it_does(path):
+    notes, places = noted(path, 2)
+    for place in places:
+        notes.hold(place)
+    assert list(notes.left()) == []
+
+    notes.let_leave(places[1])
+
+    assert [note.number for note in CallNotes(path).left()] == [2]
+    notes.let_go(places[0])
+    notes.note(7, b"b", b"", 1, NAMED, 0.0, Size(0))
+    assert sorted(note.number for note in notes.left()) == [2, 7], "a new note is not held"
+
+
+def test_notes_are_read_without_a_change_while_they_are_written(path):
+    assert read_notes(path) is None
+    notes, places = noted(path, 3)
+    notes.let_go(places[0])
+    before = path.read_bytes()
+
+    session, found = read_notes(path)
+
+    assert (session, sorted(note.number for note in found)) == (3, [2, 3])
+    assert path.read_bytes() == before
+    path.write_bytes(b"rubbish")
+    assert read_notes(path) is None

@@ -11,13 +11,23 @@ CREATE TABLE answers (
 );
 CREATE INDEX answers_by_model ON answers (model, kept_at);
 
+-- name: version_2
+ALTER TABLE answers ADD COLUMN expires_at REAL; -- NULL: stays good
+CREATE INDEX answers_that_expire ON answers (expires_at) WHERE expires_at IS NOT NULL;
+
 -- name: find
-SELECT exchange, kept_at, answer FROM answers WHERE exchange IN (VALUES (?));
+SELECT exchange, kept_at, expires_at, answer FROM answers WHERE exchange IN (VALUES (?));
 
 -- name: keep
-INSERT INTO answers (exchange, model, kept_at, answer) VALUES (?, ?, ?, ?)
+INSERT INTO answers (exchange, model, kept_at, expires_at, answer) VALUES (?, ?, ?, ?, ?)
 ON CONFLICT (exchange) DO UPDATE SET
-  model = excluded.model, kept_at = excluded.kept_at, answer = excluded.answer;
+  model = excluded.model, kept_at = excluded.kept_at, expires_at = excluded.expires_at,
+  answer = excluded.answer;
+
+-- name: remove_expired
+DELETE FROM answers WHERE number IN (
+  SELECT number FROM answers WHERE expires_at < ? ORDER BY expires_at LIMIT ?
+);
 
 -- name: models
 SELECT model, count(*), min(kept_at), max(kept_at) FROM answers GROUP BY model ORDER BY model;

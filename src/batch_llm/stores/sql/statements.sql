@@ -139,6 +139,13 @@ SELECT item_id, content, state, output, error, error_code, model, usage, attempt
        safety_ratings, response_body, number, session
 FROM items LEFT JOIN payloads USING (number) WHERE number > ? ORDER BY number LIMIT ?;
 
+-- name: settled
+SELECT number, content, state, error_code, attempts FROM items
+WHERE number > ? AND state IN ('done', 'failed') ORDER BY number LIMIT ?;
+
+-- name: numbers
+SELECT asked.key, number FROM json_each(?) AS asked JOIN items ON item_id = asked.value;
+
 -- name: records
 SELECT item_id, content, state, output, error, error_code, model, usage, attempts, seconds,
        safety_ratings, response_body, number

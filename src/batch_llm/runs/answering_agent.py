@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from batch_llm import agents
 from batch_llm.base import LLMWorkItem
 from batch_llm.exceptions import ConfigError, InputError, MissingExtraError
-from batch_llm.providers.agents import is_pydantic_ai, lane_of
+from batch_llm.providers.callables import is_pydantic_ai, lane_of
 from batch_llm.providers.observed import can_observe, observe
 from batch_llm.providers.registry import Endpoint, open_pool
 from batch_llm.providers.table import PROVIDERS, SIMULATED, is_simulator

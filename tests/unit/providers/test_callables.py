@@ -5,7 +5,7 @@ import functools
 import pytest
 
 from batch_llm import LLMWorkItem, MockAgent, MockResult, MockUsage
-from batch_llm.providers.agents import CallByMode
+from batch_llm.providers.callables import CallByMode
 from fakes import RateLimited, processor, run_one
 
 

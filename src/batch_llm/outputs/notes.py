@@ -1,0 +1,141 @@
+"""Notes of an output file: which rows its parts hold, so that it can be kept and only added to.
+
+A part is some thousand lines of the file: how many bytes, their digest, and of which lines of the
+input it holds the results. A part counts while its bytes are what was noted. What is behind
+the last good one (a torn line, what an editor did, what was written since the last note) is cut
+off, and written anew from the ledger.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from array import array
+from hashlib import blake2b
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import msgspec
+
+from batch_llm.core.frames import frame_of, frames_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+#: A part ends behind so many rows, or so many bytes.
+_ROWS, _BYTES = 4096, 1 << 20
+
+
+class _Heading(msgspec.Struct, array_like=True):
+    """What stands first: which notes these are, and what the output is made by."""
+
+    token: str
+    key: str
+
+
+class Part(msgspec.Struct, array_like=True):
+    """A part of the output.
+
+    Attributes:
+        size: Its bytes.
+        digest: Of these.
+        rows: The lines in the input of its rows, four bytes each.
+    """
+
+    size: int
+    digest: bytes
+    rows: bytes
+
+    def lines(self) -> Sequence[int]:
+        """Return the lines in the input of its rows."""
+        return memoryview(self.rows).cast("I")
+
+
+def intact_parts(notes: Path, output: Path, token: str, key: str) -> Iterator[Part]:
+    """Give the parts of an output, as long as they are what was noted.
+
+    Args:
+        notes: The file of the notes.
+        output: The output.
+        token: What the ledger has: others are notes of another run, or of an earlier session.
+        key: What the output is to be made by.
+    """
+    with contextlib.ExitStack() as opened:
+        try:
+            file = opened.enter_context(notes.open("rb"))
+            written = opened.enter_context(output.open("rb"))
+        except OSError:
+            return
+        frames = frames_of(file)
+        if next(frames, b"") != _encode(_Heading(token, key)):
+            return
+        for frame in frames:
+            part = msgspec.msgpack.decode(frame, type=Part)
+            found = written.read(part.size)
+            if len(found) < part.size or _digest(found) != part.digest:
+                return
+            yield part
+
+
+class OutputNotes:
+    """Notes what is written to an output, as far as possible: without them it is written anew.
+
+    Args:
+        path: The file of the notes; what is there is replaced.
+        token: See ``intact_parts``.
+        key: See ``intact_parts``.
+        kept: The parts that the output has already.
+    """
+
+    def __init__(self, path: Path, token: str, key: str, kept: Sequence[Part] = ()) -> None:
+        self._rows = array("I")
+        self._size = 0
+        self._digest = blake2b(digest_size=16)
+        self._file: IO[bytes] | None = None
+        unfinished = Path(f"{path}.part")
+        with contextlib.suppress(OSError):
+            with unfinished.open("wb") as file:
+                file.write(frame_of(_encode(_Heading(token, key))))
+                file.writelines(frame_of(_encode(part)) for part in kept)
+            unfinished.replace(path)
+            self._file = path.open("ab", buffering=0)
+
+    def wrote(self, written: bytes, line: int | None) -> None:
+        """Note what was written, and the row's line in the input; None for what is no row."""
+        if self._file is None:
+            return
+        if line is not None:
+            self._rows.append(line)
+        self._digest.update(written)
+        self._size += len(written)
+        if self._size >= _BYTES or len(self._rows) >= _ROWS:
+            self._end_part()
+
+    def _end_part(self) -> None:
+        assert self._file is not None  # noqa: S101 - the callers have looked
+        frame = frame_of(_encode(Part(self._size, self._digest.digest(), self._rows.tobytes())))
+        self._rows, self._size = array("I"), 0
+        self._digest = blake2b(digest_size=16)
+        try:
+            if self._file.write(frame) < len(frame):
+                self._give_up()  # what is behind a torn frame would not be found
+        except OSError:
+            self._give_up()
+
+    def _give_up(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def close(self) -> None:
+        """Note the last part."""
+        if self._file is not None and self._size:
+            self._end_part()
+        self._give_up()
+
+
+def _encode(value: Any) -> bytes:
+    return msgspec.msgpack.encode(value)
+
+
+def _digest(found: bytes) -> bytes:
+    return blake2b(found, digest_size=16).digest()

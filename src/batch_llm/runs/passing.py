@@ -1,0 +1,329 @@
+"""Passes over the rows of an input that are finished, without reading them again.
+
+What each row of a known block asks is in the index (``row_index``), and what is finished is in the
+ledger; so a row is read only when it is to be sent, or written. All else goes the long way: read,
+made a request, looked up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from batch_llm.inputs import Problem, Row
+from batch_llm.runs.plan import Survey, chunks, content_of_item, look_up
+from batch_llm.runs.row_index import WIDTH
+from batch_llm.stores.base import ItemState
+from batch_llm.stores.values import reused
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+
+    from batch_llm.base import LLMWorkItem, WorkItemResult
+    from batch_llm.inputs.blocks import Block
+    from batch_llm.outputs.notes import Part
+    from batch_llm.runs.indexed_input import IndexedInput
+    from batch_llm.runs.plan import Plan
+    from batch_llm.runs.recipe import Variant
+    from batch_llm.runs.row_index import IndexedBlock
+    from batch_llm.stores.base import Record
+    from batch_llm.stores.sqlite import SqliteLedger
+
+    Item = LLMWorkItem[Any, Any, Row]
+    Result = WorkItemResult[Any, Row]
+    #: A row; it as an item, where it is to be sent; its result, where it is not.
+    _Left = tuple[Row, Item | None, Record | None]
+
+#: What is known of a line. A row in it is to be sent, as far as is known; done; done, and where it
+#: was; done, and written; failed. Or it is no row's first.
+TO_DO, DONE, IN_PLACE, WRITTEN, FAILED, NO_ROW = range(6)
+#: Items that are read from the ledger together, and how many may wait for their rows.
+_PAGE, _MOST = 1000, 4000
+_ROWS_AT_ONCE = 100
+
+
+class DuplicateRowsError(Exception):
+    """Two rows have one id: which of them is at fault, only reading all of them tells."""
+
+
+class _Window:
+    """Finds items by what they ask, if asked about in the order of their numbers."""
+
+    def __init__(self, ledger: SqliteLedger) -> None:
+        self._ledger = ledger
+        self._rows: dict[bytes, tuple[int, bytes, bool]] = {}
+        self._last, self._is_at_end = 0, False
+
+    def go_to(self, number: int) -> None:
+        """Look from an item on, and from some that were begun before it."""
+        self._rows.clear()
+        self._last, self._is_at_end = max(0, number - _PAGE // 4), False
+
+    def find(self, contents: Sequence[bytes]) -> list[tuple[int, bytes, bool] | None]:
+        """Return for each content number, content and whether it is done; None is not certain."""
+        take = self._rows.pop
+        found = [take(content, None) for content in contents]
+        missing = [place for place, row in enumerate(found) if row is None]
+        turns = 2 + len(contents) // _PAGE
+        while missing and turns and not self._is_at_end:
+            turns -= 1
+            self._read_on()
+            for place in missing:
+                found[place] = take(contents[place], None)
+            missing = [place for place in missing if found[place] is None]
+        return found
+
+    def _read_on(self) -> None:
+        rows = self._ledger.settled_after(self._last, _PAGE)
+        self._is_at_end = not rows
+        if rows:
+            self._last = rows[-1][0]
+        self._rows.update({row[1]: row for row in rows})
+        too_many = len(self._rows) - _MOST
+        if too_many > 0:
+            for content in list(islice(self._rows, too_many)):
+                del self._rows[content]
+
+
+class _Numbers:
+    """A set of numbers from 1, in one bit each."""
+
+    def __init__(self) -> None:
+        self.bits = bytearray()
+
+    def add(self, number: int) -> None:
+        """Add one."""
+        place = number >> 3
+        if place >= len(self.bits):
+            self.bits.extend(bytes(max(place + 1 - len(self.bits), len(self.bits))))
+        self.bits[place] |= 1 << (number & 7)
+
+    def meets(self, other: _Numbers) -> bool:
+        """Tell whether a number is in both."""
+        mine, theirs = (int.from_bytes(one.bits, "little") for one in (self, other))
+        return bool(mine & theirs)
+
+
+class Passing:
+    """What of a plan's rows its ledger has done, and the rows that are left.
+
+    Args:
+        plan: The plan; it is indexed.
+        ledger: The ledger, which nobody else has.
+        variants: What rows were retried with.
+    """
+
+    def __init__(self, plan: Plan, ledger: SqliteLedger, variants: Sequence[Variant] = ()) -> None:
+        assert plan.indexed is not None  # noqa: S101 - see above
+        self._plan, self._ledger, self._variants = plan, ledger, variants
+        self._input: IndexedInput = plan.indexed
+        self._window = _Window(ledger)
+        #: What is known of each line, by its number.
+        self.lines = bytearray([NO_ROW]) * (self._input.lines + 2)
+        #: Items whose rows were passed over, and such as were read.
+        self._passed, self._read = _Numbers(), _Numbers()
+        self._kept = self._failed = self._changed = 0
+
+    # ---- what is done ----
+
+    def survey(self) -> Survey:
+        """Find out how much is done.
+
+        Raises:
+            DuplicateRowsError: Two rows have one id.
+        """
+        if not (self._input.knows_some or any(self._ledger.counts().values())):
+            return Survey(self._plan.rows)
+        for block in self._input.blocks:
+            known = self._input.known(block)
+            if known is None:
+                for row, _ in self._survey_rows(self._plan.items(self._input.records(block))):
+                    self.lines[row.line] = TO_DO
+            else:
+                self._survey_known(block, known)
+        if self._passed.meets(self._read):
+            raise DuplicateRowsError
+        return Survey(self._plan.rows, self._kept, self._failed, self._changed)
+
+    def _survey_known(self, block: Block, known: IndexedBlock) -> None:
+        whole = known.contents
+        contents = [whole[at : at + WIDTH] for at in range(0, len(whole), WIDTH)]
+        found = self._window.find(contents)
+        if found.count(None) > len(found) // 2:
+            self._look_elsewhere(block, contents, found)
+        is_done = IN_PLACE if known.line == block.line else DONE
+        states = bytearray(len(found))
+        pass_over = self._passed.add
+        for place, row in enumerate(found):
+            if row is not None:
+                states[place] = is_done if row[2] else FAILED
+                pass_over(row[0])
+        self._kept += states.count(is_done)
+        self._failed += states.count(FAILED)
+        missing = {place for place, row in enumerate(found) if row is None}
+        if missing:
+            records = list(self._input.some(block, missing, is_known=False))
+            if any(isinstance(record, Problem) for record in records):
+                raise DuplicateRowsError
+            places = dict(zip((one.line for one in records), sorted(missing), strict=True))
+            for read, record in self._survey_rows(self._plan.items(records)):
+                if record is not None:
+                    is_failed = record.state is ItemState.FAILED
+                    states[places[read.line]] = FAILED if is_failed else is_done
+        if known.starts:
+            for start, state in zip(known.lines_of_records(), states, strict=True):
+                self.lines[block.line + start] = state
+        else:
+            self.lines[block.line : block.line + len(states)] = states
+
+    def _look_elsewhere(
+        self, block: Block, contents: list[bytes], found: list[tuple[int, bytes, bool] | None]
+    ) -> None:
+        """Look where the first row that was not found is: rows may have moved."""
+        first = found.index(None)
+        (record,) = self._input.some(block, {first})
+        number = self._ledger.numbers_of([record.item_id or ""])[0]
+        if number is None:
+            return
+        self._window.go_to(number)
+        places = [place for place, row in enumerate(found) if row is None]
+        again = self._window.find([contents[place] for place in places])
+        for place, one in zip(places, again, strict=True):
+            found[place] = one
+
+    def _survey_rows(self, items: Iterator[Item]) -> Iterator[tuple[Row, Record | None]]:
+        for chunk in chunks(items):
+            if self._input.has_ids:
+                for number in self._ledger.numbers_of([item.item_id for item in chunk]):
+                    if number is not None:
+                        self._read.add(number)
+            for found in look_up(self._ledger, chunk, self._variants, finds_changes=True):
+                record, row = found.record, found.item.context
+                assert row is not None  # noqa: S101 - each item comes with its row
+                self._changed += found.is_changed
+                if record is not None:
+                    is_done = record.state is ItemState.DONE
+                    self._kept += is_done
+                    self._failed += not is_done
+                yield row, record
+
+    # ---- what is left ----
+
+    def all_items(self) -> Iterator[Item]:
+        """Give all rows as items, and keep what they ask. For a ledger without results."""
+        for block in self._input.blocks:
+            lines: list[int] = []
+            contents: list[bytes] = []
+            for item in self._plan.items(self._input.records(block)):
+                assert item.context is not None  # noqa: S101 - each item comes with its row
+                yield item
+                lines.append(item.context.line)
+                contents.append(content_of_item(item))
+            if block.known is None:
+                self._input.add(block, lines, contents)
+
+    async def items_left(
+        self,
+        take: Callable[[Result], Awaitable[None] | None],
+        on_row: Callable[[Row], Awaitable[None]] | None = None,
+    ) -> AsyncIterator[Item]:
+        """Give the rows that are to be sent; hand over the results of such as are to be written.
+
+        Args:
+            take: Gets the results; what it returns is waited for.
+            on_row: Called with each row before.
+        """
+        for block in self._input.blocks:
+            rows = self._new_rows(block) if block.known is None else self._known_rows(block)
+            for row, item, record in rows:
+                if on_row is not None:
+                    await on_row(row)
+                if record is None:
+                    assert item is not None  # noqa: S101 - one of the two is there
+                    yield item
+                elif (waiting := take(_result(record, row))) is not None:
+                    await waiting
+            await asyncio.sleep(0)
+
+    def _new_rows(self, block: Block) -> Iterator[_Left]:
+        lines: list[int] = []
+        contents: list[bytes] = []
+        for chunk in chunks(self._plan.items(self._input.records(block))):
+            for item in chunk:
+                assert item.context is not None  # noqa: S101 - each item comes with its row
+                lines.append(item.context.line)
+                contents.append(content_of_item(item))
+            yield from self._looked_up(chunk)
+        self._input.add(block, lines, contents)
+
+    def _looked_up(self, chunk: Sequence[Item]) -> Iterator[_Left]:
+        for found in look_up(self._ledger, chunk, self._variants):
+            assert found.item.context is not None  # noqa: S101 - see above
+            yield found.item.context, found.item, found.record
+
+    def _known_rows(self, block: Block) -> Iterator[_Left]:
+        states = self.lines[block.line : block.line + block.lines]
+        if states.count(WRITTEN) + states.count(NO_ROW) == len(states):
+            return
+        known = self._input.known(block)
+        assert known is not None  # noqa: S101 - the caller has looked
+        starts = known.lines_of_records()
+        wanted = {place for place, start in enumerate(starts) if states[start] != WRITTEN}
+        rows = (row for row in self._input.some(block, wanted) if isinstance(row, Row))
+        both = zip(sorted(wanted), rows, strict=True)
+        while some := list(islice(both, _ROWS_AT_ONCE)):
+            yield from self._some_known(some, [states[starts[place]] for place, _ in some], known)
+
+    def _some_known(
+        self, some: Sequence[tuple[int, Row]], states: Sequence[int], known: IndexedBlock
+    ) -> Iterator[_Left]:
+        to_do = {row.line for (_, row), state in zip(some, states, strict=True) if state == TO_DO}
+        pairs = [
+            (row.item_id, known.contents[place * WIDTH : (place + 1) * WIDTH])
+            for place, row in some
+            if row.line not in to_do
+        ]
+        records = iter(self._ledger.look_up(pairs))
+        kept = {row.line: next(records) for _, row in some if row.line not in to_do}
+        # Those of a retry with other settings are done, and ask something else.
+        long_way = [row for _, row in some if kept.get(row.line) is None]
+        items = list(self._plan.items(long_way))
+        others = {row.line: (row, item, record) for row, item, record in self._looked_up(items)}
+        for _, row in some:
+            record = kept.get(row.line)
+            yield others[row.line] if record is None else (row, None, record)
+
+
+def _result(record: Record, row: Row) -> Result:
+    """Return a kept result of a row as it was: plain data, as files hold it."""
+    result: Result = reused(record)
+    result.context = row
+    return result
+
+
+def keep_parts(passing: Passing, parts: Iterable[Part], *, keeps_order: bool) -> list[Part]:
+    """Return the parts of an output that can be left as they are, from its beginning.
+
+    Their rows are done, stand where they were, and are the same: they need not be written.
+
+    Args:
+        passing: What is done, after its survey.
+        parts: What the output has.
+        keeps_order: Whether it has its rows in the order of the input.
+    """
+    lines, kept = passing.lines, []
+    for part in parts:
+        rows = part.lines()
+        if max(rows, default=0) >= len(lines) or any(lines[row] != IN_PLACE for row in rows):
+            break
+        for row in rows:
+            lines[row] = WRITTEN
+        kept.append(part)
+    if keeps_order:
+        missing = [place for state in (TO_DO, DONE, IN_PLACE) if (place := lines.find(state)) >= 0]
+        first = min(missing, default=len(lines))
+        while kept and max(kept[-1].lines(), default=0) > first:
+            for row in kept.pop().lines():
+                lines[row] = IN_PLACE
+    return kept

@@ -1,0 +1,376 @@
+"""Going on with a run: passing over what is known gives what reading everything gives.
+
+Two copies of a run go through the same random life (edits of the input, damage to its files,
+retries); one passes over what it can, the other one reads every row. Calls, files, exit codes and
+ledgers must be the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import csv
+import io
+import itertools
+import json
+import os
+import random
+import shutil
+import signal
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from batch_llm.cli import execution, result_files
+from batch_llm.cli.command import Command
+from batch_llm.core.request import Settings
+from batch_llm.exceptions import BatchLLMError, ContentFilteredError
+from batch_llm.inputs import blocks
+from batch_llm.outputs import notes, writers
+from batch_llm.providers.base import Outcome
+from batch_llm.providers.requests import RequestCaller
+from batch_llm.runs import passing, plan, row_index
+from batch_llm.runs.ledgers import retry_failed
+from batch_llm.stores import SqliteLedger
+from batch_llm.stores.base import ItemState
+
+PROMPT = "Say: {{ text }}"
+SHAPES = ("rows.jsonl", "prompts.jsonl", "plain.txt", "rows.csv", "rows.tsv", "unnamed.csv")
+USAGE = {"input_tokens": 2, "output_tokens": 1, "total_tokens": 3}
+
+
+def make_small(patch):
+    """Make blocks, parts and pages so small that a few rows have many of them."""
+    patch.setattr(blocks, "RECORDS", 4)
+    patch.setattr(notes, "_ROWS", 3)
+    patch.setattr(passing, "_PAGE", 5)
+    patch.setattr(passing, "_MOST", 12)
+    patch.setattr(passing, "_ROWS_AT_ONCE", 3)
+    patch.setenv("OPENAI_API_KEY", "none")
+
+
+class World:
+    """Answers by what is asked, and knows what was."""
+
+    def __init__(self):
+        self.asked = Counter()
+
+    async def call(self, item, attempt):
+        text = str(item.request.messages[-1].content)
+        self.asked[item.item_id, text, item.request.settings.temperature] += 1
+        await asyncio.sleep(0)
+        if "odd" in text and item.request.settings.temperature is None:
+            return Outcome(error=ContentFilteredError("odd"), usage=USAGE)
+        return Outcome(f"{text} is known", USAGE, model="nobody")
+
+
+class Life:
+    """The rows of a run, as a user's file has them."""
+
+    def __init__(self, shape, dice):
+        self.name, self.dice, self.number = shape, dice, 0
+        self.rows = []
+        self.ends_line = True
+        self.add(0, dice.randint(1, 30))
+
+    def new(self):
+        self.number += 1
+        dice = self.dice
+        text = dice.choice(["one", "odd", "two\nlines", 'quo"te', "ü€", "a,b", ""])
+        if self.name in {"plain.txt", "rows.tsv"}:
+            text = text.replace("\n", " ").replace('"', "")
+        return {
+            "id": f"r{self.number}",
+            "text": f"{text}{dice.randint(0, 99)}",
+            "label": dice.choice("xy"),
+        }
+
+    def add(self, place, count):
+        self.rows[place:place] = [self.new() for _ in range(count)]
+
+    def edit(self):
+        """Do something that users do to their files."""
+        dice, rows = self.dice, self.rows
+        what = dice.choice(
+            [
+                "change",
+                "label",
+                "delete",
+                "insert",
+                "append",
+                "reorder",
+                "move",
+                "double",
+                "longer",
+                "end",
+                "no",
+            ]
+        )
+        if not rows:
+            what = "append"
+        place = dice.randrange(len(rows) or 1)
+        if what == "change":
+            rows[place] = rows[place] | {"text": f"changed {dice.randint(0, 9)}"}
+        elif what == "label":
+            rows[place] = rows[place] | {"label": dice.choice("abc")}
+        elif what == "delete":
+            del rows[place : place + dice.randint(1, 5)]
+        elif what == "insert":
+            self.add(place, dice.randint(1, 5))
+        elif what == "append":
+            self.add(len(rows), dice.randint(1, 9))
+        elif what == "reorder":
+            dice.shuffle(rows)
+        elif what == "move":
+            rows[:] = rows[place:] + rows[:place]
+        elif what == "double":
+            rows.insert(dice.randrange(len(rows) + 1), dict(rows[place]))
+        elif what == "longer":  # and the last line may have had no end
+            rows[-1] = rows[-1] | {"text": rows[-1]["text"] + "!"}
+        elif what == "end":
+            self.ends_line = not self.ends_line
+        if not rows:
+            self.add(0, 3)
+
+    def write(self, path):
+        rows = self.rows
+        if self.name.endswith(("csv", "tsv")):
+            file = io.StringIO()
+            tab = "\t" if self.name.endswith("tsv") else ","
+            table = csv.writer(file, delimiter=tab, lineterminator="\n")
+            named = (
+                rows
+                if self.name != "unnamed.csv"
+                else [{name: value for name, value in row.items() if name != "id"} for row in rows]
+            )
+            table.writerow(named[0].keys())
+            table.writerows(row.values() for row in named)
+            text = file.getvalue()
+        elif self.name == "plain.txt":
+            text = "".join(f"{row['text']}\n" for row in rows)
+        elif self.name == "prompts.jsonl":
+            text = "".join(
+                json.dumps({"id": row["id"], "prompt": row["text"], "label": row["label"]}) + "\n"
+                for row in rows
+            )
+        else:
+            text = "".join(f"{json.dumps(row)}\n" for row in rows)
+        path.write_bytes((text if self.ends_line else text.removesuffix("\n")).encode())
+
+
+def damage(folder, dice, output):
+    """Do to a run's files what a crash, an editor or a cleaner does. The ledger stays."""
+    what = dice.choice(["tear", "edit", "remove", "rows", "notes", "add", "no", "no", "no"])
+    where, byte = dice.random(), dice.randrange(256)
+    ledger = folder / "ledger.sqlite"
+    path = {"rows": Path(f"{ledger}-rows"), "notes": Path(f"{ledger}-output")}.get(what, output)
+    if what == "no" or not path.exists():
+        return
+    if what == "remove":
+        path.unlink()
+    elif what == "add":
+        with path.open("ab") as file:
+            file.write(b'{"id": "r1"')
+    elif what == "edit":
+        found = bytearray(path.read_bytes())
+        if found:
+            found[int(where * len(found))] = byte
+        path.write_bytes(found)
+    else:
+        os.truncate(path, int(where * path.stat().st_size))
+
+
+def unsettle(folder, numbers):
+    """Make items pending, as those of a killed run are."""
+    with SqliteLedger(folder / "ledger.sqlite") as ledger:
+        wanted = [(number,) for number in numbers]
+        ledger._exclusively(
+            lambda one: one.executemany(
+                "UPDATE items SET state = 'pending' "
+                "WHERE number = ? AND state IN ('done', 'failed')",
+                wanted,
+            )
+        )
+
+
+def session(folder, name, options, *, reads_all):
+    """Give the command; return what it did."""
+    world, told = World(), None
+    output = f"out.{options['suffix']}"
+    with contextlib.chdir(folder), pytest.MonkeyPatch.context() as patch:
+        make_small(patch)
+        patch.setattr(RequestCaller, "call", lambda _, item, attempt: world.call(item, attempt))
+        if reads_all:
+            patch.setattr(plan, "open_index", lambda *_: None)
+        command = Command(
+            input=name,
+            model="openai-chat:m",
+            base_url="http://127.0.0.1:9/v1",
+            prompt=None if name in {"prompts.jsonl", "plain.txt"} else PROMPT,
+            output=output,
+            failed="failed.jsonl",
+            ledger="ledger.sqlite",
+            order=options["order"],
+            bad_rows=options["bad_rows"],
+            limit=options["limit"],
+            concurrency=options["concurrency"],
+            asks_servers=False,
+            retries=0,
+            quiet=True,
+            dedupes=False,
+            facts={"output": output},
+        )
+        try:
+            told = int(execution.run_command(command))
+        except BatchLLMError as error:
+            told = str(error)
+    return told, world.asked
+
+
+def held(folder, suffix, *, keeps_order):
+    """Return what a run's files and its ledger say."""
+    with SqliteLedger(folder / "ledger.sqlite", read_only=True) as ledger:
+        records = [
+            (one.item_id, one.content, one.state, one.output, one.error, one.attempts)
+            for one in ledger.records(*ItemState)
+        ]
+    files = []
+    for name in (f"out.{suffix}", "failed.jsonl"):
+        path = folder / name
+        lines = path.read_bytes().split(b"\n") if path.exists() else None
+        if lines is not None and name.endswith("jsonl"):
+            lines = [
+                sorted((json.loads(line) | {"seconds": 0}).items(), key=repr)
+                for line in lines
+                if line
+            ]
+        elif lines is not None:  # the time of a call differs
+            lines = [line.rpartition(b",")[0] for line in lines]
+        files.append(lines if keeps_order or lines is None else sorted(lines, key=repr))
+    return sorted(records, key=repr), files
+
+
+@settings(
+    max_examples=int(os.environ.get("RESUME_EXAMPLES", "30")),
+    suppress_health_check=[HealthCheck.too_slow],
+)
+@given(seed=st.integers(0, 2**32), shape=st.sampled_from(SHAPES))
+def test_passing_over_known_rows_gives_what_reading_all_gives(tmp_path_factory, seed, shape):
+    dice = random.Random(seed)
+    life = Life(shape, dice)
+    root = tmp_path_factory.mktemp("resume")
+    quick, slow = root / "quick", root / "slow"
+    quick.mkdir()
+    slow.mkdir()
+    suffix = dice.choice(["jsonl", "jsonl", "csv"])
+    options = {"suffix": suffix, "order": dice.choice(["done", "input"])}
+    for turn in range(dice.randint(2, 6)):
+        options |= {
+            "bad_rows": dice.choice(["stop", "skip", "fail"]),
+            "limit": dice.choice([None, None, dice.randint(1, 20)]),
+            "concurrency": dice.choice([1, 3]),
+        }
+        for folder in (quick, slow):
+            life.write(folder / shape)
+            if turn:
+                again = random.Random(seed + turn)
+                damage(folder, again, folder / f"out.{suffix}")
+                what = again.choice(["retry", "other", "unsettle", "no", "no"])
+                if (folder / "ledger.sqlite").exists() and what != "no":
+                    if what == "unsettle":
+                        unsettle(folder, {again.randint(1, 30) for _ in range(4)})
+                    else:
+                        other = Settings(temperature=0.5) if what == "other" else None
+                        with SqliteLedger(folder / "ledger.sqlite") as ledger:
+                            retry_failed(ledger, settings=other)
+
+        found = session(quick, shape, options, reads_all=False)
+        expected = session(slow, shape, options, reads_all=True)
+
+        assert found == expected
+        if not isinstance(found[0], str):  # refused: nothing was written
+            in_order = options["order"] == "input"
+            got, due = (held(one, suffix, keeps_order=in_order) for one in (quick, slow))
+            assert got[1] == due[1]
+            assert got[0] == due[0]
+        for _ in range(dice.randint(0, 2)):
+            life.edit()
+    shutil.rmtree(root)
+
+
+#: What is changed on the disk on the way, in its order.
+MOMENTS = {
+    "the index is written anew": (row_index.RowIndex, "_write_anew"),
+    "what is done is found out": (passing.Passing, "survey"),
+    "the parts that are kept are chosen": (result_files, "keep_parts"),
+    "the notes are begun anew": (notes.OutputNotes, "__init__"),
+    "the ledger hears of the notes": (SqliteLedger, "note"),
+    "the output is cut and opened": (writers._LineFile, "__init__"),
+    "rows are written": (writers._LineFile, "_write"),
+    "a part is noted": (notes.OutputNotes, "_end_part"),
+    "a block is indexed": (row_index.RowIndex, "add"),
+}
+
+
+def killed_at(moment, place, when, give):
+    """Give a command in a process that is killed at a moment; tell whether that came."""
+    owner, name = MOMENTS[moment]
+    process = os.fork()
+    if process:
+        return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == -signal.SIGKILL
+    try:
+        original, calls = getattr(owner, name), itertools.count(1)
+
+        def dying(*arguments, **named):
+            is_it = next(calls) == place
+            if is_it and when == "before":
+                os.kill(os.getpid(), signal.SIGKILL)
+            result = original(*arguments, **named)
+            if is_it:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return result
+
+        setattr(owner, name, dying)
+        give()
+    finally:
+        os._exit(0)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("seed", range(3))
+def test_a_kill_while_a_run_goes_on_changes_nothing(tmp_path, moment, when, seed):
+    dice = random.Random(f"{seed} {moment} {when}")
+    life = Life("rows.jsonl", dice)
+    life.add(0, 30)
+    quick, slow = tmp_path / "quick", tmp_path / "slow"
+    quick.mkdir()
+    life.write(quick / life.name)
+    options = {
+        "suffix": "jsonl", "order": dice.choice(["done", "input"]), "bad_rows": "stop",
+        "limit": 20, "concurrency": 3,
+    }  # fmt: skip
+    session(quick, life.name, options, reads_all=False)
+    if moment == "the index is written anew" or dice.random() < 0.5:
+        life.rows[7] = life.rows[7] | {"label": "z"}  # no row asks something else
+        life.write(quick / life.name)
+    options["limit"] = None
+    shutil.copytree(quick, slow)
+
+    was_killed = killed_at(
+        moment, 1, when, lambda: session(quick, life.name, options, reads_all=False)
+    )
+    code, asked = session(quick, life.name, options, reads_all=False)
+    expected, due = session(slow, life.name, options, reads_all=True)
+
+    assert was_killed
+    assert code == expected
+    assert set(asked) <= set(due), "a row was asked that had its result"
+    in_order = options["order"] == "input"
+    assert (
+        held(quick, "jsonl", keeps_order=in_order)[1]
+        == held(slow, "jsonl", keeps_order=in_order)[1]
+    )
