@@ -42,7 +42,7 @@ def write_input(path, rows):
 
 
 def answer_for_nothing(most):
-    """Give the command with calls that cost nothing, and kill the process after ``most`` of them."""
+    """Give the command with calls that cost nothing; kill the process after ``most`` of them."""
     from batch_llm.cli import main
     from batch_llm.providers.base import Outcome
     from batch_llm.providers.requests import RequestCaller

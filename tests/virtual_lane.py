@@ -93,15 +93,17 @@ class Lane:
 class Bucket:
     """Lets in a rate and a burst, and refuses a share of all calls at random."""
 
-    def __init__(self, seed, *, rate=1e9, burst=1e9, chance=0.0):
+    def __init__(
+        self, seed, *, rate=1e9, burst=1e9, chance=0.0, retry_after=None, seconds=(0.5, 1.5)
+    ):
         self.dice = random.Random(seed)
         self.rate, self.burst, self.level, self.at = rate, burst, burst, 0.0
-        self.chance = chance
+        self.chance, self.retry_after, self.seconds = chance, retry_after, seconds
 
     def __call__(self, now):
         self.level = min(self.burst, self.level + (now - self.at) * self.rate)
         self.at = now
         if self.dice.random() < self.chance or self.level < 1:
-            return Reply("refused", 0.1)
+            return Reply("refused", min(0.1, self.seconds[0]), self.retry_after)
         self.level -= 1
-        return Reply("taken", self.dice.uniform(0.5, 1.5))
+        return Reply("taken", self.dice.uniform(*self.seconds))

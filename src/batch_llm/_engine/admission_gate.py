@@ -236,9 +236,14 @@ class AdmissionGate:
         apart_from: Ticket | None = None,
     ) -> Ticket | None:
         """Return a ticket if a call may start at once and none waits for that, else None."""
-        lane = self.lanes.of(item)
-        if lane.name not in self._flow.waiting:
-            self._flow.waiting[lane.name] = 0  # it is one of the run's lanes from now on
+        lanes = self.lanes
+        name = lanes.name_of(item)
+        lane = lanes.by_name.get(name)
+        if lane is None or not lane.was_asked:
+            lane = lanes.of(item)
+        waiting = self._flow.waiting
+        if name not in waiting:
+            waiting[name] = 0  # it is one of the run's lanes from now on
         return self._start_now(lane, item, None if apart_from is None else apart_from.place)
 
     def is_overloaded(self, item: Item, /) -> bool:

@@ -3,7 +3,8 @@
 As long as nothing limits a lane, no decision depends on what its calls take: that matters from the
 first refusal on, or from the first header with limits. Until then calls are put down in the order
 in which they were let in, and charged when somebody asks. Most have ended by then: those are
-charged what they took, and a sum of them costs no more than a single one.
+charged what they took, and a sum of them costs no more than a single one. Those in flight are
+charged an estimate, as always; it is made then, with what was learned until then.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     Item = LLMWorkItem[Any, Any, Any]
 
 #: So many are put down at the most; what they hold of their items waits as long.
-MOST_PUT_DOWN = 64
+MOST_PUT_DOWN = 128
 
 
 class Backlog:

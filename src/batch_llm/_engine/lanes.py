@@ -259,12 +259,13 @@ class Lanes:
         self.by_name: dict[str, Lane] = {}
         self._limits = limits
         self._caller = caller
-        self._lane_of = caller.lane
+        #: Names an item's lane.
+        self.name_of = caller.lane
         self._memory = memory
 
     def of(self, item: Item) -> Lane:
         """Return an item's lane."""
-        name = self._lane_of(item)
+        name = self.name_of(item)
         lane = self.by_name.get(name)
         if lane is None or not lane.was_asked:
             if lane is None:

@@ -16,15 +16,14 @@ The item stays in this one coroutine until it has its result. Nothing is put bac
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
 from collections import deque
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from batch_llm._engine.clock import clock_of
+from batch_llm._engine.hooks import Hooks
 from batch_llm._engine.progress import Progress
 from batch_llm.base import LLMWorkItem, WorkItemResult
 from batch_llm.core.text import described
@@ -35,7 +34,7 @@ from batch_llm.stores.base import CACHED, SHARED, Saving
 from batch_llm.strategies.errors import ErrorCode
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Generator, Iterator, Sequence
+    from collections.abc import Awaitable, Callable, Generator, Sequence
 
     from batch_llm._engine.events import EventDispatcher
     from batch_llm._engine.pool import Worker
@@ -50,14 +49,10 @@ if TYPE_CHECKING:
     Item = LLMWorkItem[Any, Any, Any]
     Result = WorkItemResult[Any, Any]
 
-T = TypeVar("T")
-
 logger = logging.getLogger("batch_llm.pipeline")
 
 #: When so many results wait to be saved, their workers do so too.
 MOST_UNSAVED = 1024
-#: A post-processor that takes longer is given up; the item's result stands.
-POST_PROCESSOR_SECONDS = 75.0
 
 
 #: Of kept successes; never written to.
@@ -98,8 +93,9 @@ class Pipeline:
         self._content_of = content_of
         self._answerer = answerer
         self._store = store
-        self._middlewares = middlewares
-        self._post_processor = post_processor
+        self._hooks = Hooks(middlewares, post_processor, self._goes_on_after_cancellation)
+        self._has_middlewares = len(middlewares) > 0
+        self._has_post_processor = post_processor is not None
         self._events = events
         self._counts = counts
         self._emit = emit
@@ -128,7 +124,7 @@ class Pipeline:
             self._events.emit(ProcessingEvent.ITEM_STARTED, data)
         progress = Progress(item_id)
         try:
-            if self._middlewares:
+            if self._has_middlewares:
                 result = await self._with_middleware(item, worker, progress)
             else:
                 # Not kept in a name here: see the end of `Retrier.answer`.
@@ -154,7 +150,7 @@ class Pipeline:
                         await self._wait_for_room(worker)
                     return
                 await self._wait_for(saved, worker)
-        if self._post_processor is not None:
+        if self._has_post_processor:
             await self._show(result, worker, progress)
             return
         self._note_finished(result, worker, progress)
@@ -213,7 +209,7 @@ class Pipeline:
             if not isinstance(saved, Saving):
                 return False
             self._saving = saved.__class__
-        if self._post_processor is not None or saved.is_stuck:
+        if self._has_post_processor or saved.is_stuck:
             return False
         room = self._room
         if room is not None:
@@ -302,9 +298,9 @@ class Pipeline:
 
     async def _show(self, result: Result, worker: Worker, progress: Progress) -> None:
         self._note_finished(result, worker, progress)
-        if self._post_processor is not None:
+        if self._has_post_processor:
             item_id = result.item_id
-            await self._post_process(result, worker)
+            await self._hooks.post_process(result, worker)
             result.item_id = item_id
         if (shown := self._emit(result)) is not None:
             await shown
@@ -344,36 +340,8 @@ class Pipeline:
             data["error_type"] = progress.error_type
             self._events.emit(ProcessingEvent.ITEM_FAILED, data)
 
-    async def _post_process(self, result: Result, worker: Worker) -> None:
-        assert self._post_processor is not None  # noqa: S101 - the caller has looked
-        with self._passed_over("post_processor", result.item_id, worker):
-            pending = self._post_processor(result)
-            if inspect.isawaitable(pending):
-                await worker.deadline.bound(pending, POST_PROCESSOR_SECONDS)
-
-    @contextmanager
-    def _passed_over(
-        self, hook: str, item_id: str, worker: Worker, *, has_outcome: bool = True
-    ) -> Iterator[None]:
-        """Log what a hook raises and go on: the user's code never costs an item its result.
-
-        Raises:
-            asyncio.CancelledError: The worker was cancelled; but a run that is abandoned does not
-                give up an item that has its outcome.
-        """
-        try:
-            yield
-        except asyncio.CancelledError:
-            if not worker.is_cancelled:
-                worker.take_back_cancellation()
-                logger.exception("%s of %r cancelled itself; passed over", hook, item_id)
-            elif not (has_outcome and self._goes_on_after_cancellation(worker)):
-                raise
-        except Exception:  # a broken hook is as good as none
-            logger.exception("%s failed on %r; passed over", hook, item_id)
-
     async def _with_middleware(self, item: Item, worker: Worker, progress: Progress) -> Result:
-        changed = await self._before(item, worker)
+        changed = await self._hooks.before(item, worker)
         if changed is None:
             return self._skipped(item, progress)
         # Not kept in a name here: see the end of `Retrier.answer`.
@@ -386,10 +354,10 @@ class Pipeline:
     ) -> Result:
         error = outcome.error
         if error is None:
-            return await self._after(_result(item, outcome, progress), worker)
+            return await self._hooks.after(_result(item, outcome, progress), worker)
         progress.error_type = type(error).__name__
         attach_usage(error, progress.usage)
-        substitute = await self._on_error(item, error, worker)
+        substitute = await self._hooks.on_error(item, error, worker)
         if substitute is None:
             return _result(item, outcome, progress)
         if not any((substitute.token_usage or {}).values()):
@@ -404,30 +372,6 @@ class Pipeline:
         )
         result.error_code = ErrorCode.CANCELLED.value
         return result
-
-    async def _before(self, item: Item, worker: Worker) -> Item | None:
-        current = item
-        for middleware in self._middlewares:
-            with self._passed_over("before_process", item.item_id, worker, has_outcome=False):
-                changed = await middleware.before_process(current)
-                if changed is None:
-                    return None
-                current = _checked(changed, LLMWorkItem)
-        return current
-
-    async def _after(self, result: Result, worker: Worker) -> Result:
-        for middleware in reversed(self._middlewares):
-            with self._passed_over("after_process", result.item_id, worker):
-                result = _checked(await middleware.after_process(result), WorkItemResult)
-        return result
-
-    async def _on_error(self, item: Item, error: Exception, worker: Worker) -> Result | None:
-        for middleware in reversed(self._middlewares):
-            with self._passed_over("on_error", item.item_id, worker):
-                substitute = await middleware.on_error(item, error)
-                if substitute is not None:
-                    return _checked(substitute, WorkItemResult)
-        return None
 
 
 def _raise(error: Exception) -> None:
@@ -447,12 +391,6 @@ class _Shielded(Saving):
 
     def __await__(self) -> Generator[Any, None, None]:
         yield from asyncio.shield(self._pending).__await__()
-
-
-def _checked(value: T, kind: type[T]) -> T:
-    if not isinstance(value, kind):
-        raise TypeError(f"expected a {kind.__name__}, got {type(value).__name__}")
-    return value
 
 
 def as_asked(request: Request, output: Any) -> Any:

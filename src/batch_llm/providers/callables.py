@@ -241,12 +241,14 @@ async def _call_directly(
 ) -> Outcome:
     answer: Any
     data = item.input_data
-    if data is None and type(call) is FunctionType and not call.__dict__:
-        # As most are: nothing is wrapped, and what it takes is seen at once.
-        is_plain = call.__code__.co_argcount == 2
-    else:
-        is_plain = False
-    if not is_plain and _takes_input(call, has_input=data is not None):
+    if (
+        data is None
+        and type(call) is FunctionType
+        and call.__code__.co_argcount == 2
+        and not call.__dict__  # nothing is wrapped: as most are, what it takes is seen at once
+    ):
+        answer = await call(attempt.number, attempt.timeout_seconds)
+    elif _takes_input(call, has_input=data is not None):
         answer = await call(attempt.number, attempt.timeout_seconds, data)
     else:
         answer = await call(attempt.number, attempt.timeout_seconds)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import sqlite3
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -19,24 +18,19 @@ from batch_llm.stores.base import Attempt, ItemState, Spent, is_settled
 from batch_llm.stores.bookings import book_left, booked_under, spent_in_all, spent_so_far
 from batch_llm.stores.call_notes import CallNotes, notes_path
 from batch_llm.stores.cut_off import cut_off_calls, note_known_inputs
-from batch_llm.stores.ledger_file import LedgerFile, why
-from batch_llm.stores.ledger_groups import KINDS, MOST_TAKEN, Group, RowMaker, Work, in_order
-from batch_llm.stores.ledger_reader import LedgerReader
+from batch_llm.stores.ledger_changes import LedgerChanges
+from batch_llm.stores.ledger_file import LedgerFile
+from batch_llm.stores.ledger_groups import MOST_TAKEN, Group, RowMaker, Work
 from batch_llm.stores.ledger_rows import reused_row
-from batch_llm.stores.ledger_writer import LedgerWriter
 from batch_llm.stores.seen_ids import SeenIds
-from batch_llm.stores.sqlite_files import transaction
-from batch_llm.stores.statements import many
 from batch_llm.stores.values import (
     id_of,
     key_of,
     reused,
-    to_json,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-    from concurrent.futures import Future
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
     from typing import Self
 
@@ -44,6 +38,7 @@ if TYPE_CHECKING:
     from batch_llm.core.prices import ModelUsage
     from batch_llm.stores.call_notes import BilledAs
     from batch_llm.stores.cut_off import CutOff
+    from batch_llm.stores.ledger_writer import LedgerWriter
     from batch_llm.strategies.caps import Size
 
 LINGER_SECONDS = 0.004
@@ -51,15 +46,11 @@ LINGER_SECONDS = 0.004
 _LOOK_SECONDS, _RIPE_LOOKS = 0.25, 4
 #: How long a write waits for another program that has the file locked, or for room on the disk.
 PATIENCE_SECONDS = 30.0
-_PAGE_BYTES = 16_384
-#: Rows in one statement at the most.
-_MOST_ROWS = 1024
-_ROWS_AT_ONCE = 500
 #: Ids read in one turn of the event loop.
 _IDS_AT_A_TURN = 1000
 
 
-class SqliteLedger(LedgerReader):
+class SqliteLedger(LedgerChanges):
     """A run's ledger in a file. Use it as a context manager, or ``close`` it.
 
     A result is safe when its ``finish`` has ended: it survives the end of the process however it
@@ -89,24 +80,19 @@ class SqliteLedger(LedgerReader):
         linger_seconds: float = LINGER_SECONDS,
         patience_seconds: float = PATIENCE_SECONDS,
     ) -> None:
-        super().__init__(LedgerFile(path, read_only=read_only, patience_seconds=patience_seconds))
-        self._sql = self._file.sql
+        file = LedgerFile(path, read_only=read_only, patience_seconds=patience_seconds)
         try:
-            self._session = self._file.number("last_session")
+            self._session = file.number("last_session")
         except BaseException:
-            self._file.close()
+            file.close()
             raise
-        self._writer: LedgerWriter | None = None
-        if not read_only:
-            self._writer = LedgerWriter(
-                lambda group: self._maker.make_rows(group),  # noqa: PLW0108 - one for each session
-                self._write,
-                self._settle,
-                linger_seconds=linger_seconds,
-                can_pass=_is_for_want_of_room,
-                error_of=self._save_error,
-                patience_seconds=patience_seconds,
-            )
+        super().__init__(
+            file,
+            lambda group: self._maker.make_rows(group),  # noqa: PLW0108 - one for each session
+            self._settle,
+            linger_seconds=linger_seconds,
+            patience_seconds=patience_seconds,
+        )
         self._is_in_run = self._keeps_ids = False
         self._next_number = 1
         self._open: dict[str, Work] = {}
@@ -363,22 +349,6 @@ class SqliteLedger(LedgerReader):
             return self._save_error(self._writer.error, item_id)
         return StoreError(item_id, "the ledger is in no run")
 
-    def _save_error(self, error: BaseException, item_id: str) -> StoreError:
-        reason = why(error)
-        unsaved = self.unsaved_results
-        if unsaved:
-            answers = "1 answer is" if unsaved == 1 else f"{unsaved:,} answers are"
-            reason += (
-                f"; {answers} not saved yet: that is tried once more at the end of the run, "
-                "and what does not fit then is asked again"
-            )
-        return StoreError(item_id, reason)
-
-    @property
-    def unsaved_results(self) -> int:
-        """How many results were accepted and could not be written: ``close`` tries once more."""
-        return 0 if self._writer is None else self._writer.unsaved_results
-
     def _settle(self, group: Group) -> None:
         found = self._open
         for work in group.works:
@@ -451,90 +421,6 @@ class SqliteLedger(LedgerReader):
         """Return what earlier sessions of the run have spent, as is known by now; within a run."""
         return spent_in_all(self._spent_before, self._cut_off)
 
-    # ---- the writer's thread ----
-
-    def _write(self, groups: Sequence[Group]) -> None:
-        assert self._file.writing is not None  # noqa: S101 - the thread ends before it is closed
-        with transaction(self._file.writing) as connection:
-            for rows in in_order(groups):
-                for name, values in rows:
-                    if values:
-                        _run(connection, name, values)
-
-    def _in_writers_thread(self, change: Callable[[sqlite3.Connection], Any]) -> Future[Any]:
-        """Change the file in a transaction, after all that was added before."""
-        connection, writer = self._file.writing, self._writer
-        if connection is None or writer is None:
-            raise LedgerError(str(self.path), "it was opened for reading only, or closed")
-
-        def act() -> Any:
-            with transaction(connection):
-                return change(connection)
-
-        return writer.call(act)
-
-    def _exclusively(self, change: Callable[[sqlite3.Connection], object]) -> Any:
-        """Change the file, and wait for it.
-
-        Raises:
-            LedgerError: It could not be saved; nothing changed.
-        """
-        try:
-            return self._in_writers_thread(change).result()
-        except sqlite3.Error as error:
-            raise self._file.error(error) from error
-
-    # ---- reading ----
-
-    def note(self, facts: Mapping[str, Any], /) -> None:
-        """Add to the manifest.
-
-        Raises:
-            LedgerError: It could not be saved.
-        """
-        rows = [(name, to_json(value)) for name, value in facts.items()]
-        self._exclusively(lambda one: one.executemany(self._sql["note"], rows))
-
-    def retry(self, codes: Collection[str] | None = None, content: bytes | None = None) -> int:
-        """Make failed items pending, so that they are tried again.
-
-        Raises:
-            LedgerError: It could not be saved; nothing changed.
-        """
-
-        def change(connection: sqlite3.Connection) -> int:
-            note_known_inputs(connection)
-            if codes is None:
-                return connection.execute(self._sql["retry_all"], (content,)).rowcount
-            wanted = json.dumps(sorted(codes))
-            return connection.execute(self._sql["retry_some"], (content, wanted)).rowcount
-
-        self._ahead.forget()
-        return int(self._exclusively(change))
-
-
-def _run(connection: sqlite3.Connection, name: str, values: list[Any]) -> None:
-    """Run a statement over rows, as many at a time as fit.
-
-    In powers of two: few statements then make any number of rows, and SQLite keeps all of them.
-    """
-    width = KINDS[name]
-    count, first = len(values) // width, 0
-    size = _MOST_ROWS
-    while count:
-        while size > count:
-            size //= 2
-        last = first + size * width
-        is_all = last - first == len(values)
-        connection.execute(many(name, size), values if is_all else values[first:last])
-        first, count = last, count - size
-
 
 def _now() -> float:
     return datetime.now(UTC).timestamp()
-
-
-def _is_for_want_of_room(error: BaseException) -> bool:
-    """Tell whether a write may succeed later: somebody may make room on the disk."""
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    return code in {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}

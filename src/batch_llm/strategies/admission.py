@@ -10,11 +10,13 @@ page is how its parts work together:
 - Only so many calls may be in doubt at a time (``doubt.py``): a start is fast, a refusal cheap.
 - The first refusal of an epoch (``epochs.py``) cuts the rates once, whatever comes late; then they
   grow again (``rates.py``). Limits that nobody told are searched (``first_refusal.py``,
-  ``rate_search.py``). What is known from where: ``belief.py``.
+  ``rate_search.py``) by what explains their refusals (``evidence.py``). What is known from where:
+  ``belief.py``.
 - It closes the gate for as long as Retry-After says (``gate.py``). How long that takes shows limits
   that are counted by the minute (``closure.py``, ``window_guess.py``).
 - Refusals that are none of a rate's: a limit on calls in flight (``slots.py``), chance
-  (``noise.py``, ``second_calls.py``), an overloaded or absent provider (``overload.py``).
+  (``noise.py``, ``fallen_rates.py``, ``second_calls.py``), an overloaded or absent provider
+  (``overload.py``).
 
 What it reaches on the test bench is in ``docs/admission.md``.
 """
@@ -41,6 +43,8 @@ from batch_llm.strategies.dimensions import (
 )
 from batch_llm.strategies.doubt import Doubt
 from batch_llm.strategies.epochs import Epoch
+from batch_llm.strategies.evidence import Evidence
+from batch_llm.strategies.fallen_rates import FallenRates
 from batch_llm.strategies.first_refusal import FirstRefusal, explains_used_up, hold_less
 from batch_llm.strategies.gate import PROBE_SECONDS, Gate
 from batch_llm.strategies.grants import Grant, Refusal
@@ -58,6 +62,10 @@ if TYPE_CHECKING:
     from batch_llm.core.config import Limits
     from batch_llm.strategies.header_belief import LimitHeader
 
+#: What a refusal weighs as chance whose Retry-After was worked out.
+WORKED_OUT_WEIGHT = 0.5
+#: What was let in before a longer stretch is not compared with what came after: limits change.
+LONGEST_COMPARED_SECONDS = 60.0
 #: What is remembered with less trust than this is where a search begins; else it is kept to.
 WELL_KNOWN_SHARE = 0.8
 
@@ -82,6 +90,8 @@ class Admission:
         "_dice",
         "_doubt",
         "_epoch",
+        "_evidence",
+        "_fallen",
         "_first",
         "_gate",
         "_in_order",
@@ -91,6 +101,7 @@ class Admission:
         "_search",
         "_second_calls",
         "_slots",
+        "_uncounted",
         "_with_output",
         "budgets",
         "in_flight",
@@ -123,6 +134,8 @@ class Admission:
         self.is_calm = not told
         #: Calls let in.
         self._accepted = 0
+        #: Of them, those that were answered while calm, and have not let more be in doubt yet.
+        self._uncounted = 0
         self._dice = dice or random.Random()  # noqa: S311 - spreads load, protects nothing
         self._belief = Belief(is_told=bool(told))
         self._doubt = Doubt(told.get(REQUESTS, 0.0), is_told=bool(told))
@@ -130,9 +143,11 @@ class Admission:
         self._gate = Gate(self._dice)
         self._closure = Closure()
         self._first = FirstRefusal()
-        self._search = RateSearch(self._belief, self._epoch, self._doubt)
+        self._evidence = Evidence(self.budgets, now)
+        self._search = RateSearch(self._belief, self._doubt, self._evidence)
         self._rates = Rates(now, self.budgets, self._belief, self._epoch, self._search)
         self._noise = Noise()
+        self._fallen = FallenRates()
         self._second_calls = SecondCalls()
         self._slots = Slots()
         self._overload = Overload(now, self._dice)
@@ -168,6 +183,8 @@ class Admission:
             return math.inf
         doubt = self._doubt
         if doubt.calls:
+            if self._uncounted:
+                self._count()
             while (grant := doubt.silent(now)) is not None:
                 self._confirm(now, grant)
             if doubt.calls >= (1 if gate.closed_again else doubt.limit):
@@ -242,8 +259,8 @@ class Admission:
                 the estimate whatever happens.
             headers: What the answer says of the limits.
         """
-        self._release(grant)
-        self.end(now, grant)
+        self._leave(grant)
+        self._end(now, grant)
         if used is not None:
             self._correct(now, grant, used)
         if headers:
@@ -253,18 +270,21 @@ class Admission:
         """Close the grant of a call that was answered, while calm: it is settled later."""
         grant.is_open = False
         self.in_flight -= 1
-        self._overload.note_answer(now, grant.is_probe)
         epoch = self._epoch
-        if self.is_calm and epoch.accepted:
-            if grant.is_in_doubt:
-                grant.is_in_doubt = False
-                doubt = self._doubt
-                doubt.calls -= 1
-                epoch.accepted += 1
-                self._accepted = accepted = self._accepted + 1
-                doubt.note_accepted(accepted)
+        if not (epoch.accepted and grant.is_in_doubt):
+            self._end(now, grant)
             return
-        if grant.epoch == 0 and epoch.number == 1:
+        # As long as nothing is limited and nothing was refused, that is all.
+        self._overload.note_answer(now, grant.is_probe)
+        grant.is_in_doubt = False
+        self._doubt.calls -= 1
+        epoch.accepted += 1
+        self._accepted += 1
+        self._uncounted += 1
+
+    def _end(self, now: float, grant: Grant) -> None:
+        self._overload.note_answer(now, grant.is_probe)
+        if grant.epoch == 0 and self._epoch.number == 1:
             self._note_follower(grant, was_accepted=True)
         if grant.is_in_doubt:
             self._confirm(now, grant)
@@ -319,6 +339,7 @@ class Admission:
             What follows from it.
         """
         self._leave(grant)
+        self._count()
         self.is_calm = False
         self.refusals += 1
         self._overload.note_answer(now, grant.is_probe)
@@ -391,6 +412,7 @@ class Admission:
         """
         if self._belief.is_told or not learned:
             return
+        self._count()
         self.is_calm = False
         for name, (limit, rate, capacity) in learned.items():
             if name not in FIELDS:  # another version counts it
@@ -471,9 +493,12 @@ class Admission:
             amount = grant.cost[budget.field]
             budget.uncharge(now, amount, grant.at, refund=refund)
             self._epoch.forget(grant, budget, amount)
+        self._evidence.forget(grant)
 
     def _confirm(self, now: float, grant: Grant) -> None:
         """Count a call in doubt as let in."""
+        if self._uncounted:
+            self._count()
         doubt, epoch, belief = self._doubt, self._epoch, self._belief
         grant.is_in_doubt = False
         doubt.calls -= 1
@@ -489,10 +514,18 @@ class Admission:
                 self._note_second(grant)
             epoch.accepted += 1
             self._gate.closed_again = 0
+            if not (self.is_calm or belief.knows_limits):
+                self._evidence.note(now)
             if not belief.is_first and self._rates.grow(now) and not belief.knows_limits:
                 doubt.fit(self.requests_per_second, is_searching=belief.is_searching)
         if belief.is_first or belief.knows_limits:
             doubt.note_accepted(self._accepted)
+
+    def _count(self) -> None:
+        """Allow more in doubt for the calls that were answered while calm."""
+        if self._uncounted:
+            self._doubt.note_accepted(self._accepted, self._uncounted)
+            self._uncounted = 0
 
     def _reopen(self, now: float, grant: Grant) -> None:
         """Take in that the first call since a cut was let in."""
@@ -502,6 +535,7 @@ class Admission:
         if not belief.is_first:
             self._closure.explain(now, grant, budgets, belief, epoch)
         if belief.is_searching:
+            self._search.correct(budgets)
             learn_from_closure(grant, budgets, epoch.cut_at, self._doubt.seconds)
 
     def _cut(
@@ -529,9 +563,8 @@ class Admission:
         is_of_told = belief.is_first and belief.is_told
         is_used_up = is_of_told and explains_used_up(self.budgets, grant, grant.at - epoch.began_at)
         emptied = self._emptied(now, named, is_closed_still=is_closed_still)
-        if not is_closed_still and not self._cut_rates(
-            now, grant, () if is_used_up else emptied, retry_after
-        ):
+        cut = () if is_used_up else emptied
+        if not is_closed_still and not self._cut_rates(now, grant, retry_after, cut):
             return False
         requests = self.budgets[REQUESTS]
         thought = requests.thought_at(now, grant)
@@ -565,20 +598,24 @@ class Admission:
         return True
 
     def _cut_rates(
-        self, now: float, grant: Grant, cut: Collection[Budget], retry_after: float | None
+        self, now: float, grant: Grant, retry_after: float | None, cut: Collection[Budget]
     ) -> bool:
         """Cut the rates of some budgets; of none when it was chance."""
         epoch, belief, budgets = self._epoch, self._belief, self.budgets
         seconds = max(grant.at - epoch.cut_at, 1e-3)
-        cuts = self._search.judge(grant, seconds, budgets.values())
-        if not belief.is_first and self._is_noise(now, grant, seconds):
+        self._evidence.end(now, grant, epoch.calls)
+        if not belief.is_first and self._is_noise(now, grant, retry_after):
             return False
+        is_fast = self._noise.is_suspected and not _is_worked_out(retry_after)
+        cuts = self._search.judge(is_fast=is_fast)
         for budget in cut:
             self._rates.cut(now, budget, grant, seconds)
         self._search.note_cut(cuts)
         self._rates.keep_in_step()
         belief.is_searching = self._search.goes_on
-        epoch.note_empty(now, grant, retry_after or 0.0, budgets.values())
+        # Where refusals may be chance, how much was let in between them measures nothing.
+        pause = 0.0 if self._noise.is_suspected else retry_after or 0.0
+        epoch.note_empty(now, grant, pause, budgets.values())
         return True
 
     def _emptied(
@@ -613,25 +650,50 @@ class Admission:
         else:
             is_so = self._slots.explains(grant.others, is_first=is_first)
         if is_so and not was_known:
-            self._rates.lift(self._noise)
+            self._lift()
         elif was_known and not self._slots.is_known:
             self._rates.land()
         return is_so
 
-    def _is_noise(self, now: float, grant: Grant, seconds: float) -> bool:
+    def _is_noise(self, now: float, grant: Grant, retry_after: float | None) -> bool:
         """Tell whether refusals have turned out to come at random: no cut was due then."""
-        if self._noise.is_believed:
+        noise, evidence = self._noise, self._evidence
+        if noise.is_believed:
             return False  # there are more of them now than chance brings
+        if self._belief.knows_limits:
+            share = self._share_unexplained(now, grant)
+            if share:
+                noise.believe(share)
+                self._lift()
+            return share > 0
+        if evidence.last_seconds > LONGEST_COMPARED_SECONDS:
+            evidence.clear(last=1)
+            noise.forget()
+            return False
+        unexplained: float = evidence.unexplained()
+        if _is_worked_out(retry_after):
+            unexplained *= WORKED_OUT_WEIGHT
+        if not noise.weigh(unexplained, int(max(0, evidence.last_calls)), evidence.behind):
+            return False
+        self._lift()
+        return True
+
+    def _share_unexplained(self, now: float, grant: Grant) -> float:
+        """Return the share of calls that is refused although known limits were kept to."""
+        seconds = max(grant.at - self._epoch.cut_at, 1e-3)
         rates, let_in = {}, 0.0
         for name, budget in self.budgets.items():
             amount = grant.spent_with(budget) - budget.spent_when_empty
             rates[name] = amount / seconds
             if name == REQUESTS:
                 let_in = amount - 1
-        if not self._noise.note_episode(now, rates, int(let_in)):
-            return False
-        self._rates.lift(self._noise)
-        return True
+        return self._fallen.note(now, rates, int(let_in), times=self._noise.times_asked)
+
+    def _lift(self) -> None:
+        """Go back to the rates from before cuts that no limit of a rate had caused."""
+        self._rates.lift(self._evidence)
+        self._search.begin_anew()
+        self._evidence.clear()
 
     def _bounds(self) -> list[Bound]:
         """Return the rates that two calls right after a refusal are to be compared with."""
@@ -646,9 +708,9 @@ class Admission:
     def _note_second(self, grant: Grant) -> None:
         """See from the first two calls let in since a refusal whether it was chance."""
         noise = self._noise
-        if self._second_calls.note_accepted(grant, noise.proofs_asked) and not noise.is_believed:
+        if self._second_calls.note_accepted(grant, 2) and not noise.is_believed:
             noise.believe(self.refusals / self._epoch.calls)
-            self._rates.lift(noise)
+            self._lift()
 
     def _note_follower(self, grant: Grant, *, was_accepted: bool) -> None:
         """See from the calls after the first refusal whether it meant that the bucket was empty."""
@@ -662,6 +724,7 @@ class Admission:
                 budget.learn_rate(budget.peak)
 
     def _sync(self, now: float, grant: Grant, headers: Mapping[str, LimitHeader]) -> None:
+        self._count()
         belief, is_told, self.is_calm = self._belief, False, False
         for name, header in headers.items():
             if not header.is_sound:
@@ -685,6 +748,11 @@ class Admission:
         self._doubt.note_headers(requests.limit or 0)
         if not requests.is_window and requests.headers.others.are_there(now, requests.ceiling):
             self._doubt.keep_to(requests.rate, requests.level)
+
+
+def _is_worked_out(retry_after: float | None) -> bool:
+    """Tell whether a Retry-After has fractions: who refuses at random has none to work out."""
+    return retry_after is not None and retry_after % 1 > 0
 
 
 def _told(limits: Limits | None) -> dict[str, float]:

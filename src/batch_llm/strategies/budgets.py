@@ -48,7 +48,6 @@ class Budget:
         "_allowed_full_at",
         "allowed",
         "burst",
-        "burst_took",
         "capacity",
         "ceiling",
         "charged_at",
@@ -60,7 +59,6 @@ class Budget:
         "is_sliding",
         "is_window",
         "largest",
-        "least",
         "level",
         "limit",
         "log",
@@ -69,7 +67,6 @@ class Budget:
         "peak",
         "pending",
         "rate",
-        "rate_at_start",
         "reset_at",
         "round",
         "source",
@@ -110,7 +107,6 @@ class Budget:
         self.spent_when_empty = 0.0
         #: What was let in between the last two cuts.
         self.round: Round | None = None
-        self.rate_at_start = math.inf
         #: Output of the calls in flight that the provider will charge when they end.
         self.pending = 0.0
         self.largest = 1.0
@@ -122,10 +118,8 @@ class Budget:
         #: Whether this window is used up.
         self.is_shut = False
         self.reset_at = math.inf
-        #: What was let in before the first refusal of an unknown limit, and in how many seconds.
-        self.burst, self.burst_took = math.inf, 0.0
-        #: The highest rate that was seen to be let in between two refusals in the search.
-        self.least = 0.0
+        #: What was let in before the first refusal of an unknown limit.
+        self.burst = math.inf
         #: What tells whether it is counted by the minute, and what responses say of it.
         self.windows = WindowGuess(self, now)
         self.headers = HeaderBelief(self)
@@ -134,15 +128,6 @@ class Budget:
     def is_limited(self) -> bool:
         """Whether anything is known of the limit."""
         return self.capacity < math.inf
-
-    @property
-    def fills_in(self) -> float:
-        """The seconds in which an empty bucket fills, as far as is known; else infinity."""
-        if self.limit is not None:
-            return self.capacity / self.ceiling
-        if self.burst == math.inf:
-            return math.inf
-        return max(0.0, self.burst / self.peak - self.burst_took)
 
     @property
     def shown_source(self) -> str:
@@ -310,7 +295,6 @@ class Budget:
 
     def recall(self, limit: float | None, rate: float, capacity: float) -> None:
         """Start from what was known at the end of an earlier run."""
-        self.rate_at_start = rate
         if limit is None:
             self.peak = rate
             self.learn_rate(rate)

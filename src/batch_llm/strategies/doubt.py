@@ -95,11 +95,14 @@ class Doubt:
         learned = max(0.7 * self.seconds + 0.6 * latency, 1.3 * latency)
         self.seconds = max(SHORTEST_DOUBT_SECONDS, min(LONGEST_DOUBT_SECONDS, learned))
 
-    def note_accepted(self, accepted: int) -> None:
+    def note_accepted(self, accepted: int, calls: int = 1) -> None:
         """Allow more, one with each call let in, while nothing speaks against it.
 
         Args:
             accepted: Calls let in so far.
+            calls: How many of them are new; more than one only where no limit is told. What is
+                aimed at grows by less than one with each there, so that many at once come to the
+                same as one by one.
         """
         limit, told = self.limit, self._told
         most = DOUBT_LATER_SHARE * accepted
@@ -117,7 +120,7 @@ class Doubt:
         if aim < told:  # noqa: PLR1730
             aim = told
         if aim > limit:
-            self.limit = min(aim, limit + 1)
+            self.limit = min(aim, limit + calls)
 
     def note_headers(self, requests_per_minute: float) -> None:
         """Allow more where headers show the limits."""

@@ -63,9 +63,8 @@ def start_low(budget: Budget, grant: Grant, let_in: float, seconds: float) -> No
     let_in = let_in or grant.cost[budget.field]
     if let_in > 0:
         budget.peak = let_in / (MINUTE + seconds)
-        budget.burst, budget.burst_took = let_in, seconds
+        budget.burst = let_in
         budget.learn_rate(budget.peak)
-        budget.rate_at_start = budget.rate
 
 
 def explains_used_up(budgets: Mapping[str, Budget], grant: Grant, seconds: float) -> bool:

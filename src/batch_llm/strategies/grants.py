@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from batch_llm.strategies.costs import PENDING
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -55,6 +57,15 @@ class Grant:
     def spent_before(self, budget: Budget) -> float:
         """Return what had been spent when it started, itself not included."""
         return self.spent_with(budget) - self.cost[budget.field]
+
+    def charged(self, budget: Budget) -> float:
+        """Return what a provider charges for the call when it lets it in, as far as is known."""
+        return self.cost[budget.field] - (self.cost[PENDING] if budget.counts_output else 0.0)
+
+    def charged_before(self, budget: Budget) -> float:
+        """Return what a provider had charged when it started, itself not included."""
+        then = self.spent_then[budget.number] - self.pending_then[budget.number]
+        return then - self.charged(budget)
 
 
 class Refusal(NamedTuple):

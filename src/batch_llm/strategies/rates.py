@@ -13,22 +13,24 @@ from typing import TYPE_CHECKING
 from batch_llm.strategies.dimensions import REQUESTS
 from batch_llm.strategies.enclosure import FEWEST_CALLS, Round, measured_rate
 from batch_llm.strategies.first_refusal import start_low
-from batch_llm.strategies.rate_search import CUT, MEASURED_SHARE, PACED_SHARE
+from batch_llm.strategies.rate_search import CUT, MEASURED_SHARE
 
 if TYPE_CHECKING:
     from batch_llm.strategies.belief import Belief
     from batch_llm.strategies.budgets import Budget
     from batch_llm.strategies.epochs import Epoch
+    from batch_llm.strategies.evidence import Evidence
     from batch_llm.strategies.grants import Grant
-    from batch_llm.strategies.noise import Noise
     from batch_llm.strategies.rate_search import RateSearch
 
 #: The least that a second cut within moments leaves; and what it leaves when the bucket is too
 #: small to tell.
 DEEPEST_CUT, BLIND_CUT = 0.5, 0.75
 SECOND_CUT_SECONDS = 5.0
-#: The same where each refusal is followed by a pause of many calls' time.
+#: The same for a told limit where each refusal is followed by a pause of many calls' time.
 PAUSED_SECONDS = 8.0
+#: One in which less than this share of the rate was sent says nothing about it.
+PACED_SHARE = 0.6
 #: After so many seconds without a cut the rate is back where it was, and goes on from there.
 RECOVERY_SECONDS = 28.0
 #: Of the time that the gate was closed, so much counts as time without a cut.
@@ -105,7 +107,7 @@ class Rates:
         this = Round(let_in, seconds, grant.at - self._epoch.reopened_at)
         last, budget.round = budget.round, this
         if self._belief.is_searching:
-            self._search.cut(budget, grant, last, this)
+            self._search.cut(budget)
             return
         budget.peak = budget.rate
         budget.learn_rate(self._share_left(budget, last, this) * budget.peak)
@@ -137,27 +139,28 @@ class Rates:
         return BLIND_CUT
 
     def _measured_in_pauses(self, budget: Budget, this: Round) -> float | None:
-        """Return the limit's rate where a refusal costs a long pause, so that few are to follow.
+        """Return a told limit's rate where a refusal costs a long pause, so that few are to follow.
 
         The bucket was empty then and is empty now: what was let in came back while calls were sent,
         the gate not closed yet, and while it was, until the bucket was full.
         """
         let_in, seconds, open_seconds = this
         epoch = self._epoch
-        sent_seconds = open_seconds + epoch.closed_at - epoch.cut_at
-        closed = seconds - sent_seconds
         fewest = FEWEST_CALLS * epoch.per_call(budget)
         is_costly = seconds < PAUSED_SECONDS and epoch.pause_seconds * budget.rate >= fewest
-        if not is_costly or let_in < fewest or budget.fills_in == math.inf:
+        if budget.told is None or not is_costly or let_in < fewest:
             return None
-        return let_in / (sent_seconds + min(closed, budget.fills_in))
+        sent_seconds = open_seconds + epoch.closed_at - epoch.cut_at
+        fills_in = budget.capacity / budget.ceiling
+        return let_in / (sent_seconds + min(seconds - sent_seconds, fills_in))
 
-    def lift(self, noise: Noise) -> None:
+    def lift(self, evidence: Evidence) -> None:
         """Go back to the rates from before the cuts that a rate limit did not cause, and beyond."""
         self._belief.is_searching = not self._belief.knows_limits
+        best = evidence.best_rate()
         for name, budget in self._budgets.items():
             if budget.rate < math.inf:
-                budget.peak = max(budget.peak, budget.rate, noise.best_rate(name))
+                budget.peak = max(budget.peak, budget.rate, best * evidence.per_call(name))
                 budget.learn_rate(budget.ceiling if budget.limit else budget.peak)
 
     def land(self) -> None:

@@ -23,10 +23,10 @@ USAGE = {"input_tokens": 3, "output_tokens": 4, "total_tokens": 7}
 class Door:
     """A gate to one lane."""
 
-    def __init__(self, limits=None):
+    def __init__(self, limits=None, **estimates):
         lanes = Lanes(1000, limits, Models(), None, asyncio.get_running_loop())
         self.gate = AdmissionGate(lanes, lambda *_: None, lambda: None)
-        self.item = asked("m", "item")
+        self.item = asked("m", "item", **estimates)
         self.lane = lanes.of(self.item)
         self.admission = self.lane.places[0].admission
         self.tickets = []
@@ -148,8 +148,9 @@ STEPS = st.lists(
 @given(STEPS)
 def test_charged_later_or_at_once_comes_to_the_same(steps):
     async def both():
-        later, at_once = Door(), Door()
-        doors = (later, at_once)
+        # Told: what is charged later is estimated later, when more may have been learned.
+        estimates = {"estimated_input_tokens": 5, "estimated_output_tokens": 50}
+        doors = later, at_once = Door(**estimates), Door(**estimates)
         for one in doors:
             one.admission._dice.seed(1)
         for step, which, pause in steps:

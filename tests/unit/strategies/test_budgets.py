@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 
 from batch_llm.strategies.budgets import Budget
-from batch_llm.strategies.dimensions import REQUESTS, TOKENS
+from batch_llm.strategies.dimensions import TOKENS
 from budget_states import told
 
 
@@ -54,15 +52,3 @@ def test_a_refund_before_the_bucket_was_full_again_is_paid_in_full():
     budget.settle(10.0, -30.0, 0.0)
 
     assert budget.level == pytest.approx(60 - 30 + 10 - 20 + 30)
-
-
-def test_how_long_a_bucket_takes_to_fill_is_what_was_let_in_at_first_less_what_came_in_meanwhile():
-    budget = Budget(REQUESTS, None, 0.0, 60.0)
-    assert budget.fills_in == math.inf
-
-    budget.burst, budget.burst_took, budget.peak = 300.0, 2.0, 100.0
-    assert budget.fills_in == 1.0
-    budget.peak = 200.0
-    assert budget.fills_in == 0.0
-
-    assert Budget(REQUESTS, 6000.0, 0.0, 10.0).fills_in == 10.0

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from admissions import ONE, admission, start_all
 from batch_llm.strategies.dimensions import REQUESTS
-from batch_llm.strategies.doubt import Doubt
+from batch_llm.strategies.doubt import DOUBT_LEAST, Doubt
 from batch_llm.strategies.grants import Grant
 
 
@@ -50,6 +54,35 @@ def test_how_long_a_call_is_in_doubt_follows_the_refusals_within_bounds():
 
     doubt.note_refused(60.0)
     assert doubt.seconds == 2.0
+
+
+@given(
+    st.floats(2.0, 600.0),
+    st.integers(0, 20_000),
+    st.integers(1, 300),
+)
+def test_calls_let_in_many_at_once_count_as_one_by_one(limit, before, calls):
+    at_once, one_by_one = Doubt(0.0, is_told=False), Doubt(0.0, is_told=False)
+    at_once.limit = one_by_one.limit = limit
+
+    at_once.note_accepted(before + calls, calls)
+    for accepted in range(before + 1, before + calls + 1):
+        one_by_one.note_accepted(accepted)
+
+    assert at_once.limit == pytest.approx(one_by_one.limit)
+
+
+def test_calls_answered_while_calm_let_more_be_in_doubt():
+    one = admission(dimensions=(REQUESTS,))
+    for n in range(40):
+        one.end(n, one.begin(n))
+
+    started = 0
+    while one.wait(40.0, ONE) == 0:
+        one.start(40.0, ONE)
+        started += 1
+
+    assert started == DOUBT_LEAST
 
 
 def test_more_calls_are_in_doubt_at_the_start_the_higher_the_told_limit_is():

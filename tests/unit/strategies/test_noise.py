@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import statistics
 
@@ -14,21 +15,11 @@ from batch_llm.strategies.dimensions import REQUESTS, TOKENS
 from batch_llm.strategies.noise import Noise
 from virtual_lane import Bucket, Lane
 
-FAST, SLOW = {REQUESTS: 100.0}, {REQUESTS: 50.0}
-
-
-def slower(falls, of=100.0):
-    """Return the rates that are let in after so many cuts."""
-    return {REQUESTS: of * 0.9**falls}
-
 
 def believing(chance=0.05):
     """Return a ``Noise`` that has come to believe in refusals at random."""
     one = Noise()
-    calls = round(1 / chance) - 1
-    one.note_episode(0.0, FAST, calls)
-    believed = [one.note_episode(float(n), slower(n), calls) for n in range(1, 5)]
-    assert believed == [False, False, False, True]
+    one.believe(chance)
     return one
 
 
@@ -91,92 +82,57 @@ def test_the_rates_from_before_the_cuts_are_back_once_they_were_for_nothing():
     one = Admission(0.0, dimensions=(REQUESTS, TOKENS), dice=random.Random(1))
     lane = Lane(one, Bucket(4, chance=0.03), cost=Cost(1.0, 100.0))
     while not one._noise.is_believed:
-        slowest = one.budgets[REQUESTS].rate
+        slowest, best = one.budgets[REQUESTS].rate, one._evidence.best_rate()
         lane.run(lane.now + 0.05)
 
-    best = one._noise.best_rate(REQUESTS)
-    assert one.budgets[REQUESTS].rate >= best > slowest
+    assert one.budgets[REQUESTS].rate >= best > 0
+    assert one.budgets[REQUESTS].rate >= slowest
     assert one.budgets[TOKENS].rate >= 99 * best
 
 
-def test_the_fourth_refusal_that_no_limit_explains_is_believed_to_be_random():
-    assert believing(0.05).chance == pytest.approx(0.05)
+def refusals_until_believed(one, unexplained=2, calls=20, followers=(0.0, 0)):
+    """Return how many such refusals it takes, up to twenty."""
+    for number in range(1, 21):
+        if one.weigh(unexplained, calls, followers):
+            return number
+    return math.inf
 
 
-def test_refusals_near_the_rate_that_was_let_in_are_a_limit_s():
+def test_refusals_that_no_bucket_explains_are_believed_to_be_random():
     one = Noise()
-    one.note_episode(0.0, FAST, 20)
 
-    assert not any(one.note_episode(float(n), {REQUESTS: 95.0}, 20) for n in range(1, 20))
+    assert refusals_until_believed(one) == 2
+    assert one.chance == pytest.approx(1 / 21)
 
 
-def test_one_that_a_limit_explains_begins_the_row_anew():
+def test_what_more_tolerance_explains_weighs_less():
+    assert refusals_until_believed(Noise(), unexplained=1) == 4
+
+
+def test_few_calls_since_the_last_refusal_weigh_less():
+    assert refusals_until_believed(Noise(), calls=0) == 8
+    assert refusals_until_believed(Noise(), calls=noise.FEW_CALLS - 2) == 2
+
+
+def test_one_that_a_bucket_explains_takes_weight_off():
     one = Noise()
-    one.note_episode(0.0, FAST, 20)
-    for n in (1, 2, 3):
-        one.note_episode(float(n), slower(n), 20)
+    one.weigh(2, 20, (0.0, 0))
+    one.weigh(0, 20, (0.0, 0))
 
-    assert not one.note_episode(4.0, FAST, 20)
-    assert not one.note_episode(5.0, slower(4), 20)
+    assert not one.is_suspected
+    assert refusals_until_believed(one) == 2
 
 
-@pytest.mark.parametrize("lower", [SLOW, slower(1)], ids=["half", "a tenth lower"])
-def test_a_limit_that_has_fallen_explains_all_refusals_at_its_new_rate(lower):
+def test_calls_under_way_behind_a_refused_one_speak_for_chance_when_they_are_let_in():
+    assert refusals_until_believed(Noise(), unexplained=1, followers=(10.0, 0)) == 2
+    assert refusals_until_believed(Noise(), followers=(5.0, 5)) == math.inf
+
+
+def test_calls_let_in_behind_an_explained_refusal_make_nobody_suspicious():
     one = Noise()
-    one.note_episode(0.0, FAST, 20)
 
-    assert not any(one.note_episode(float(n), lower, 20) for n in range(1, 40))
-    assert not one.is_believed
-
-
-def test_refusals_that_follow_the_rate_down_however_low_it_gets_are_random():
-    one = Noise()
-    one.note_episode(0.0, FAST, 20)
-    one.note_episode(1.0, SLOW, 20)  # this may have been a limit that fell
-
-    believed = [one.note_episode(1.0 + n, slower(n, of=50.0), 20) for n in (1, 2, 3)]
-
-    assert believed == [False, False, True]
-
-
-def test_any_dimension_that_is_used_as_much_as_ever_explains_a_refusal():
-    one = Noise()
-    one.note_episode(0.0, {REQUESTS: 100.0, TOKENS: 1000.0}, 20)
-
-    rates = {REQUESTS: 50.0, TOKENS: 1000.0}
-    assert not any(one.note_episode(float(n), rates, 20) for n in range(1, 20))
-
-
-def test_a_dimension_that_nothing_is_taken_of_explains_no_refusal():
-    one = Noise()
-    one.note_episode(0.0, {REQUESTS: 100.0, TOKENS: 0.0}, 20)
-
-    rates = [{**slower(n), TOKENS: 0.0} for n in range(1, 5)]
-    assert any(one.note_episode(float(n), rate, 20) for n, rate in enumerate(rates))
-
-
-def test_few_calls_between_refusals_prove_nothing():
-    one = Noise()
-    one.note_episode(0.0, FAST, 20)
-    few = [one.note_episode(float(n), slower(n), noise.FEWEST_CALLS - 1) for n in (1, 2, 3, 4)]
-    one.note_episode(10.0, FAST, 20)
-    enough = [one.note_episode(10.0 + n, slower(n), noise.FEWEST_CALLS) for n in (1, 2, 3, 4)]
-
-    assert not any(few)
-    assert enough == [False, False, False, True]
-
-
-def test_what_was_let_in_is_forgotten_after_two_minutes_but_for_the_last_three():
-    recent, old, very_old = Noise(), Noise(), Noise()
-    for one, seconds, between in ((recent, 29.0, 3), (old, 31.0, 3), (very_old, 1000.0, 0)):
-        one.note_episode(0.0, FAST, 20)
-        for n in range(between):
-            one.note_episode(seconds, slower(n + 1), 20)
-        one.note_episode(4 * seconds, {REQUESTS: 88.0}, 20)
-
-    assert recent._in_a_row == 3
-    assert old._in_a_row == 0
-    assert very_old._in_a_row == 1
+    assert refusals_until_believed(one, unexplained=0, followers=(50.0, 0)) == math.inf
+    assert not one.is_suspected
 
 
 def test_the_share_that_is_believed_to_be_random_is_bounded():
@@ -233,18 +189,7 @@ def test_too_many_soon_after_it_was_believed_refute_it_and_it_takes_twice_as_man
     calls_until_alarm(one)
 
     assert not one.is_believed
-    one.note_episode(10.0, FAST, 20)
-    believed = [one.note_episode(10.0 + n, slower(n), 20) for n in range(1, 9)]
-    assert believed == [False] * 7 + [True]
-
-
-def test_few_calls_between_refusals_do_not_begin_the_row_anew_either():
-    one = Noise()
-    one.note_episode(0.0, FAST, 20)
-
-    believed = [one.note_episode(float(n), slower(n), 20 if n % 2 else 2) for n in range(1, 8)]
-
-    assert believed == [False] * 6 + [True]
+    assert refusals_until_believed(one) == 4
 
 
 @pytest.mark.parametrize("chance", [0.1, 0.05, 0.01])
@@ -275,3 +220,26 @@ def test_the_believed_share_falls_while_fewer_are_refused():
         one.note_refused()
 
     assert one.chance < 0.04
+
+
+def seconds_for(calls, seed, chance):
+    """Return how long so many calls take where each refusal asks for a whole second."""
+    one = Admission(0.0, dimensions=(REQUESTS,), dice=random.Random(seed))
+    provider = Bucket(seed, chance=chance, retry_after=1.0, seconds=(0.03, 0.07))
+    lane = Lane(one, provider)
+    while len(lane.ends["taken"]) < calls:
+        lane.run(lane.now + 0.5)
+    return lane.ends["taken"][calls - 1]
+
+
+@pytest.mark.parametrize(
+    ("calls", "chance", "usual", "most"),
+    [(200, 0.01, 6, 20), (200, 0.03, 14, 40), (2000, 0.03, 40, 60), (200, 0.1, 60, 180)],
+)
+def test_refusals_at_random_cost_little_more_than_the_pauses_they_ask_for(
+    calls, chance, usual, most
+):
+    seconds = sorted(seconds_for(calls, seed, chance) for seed in range(9))
+
+    assert seconds[4] < usual
+    assert seconds[-1] < most

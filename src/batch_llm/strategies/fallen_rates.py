@@ -1,0 +1,77 @@
+"""Refusals at random under known limits: they go on however far the rates have fallen.
+
+A known limit refuses nothing once the rate is well below. So when call after call is refused at
+rates far below those that were let in a moment ago, the refusals say nothing about the rate. A
+limit that has fallen refuses far below those rates as well, but not again once the rate is cut to
+what it lets in: so the rates must fall from refusal to refusal. Unknown limits: ``evidence.py``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+
+#: Refusals in a row that no limit explains, until they are taken for random.
+UNEXPLAINED_IN_A_ROW = 4
+#: A refusal is unexplained below this share of the rate that was let in shortly before.
+IMPOSSIBLE_SHARE = 0.93
+#: What was let in counts for so long, and for so many refusals at least.
+MEMORY_SECONDS, MEMORY_LEAST = 120.0, 3
+#: Fewer calls between two refusals prove nothing.
+FEWEST_CALLS = 8
+#: A larger share of refused calls is never taken for random.
+LARGEST_SHARE = 0.15
+
+
+class FallenRates:
+    """The rates that were let in between the last refusals."""
+
+    __slots__ = ("_calls", "_episodes", "_fallen_at", "_in_a_row", "_refusals")
+
+    def __init__(self) -> None:
+        #: When each of the last episodes ended, and the rates by dimension that were let in.
+        self._episodes: deque[tuple[float, dict[str, float]]] = deque(maxlen=8)
+        #: Since when the limit may be a lower one: what was let in before explains nothing.
+        self._fallen_at = -math.inf
+        self._in_a_row = self._calls = self._refusals = 0
+
+    def note(self, now: float, rates: dict[str, float], calls: int, *, times: float) -> float:
+        """Take a refusal into account that followed ``calls`` calls let in at ``rates``.
+
+        Args:
+            now: The time.
+            rates: By dimension.
+            calls: How many.
+            times: How many times as many refusals as usual are asked for.
+
+        Returns:
+            The share of calls that is refused at random; 0 when they are not.
+        """
+        if not self._is_unexplained(now, rates, -math.inf):
+            self._in_a_row = self._calls = self._refusals = 0
+            self._fallen_at = -math.inf
+        else:
+            if calls >= FEWEST_CALLS and self._is_unexplained(now, rates, self._fallen_at):
+                self._in_a_row += 1
+                self._fallen_at = now
+            self._calls += calls + 1
+            self._refusals += 1
+        self._episodes.append((now, rates))
+        if self._in_a_row < UNEXPLAINED_IN_A_ROW * times:
+            return 0.0
+        share = self._refusals / self._calls
+        self._in_a_row = self._calls = self._refusals = 0
+        return min(LARGEST_SHARE, share)
+
+    def _is_unexplained(self, now: float, rates: dict[str, float], since: float) -> bool:
+        oldest_counted = len(self._episodes) - MEMORY_LEAST
+        known: dict[str, float] = {}
+        for position, (ended_at, let_in) in enumerate(self._episodes):
+            if ended_at < since:
+                continue
+            if position >= oldest_counted or now - ended_at < MEMORY_SECONDS:
+                for name, rate in let_in.items():
+                    known[name] = max(known.get(name, 0.0), rate)
+        return bool(known) and all(
+            rate <= IMPOSSIBLE_SHARE * known.get(name, 0.0) for name, rate in rates.items()
+        )
