@@ -4,6 +4,10 @@
 
 BENCH is the folder with the test bench's modules (``core``, ``provider``, ``client``, ``run``,
 ``scenarios``, ``governor_lite``). The seed of the random sweep is drawn anew each time and printed.
+
+Some scenarios are not the bench's, and not in the summary: R1 to R5 refuse a share of all calls at
+random, and ask for a second's pause each time; their ideal is the optimum and those pauses, one
+after the other, so less than 1 is well possible. T1 is a bucket of a tenth of a second.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ import random
 import statistics
 import sys
 from collections import deque
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from batch_llm.core.config import Limits
@@ -131,8 +135,50 @@ def random_spec(dice, make, number):
     )
 
 
+#: What a refusal at random asks for, in seconds.
+PAUSE_SECONDS = 1.0
+
+
+def own_scenarios(provider):
+    """Return a provider that may refuse at random too, and scenarios of our own."""
+
+    @dataclass
+    class Spec(provider.Spec):
+        chance: float = 0.0
+
+    class Provider(provider.Provider):
+        def __init__(self, sim, spec, seed):
+            super().__init__(sim, spec, seed)
+            self.chance, self.dice = getattr(spec, "chance", 0.0), random.Random(seed + 77)
+
+        def _arrive(self, item, done, number, sent_at, redraw):
+            if not self.chance or self.dice.random() >= self.chance:
+                super()._arrive(item, done, number, sent_at, redraw)
+                return
+            self.n429 += 1
+            self.log.append((self.sim.now, 429, number))
+            seconds = self.spec.rej_lat * self.dice.uniform(0.6, 2.0)
+            reply = provider.Resp(429, self.sim.now, 0, PAUSE_SECONDS, self.headers())
+            self.sim.call_later(seconds, self._reply, item, done, reply, sent_at)
+
+    fast = {"ttft": 0.05, "mean_out": 1, "max_tokens": 8, "tps": 1e4, "rej_lat": 0.02, "net": 0.005}
+    free = {"rpm": None, "tpm": None, "max_inflight": 1000}
+    return Provider, {
+        "R1": Spec(name="R1", n=200, chance=0.03, **free, **fast),
+        "R2": Spec(name="R2", n=2000, chance=0.03, **free, **fast),
+        "R3": Spec(name="R3", n=2000, chance=0.03, **free),
+        "R4": Spec(name="R4", n=200, chance=0.1, **free, **fast),
+        "R5": Spec(name="R5", n=2000, chance=0.03, burst_s=10, retry_after="ceil"),
+        "T1": Spec(name="T1", n=1000, rpm=6000, tpm=None, burst_s=0.1, retry_after="ceil", **fast),
+    }
+
+
 def measure(bench, spec, makers, seeds):
-    optimum = {s: bench.simulate(spec, bench.Oracle, s, 60_000)["makespan"] for s in seeds}
+    optimum = {}
+    for seed in seeds:
+        best = bench.simulate(spec, bench.Oracle, seed, 60_000)
+        pauses = PAUSE_SECONDS * best["n429"] if getattr(spec, "chance", 0.0) else 0.0
+        optimum[seed] = best["makespan"] + pauses
     rows = {}
     for make in makers:
         runs = [bench.simulate(spec, make, seed, 60_000) for seed in seeds]
@@ -167,9 +213,11 @@ def main():
     parser.add_argument("--reference", action="store_true", help="run the bench's controller too")
     options = parser.parse_args()
     sys.path.insert(0, str(Path(options.bench)))
+    import provider
     import run as bench
-    from provider import Spec
     from scenarios import S
+
+    bench.Provider, own = own_scenarios(provider)
 
     makers = [lambda: Ours(told=False), lambda: Ours(told=True)]
     if options.reference:
@@ -178,10 +226,11 @@ def main():
         seed = options.sweep or random.SystemRandom().randrange(10**9)
         print(f"random sweep, seed {seed}")
         dice = random.Random(seed)
-        specs = {n: random_spec(dice, Spec, n) for n in range(options.random)}
+        specs = {n: random_spec(dice, provider.Spec, n) for n in range(options.random)}
         seeds = options.seeds[:1]
     else:
-        specs = {key: S[key] for key in options.scenarios or S}
+        known = {**S, **own}
+        specs = {key: known[key] for key in options.scenarios or known}
         if options.items:
             specs = {key: replace(spec, n=options.items) for key, spec in specs.items()}
         seeds = options.seeds
@@ -192,7 +241,7 @@ def main():
         found[key] = measure(bench, spec, makers, seeds)
         cells = (f"{ratio:.2f} / {refused:.1f}" for ratio, refused in found[key].values())
         print(f"| {key} | " + " | ".join(cells) + " |", flush=True)
-    summary(found)
+    summary({key: rows for key, rows in found.items() if key not in own} or found)
 
 
 if __name__ == "__main__":

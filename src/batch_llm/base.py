@@ -20,6 +20,7 @@ TContext = TypeVar("TContext")
 #: Takes the attempt's number (from 1) and its timeout in seconds, and the item's ``input_data``
 #: when it has a third positional parameter; returns the output and a dict of token counts.
 DirectCall = Callable[..., Awaitable[tuple[Any, Any]]]
+#: Called with an item's result, before anyone else sees it; sync or async.
 PostProcessor = Callable[["WorkItemResult[Any, Any]"], Awaitable[None] | None]
 
 _MODES = "agent, agent_factory, direct_call, request"
@@ -142,6 +143,8 @@ class WorkItemResult(Generic[TOutput, TContext]):
         is_cached: Whether it comes from a cache, and no call was made.
         shared_with: The id of the item whose answer, or failure, this is: it asked the same, and
             was in work; None where there is no such item. Its tokens are booked there.
+        stop: What keeps the item from being sent, where that is no fault of it and others fail
+            with it too: a ``LaneStoppedError`` or ``LimitPauseError`` of this session.
     """
 
     item_id: str
@@ -160,13 +163,23 @@ class WorkItemResult(Generic[TOutput, TContext]):
     is_cached: bool = False
     shared_with: str | None = None
     changes: tuple[str, ...] = ()
+    stop: Exception | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(slots=True)
 class BatchResult(Generic[TOutput, TContext]):
     """All results of a run, in the order in which they were finished.
 
-    The counts are taken from ``results`` once, when the object is made.
+    The counts are taken from ``results`` once, when the object is made:
+    ``total_items == succeeded + failed == len(results)``.
+
+    Attributes:
+        results: One for each item.
+        total_items: Their number.
+        succeeded: Those with an output.
+        failed: All others.
+        total_input_tokens: Tokens over all attempts, failed ones included; what nobody told is 0.
+        total_output_tokens: The same of answers, reasoning included.
     """
 
     results: list[WorkItemResult[TOutput, TContext]] = field(default_factory=list)

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import importlib
+import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -114,3 +116,40 @@ def test_importing_the_package_loads_nothing_heavy():
     )
 
     assert loaded.stdout.strip() == "[]"
+
+
+def public_functions(found):
+    """A public function itself; of a class, its public methods and properties."""
+    if not isinstance(found, type):
+        return [found] if inspect.isfunction(found) else []
+    members = [value for name, value in vars(found).items() if not name.startswith("_")]
+    unbound = [getattr(one, "fget", None) or getattr(one, "__func__", one) for one in members]
+    return [one for one in unbound if inspect.isfunction(one)]
+
+
+def fields_of(found):
+    if dataclasses.is_dataclass(found):
+        return [field.name for field in dataclasses.fields(found) if field.init]
+    return list(getattr(found, "__struct_fields__", ()))
+
+
+@pytest.mark.parametrize("name", sorted(set(batch_llm.__all__) - {"PostProcessor"}))
+def test_each_public_name_says_what_it_is_and_what_its_fields_are(name):
+    found = getattr(batch_llm, name)
+    said = (vars(found).get("__doc__") if isinstance(found, type) else found.__doc__) or ""
+
+    assert said
+    assert not said.startswith(f"{name}(")  # what dataclasses write by themselves
+    assert [one.__qualname__ for one in public_functions(found) if not one.__doc__] == []
+    if isinstance(found, type):
+        assert [field for field in fields_of(found) if field not in said] == []
+
+
+def test_each_argument_of_a_public_function_is_told():
+    for name in batch_llm.__all__:
+        for function in public_functions(getattr(batch_llm, name)):
+            if "Args:" not in function.__doc__:
+                continue
+            arguments = inspect.signature(function).parameters.keys() - {"self", "cls"}
+            told = {one for one in arguments if f"{one}:" in function.__doc__}
+            assert arguments == told, function.__qualname__

@@ -141,15 +141,16 @@ async def settled(cache):
     await asyncio.sleep(0)
 
 
-async def test_an_answer_that_is_kept_again_stays_as_long_as_it_is_good_now(tmp_path):
-    await keep(tmp_path, 1, 2, expires_seconds=60, now=lambda: 1000.0)
+async def test_an_answer_stays_as_long_as_anybody_has_kept_it_for(tmp_path):
+    await keep(tmp_path, 1, 2, 3, expires_seconds=60, now=lambda: 1000.0)
     await keep(tmp_path, 1, now=lambda: 1050.0)
     await keep(tmp_path, 2, expires_seconds=60, now=lambda: 1050.0)
+    await keep(tmp_path, 1, 2, 3, expires_seconds=1, now=lambda: 1055.0)
 
     with AnswerCache(tmp_path, now=lambda: 1100.0) as cache:
-        assert await look_up(cache, 1, 2) == [answer(1), answer(2)]
+        assert await look_up(cache, 1, 2, 3) == [answer(1), answer(2), None]
     with AnswerCache(tmp_path, now=lambda: 1200.0) as cache:
-        assert await look_up(cache, 1, 2) == [answer(1), None]
+        assert await look_up(cache, 1, 2, 3) == [answer(1), None, None]
 
 
 async def test_a_cache_of_the_first_version_is_brought_up_to_date(tmp_path):

@@ -6,10 +6,13 @@ import json
 import sqlite3
 import subprocess
 import sys
+from contextlib import closing
+from decimal import Decimal
 
 import pyarrow.parquet as pq
 import pytest
 
+from batch_llm.core.prices import usd
 from batch_llm.simulator.server import Simulator
 from command import ENVIRON, rows
 
@@ -276,3 +279,56 @@ def test_damaged_texts_in_a_ledger_are_named(cli, tmp_path, damage, named):
     assert named in checked.stdout
     assert ran.returncode == 2
     assert "the file is damaged; `batch-llm verify` says more" in ran.stderr
+
+
+def test_a_ledger_without_its_manifest_is_named_and_noted_anew(tmp_path):
+    rows = [{"id": f"q{n}", "prompt": f"Question {n}?"} for n in range(5)]
+    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
+    def cli(*arguments):
+        return subprocess.run(
+            [sys.executable, "-m", "batch_llm", *arguments],
+            cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+
+    assert cli("run", "q.jsonl").returncode == 0
+    ledger = sqlite3.connect(tmp_path / ".batch-llm/runs/q.results.jsonl.sqlite")
+    with ledger:
+        ledger.execute("DELETE FROM manifest")
+    ledger.close()
+
+    listed, checked = cli("ls"), cli("verify")
+    again, healed = cli("run", "q.jsonl"), cli("verify")
+
+    assert "its settings are gone" in listed.stdout
+    assert checked.returncode == 1
+    assert "nothing says what it was made with" in checked.stdout
+    assert again.returncode == 0, again.stderr
+    assert "5 reused, 0 to do" in again.stderr
+    assert healed.returncode == 0
+
+
+def test_show_tells_what_a_run_has_cost(tmp_path):
+    rows = [{"id": f"q{n}", "prompt": f"Question {n}?"} for n in range(5)]
+    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "prices.toml").write_text('["sim:fast"]\ninput = 1000.0\noutput = 0.0\n')
+
+    def cli(*arguments):
+        return subprocess.run(
+            [sys.executable, "-m", "batch_llm", *arguments],
+            cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+
+    ran = cli("run", "q.jsonl", "--prices", "prices.toml", "--json")
+    done = json.loads(ran.stdout.splitlines()[-1])
+    shown = cli("show")
+
+    assert f"cost      {usd(Decimal(done['cost_usd']))}\n" in shown.stdout
+    (tmp_path / "prices.toml").unlink()  # the run's end has noted its bill
+    assert cli("show").stdout == shown.stdout
+    ledger = tmp_path / ".batch-llm" / "runs" / "q.results.jsonl.sqlite"
+    with closing(sqlite3.connect(ledger)) as connection, connection:
+        assert connection.execute("DELETE FROM manifest WHERE name = 'bill'").rowcount == 1
+    assert "its prices in prices.toml cannot be read" in cli("show").stdout
+    (tmp_path / "prices.toml").write_text('["sim:fast"]\ninput = 1000.0\noutput = 0.0\n')
+    assert cli("show").stdout == shown.stdout

@@ -102,7 +102,8 @@ async def test_the_same_call_again_sends_only_what_is_new_or_changed(there, simu
     again = await bl.run(rows, **there, name="n")
 
     assert simulator.stats().calls == 23
-    assert again.reused == 19
+    assert again.reused == again.statistics.reused == 19
+    assert (again.statistics.processed, again.statistics.succeeded) == (22, 22)
     assert all(is_answered(one, row["prompt"]) for one, row in zip(again, rows, strict=True))
 
 

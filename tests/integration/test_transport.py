@@ -301,25 +301,86 @@ async def test_a_tunnel_that_the_proxy_refuses_is_said_to_be_so(monkeypatch):
     assert "bearer" not in head
 
 
+class Watched:
+    """Hears of a call, and keeps what it heard."""
+
+    def __init__(self, server=None):
+        self.server = server
+        self.left_at = []
+        self.answers = []
+
+    def leaves(self):
+        self.left_at.append(0 if self.server is None else len(self.server.requests))
+
+    def answered(self, status, headers, body, /):
+        self.answers.append((status, headers.get("x-thing"), body))
+
+
 @pytest.mark.parametrize("body", [b"{}", b"x" * (1 << 20)])
 async def test_a_call_tells_once_when_it_leaves(body):
-    server, told = Server(reply()), []
+    server = Server(reply())
+    watched = Watched(server)
     async with running(server) as (transport, url):
         for _ in range(2):  # on a new connection, and on one that is there
-            response = await transport.post(
-                url, {}, body, lambda: told.append(len(server.requests))
-            )
-            assert response.status == 200
-    assert told == [0, 1], "each before the server had it"
+            assert (await transport.post(url, {}, body, watched)).status == 200
+    assert watched.left_at == [0, 1], "each before the server had it"
     assert [got for _, got in server.requests] == [body, body]
 
 
 async def test_a_call_that_finds_no_server_has_not_left():
-    told = []
-    transport = HttpTransport()
+    watched, transport = Watched(), HttpTransport()
     try:
         with pytest.raises(TransportError):
-            await transport.post("http://127.0.0.1:1/v1", {}, b"{}", lambda: told.append(1))
+            await transport.post("http://127.0.0.1:1/v1", {}, b"{}", watched)
     finally:
         await transport.aclose()
-    assert told == []
+    assert watched.left_at == []
+
+
+CHUNKED = b"HTTP/1.1 200 X\r\ntransfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n"
+PACKED = gzip.compress(b'{"a":1}')
+
+
+@pytest.mark.parametrize(
+    ("answer", "seen"),
+    [
+        (reply(b'{"a":1}', "X-Thing: Yes"), (200, "Yes", b'{"a":1}')),
+        (reply(b"wrong", status=429), (429, None, b"wrong")),
+        (reply(PACKED, "content-encoding: gzip"), (200, None, b'{"a":1}')),
+        (CHUNKED, (200, None, b"{}")),
+        (b"HTTP/1.1 103 X\r\n\r\n" + reply(b"{}"), (200, None, b"{}")),
+    ],
+)
+async def test_an_answer_is_shown_before_who_waits_for_it_goes_on_and_is_still_there(answer, seen):
+    watched = Watched()
+    async with running(Server(answer)) as (transport, url):
+        for count in (1, 2):
+            response = await transport.post(url, {}, b"{}", watched)
+            assert (response.status, response.body) == (seen[0], seen[2])
+            assert watched.answers == [seen] * count
+
+
+async def test_an_answer_is_shown_in_the_step_in_which_it_is_read_from_the_socket():
+    server, watched = Server(reply(b"{}")), Watched()
+    async with running(server) as (transport, url):
+        call = asyncio.ensure_future(transport.post(url, {}, b"{}", watched))
+        while not watched.answers:
+            await asyncio.sleep(0)
+        assert not call.done(), "the call would have had to be woken first"
+        assert (await call).body == b"{}"
+
+
+async def test_an_answer_that_is_cut_off_is_not_shown():
+    watched = Watched()
+    async with running(Server(reply(b"{}")[:-1], closes=True)) as (transport, url):
+        with pytest.raises(TransportError):
+            await transport.post(url, {}, b"{}", watched)
+    assert watched.answers == []
+
+
+async def test_a_long_answer_is_whole_whether_it_was_shown_or_not():
+    body, watched = b"x" * 3_000_000, Watched()
+    async with running(Server(reply(body))) as (transport, url):
+        for _ in range(3):
+            assert (await transport.post(url, {}, b"{}", watched)).body == body
+    assert all(shown == (200, None, body) for shown in watched.answers)

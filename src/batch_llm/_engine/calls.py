@@ -27,7 +27,7 @@ from batch_llm.stores.base import Attempt
 from batch_llm.strategies.errors import ErrorCode, ErrorInfo, code_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from batch_llm._engine.deadlines import Deadline
     from batch_llm._engine.events import EventDispatcher
@@ -136,6 +136,9 @@ class _Departure:
 
     def goes(self) -> None:
         self._book.call_goes(self._token)
+
+    def took(self, usage: Mapping[str, int], /) -> None:
+        self._book.call_took(self._token, usage)
 
 
 class Calls:

@@ -28,7 +28,12 @@ from batch_llm._engine.progress import Progress
 from batch_llm.base import LLMWorkItem, WorkItemResult
 from batch_llm.core.text import described
 from batch_llm.core.usage import attach_usage, tokens
-from batch_llm.exceptions import AbandonedError, BadOutputError
+from batch_llm.exceptions import (
+    AbandonedError,
+    BadOutputError,
+    LaneStoppedError,
+    LimitPauseError,
+)
 from batch_llm.observers.base import ProcessingEvent
 from batch_llm.stores.base import CACHED, SHARED, Saving
 from batch_llm.strategies.errors import ErrorCode
@@ -437,4 +442,6 @@ def _failure(item: Item, error: Exception, progress: Progress) -> Result:
         token_usage=progress.usage,
     )
     result.error_code = (progress.error_code or ErrorCode.INTERNAL).value
+    if isinstance(error, LaneStoppedError | LimitPauseError):
+        result.stop = error
     return result

@@ -22,6 +22,8 @@ from batch_llm.stores.base import CACHED, OF_AN_ANSWER, SHARED, Attempt
 from batch_llm.strategies.errors import ErrorCode
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
     from batch_llm._engine.pool import Worker
     from batch_llm._engine.progress import Progress
     from batch_llm._engine.statistics import Counts
@@ -106,12 +108,21 @@ class Sharing:
         #: Items that wait for another one's answer.
         self.following = 0
 
-    async def answer(self, item: Item, worker: Worker, progress: Progress, /) -> Outcome:
+    def answer(
+        self, item: Item, worker: Worker, progress: Progress, /
+    ) -> Coroutine[Any, Any, Outcome]:
         """Return what an item's attempts bring, or those of one that asks the same.
+
+        Of code nobody knows what it asks: its attempts are all there is, and cost nothing more.
 
         Raises:
             asyncio.CancelledError: Passed on at once; a follower leads then.
         """
+        if item.request is None:
+            return self._answerer.answer(item, worker, progress)
+        return self._answer(item, worker, progress)
+
+    async def _answer(self, item: Item, worker: Worker, progress: Progress) -> Outcome:
         key = self._key_of(item)
         if key is None:
             return await self._answerer.answer(item, worker, progress)

@@ -10,7 +10,7 @@ from batch_llm.core.text import safe
 from batch_llm.stores.base import Spent
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from batch_llm._engine.statistics import Statistics
     from batch_llm.core.prices import Bill, ModelUsage, Prices
@@ -24,14 +24,23 @@ def bill_of_run(prices: Prices, now: Statistics) -> Bill:
     bill = prices.bill([*now.usage_before, *now.usage])
     if not now.usage_before and not now.usage_at_most:
         return bill
-    at_most, likely = prices.at_most(now.usage_at_most), None
-    if _knows_likely(now.usage_at_most, now.usage_likely):
-        likely = prices.bill(now.usage_likely).known_usd
+    bill = bill._replace(before_usd=prices.bill(now.usage_before).usd)
+    return _with_cut_off(prices, bill, now.usage_at_most, now.usage_likely)
+
+
+def bill_of_spent(prices: Prices, spent: Spent) -> Bill:
+    """Return the bill of what a ledger holds."""
+    return _with_cut_off(prices, prices.bill(spent.usage), spent.at_most, spent.likely)
+
+
+def _with_cut_off(
+    prices: Prices, bill: Bill, at_most: Sequence[ModelUsage], likely: Sequence[ModelUsage]
+) -> Bill:
+    is_known = _knows_likely(at_most, likely)
     return bill._replace(
-        before_usd=prices.bill(now.usage_before).usd,
-        cut_off_calls=_calls(now.usage_at_most),
-        cut_off_usd=at_most.known_usd,
-        cut_off_likely_usd=likely,
+        cut_off_calls=_calls(at_most),
+        cut_off_usd=prices.at_most(at_most).known_usd,
+        cut_off_likely_usd=prices.bill(likely).known_usd if is_known else None,
     )
 
 

@@ -22,7 +22,7 @@ from batch_llm.cli.progress import say, show_progress, tell
 from batch_llm.cli.result_files import ResultFiles
 from batch_llm.exceptions import LedgerError
 from batch_llm.outputs import finished
-from batch_llm.runs.ledgers import name_of, open_ledger, put_aside, variants_at
+from batch_llm.runs.ledgers import default_ledger, name_of, open_ledger, put_aside, variants_at
 from batch_llm.runs.passing import DuplicateRowsError, Passing
 from batch_llm.runs.plan import Plan, Survey
 from batch_llm.runs.session import (
@@ -31,6 +31,7 @@ from batch_llm.runs.session import (
     open_cache,
     open_pools,
 )
+from batch_llm.stores.sqlite import SqliteLedger
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
     from batch_llm.inputs import Row
     from batch_llm.runs.brief import Brief
     from batch_llm.runs.recipe import Variant
-    from batch_llm.stores.sqlite import SqliteLedger
 
     Item = LLMWorkItem[Any, Any, Row]
     Result = WorkItemResult[Any, Row]
@@ -169,7 +169,10 @@ def open_run(
         check_outputs_are_free(command)
 
     def check(before: Mapping[str, Any]) -> None:
-        if before.get("output") != command.output and not is_pilot:
+        is_its_own = before.get("output") == command.output or (
+            not before and _is_named_after(command, path)
+        )
+        if not is_its_own and not is_pilot:
             check_outputs_are_free(command)
         elsewhere = before.get("servers", servers)
         if sorted(set(servers)) != elsewhere and not command.quiet:
@@ -179,6 +182,17 @@ def open_run(
             )
 
     return open_ledger(command, plan.source.format, servers, check)
+
+
+def _is_named_after(command: Command, ledger: Path) -> bool:
+    """Tell whether a ledger that says nothing of its run is a command's all the same, by its name.
+
+    Its answers are there, so the output can be replaced.
+    """
+    if ledger != Path(default_ledger(command.input, command.output)):
+        return False
+    with SqliteLedger(ledger, read_only=True) as found:
+        return any(found.counts().values())
 
 
 def _places(servers: Sequence[str]) -> str:

@@ -10,19 +10,25 @@ from typing import Any
 import msgspec
 
 from batch_llm.cli.command import check_paths
-from batch_llm.cli.costs import tokens_spent
+from batch_llm.cli.costs import bill_of_spent, cost_summary, tokens_spent
 from batch_llm.cli.exit_codes import ExitCode
+from batch_llm.core.prices import Prices
 from batch_llm.core.text import safe
 from batch_llm.exceptions import BatchLLMError, InputError
 from batch_llm.inputs import Row
 from batch_llm.outputs import ResultWriter, finished
 from batch_llm.runs.ledgers import all_ledgers, find_ledger, name_of, variants_of
-from batch_llm.stores.base import ItemState
+from batch_llm.stores.base import ItemState, Spent
 from batch_llm.stores.file_lock import holder_of
 from batch_llm.stores.sqlite import SqliteLedger
 from batch_llm.stores.values import reused
 
 _MOST_MODELS = 10
+#: Of a ledger whose manifest was emptied, or of one that a processor made and no run.
+NO_SETTINGS = (
+    "nothing says what it was made with; the run's command, given again, notes that, and keeps the "
+    "rows that ask what they asked"
+)
 _SETTLED = (ItemState.DONE, ItemState.FAILED)
 
 
@@ -36,6 +42,7 @@ def list_runs(*, as_json: bool) -> int:
                 manifest = ledger.manifest()
                 row |= {str(state): count for state, count in ledger.counts().items()}
                 row["model"] = (manifest.get("settings") or {}).get("model")
+                row["has_settings"] = bool(manifest.get("settings"))
         except BatchLLMError as error:
             row["error"] = str(error)
         changed = datetime.fromtimestamp(path.stat().st_mtime, UTC)
@@ -47,12 +54,16 @@ def list_runs(*, as_json: bool) -> int:
         facts = (
             f"cannot be read: {safe(row['error'])}"
             if "error" in row
-            else f"{row['done']:>9,} done {row['failed']:>7,} failed  {safe(row['model'])}"
+            else f"{row['done']:>9,} done {row['failed']:>7,} failed  {_model_of(row)}"
         )
         print(f"{safe(row['run']):<32} {row['changed'][:16].replace('T', ' ')}  {facts}")
     if not rows:
         print("no runs here")
     return ExitCode.OK
+
+
+def _model_of(row: dict[str, Any]) -> str:
+    return safe(row["model"]) if row["has_settings"] else "its settings are gone: see `verify`"
 
 
 def show_run(run: str | None, *, failed: bool, item_id: str | None, settings: bool) -> int:
@@ -80,11 +91,13 @@ def show_run(run: str | None, *, failed: bool, item_id: str | None, settings: bo
             print(f"  {state:<9} {count:>9,}")
         for code, count in codes.most_common():
             print(f"    {safe(code):<20} {count:>7,}")
-        print(f"  tokens    {tokens_spent(ledger.spent_in_all())}")
+        spent = ledger.spent_in_all()
+        print(f"  tokens    {tokens_spent(spent)}")
         if (under_way := calls_under_way(ledger)) is not None:
             print(f"  {under_way}")
-        if (bill := noted_bill(ledger)) is not None:
-            print(f"  cost      {safe(bill['text'])}")
+        bill = noted_bill(ledger)
+        cost = safe(bill["text"]) if bill is not None else _cost_of(ledger, spent)
+        print(f"  cost      {cost}")
         for model, count in models.most_common(_MOST_MODELS):
             print(f"  answered by {safe(model, 60)}  {count:,}")
         if counts[ItemState.FAILED]:
@@ -111,8 +124,20 @@ def calls_under_way(ledger: SqliteLedger) -> str | None:
     return f"          {calls} cut off by a kill{known}; `batch-llm resume` books them"
 
 
+def _cost_of(ledger: SqliteLedger, spent: Spent) -> str:
+    """Return what all calls have cost, by the prices that the run was last given."""
+    file = (ledger.manifest().get("flags") or {}).get("prices")
+    try:
+        prices = Prices() if file is None else Prices.from_file(file)
+    except (BatchLLMError, OSError):
+        return f"unknown: its prices in {safe(file)} cannot be read"
+    return cost_summary(bill_of_spent(prices, spent))
+
+
 def _show_settings(ledger: SqliteLedger) -> int:
     manifest = ledger.manifest()
+    if not manifest.get("settings"):
+        print(NO_SETTINGS)
     for name, value in (manifest.get("settings") or {}).items():
         print(f"{safe(name):<14} {safe(value)}")
     servers = ", ".join(manifest.get("servers") or ())

@@ -10,12 +10,12 @@ import msgspec
 
 from batch_llm.cli.costs import problem_of_note, tokens_spent
 from batch_llm.cli.exit_codes import ExitCode
-from batch_llm.cli.inspection import calls_under_way, noted_bill
+from batch_llm.cli.inspection import NO_SETTINGS, calls_under_way, noted_bill
 from batch_llm.core.text import safe
 from batch_llm.exceptions import BadOutputError, BatchLLMError
 from batch_llm.inputs import Source
 from batch_llm.outputs import cell
-from batch_llm.runs.ledgers import name_of, variants_of
+from batch_llm.runs.ledgers import RUNS, name_of, variants_of
 from batch_llm.runs.plan import Plan, chunks, look_up
 from batch_llm.stores.base import ItemState
 from batch_llm.stores.sqlite import SqliteLedger
@@ -71,6 +71,8 @@ def verify_run(path: Path, command: Command | None) -> int:
             wrong = None if bill is None else problem_of_note(bill, spent)
             if wrong is not None:
                 problems.add(wrong)
+            if not ledger.manifest().get("settings") and path.parent == RUNS:
+                problems.add(f"ledger: {NO_SETTINGS}")
             if command is not None:
                 _compare(ledger, command, problems)
     for text in problems.shown:

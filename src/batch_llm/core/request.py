@@ -70,7 +70,11 @@ _PICTURES = (
 
 @dataclass(frozen=True, slots=True)
 class OtherPart:
-    """A content part of a kind this package does not model, passed through as it is."""
+    """A content part of a kind this package does not model, passed through as it is.
+
+    Attributes:
+        data: The part, in the shape of the provider that it goes to.
+    """
 
     data: Mapping[str, Any] = field(hash=False)
 

@@ -29,7 +29,10 @@ _DIGEST = blake2b(digest_size=16, person=b"batch-llm item")
 
 
 class Departure(Protocol):
-    """Takes down whether a call has left the process. Unless a caller says so, it may have."""
+    """Takes down whether a call has left the process, and what it took.
+
+    Unless a caller says that it has not, it may have.
+    """
 
     def waits(self) -> None:
         """Note that it has not, for certain: it waits for its connection, say."""
@@ -37,6 +40,10 @@ class Departure(Protocol):
 
     def goes(self) -> None:
         """Note that from now on it may have."""
+        ...
+
+    def took(self, usage: Mapping[str, int], /) -> None:
+        """Note what its answer has told; it is settled later."""
         ...
 
 

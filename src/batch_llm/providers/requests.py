@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextvars import copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -23,12 +24,12 @@ from batch_llm.providers.registry import Endpoint
 from batch_llm.providers.transport import Looker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from batch_llm.base import LLMWorkItem
     from batch_llm.core.request import Request
-    from batch_llm.providers.base import Outcome, Try
-    from batch_llm.providers.transport import DepartureTeller, Response, Transport
+    from batch_llm.providers.base import Departure, Outcome, Try
+    from batch_llm.providers.transport import Response, Transport, Watchable
     from batch_llm.strategies.header_belief import LimitHeader
 
 #: Writes a request whole, whatever its model refuses.
@@ -37,6 +38,32 @@ _WHOLE = ChatCodec(thinks=False)
 _LOOK_SECONDS = 0.05
 #: Shorter keys are placeholders for servers that want any; they may be ordinary words.
 _LEAST_SECRET = 8
+
+
+class _Watch:
+    """Reads a call's answer as soon as it has come, and takes down what it took."""
+
+    __slots__ = ("_context", "_departure", "_endpoint", "_request", "outcome")
+
+    def __init__(self, departure: Departure, endpoint: Endpoint, request: Request) -> None:
+        self._departure, self._endpoint, self._request = departure, endpoint, request
+        self._context = copy_context()
+        self.outcome: Outcome | None = None
+
+    def leaves(self) -> None:
+        self._departure.goes()
+
+    def answered(self, status: int, headers: Mapping[str, str], body: bytes, /) -> None:
+        endpoint = self._endpoint
+        try:
+            # The user's own shape may read the answer: in the context of the call.
+            self.outcome = outcome = self._context.run(
+                endpoint.codec.decode, status, headers, body, self._request, secret=endpoint.secret
+            )
+        except Exception:  # noqa: BLE001 - it is read again, by the call itself: that will raise it
+            return
+        if outcome.usage:
+            self._departure.took(outcome.usage)
 
 
 class RequestCaller:
@@ -68,8 +95,8 @@ class RequestCaller:
         self._pools: dict[str, tuple[Endpoint, ...]] = {}
         self._turn = 0
         self._transport = transport
-        tells = getattr(transport, "tells_when_sent", False)
-        self._departures = cast("DepartureTeller", transport) if tells else None
+        can_be_watched = getattr(transport, "can_be_watched", False)
+        self._watchable = cast("Watchable", transport) if can_be_watched else None
         self._keep_bodies = keep_bodies
         self._looker = None if ignore_slots or not isinstance(transport, Looker) else transport
         #: By endpoint: each has limits of its own.
@@ -141,16 +168,18 @@ class RequestCaller:
         except UnicodeEncodeError as problem:
             half = ascii(problem.object[problem.start])
             raise UnsupportedRequestError("JSON", f"half of a character, {half}") from problem
-        if departure is None or self._departures is None:
+        outcome = None
+        if departure is None or self._watchable is None:
             response = await self._transport.post(endpoint.url, endpoint.headers, body)
         else:
             departure.waits()
-            response = await self._departures.post(
-                endpoint.url, endpoint.headers, body, departure.goes
+            watch = _Watch(departure, endpoint, request)
+            response = await self._watchable.post(endpoint.url, endpoint.headers, body, watch)
+            outcome = watch.outcome
+        if outcome is None:
+            outcome = endpoint.codec.decode(
+                response.status, response.headers, response.body, request, secret=endpoint.secret
             )
-        outcome = endpoint.codec.decode(
-            response.status, response.headers, response.body, request, secret=endpoint.secret
-        )
         limits = self._limits_of(endpoint, response)
         if outcome.error is not None:
             error = self._refused.learn(outcome.error, request, endpoint, endpoint.model)

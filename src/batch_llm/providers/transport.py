@@ -87,18 +87,30 @@ class Transport(Protocol):
         ...
 
 
-class DepartureTeller(Transport, Protocol):
-    """A transport that tells when a call leaves the process. One may offer it."""
+class Watch(Protocol):
+    """Hears of a call at once, in the step in which it happens. Must not raise."""
+
+    def leaves(self) -> None:
+        """Hear that it is about to be handed to the system."""
+        ...
+
+    def answered(self, status: int, headers: Mapping[str, str], body: bytes, /) -> None:
+        """Hear that its answer has come to its end; it may also be told by ``post`` alone."""
+        ...
+
+
+class Watchable(Transport, Protocol):
+    """A transport whose calls can be watched. One may offer it."""
 
     async def post(
         self,
         url: str,
         headers: Mapping[str, str],
         body: bytes,
-        on_sent: Callable[[], None] | None = None,
+        watch: Watch | None = None,
         /,
     ) -> Response:
-        """The same; ``on_sent`` is called once, just before anything of ``body`` is written."""
+        """The same; ``watch`` hears of it."""
         ...
 
 
@@ -127,31 +139,31 @@ class HttpTransport:
 
     def __init__(self) -> None:
         self._session: ClientSession | None = None
-        self._outgoing: Callable[[bytes, Callable[[], None]], Any]
+        self._outgoing: Callable[[bytes, Watch], Any]
         self._routes: dict[str, dict[str, Any]] = {}
 
-    #: ``post`` can tell when a call leaves the process.
-    tells_when_sent = True
+    #: ``post`` can be watched.
+    can_be_watched = True
 
     async def post(
         self,
         url: str,
         headers: Mapping[str, str],
         body: bytes,
-        on_sent: Callable[[], None] | None = None,
+        watch: Watch | None = None,
         /,
     ) -> Response:
-        """Send ``body`` and read the whole answer; ``on_sent`` is called just before it leaves."""
+        """Send ``body`` and read the whole answer."""
         from aiohttp import ClientConnectorError, ClientError, ConnectionTimeoutError
 
         session = self._session or self._open()
         data: Any = body
         if len(body) >= _LARGE_BODY_BYTES:
             data = io.BytesIO(body)
-            if on_sent is not None:
-                on_sent()
-        elif on_sent is not None:
-            data = self._outgoing(body, on_sent)
+            if watch is not None:
+                watch.leaves()
+        elif watch is not None:
+            data = self._outgoing(body, watch)
         try:
             route = self._routes.get(url) or self._find_route(url)
             response = await session.post(
@@ -199,13 +211,11 @@ class HttpTransport:
     def _open(self) -> ClientSession:
         import aiohttp
 
-        from batch_llm.providers.outgoing import Outgoing
+        from batch_llm.providers.outgoing import Connector, Outgoing
 
         self._outgoing = Outgoing
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
-                limit=0, keepalive_timeout=IDLE_SECONDS, ttl_dns_cache=DNS_SECONDS
-            ),
+            connector=Connector(limit=0, keepalive_timeout=IDLE_SECONDS, ttl_dns_cache=DNS_SECONDS),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers={"User-Agent": "batch-llm"},
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS),

@@ -8,6 +8,8 @@ from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import msgspec
+
 from batch_llm.base import WorkItemResult
 from batch_llm.core.config import DEFAULT_WORKERS
 from batch_llm.exceptions import InputError
@@ -120,8 +122,19 @@ class Prepared:
             raise once.error
 
     def statistics(self) -> Statistics:
-        """Return the session's numbers."""
-        return self.session.statistics()
+        """Return the session's numbers; rows that it passed over count as reused."""
+        now = self.session.statistics()
+        done, failed = self.session.passed_over
+        if not (done or failed):
+            return now
+        return msgspec.structs.replace(
+            now,
+            started=now.started + done + failed,
+            processed=now.processed + done + failed,
+            succeeded=now.succeeded + done,
+            failed=now.failed + failed,
+            reused=now.reused + done + failed,
+        )
 
     @property
     def buffer(self) -> int:

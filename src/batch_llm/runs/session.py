@@ -69,9 +69,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("batch_llm.session")
 
-_PAUSE = f"{LimitPauseError.__name__}: "
-_STOPPED = f"{LaneStoppedError.__name__}: "
-
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Pools:
@@ -273,6 +270,8 @@ class Session:
         self._brief, self._ledger, self._variants = brief, ledger, variants
         self._looks_up = ledger is not None and looks_up
         self._on_row = on_row
+        #: Rows with a result of an earlier session that never reached the engine: done, and failed.
+        self.passed_over = [0, 0]
         #: What the provider refuses everything with; empty while it does not.
         self.refusal = ""
         #: What rows fail with that would wait too long for a limit.
@@ -377,8 +376,11 @@ class Session:
                     await self._on_row(row)
                 if record is None:
                     yield item
-                elif (waiting := take(_kept(record, item))) is not None:
-                    await waiting
+                else:
+                    result = _kept(record, item)
+                    self.passed_over[not result.success] += 1
+                    if (waiting := take(result)) is not None:
+                        await waiting
             await asyncio.sleep(0)
 
     def _look_up(self, chunk: list[Item]) -> Iterable[tuple[Item, Record | None]]:
@@ -389,15 +391,12 @@ class Session:
 
     def _watch(self, result: Result) -> None:
         """Stop when the provider refuses everything."""
-        error = result.error or ""
-        if error.startswith(_STOPPED):
+        if isinstance(result.stop, LaneStoppedError):
             # The row's own lane, or that of its last fallback: nobody is left to ask.
-            self._end(error.removeprefix(_STOPPED))
-        if result.success or result.error_code == "cancelled" or result.is_reused:
-            return
-        if error.startswith(_PAUSE):
+            self._end(str(result.stop))
+        if result.error_code != "cancelled" and isinstance(result.stop, LimitPauseError):
             # All that are left fail so, at once, and are in the file to be run again.
-            self.pause = error.removeprefix(_PAUSE)
+            self.pause = str(result.stop)
 
     def _end(self, refusal: str) -> None:
         if not self.refusal:

@@ -82,8 +82,8 @@ _SWEEP = _Sweep()
 class AnswerCache:
     """A cache in a folder. Use it as a context manager, or ``close`` it.
 
-    An answer is good as long as whoever kept it has said, and as whoever asks for it says. What is
-    past the first is removed, some of it with each use.
+    An answer is good as long as whoever kept it has said, of several the one who wants it the
+    longest, and as whoever asks for it says. What is past the first is removed, some with each use.
 
     Args:
         folder: Where the file is; made, with a ``.gitignore`` in it, when it is not there.

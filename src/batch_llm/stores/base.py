@@ -241,6 +241,10 @@ class CallBook(Protocol):
         """Note that it leaves now: from here on it may cost. Not after it has ended."""
         ...
 
+    def call_took(self, token: int, usage: Mapping[str, int], /) -> None:
+        """Note what its answer has told it to have taken: it is there, and not settled yet."""
+        ...
+
     def call_ended(self, item_id: str, token: int, attempt: Attempt | None, /) -> None:
         """Note how it ended, in the same step as ``attempt`` joins its item's history.
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
     from typing import BinaryIO
 
@@ -171,7 +171,7 @@ class CallNotes:
         """Note that it leaves now."""
         self._map[at + _HELD_AT] = 0
 
-    def tell(self, at: int, usage: dict[str, int]) -> None:
+    def tell(self, at: int, usage: Mapping[str, int]) -> None:
         """Note what a call took."""
         get = usage.get
         try:  # that they are known is written after them

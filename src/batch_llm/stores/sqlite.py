@@ -30,7 +30,7 @@ from batch_llm.stores.values import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
     from typing import Self
 
@@ -388,6 +388,11 @@ class SqliteLedger(LedgerChanges):
         """Note that it leaves now."""
         if self._notes is not None and token in self._under_way:
             self._notes.let_leave(token)
+
+    def call_took(self, token: int, usage: Mapping[str, int], /) -> None:
+        """Note what its answer took, until it is settled."""
+        if self._notes is not None and token in self._under_way:
+            self._notes.tell(token, usage)
 
     def call_ended(self, item_id: str, token: int, attempt: Attempt | None, /) -> None:
         """Note how a call ended, until it is booked with its item; alone, if that is finished."""

@@ -62,8 +62,8 @@ if TYPE_CHECKING:
     from batch_llm.core.config import Limits
     from batch_llm.strategies.header_belief import LimitHeader
 
-#: What a refusal weighs as chance whose Retry-After was worked out.
-WORKED_OUT_WEIGHT = 0.5
+#: What a refusal weighs as chance whose Retry-After is not whole seconds.
+NOT_WHOLE_WEIGHT = 0.5
 #: What was let in before a longer stretch is not compared with what came after: limits change.
 LONGEST_COMPARED_SECONDS = 60.0
 #: What is remembered with less trust than this is where a search begins; else it is kept to.
@@ -536,7 +536,7 @@ class Admission:
             self._closure.explain(now, grant, budgets, belief, epoch)
         if belief.is_searching:
             self._search.correct(budgets)
-            learn_from_closure(grant, budgets, epoch.cut_at, self._doubt.seconds)
+            learn_from_closure(grant, budgets, epoch.refused_at, self._doubt.seconds)
 
     def _cut(
         self, now: float, grant: Grant, retry_after: float | None, dimension: str | None
@@ -559,6 +559,8 @@ class Admission:
             epoch.close()
             self._close_gate(now, retry_after)
             return True
+        if retry_after is not None or not is_closed_still:
+            epoch.refused_at = grant.at
         bounds = [] if is_closed_still else self._bounds()
         is_of_told = belief.is_first and belief.is_told
         is_used_up = is_of_told and explains_used_up(self.budgets, grant, grant.at - epoch.began_at)
@@ -585,7 +587,7 @@ class Admission:
         if not is_trial or retry_after is not None:
             self._close_gate(now, retry_after)
         requests.keep_empty(gate.closed_until)
-        if belief.sees_headers and not (was_first or requests.is_window):
+        if belief.sees_headers and not was_first:
             requests.headers.others.note_refused(
                 now, gate.closed_until, thought, requests.capacity, requests.ceiling
             )
@@ -606,7 +608,7 @@ class Admission:
         self._evidence.end(now, grant, epoch.calls)
         if not belief.is_first and self._is_noise(now, grant, retry_after):
             return False
-        is_fast = self._noise.is_suspected and not _is_worked_out(retry_after)
+        is_fast = self._noise.is_suspected and _is_whole(retry_after)
         cuts = self._search.judge(is_fast=is_fast)
         for budget in cut:
             self._rates.cut(now, budget, grant, seconds)
@@ -671,8 +673,8 @@ class Admission:
             noise.forget()
             return False
         unexplained: float = evidence.unexplained()
-        if _is_worked_out(retry_after):
-            unexplained *= WORKED_OUT_WEIGHT
+        if not _is_whole(retry_after):
+            unexplained *= NOT_WHOLE_WEIGHT
         if not noise.weigh(unexplained, int(max(0, evidence.last_calls)), evidence.behind):
             return False
         self._lift()
@@ -746,13 +748,16 @@ class Admission:
                 other.release()  # who tells limits tells them all
         requests = self.budgets[REQUESTS]
         self._doubt.note_headers(requests.limit or 0)
-        if not requests.is_window and requests.headers.others.are_there(now, requests.ceiling):
+        if requests.headers.others.are_there(now, requests.ceiling):
             self._doubt.keep_to(requests.rate, requests.level)
 
 
-def _is_worked_out(retry_after: float | None) -> bool:
-    """Tell whether a Retry-After has fractions: who refuses at random has none to work out."""
-    return retry_after is not None and retry_after % 1 > 0
+def _is_whole(retry_after: float | None) -> bool:
+    """Tell whether a Retry-After is whole seconds: one with fractions was worked out from a limit.
+
+    Where there is none the gate is closed for moments only, and chance costs little.
+    """
+    return retry_after is not None and retry_after % 1 == 0
 
 
 def _told(limits: Limits | None) -> dict[str, float]:

@@ -25,6 +25,7 @@ class Epoch:
         "number",
         "open_at",
         "pause_seconds",
+        "refused_at",
         "reopened_at",
     )
 
@@ -45,6 +46,8 @@ class Epoch:
         self.closed_at = now
         #: For how long the provider asked then.
         self.pause_seconds = 0.0
+        #: When the last call was sent that the gate was closed for as long as it asked.
+        self.refused_at = now
         self.began_at = now
 
     def is_current(self, grant: Grant) -> bool:

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from batch_llm.strategies.dimensions import REQUESTS
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from batch_llm.strategies.budgets import Budget
     from batch_llm.strategies.grants import Grant
 
@@ -230,7 +232,7 @@ class Evidence:
         if last < 2:
             return 0
         for tolerance, how in ((SOME_TOLERANCE, 0), (MORE_TOLERANCE, 1)):
-            if any(self.explained(name, last, tolerance) for name in self._budgets):
+            if any(rate for name in self._budgets for rate in self._rates(name, last, tolerance)):
                 return how
         return 2
 
@@ -271,32 +273,29 @@ class Evidence:
         let_in = sum(max(0.0, one[name].let_in[-1]) for one in self._stretches if name in one)
         return let_in / max(calls, 1.0)
 
-    def explained(
-        self, name: str, last: int = MOST_STRETCHES, tolerance: float = 1.0
-    ) -> Explained | None:
+    def explained(self, name: str, last: int = MOST_STRETCHES) -> Explained | None:
         """Return the rates that explain the last refusals; None when there are none.
 
         Args:
             name: The dimension.
             last: So many refusals.
-            tolerance: How many times as much tolerance as usual.
         """
+        found = list(self._rates(name, last, 1.0))
+        return Explained(found[0], found[-1]) if found else None
+
+    def _rates(self, name: str, last: int, tolerance: float) -> Iterator[float]:
+        """Yield the rates that explain the last refusals, from the least on."""
         stretches = [one[name] for one in list(self._stretches)[-last:] if name in one]
         if not stretches:
-            return None
-        least = max(1e-3, *(one.least(tolerance) for one in stretches))
+            return
+        rate = max(1e-3, *(one.least(tolerance) for one in stretches))
         most = min(one.most() for one in stretches)
-        if most < least:
-            return None
         slack = max(one.slack for one in stretches)
-        factor = max(CLOSEST, (most / least) ** (1 / MOST_RATES))
-        found = []
-        rate = least
+        factor = max(CLOSEST, (most / rate) ** (1 / MOST_RATES)) if most > rate else CLOSEST
         while rate <= most:
             if _is_one_size(rate, stretches, slack, tolerance):
-                found.append(rate)
+                yield rate
             rate *= factor
-        return Explained(found[0], found[-1]) if found else None
 
 
 def _is_one_size(rate: float, stretches: list[Stretch], slack: float, tolerance: float) -> bool:

@@ -100,6 +100,9 @@ class RateSearch:
         """
         belief, evidence = self._belief, self._evidence
         cuts = self._cuts + 1 if belief.is_searching else 0
+        if not belief.is_searching:  # what is told or was found once is not searched
+            self._is_enclosed = self._is_fast = False
+            return 0
         self._found = found = evidence.calls_explained()
         self._is_fast = is_fast and not belief.is_first
         if self._is_fast:

@@ -242,17 +242,32 @@ class Departures:
     def goes(self):
         self.told.append("goes")
 
+    def took(self, usage):
+        self.told.append(usage["output_tokens"])
+
+
+USED = ANSWER[:-1] + b',"usage":{"prompt_tokens":3,"completion_tokens":4,"total_tokens":7}}'
+
 
 class TellingWire(Wire):
-    tells_when_sent = True
+    can_be_watched = True
 
-    async def post(self, url, headers, body, on_sent=None, /):
-        if on_sent is not None:
-            on_sent()
-        return await super().post(url, headers, body)
+    async def post(self, url, headers, body, watch=None, /):
+        response = await super().post(url, headers, body)
+        if watch is not None:
+            watch.leaves()
+            watch.answered(response.status, response.headers, response.body)
+        return response
 
 
-@pytest.mark.parametrize(("wire", "told"), [(TellingWire(), ["waits", "goes"]), (Wire(), [])])
+@pytest.mark.parametrize(
+    ("wire", "told"),
+    [
+        (TellingWire(Response(200, {}, USED)), ["waits", "goes", 4]),
+        (TellingWire(), ["waits", "goes"]),
+        (Wire(), []),
+    ],
+)
 async def test_a_call_is_taken_for_sent_unless_its_transport_tells_when_it_is(wire, told):
     taken, one = Departures(), attempt()
     one.memory[DEPARTURE] = taken

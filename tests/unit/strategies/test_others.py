@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 import pytest
 
-from admissions import ONE, admission
+from admissions import ONE, admission, start_all
 from batch_llm.strategies.admission import Admission
 from batch_llm.strategies.dimensions import REQUESTS
 from batch_llm.strategies.doubt import DOUBT_SHARED, Doubt
@@ -84,6 +85,26 @@ def test_when_the_other_program_is_gone_all_of_the_limit_is_used():
     assert one.count("taken", 50, 90) > 0.95 * 40 * RATE
 
 
+def test_a_minutes_limit_that_is_kept_by_windows_of_seconds_refuses_less_than_a_fifth():
+    """Headers tell the minute's limit, of which a twelfth may be sent in five seconds."""
+    dice, windows = random.Random(1), {}
+
+    def reply(now):
+        window = int(now // 5)
+        windows[window] = windows.get(window, 0) + 1
+        left, reset = max(0, 500 - windows[window]), 5 - now % 5
+        headers = {REQUESTS: LimitHeader(60 * RATE, left, reset)}
+        if windows[window] <= 500:
+            return Reply("taken", dice.uniform(0.4, 0.6), None, None, headers)
+        return Reply("refused", 0.02, float(math.ceil(reset)), None, headers)
+
+    one = Admission(0.0, None, dimensions=(REQUESTS,), dice=random.Random(1))
+    lane = Lane(one, reply).run(60)
+
+    assert len(lane.ends["taken"]) > 0.9 * 60 * RATE
+    assert len(lane.ends["refused"]) < 0.2 * 60 * RATE
+
+
 def test_what_is_missing_counts_for_some_seconds():
     others = Others()
     others.note(0.0, 2 * TAKEN_SECONDS)
@@ -151,3 +172,22 @@ def test_what_a_closed_gate_saves_up_is_not_sent_in_one_burst_with_headers_eithe
     assert one.closed_until >= 3.0
     one.budgets[REQUESTS].refill(one.closed_until)
     assert one.budgets[REQUESTS].level <= 1
+
+
+def sent_at_once(others_per_second):
+    """Return the calls sent at once after four seconds with ten calls a second of ours."""
+    one = admission(dimensions=(REQUESTS,))
+    one._doubt.limit = 400.0
+    left = 1000.0
+    for number in range(40):
+        now = 0.1 * number
+        grant = one.start(now, ONE)
+        left = min(1000.0, left + 0.1 * RATE) - 1 - 0.1 * others_per_second
+        header = LimitHeader(60 * RATE, left, (1000 - left) / RATE)
+        one.accepted(now + 0.01, grant, None, {REQUESTS: header})
+    return len(start_all(one, now + 0.01))
+
+
+def test_where_others_take_their_part_what_is_left_is_not_sent_for_at_once():
+    assert sent_at_once(others_per_second=0) >= 400
+    assert sent_at_once(others_per_second=190) <= 160  # a quarter of some 600 that are left

@@ -18,11 +18,13 @@ CREATE INDEX answers_that_expire ON answers (expires_at) WHERE expires_at IS NOT
 -- name: find
 SELECT exchange, kept_at, expires_at, answer FROM answers WHERE exchange IN (VALUES (?));
 
+-- Of those who have kept an answer, whoever wants it the longest decides. (NULL is the longest: the
+-- maximum of it and anything is NULL.)
 -- name: keep
 INSERT INTO answers (exchange, model, kept_at, expires_at, answer) VALUES (?, ?, ?, ?, ?)
 ON CONFLICT (exchange) DO UPDATE SET
-  model = excluded.model, kept_at = excluded.kept_at, expires_at = excluded.expires_at,
-  answer = excluded.answer;
+  model = excluded.model, kept_at = excluded.kept_at, answer = excluded.answer,
+  expires_at = max(answers.expires_at, excluded.expires_at);
 
 -- name: remove_expired
 DELETE FROM answers WHERE number IN (
