@@ -615,7 +615,9 @@ class Admission:
         self._search.note_cut(cuts)
         self._rates.keep_in_step()
         belief.is_searching = self._search.goes_on
-        epoch.note_empty(grant, budgets.values())
+        # Where refusals may be chance, how much was let in between them measures nothing.
+        pause = 0.0 if self._noise.is_suspected else retry_after or 0.0
+        epoch.note_empty(now, grant, pause, budgets.values())
         return True
 
     def _emptied(

@@ -19,10 +19,12 @@ class Epoch:
         "began_at",
         "calls",
         "calls_at_cut",
+        "closed_at",
         "cut_at",
         "empty_at_call",
         "number",
         "open_at",
+        "pause_seconds",
         "refused_at",
         "reopened_at",
     )
@@ -40,6 +42,10 @@ class Epoch:
         self.open_at = self.reopened_at = now
         #: When the call was sent that the last cut was made for.
         self.cut_at = now
+        #: When the gate was closed because of it.
+        self.closed_at = now
+        #: For how long the provider asked then.
+        self.pause_seconds = 0.0
         #: When the last call was sent that the gate was closed for as long as it asked.
         self.refused_at = now
         self.began_at = now
@@ -48,9 +54,12 @@ class Epoch:
         """Whether a call was sent since the last cut was made."""
         return grant.number > self.calls_at_cut
 
-    def note_empty(self, grant: Grant, budgets: Iterable[Budget]) -> None:
+    def note_empty(
+        self, now: float, grant: Grant, pause_seconds: float, budgets: Iterable[Budget]
+    ) -> None:
         """Remember the refused call that the rates are cut for."""
         self.cut_at, self.empty_at_call = grant.at, grant.number
+        self.closed_at, self.pause_seconds = now, pause_seconds
         for budget in budgets:
             budget.spent_when_empty = grant.spent_before(budget)
 

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 #: small to tell.
 DEEPEST_CUT, BLIND_CUT = 0.5, 0.75
 SECOND_CUT_SECONDS = 5.0
+#: The same for a told limit where each refusal is followed by a pause of many calls' time.
+PAUSED_SECONDS = 8.0
 #: One in which less than this share of the rate was sent says nothing about it.
 PACED_SHARE = 0.6
 #: After so many seconds without a cut the rate is back where it was, and goes on from there.
@@ -115,10 +117,13 @@ class Rates:
         let_in, seconds, open_seconds = this
         # A burst was refused, and no rate, where fewer were sent than the rate allows.
         is_paced = let_in >= PACED_SHARE * budget.rate * open_seconds
-        if seconds >= SECOND_CUT_SECONDS or let_in <= 0 or not is_paced:
+        if let_in <= 0 or not is_paced:
+            return CUT
+        measured = self._measured_in_pauses(budget, this)
+        if measured is None and seconds >= SECOND_CUT_SECONDS:
             return CUT
         per_call = self._epoch.per_call(budget)
-        measured = measured_rate(last, this, per_call)
+        measured = measured or measured_rate(last, this, per_call)
         if measured is not None:
             share = min(CUT, MEASURED_SHARE * measured / budget.rate)
             if share < CUT:
@@ -132,6 +137,22 @@ class Rates:
         if budget.burst >= closed * least:  # the bucket may have held all of it
             return max(DEEPEST_CUT, CUT * min(1, math.sqrt(least / budget.peak)))
         return BLIND_CUT
+
+    def _measured_in_pauses(self, budget: Budget, this: Round) -> float | None:
+        """Return a told limit's rate where a refusal costs a long pause, so that few are to follow.
+
+        The bucket was empty then and is empty now: what was let in came back while calls were sent,
+        the gate not closed yet, and while it was, until the bucket was full.
+        """
+        let_in, seconds, open_seconds = this
+        epoch = self._epoch
+        fewest = FEWEST_CALLS * epoch.per_call(budget)
+        is_costly = seconds < PAUSED_SECONDS and epoch.pause_seconds * budget.rate >= fewest
+        if budget.told is None or not is_costly or let_in < fewest:
+            return None
+        sent_seconds = open_seconds + epoch.closed_at - epoch.cut_at
+        fills_in = budget.capacity / budget.ceiling
+        return let_in / (sent_seconds + min(seconds - sent_seconds, fills_in))
 
     def lift(self, evidence: Evidence) -> None:
         """Go back to the rates from before the cuts that a rate limit did not cause, and beyond."""

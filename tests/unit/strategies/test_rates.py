@@ -81,3 +81,25 @@ def test_what_grew_under_a_limit_in_flight_is_no_rate_once_that_is_refuted():
 
     assert not one._slots.is_known
     assert requests.rate <= 7.0
+
+
+@pytest.mark.parametrize(
+    ("pause", "rate"), [(1.0, 0.9 * 100 / 1.75), (None, 0.87 * 1000 / 175**0.5)]
+)
+def test_where_a_refusal_costs_a_long_pause_what_was_let_in_since_the_last_is_the_rate(pause, rate):
+    """A second's burst of 100; refused at 10 and, after a pause of a second, at 11.75."""
+    one = admission(limits=Limits(requests_per_minute=6000), burst_seconds=1)
+    budget = one.budgets[REQUESTS]
+    one._belief.is_first = False
+    one.accepted(9.0, one.start(9.0, ONE))
+    one.refused(10.0, one.start(10.0, ONE), latency=0.0, retry_after=pause)
+    budget.rate = budget.peak = 100.0
+    last = 0.0
+    for n in range(100):
+        last = 11.0 + 0.75 * n / 100
+        one.accepted(last, one.start(last, ONE))
+    budget.rate = budget.peak = 100.0
+
+    one.refused(11.75, one.start(11.75, ONE), latency=0.0, retry_after=pause)
+
+    assert budget.rate == pytest.approx(rate, rel=0.01)

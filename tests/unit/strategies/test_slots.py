@@ -221,6 +221,16 @@ def test_a_limit_that_is_not_used_up_is_not_tried():
     assert one.tried == 16
 
 
+def test_an_earlier_call_that_the_one_more_overtook_lowers_no_limit():
+    one = learned()
+    hold(one, 15, since=100.0, seconds=TRIAL_SECONDS + 0.2)
+    assert one.tried == 17
+
+    assert one.explains(15, is_first=True)
+
+    assert one.most == one.tried == 16
+
+
 def test_each_failed_trial_doubles_the_time_to_the_next_up_to_ten_minutes():
     one, now, times = learned(16), 0.0, []
     for _ in range(8):
