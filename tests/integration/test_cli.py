@@ -339,7 +339,7 @@ CHAT = '{"messages":[{"role":"user","content":"x"}]}\n'
         ({"a.txt": "hi"}, ["a.txt", "-m", "openai-chat:x"], "export OPENAI_API_KEY="),
         ({"a.txt": "hi"}, ["a.txt", "-m", "sim:fsat"], "did you mean fast"),
         ({"a.txt": "hi"}, ["a.txt", "--timeout", "soon"], "--timeout must be a duration"),
-        ({"a.txt": "hi"}, ["a.txt", "--concurrency", "0"], "--concurrency must be >= 1"),
+        ({"a.txt": "hi"}, ["a.txt", "--concurrency", "0"], "--concurrency must be auto, knee, or a whole number"),
         ({"a.txt": "hi"}, ["a.txt", "-o", "a.txt"], "is used twice"),
         ({"a.txt": "hi", "o.jsonl": ""}, ["a.txt", "-o", "o.jsonl"], "o.jsonl exists"),
         ({"a.txt": ""}, ["a.txt"], "is empty"),

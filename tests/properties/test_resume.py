@@ -217,10 +217,10 @@ def session(folder, name, options, *, reads_all):
             bad_rows=options["bad_rows"],
             limit=options["limit"],
             concurrency=options["concurrency"],
-            asks_servers=False,
+            ignore_slots=True,
             retries=0,
             quiet=True,
-            dedupes=False,
+            dedupe=False,
             facts={"output": output},
         )
         try:

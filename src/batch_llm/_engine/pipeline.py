@@ -6,7 +6,7 @@
           └ Retrier.answer     again or give up                                   (retry.py)
               ├ Gate.enter     when this attempt may start                        (gate.py)
               └ Hedging.make   where asked for: two copies of a slow call         (hedging.py)
-                  └ Calls.make   one call, settled                                (calls.py)
+                  └ Calls.make     one call, settled                              (calls.py)
                       └ Deadline.bound   how long it may take                     (deadlines.py)
                           └ Caller.call  the exchange itself                      (providers/)
 

@@ -288,6 +288,7 @@ class _LineFile:
 
     def append(self, line: bytes, *, can_wait: bool = False) -> None:
         """Append a line; one that can wait, at the latest with the next that cannot."""
+        can_wait = can_wait and self._file is not None  # who reads standard output may leave
         if can_wait or self._waiting:
             self._waiting += line
             if not can_wait or len(self._waiting) >= _MOST_WAITING:

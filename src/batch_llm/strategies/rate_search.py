@@ -29,7 +29,7 @@ SEARCH_SPANS, SHORTEST_SPAN_SECONDS, LONGEST_SPAN_SECONDS = 4.0, 0.3, 1.0
 #: The search goes on until the limit's rate is known up to this factor.
 SEARCH_ENDS_WITHIN = 1.5
 #: Fewer calls between two refusals do not enclose a rate.
-FEWEST_CALLS = 8
+FEWEST_CALLS = 16
 #: After each refusal the search is so much slower, so that the next one is closer to the limit.
 SEARCH_SLOWER = 4.0
 #: And it goes on for no more than so many refusals.
