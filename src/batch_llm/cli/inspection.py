@@ -166,7 +166,8 @@ def _show_settings(ledger: SqliteLedger) -> int:
 def _show_item(ledger: SqliteLedger, item_id: str) -> int:
     record = ledger.find(item_id)
     if record is None:
-        raise InputError(f"{name_of(ledger.path)} has no row {safe(item_id)}")
+        run = name_of(ledger.path)
+        raise InputError(f"{run} has no row {safe(item_id)}, or has not read it yet")
     print(f"{safe(record.item_id)}  {record.state}  {safe(record.model or '')}")
     for variant in variants_of(ledger):
         if record.content == variant.mark:
