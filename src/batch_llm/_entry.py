@@ -25,8 +25,10 @@ def leave(number: int, frame: object) -> None:  # noqa: ARG001
     While modules load, a ``KeyboardInterrupt`` comes out of other people's code, as something else
     at times; while Python ends, as "Exception ignored in …".
     """
-    os.write(2, f"{INTERRUPTED}\n".encode())
-    os._exit(130)
+    try:
+        os.write(2, f"{INTERRUPTED}\n".encode())
+    finally:  # whether or not there is a standard error
+        os._exit(130)
 
 
 _is_ours = getsignal(SIGINT) is default_int_handler
@@ -43,7 +45,7 @@ def main() -> int:
         for stream in (sys.stdout, sys.stderr):
             try:
                 stream.flush()
-            except (OSError, ValueError):  # nobody reads it; or it is closed
+            except (OSError, ValueError, AttributeError):  # nobody reads it; closed; there is none
                 continue
         signal(SIGINT, leave)
     return code
