@@ -65,6 +65,8 @@ _FLAGS = {
     "max_failed": "--max-failed",
     "max_failed_share": "--max-failed",
 }
+#: Caps that stand for the run with all its sessions: with the same one it ends at once.
+_SPENDING = ("max_cost_usd", "max_tokens_total")
 
 
 def run_command(command: Command) -> ExitCode:
@@ -355,7 +357,10 @@ class _Execution:
         self._tell_files(bad)
         if (left or code is ExitCode.PROVIDER_REFUSES) and self._ledger is not None:
             again = f"batch-llm resume {shlex.quote(name_of(self._ledger.path))}"
-            say(f"  continue  {again}  (or the same command again)")
+            if now.stopped_by in _SPENDING:
+                say(f"  continue  {again} {_FLAGS[now.stopped_by]} MORE  (or the command with it)")
+            else:
+                say(f"  continue  {again}  (or the same command again)")
         if self._plan.source.has_changed():
             say(f"\nwarning: {command.input} changed while it was read; check its rows")
         return code
