@@ -25,10 +25,9 @@ def leave(number: int, frame: object) -> None:  # noqa: ARG001
     While modules load, a ``KeyboardInterrupt`` comes out of other people's code, as something else
     at times; while Python ends, as "Exception ignored in …".
     """
-    try:
+    if sys.stderr is not None:  # else it was closed, and 2 may be the number of any file
         os.write(2, f"{INTERRUPTED}\n".encode())
-    finally:  # whether or not there is a standard error
-        os._exit(130)
+    os._exit(130)
 
 
 _is_ours = getsignal(SIGINT) is default_int_handler
@@ -44,8 +43,9 @@ def main() -> int:
     if _is_ours:
         for stream in (sys.stdout, sys.stderr):
             try:
-                stream.flush()
-            except (OSError, ValueError, AttributeError):  # nobody reads it; closed; there is none
+                if stream is not None:
+                    stream.flush()
+            except (OSError, ValueError):  # nobody reads it; or it is closed
                 continue
         signal(SIGINT, leave)
     return code

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import platform
 import random
 import shlex
 import signal
@@ -12,6 +13,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime, timedelta
 from importlib import metadata
 from pathlib import Path
 
@@ -213,6 +215,30 @@ def test_no_key_and_no_password_gets_into_the_ledger(tmp_path, cli, simulator):
     refused = cli("resume", env=key)
     assert refused.returncode == 2
     assert "give the same command again" in refused.stderr
+
+
+def test_the_manifest_says_what_was_asked_of_whom_and_by_which_versions_and_prices(tmp_path, run):
+    write_questions(tmp_path, 2)
+    manifests = {}
+    for prompt in ("A: {{ prompt }}", "B: {{ prompt }}"):
+        path = tmp_path / f"{prompt[0]}.sqlite"
+        assert run("--prompt", prompt, "--store", str(path), "-o", f"{path}.jsonl").returncode == 0
+        with contextlib.closing(sqlite3.connect(path)) as tool:
+            noted = dict(tool.execute("SELECT name, value FROM manifest"))
+            manifests[prompt[0]] = {name: json.loads(value) for name, value in noted.items()}
+            # As the provider called it, not as it was asked for.
+            assert tool.execute("SELECT DISTINCT model FROM results").fetchall() == [("x",)]
+
+    one, other = manifests["A"], manifests["B"]
+    assert one["settings"]["model"] == "openai-chat:x"
+    assert one["settings"]["prompt"] == "A: {{ prompt }}"
+    assert one["digests"].keys() == one["settings"].keys()
+    changed = [name for name in one["digests"] if one["digests"][name] != other["digests"][name]]
+    assert changed == ["prompt"]
+    assert one["version"] == one["made_by_version"] == metadata.version("batch-llm")
+    assert one["python"] == platform.python_version()
+    assert one["prices"] == f"genai-prices {metadata.version('genai-prices')}"
+    assert abs(datetime.now(UTC) - datetime.fromisoformat(one["prices_at"])) < timedelta(hours=1)
 
 
 def test_without_a_store_there_is_no_ledger(tmp_path, run):

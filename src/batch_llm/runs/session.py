@@ -340,6 +340,8 @@ class Session:
                         await waiting
         finally:
             await self._transport.aclose()
+            if self._brief.agent is not None:
+                await self._brief.agent.aclose()
         now = self.statistics()
         if now.stopped_lanes and now.succeeded == now.reused:
             self._end(now.stopped_lanes[-1].reason)
