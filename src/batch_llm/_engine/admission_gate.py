@@ -260,14 +260,14 @@ class AdmissionGate:
         now, place = self._time(), lane.only
         if place is not None and not place.aside_until and lane.asking is None:
             # As most lanes are.
-            admission, backlog = place.admission, lane.backlog
-            if admission.is_calm and backlog is not None:
+            admission, uncharged = place.admission, lane.uncharged
+            if admission.is_calm and uncharged is not None:
                 if admission.wait(now, NOTHING) > 0:
                     return None
                 self.in_flight += 1
                 lanes.in_flight += 1
                 ticket = Ticket(lane, place, admission.begin(now), False, item)
-                backlog.put_down(ticket)
+                uncharged.put_down(ticket)
                 return ticket
             cost = lane.sizes.cost_of(item)
             if admission.wait(now, cost) > 0:
@@ -306,9 +306,9 @@ class AdmissionGate:
         if place.is_in_doubt:
             place.ended(now, grant, is_good=True)
         lane, admission = ticket.lane, place.admission
-        if admission.is_calm and not outcome.limits and lane.backlog is not None:
+        if admission.is_calm and not outcome.limits and lane.uncharged is not None:
             admission.end(now, grant)
-            lane.backlog.note_end(ticket, item, now, outcome.usage)
+            lane.uncharged.note_end(ticket, item, now, outcome.usage)
         else:
             lane.book()
             used = lane.sizes.learn(item, outcome.usage)
