@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from batch_llm.base import WorkItemResult
+from batch_llm.core.usage import MOST_TOKENS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from batch_llm.stores.base import Record
 
-#: Of one call: more is nobody's count, and sums of millions of them fit into what SQLite can hold.
-MOST_TOKENS = 2**40
 #: What looks like a key, in an error of some SDK.
 _KEY_LIKE = re.compile(r"(?<![A-Za-z0-9])(sk|rk|pk|gsk|xai)-[A-Za-z0-9_*-]{8,}|(?<=Bearer )\S{8,}")
 _HIDDEN = "[key]"
