@@ -155,7 +155,7 @@ async def test_what_cannot_work_is_refused_before_anything_is_sent(
 
 
 async def test_an_argument_that_there_is_not_is_named(there):
-    with pytest.raises(TypeError, match="no argument 'promt'"):
+    with pytest.raises(TypeError, match="no argument 'promt'; did you mean prompt\\?"):
         await bl.run(["x"], **there, promt="y")
 
 

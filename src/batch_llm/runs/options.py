@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 from decimal import Decimal
@@ -150,7 +151,9 @@ def brief_from(
     """
     unknown = sorted(set(options) - _KNOWN)
     if unknown:
-        raise TypeError(f"a run has no argument {unknown[0]!r}; it has {', '.join(sorted(_KNOWN))}")
+        near = difflib.get_close_matches(unknown[0], _KNOWN, 1)
+        known = f"did you mean {near[0]}?" if near else f"it has {', '.join(sorted(_KNOWN))}"
+        raise TypeError(f"a run has no argument {unknown[0]!r}; {known}")
     bad_rows = options.get("bad_rows", "stop")
     if bad_rows not in _BAD_ROWS:
         raise ConfigError("bad_rows", bad_rows, f"one of {', '.join(_BAD_ROWS)}")
