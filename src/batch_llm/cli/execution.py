@@ -34,7 +34,7 @@ from batch_llm.runs.session import (
 from batch_llm.stores.sqlite import SqliteLedger
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence
+    from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Mapping, Sequence
 
     from batch_llm._engine.statistics import Statistics
     from batch_llm.base import LLMWorkItem, WorkItemResult
@@ -131,9 +131,10 @@ def run_plan(
         )
         execution = _Execution(plan, command, session, writers, pilot, ledger, survey)
         if passing is not None:
-            execution.items = (
-                passing.items_left(execution.take, on_row) if passes else passing.all_items()
-            )
+            if passes:
+                execution.hand_over(passing, on_row)
+            else:
+                execution.items = passing.all_items()
         return asyncio.run(execution.run()), session.statistics()
 
 
@@ -236,6 +237,14 @@ class _Execution:
         self._done: set[int] = set()
         self._keeps_done = ledger is None and _has_limit(command)
         self._not_sent = 0
+        self._passing: Passing | None = None
+
+    def hand_over(
+        self, passing: Passing, on_row: Callable[[Row], Awaitable[None]] | None = None
+    ) -> None:
+        """Have the results written of rows that are passed over; the others are to be sent."""
+        self._passing = passing
+        self.items = passing.items_left(self.take, on_row)
 
     async def run(self) -> ExitCode:
         command, session = self._command, self._session
@@ -254,6 +263,10 @@ class _Execution:
             tell({"event": "launch", "model": command.model, "rows": self._plan.rows})
         try:
             await session.run(self.items, self.take)
+            if self._passing is not None and self._has_reader:
+                if self._writers is not None:
+                    self._writers.end_order()
+                await self._passing.hand_over_rest(self.take)
         finally:
             shown.cancel()
             await asyncio.wait([shown])

@@ -9,6 +9,7 @@ off, and written anew from the ledger.
 from __future__ import annotations
 
 import contextlib
+import os
 from array import array
 from hashlib import blake2b
 from pathlib import Path
@@ -59,6 +60,8 @@ def intact_parts(notes: Path, output: Path, token: str, key: str) -> Iterator[Pa
         token: What the ledger has: others are notes of another run, or of an earlier session.
         key: What the output is to be made by.
     """
+    if not notes.is_file():
+        return
     with contextlib.ExitStack() as opened:
         try:
             file = opened.enter_context(notes.open("rb"))
@@ -68,10 +71,16 @@ def intact_parts(notes: Path, output: Path, token: str, key: str) -> Iterator[Pa
         frames = frames_of(file)
         if next(frames, b"") != _encode(_Heading(token, key)):
             return
+        left = os.fstat(written.fileno()).st_size
         for frame in frames:
-            part = msgspec.msgpack.decode(frame, type=Part)
-            found = written.read(part.size)
-            if len(found) < part.size or _digest(found) != part.digest:
+            try:
+                part = msgspec.msgpack.decode(frame, type=Part)
+            except msgspec.DecodeError:
+                return
+            left -= part.size
+            if part.size < 0 or left < 0 or len(part.rows) % 4:
+                return
+            if _digest(written.read(part.size)) != part.digest:
                 return
             yield part
 

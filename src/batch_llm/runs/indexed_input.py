@@ -136,6 +136,11 @@ class IndexedInput:
         """See ``RowIndex.settle``."""
         return self._index.settle(self.blocks)
 
+    @property
+    def layouts(self) -> tuple[bytes, bytes]:
+        """Under which layout lines were noted until now, and are from now on."""
+        return self._index.layout_before, self._index.layout
+
     def add(self, block: Block, lines: Sequence[int], contents: Sequence[bytes]) -> None:
         """Keep what the rows of a new block ask.
 
