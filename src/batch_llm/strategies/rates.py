@@ -40,7 +40,7 @@ RECOVERY_SECONDS = 28.0
 RECOVERY_CALLS, RECOVERY_PAUSES, SHORTEST_RECOVERY_SECONDS = 50.0, 10.0, 8.0
 #: Nothing was refused up to so many times the rate where it was: the limit is not there. It is
 #: searched on as after so many refusals.
-REFUTED_FACTOR, REFUTED_CUTS = 1.15, 1
+REFUTED_FACTOR, REFUTED_CUTS = 1.15, 2
 #: A second cut of an unknown limit within moments holds when so many calls were let in before it.
 HOLDING_CALLS = 24
 #: Of the time that the gate was closed, so much counts as time without a cut.
