@@ -25,7 +25,8 @@ def leave(number: int, frame: object) -> None:  # noqa: ARG001
     While modules load, a ``KeyboardInterrupt`` comes out of other people's code, as something else
     at times; while Python ends, as "Exception ignored in …".
     """
-    os.write(2, f"{INTERRUPTED}\n".encode())
+    if sys.stderr is not None:  # else it was closed, and 2 may be the number of any file
+        os.write(2, f"{INTERRUPTED}\n".encode())
     os._exit(130)
 
 
@@ -42,7 +43,8 @@ def main() -> int:
     if _is_ours:
         for stream in (sys.stdout, sys.stderr):
             try:
-                stream.flush()
+                if stream is not None:
+                    stream.flush()
             except (OSError, ValueError):  # nobody reads it; or it is closed
                 continue
         signal(SIGINT, leave)

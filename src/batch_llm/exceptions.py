@@ -251,6 +251,14 @@ class SettingsChangedError(LedgerError):
         self.differences = differences
 
     def __str__(self) -> str:
+        return (
+            f"{self.shown}\n\nAnother name (or store) is another run; overwrite=True starts this "
+            "one anew, and keeps its old ledger."
+        )
+
+    @property
+    def shown(self) -> str:
+        """What is different, without what to do about it."""
         width = max(map(len, self.differences), default=0)
         of_before = max((len(before) for before, _ in self.differences.values()), default=0)
         lines = [

@@ -77,8 +77,10 @@ SAME = [
     (["--store", "x.sqlite"], {"store": "x.sqlite"}),
     (["--no-store"], {}),
 ]
+#: What is asked, and who is: no settings of a processor.
+NOT_OPTIONS = {"model", "agent"}
 #: Looked at elsewhere, or not to be told from no flag by the brief alone.
-SEEN_ELSEWHERE = {"--count-tokens", "--model", "--prices", "--overwrite"}
+SEEN_ELSEWHERE = {"--agent", "--count-tokens", "--model", "--prices", "--overwrite"}
 
 
 def rows_of_the_table():
@@ -164,7 +166,9 @@ def test_the_command_and_run_have_the_same_defaults(read):
     assert flags("--no-store") == arguments()
 
 
-@pytest.mark.parametrize(("argument", "default"), [row[1:3] for row in BOTH if row[1] != "model"])
+@pytest.mark.parametrize(
+    ("argument", "default"), [row[1:3] for row in BOTH if row[1] not in NOT_OPTIONS]
+)
 def test_the_default_in_the_table_is_what_no_argument_means(read, argument, default):
     _, arguments = read
     told = ast.literal_eval(default.split(";")[0].strip("`"))
@@ -174,7 +178,7 @@ def test_the_default_in_the_table_is_what_no_argument_means(read, argument, defa
 
 @pytest.mark.parametrize(
     ("argument", "default", "told"),
-    [row[1:] for row in BOTH if row[3] and row[1] not in {"model", "prices"}],
+    [row[1:] for row in BOTH if row[3] and row[1] not in {*NOT_OPTIONS, "prices"}],
 )
 def test_the_processors_setting_has_that_default_or_the_one_that_is_told(argument, default, told):
     path, *_ = re.findall(r"`([a-z_.]+)`", told)

@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from batch_llm.core.frames import frame_of, frames_of
+from batch_llm.core.framed_files import frame_of, frames_of
 from batch_llm.simulator.server import Simulator
 from command import ENVIRON, rows, run_command
 
@@ -114,7 +114,7 @@ def test_a_length_that_no_file_has_takes_no_memory(tmp_path):
     path.write_bytes(frame_of(b"one") + b"\xff" * 12 + b"rest")
     script = (
         "import resource, sys; from pathlib import Path\n"
-        "from batch_llm.core.frames import frames_of\n"
+        "from batch_llm.core.framed_files import frames_of\n"
         "resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))\n"
         "print(list(frames_of(Path(sys.argv[1]).open('rb'))))\n"
     )

@@ -220,7 +220,7 @@ def test_a_plan_says_what_a_run_takes_and_sends_nothing(cli, tmp_path):
     assert (found["rows"], found["estimate"]["output_tokens"][2]) == (120, 12_000)
     assert high - low == 12_000 * Decimal("0.6") / 10**6
     assert [Decimal(one) * 2 for one in found["estimate"]["batch_cost_usd"]] == [low, high]
-    assert found["estimate"]["seconds"] == 120
+    assert found["estimate"]["seconds"] == 60
     assert sorted(path.name for path in tmp_path.iterdir()) == ["prices.toml", "q.jsonl"]
 
 

@@ -218,8 +218,8 @@ def test_rows_that_are_missing_and_rows_that_changed_are_told_apart(cli, tmp_pat
 
     found = cli("verify").stdout
 
-    assert "1 rows have no result" in found
-    assert "1 rows changed since they were answered" in found
+    assert "1 row has no result; `batch-llm resume q.results.jsonl` sends" in found
+    assert "1 row changed since it was answered" in found
 
 
 def test_parquet_goes_in_and_comes_out_with_types(cli, tmp_path, questions):

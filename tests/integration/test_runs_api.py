@@ -155,7 +155,7 @@ async def test_what_cannot_work_is_refused_before_anything_is_sent(
 
 
 async def test_an_argument_that_there_is_not_is_named(there):
-    with pytest.raises(TypeError, match="no argument 'promt'"):
+    with pytest.raises(TypeError, match="no argument 'promt'; did you mean prompt\\?"):
         await bl.run(["x"], **there, promt="y")
 
 
@@ -181,6 +181,24 @@ async def test_a_cap_leaves_a_result_for_each_row_and_a_higher_one_goes_on(there
     assert {one.error_code for one in capped.failures} == {"cancelled"}
     assert whole.succeeded == 40
     assert whole.reused == 40 - capped.not_done
+
+
+@pytest.mark.parametrize("way", ["run", "stream"])
+async def test_a_run_that_a_cap_stops_has_all_kept_results(there, simulator, way):
+    asked = {**there, "name": "n"}
+    await bl.run(questions(300), **asked)
+    rows = [{"id": f"n{n}", "prompt": f"New {n}?"} for n in range(400)] + questions(300)
+
+    if way == "run":
+        results = list(await bl.run(rows, **asked, max_tokens_total=1))
+    else:
+        results = [one async for one in bl.stream(rows, **asked, max_tokens_total=1)]
+
+    kept = [one for one in results if one.is_reused]
+    assert [one.item_id for one in kept] == [f"q{n}" for n in range(300)]
+    assert all(is_answered(one, f"Question {n}?") for n, one in enumerate(kept))
+    assert {one.error_code for one in results if not one.success} == {"cancelled"}
+    assert simulator.stats().calls == 300
 
 
 async def test_a_stream_reads_no_further_than_there_is_room(there):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import platform
 import random
 import shlex
 import signal
@@ -12,6 +13,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime, timedelta
 from importlib import metadata
 from pathlib import Path
 
@@ -185,6 +187,44 @@ def test_failed_rows_are_kept_until_they_are_retried(tmp_path, cli):
     assert cli("retry", "--only", "nonsense").returncode == 2
 
 
+@pytest.mark.parametrize("order", ["done", "input"])
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])  # passed over by blocks; row by row
+def test_a_run_that_is_stopped_has_all_kept_rows_in_its_files(tmp_path, cli, order, suffix):
+    source = tmp_path / f"q{suffix}"
+
+    def write(count, new):
+        asked = [f"n{n}" for n in range(new)] + [f"q{n}" for n in range(count)]
+        found = [{"id": one, "prompt": f"Question {one}?"} for one in asked]
+        if suffix == ".parquet":
+            parquet = pytest.importorskip("pyarrow.parquet")
+            parquet.write_table(pytest.importorskip("pyarrow").Table.from_pylist(found), source)
+        else:
+            source.write_text("\n".join(map(json.dumps, found)))
+
+    command = [
+        "run", source.name, "-m", "sim:fast?prefuse=0.1&seed=3", "--order", order,
+        "-o", "q.results.jsonl", "--failed", "q.failed.jsonl",
+    ]  # fmt: skip
+    write(2100, new=0)
+    assert cli(*command).returncode == 1
+    kept = {row["id"] for row in rows(tmp_path / "q.results.jsonl")}
+    failed = {row["id"] for row in rows(tmp_path / "q.failed.jsonl")}
+    write(2100, new=800)  # more than are read ahead, all before the kept ones
+
+    stopped = cli(*command, "--max-tokens-total", "1")
+
+    assert stopped.returncode == 3
+    written = [row["id"] for row in rows(tmp_path / "q.results.jsonl")]
+    assert len(written) == len(kept)
+    assert set(written) == kept
+    assert {row["id"] for row in rows(tmp_path / "q.failed.jsonl")} == failed
+    if order == "input":
+        assert written == sorted(written, key=lambda name: int(name[1:]))
+    assert cli(*command).returncode == 1
+    assert len(rows(tmp_path / "q.results.jsonl")) + len(rows(tmp_path / "q.failed.jsonl")) == 2900
+    assert cli("verify").returncode == 0
+
+
 def test_a_run_that_the_provider_refused_goes_on_when_the_key_is_good(tmp_path, cli, simulator):
     write_questions(tmp_path, 40)
     command = ["run", "q.jsonl", "-m", "openai-chat:x", "--base-url", simulator.base_url]
@@ -213,6 +253,30 @@ def test_no_key_and_no_password_gets_into_the_ledger(tmp_path, cli, simulator):
     refused = cli("resume", env=key)
     assert refused.returncode == 2
     assert "give the same command again" in refused.stderr
+
+
+def test_the_manifest_says_what_was_asked_of_whom_and_by_which_versions_and_prices(tmp_path, run):
+    write_questions(tmp_path, 2)
+    manifests = {}
+    for prompt in ("A: {{ prompt }}", "B: {{ prompt }}"):
+        path = tmp_path / f"{prompt[0]}.sqlite"
+        assert run("--prompt", prompt, "--store", str(path), "-o", f"{path}.jsonl").returncode == 0
+        with contextlib.closing(sqlite3.connect(path)) as tool:
+            noted = dict(tool.execute("SELECT name, value FROM manifest"))
+            manifests[prompt[0]] = {name: json.loads(value) for name, value in noted.items()}
+            # As the provider called it, not as it was asked for.
+            assert tool.execute("SELECT DISTINCT model FROM results").fetchall() == [("x",)]
+
+    one, other = manifests["A"], manifests["B"]
+    assert one["settings"]["model"] == "openai-chat:x"
+    assert one["settings"]["prompt"] == "A: {{ prompt }}"
+    assert one["digests"].keys() == one["settings"].keys()
+    changed = [name for name in one["digests"] if one["digests"][name] != other["digests"][name]]
+    assert changed == ["prompt"]
+    assert one["version"] == one["made_by_version"] == metadata.version("batch-llm")
+    assert one["python"] == platform.python_version()
+    assert one["prices"] == f"genai-prices {metadata.version('genai-prices')}"
+    assert abs(datetime.now(UTC) - datetime.fromisoformat(one["prices_at"])) < timedelta(hours=1)
 
 
 def test_without_a_store_there_is_no_ledger(tmp_path, run):

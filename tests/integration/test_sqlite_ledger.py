@@ -11,6 +11,7 @@ import pytest
 
 from batch_llm import LLMWorkItem, ParallelBatchProcessor, Request
 from batch_llm.exceptions import DuplicateItemError, LedgerError, LedgerInUseError, StoreError
+from batch_llm.providers.callables import CallByMode
 from batch_llm.providers.requests import content_of
 from batch_llm.stores import ItemState, SqliteLedger
 from batch_llm.stores.base import TRANSITIONS
@@ -279,6 +280,54 @@ def test_an_earlier_versions_ledger_is_read_as_it_would_be_after_its_migration(p
     assert path.read_bytes() == before
     with SqliteLedger(path) as ledger:
         run(ledger, 1)
+
+
+@pytest.mark.parametrize("version", range(1, max(migrations())))
+def test_a_run_goes_on_with_the_ledger_of_any_earlier_version(path, version):
+    scripts = "\n".join(script for number, script in migrations().items() if number <= version)
+    done, cut, failed = items(1, 2, 3)
+    with sqlite3.connect(path) as tool:
+        tool.executescript(f"{scripts}\nPRAGMA user_version = {version};")
+        tool.execute("INSERT INTO sessions (session, started_at) VALUES (1, 1)")
+        tool.executemany(
+            "INSERT INTO items VALUES (?, ?, ?, ?, 1, ?, ?, 2)",
+            [
+                (number, item.item_id, CallByMode().content(item), state, code, attempts)
+                for number, (item, state, code, attempts) in enumerate(
+                    [
+                        (done, "done", None, 1),
+                        (cut, "running", None, 0),
+                        (failed, "failed", "timeout", 3),
+                    ],
+                    1,
+                )
+            ],
+        )
+        tool.executemany(
+            "INSERT INTO payloads (number, output, error, usage, seconds) VALUES (?, ?, ?, ?, 1)",
+            [(1, '"kept"', None, '{"input_tokens": 7}'), (3, None, "late", "{}")],
+        )
+        tool.execute(
+            "INSERT INTO tries (number, session, attempt, started_at, seconds, input_tokens)"
+            " VALUES (1, 1, 1, 1, 1, 7)"
+        )
+    tool.close()
+
+    with SqliteLedger(path) as ledger:
+        found = asyncio.run(ParallelBatchProcessor(store=ledger).process([done, cut, failed]))
+        assert ledger.problems() == []
+
+    assert {one.item_id: (one.output, one.is_reused) for one in found.results} == {
+        "1": ("kept", True), "2": ("out", False), "3": (None, True),
+    }  # fmt: skip
+    with sqlite3.connect(path) as tool:
+        assert tool.execute("PRAGMA user_version").fetchone() == (max(migrations()),)
+        attempts = tool.execute("SELECT item_id, input_tokens, verdict FROM attempts").fetchall()
+        assert attempts == [("1", 7, "ok"), ("2", 10, "ok")]
+        assert tool.execute("SELECT count(*) FROM results").fetchone() == (2,)
+        assert tool.execute("SELECT item_id, error FROM failed").fetchall() == [("3", "late")]
+        assert tool.execute("SELECT * FROM changes").fetchall() == []
+    tool.close()
 
 
 def test_a_ledger_whose_making_was_cut_off_is_an_empty_one(path):

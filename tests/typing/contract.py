@@ -103,6 +103,11 @@ async def runs() -> None:
     assert_type(run_sync("in.csv", model="sim:fast", schema=["good", "bad"]), RunResult[str])
     assert_type(run_sync("in.csv", model="sim:fast", schema={"type": "object"}), RunResult[Any])
     assert_type(await submit(iter(["x"]), model="sim:fast", schema=Review), RunHandle[Review])
+    assert_type(await run(rows, agent=MockAgent(), prompt="{{ text }}"), RunResult[Any])
+    assert_type(run_sync(["x"], agent=lambda attempt: MockAgent()), RunResult[Any])
+    assert_type(await submit(["x"], agent="my:judge", model="sim:fast"), RunHandle[Any])
+    async for answer in stream(iter(["x"]), agent=MockAgent(), buffer=9):
+        assert_type(answer, WorkItemResult[Any, dict[str, Any]])
     async for result in stream(iter(["x"]), model="sim:fast", schema=Review, buffer=9):
         assert_type(result, WorkItemResult[Review, dict[str, Any]])
     for result in stream_sync(["x"], model="sim:fast", schema=Review):

@@ -78,6 +78,7 @@ def test_every_error_is_drawn_in_the_tree():
         ("LedgerError", "the ledger r.sqlite cannot be used: it is no ledger"),
         ("LedgerInUseError", "process 42 is running r.sqlite. Wait for its end"),
         ("SettingsChangedError", "model   a:b  →  a:c"),
+        ("SettingsChangedError", "overwrite=True starts this"),
         ("OutputExistsError", "Name another with --output"),
         ("AttemptTimeoutError", "No answer within 2.5 s."),
         ("RateLimitedTooOftenError", "Rate limited 101 times"),

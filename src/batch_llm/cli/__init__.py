@@ -74,7 +74,7 @@ def _explain(error: Exception) -> None:
     if isinstance(error, SettingsChangedError):
         resume = f"batch-llm resume {error.path}"
         width = len(resume)
-        lines += (
+        lines = error.shown + (
             f"\n\n  {'--new':<{width}}   starts a new run beside it (with -o: another one)\n"
             f"  {'--overwrite':<{width}}   starts anew, in its place\n"
             f"  {resume}   continues with the old settings"

@@ -246,7 +246,8 @@ def summary_lines(
         lines.append(f"  bad rows  {bad_rows:>9,}            not sent; see the file of failed rows")
     if not_done:
         lines.append(f"  not done  {not_done:>9,}")
-    rate = now.processed / now.elapsed_seconds if now.elapsed_seconds > 0 else 0.0
+    finished = now.processed - cancelled
+    rate = finished / now.elapsed_seconds if now.elapsed_seconds > 0 else 0.0
     latency = "   ".join(
         f"{name} {value:.2g}s"
         for name, value in (

@@ -62,8 +62,8 @@ class Estimate(msgspec.Struct, kw_only=True):
         output_tokens: The same; without a pilot, up to ``max_tokens`` of each row.
         cost_usd: Sent live, as text with all digits; None where no price is known.
         batch_cost_usd: The same as batch jobs.
-        seconds: At the known limits; None where none is known.
-        limit: The one that decides on that.
+        seconds: What the known limits ask for at the least; None where none is known.
+        limit: The tightest one.
         is_from_pilot: Whether rows were sent to find out.
     """
 
@@ -191,18 +191,25 @@ def _scaled(used: Sequence[ModelUsage], rows: int, sent: int, got: int) -> Model
 def _slowest(
     limits: Sequence[KnownLimit], rows: int, sent: int, got: float | None
 ) -> tuple[float, KnownLimit] | None:
-    """Return the seconds that the tightest limit asks for, and which one that is."""
+    """Return the seconds that the tightest limit asks for at the least, and which one that is.
+
+    What a limit allows in its minute, or its day, may all be used at once, at the start.
+    """
     amounts = {
         "requests": rows,
         "requests_per_day": rows,
         "input_tokens": sent,
         "output_tokens": got,
-        "tokens": None if got is None else sent + got,
+        "tokens": sent + (got or 0.0),
     }
     found = []
     for limit in limits:
         amount = amounts.get(limit.dimension)
         if amount is not None:
             period = _DAY if limit.dimension == "requests_per_day" else _MINUTE
-            found.append((amount / limit.limit * period, limit))
-    return max(found, default=None, key=lambda one: one[0])
+            share = amount / limit.limit
+            found.append((max(0.0, share - 1) * period, share, limit))
+    if not found:
+        return None
+    seconds, _, tightest = max(found, key=lambda one: one[:2])
+    return seconds, tightest

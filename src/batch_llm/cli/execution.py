@@ -34,7 +34,7 @@ from batch_llm.runs.session import (
 from batch_llm.stores.sqlite import SqliteLedger
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence
+    from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Mapping, Sequence
 
     from batch_llm._engine.statistics import Statistics
     from batch_llm.base import LLMWorkItem, WorkItemResult
@@ -65,6 +65,8 @@ _FLAGS = {
     "max_failed": "--max-failed",
     "max_failed_share": "--max-failed",
 }
+#: Caps that stand for the run with all its sessions: with the same one it ends at once.
+_SPENDING = ("max_cost_usd", "max_tokens_total")
 
 
 def run_command(command: Command) -> ExitCode:
@@ -129,9 +131,10 @@ def run_plan(
         )
         execution = _Execution(plan, command, session, writers, pilot, ledger, survey)
         if passing is not None:
-            execution.items = (
-                passing.items_left(execution.take, on_row) if passes else passing.all_items()
-            )
+            if passes:
+                execution.hand_over(passing, on_row)
+            else:
+                execution.items = passing.all_items()
         return asyncio.run(execution.run()), session.statistics()
 
 
@@ -234,6 +237,14 @@ class _Execution:
         self._done: set[int] = set()
         self._keeps_done = ledger is None and _has_limit(command)
         self._not_sent = 0
+        self._passing: Passing | None = None
+
+    def hand_over(
+        self, passing: Passing, on_row: Callable[[Row], Awaitable[None]] | None = None
+    ) -> None:
+        """Have the results written of rows that are passed over; the others are to be sent."""
+        self._passing = passing
+        self.items = passing.items_left(self.take, on_row)
 
     async def run(self) -> ExitCode:
         command, session = self._command, self._session
@@ -252,6 +263,10 @@ class _Execution:
             tell({"event": "launch", "model": command.model, "rows": self._plan.rows})
         try:
             await session.run(self.items, self.take)
+            if self._passing is not None and self._has_reader:
+                if self._writers is not None:
+                    self._writers.end_order()
+                await self._passing.hand_over_rest(self.take)
         finally:
             shown.cancel()
             await asyncio.wait([shown])
@@ -321,35 +336,7 @@ class _Execution:
             noted = bill_note(now, bill, self._ledger.session, command.prices.origin)
             with contextlib.suppress(LedgerError):  # a full disk: the bill is still in the attempts
                 self._ledger.note({"bill": noted})
-        record = {
-            "event": "done",
-            "exit_code": int(code),
-            "succeeded": now.succeeded,
-            "failed": now.failed - cancelled,
-            "reused": survey.kept,
-            "failed_before": survey.failed,
-            "cached": now.cached,
-            "shared": now.shared,
-            "bad_rows": bad,
-            "not_done": left,
-            "retries": now.retries_by_code,
-            "failures": now.failures_by_code,
-            "input_tokens": now.input_tokens,
-            "output_tokens": now.output_tokens,
-            "usage": msgspec.to_builtins(now.usage),
-            "usage_before": msgspec.to_builtins(now.usage_before),
-            "usage_at_most": msgspec.to_builtins(now.usage_at_most),
-            "usage_likely": msgspec.to_builtins(now.usage_likely),
-            "stopped_by": now.stopped_by,
-            "stop_reason": now.stop_reason,
-            "hedged": now.hedged,
-            "hedges_won": now.hedges_won,
-            "hedge_tokens_lost": now.hedge_tokens_lost,
-            "stopped_lanes": msgspec.to_builtins(now.stopped_lanes),
-            "limits": msgspec.to_builtins(now.limits),
-            "seconds": round(now.elapsed_seconds, 3),
-            "output": command.output,
-        } | cost_record(bill)
+        record = self._record(now, code, left, bad) | cost_record(bill)
         if command.as_json:
             tell(record)
         if session.refusal:
@@ -383,10 +370,45 @@ class _Execution:
         self._tell_files(bad)
         if (left or code is ExitCode.PROVIDER_REFUSES) and self._ledger is not None:
             again = f"batch-llm resume {shlex.quote(name_of(self._ledger.path))}"
-            say(f"  continue  {again}  (or the same command again)")
+            if now.stopped_by in _SPENDING:
+                say(f"  continue  {again} {_FLAGS[now.stopped_by]} MORE  (or the command with it)")
+            else:
+                say(f"  continue  {again}  (or the same command again)")
         if self._plan.source.has_changed():
             say(f"\nwarning: {command.input} changed while it was read; check its rows")
         return code
+
+    def _record(self, now: Statistics, code: ExitCode, left: int, bad: int) -> dict[str, Any]:
+        """Return the run's end for programs, without its bill."""
+        return {
+            "event": "done",
+            "exit_code": int(code),
+            "succeeded": now.succeeded,
+            "failed": now.failed - now.failures_by_code.get("cancelled", 0),
+            "reused": self._survey.kept,
+            "failed_before": self._survey.failed,
+            "cached": now.cached,
+            "shared": now.shared,
+            "bad_rows": bad,
+            "not_done": left,
+            "retries": now.retries_by_code,
+            "failures": now.failures_by_code,
+            "input_tokens": now.input_tokens,
+            "output_tokens": now.output_tokens,
+            "usage": msgspec.to_builtins(now.usage),
+            "usage_before": msgspec.to_builtins(now.usage_before),
+            "usage_at_most": msgspec.to_builtins(now.usage_at_most),
+            "usage_likely": msgspec.to_builtins(now.usage_likely),
+            "stopped_by": now.stopped_by,
+            "stop_reason": now.stop_reason,
+            "hedged": now.hedged,
+            "hedges_won": now.hedges_won,
+            "hedge_tokens_lost": now.hedge_tokens_lost,
+            "stopped_lanes": msgspec.to_builtins(now.stopped_lanes),
+            "limits": msgspec.to_builtins(now.limits),
+            "seconds": round(now.elapsed_seconds, 3),
+            "output": self._command.output,
+        }
 
     def _tell_files(self, bad: int) -> None:
         command, writers = self._command, self._writers

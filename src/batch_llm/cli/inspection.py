@@ -29,6 +29,8 @@ NO_SETTINGS = (
     "nothing says what it was made with; the run's command, given again, notes that, and keeps the "
     "rows that ask what they asked"
 )
+#: A ledger knows the rows of its input that were read so far.
+_UNREAD = "   rows of the input that were not read yet are not among them"
 _SETTLED = (ItemState.DONE, ItemState.FAILED)
 
 
@@ -88,7 +90,8 @@ def show_run(run: str | None, *, failed: bool, item_id: str | None, settings: bo
                 codes[record.error_code or "unknown"] += 1
         print(f"{safe(name_of(path))}\n")
         for state, count in counts.items():
-            print(f"  {state:<9} {count:>9,}")
+            note = _UNREAD if count and state is ItemState.PENDING else ""
+            print(f"  {state:<9} {count:>9,}{note}")
         for code, count in codes.most_common():
             print(f"    {safe(code):<20} {count:>7,}")
         spent = ledger.spent_in_all()
@@ -121,7 +124,8 @@ def calls_under_way(ledger: SqliteLedger) -> str | None:
         return f"          {calls} under way"
     told = sum(note.usage is not None for note in left)
     known = f", {told:,} of them with known tokens" if told else ""
-    return f"          {calls} cut off by a kill{known}; `batch-llm resume` books them"
+    again = f"`batch-llm resume {safe(name_of(ledger.path))}`"
+    return f"          {calls} cut off by a kill{known}; {again} books them"
 
 
 def _cost_of(ledger: SqliteLedger, spent: Spent) -> str:
@@ -162,7 +166,8 @@ def _show_settings(ledger: SqliteLedger) -> int:
 def _show_item(ledger: SqliteLedger, item_id: str) -> int:
     record = ledger.find(item_id)
     if record is None:
-        raise InputError(f"{name_of(ledger.path)} has no row {safe(item_id)}")
+        run = name_of(ledger.path)
+        raise InputError(f"{run} has no row {safe(item_id)}, or has not read it yet")
     print(f"{safe(record.item_id)}  {record.state}  {safe(record.model or '')}")
     for variant in variants_of(ledger):
         if record.content == variant.mark:

@@ -317,7 +317,11 @@ def estimate_lines(found: Estimate) -> list[str]:
     else:
         name = limit_name(found.limit.dimension)
         limit = f"{name} {short(found.limit.limit)} ({found.limit.source})"
-        time = f"{clock(found.seconds)} at the least, by {limit}"
+        time = (
+            f"{clock(found.seconds)} at the least, by {limit}"
+            if found.seconds
+            else f"as long as the calls take; {limit} holds none of them up"
+        )
     lines.append(f"  time      {time}")
     if found.batch_cost_usd is not None:
         lines.append(f"            within {estimate.BATCH_HOURS} h as batch jobs")

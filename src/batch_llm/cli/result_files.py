@@ -106,6 +106,11 @@ class ResultFiles:
         for row in sorted(held.values(), key=lambda one: one.row.line):
             self._put(row)
 
+    def end_order(self) -> None:
+        """Write what still waits for earlier rows, and from now on each row as it comes."""
+        self.write_held()
+        self._keeps_order = False
+
     def close(self) -> None:
         """Write what is left, and make all rows durable."""
         self.write_held()

@@ -87,6 +87,7 @@ def verify_run(path: Path, command: Command | None) -> int:
 def _compare(ledger: SqliteLedger, command: Command, problems: Problems) -> None:
     """Compare a ledger with the input that it answers and the file that its answers are in."""
     plan = Plan(command)
+    again = f"`batch-llm resume {name_of(ledger.path)}`"
     variants = variants_of(ledger)
     missing = changed = 0
     answered: dict[str, bytes] = {}
@@ -99,17 +100,20 @@ def _compare(ledger: SqliteLedger, command: Command, problems: Problems) -> None
                 _check_shape(record, command.shape, problems)
                 answered[record.item_id] = _mark(record.output)
     if missing:
-        problems.add(f"{command.input}: {missing:,} rows have no result; `batch-llm resume`")
+        has = "row has" if missing == 1 else "rows have"
+        problems.add(f"{command.input}: {missing:,} {has} no result; {again} sends what is left")
     if changed:
-        problems.add(f"{command.input}: {changed:,} rows changed since they were answered")
+        rows = "row changed since it was" if changed == 1 else "rows changed since they were"
+        problems.add(f"{command.input}: {changed:,} {rows} answered")
     output = Path(command.output)
     if command.output == "-" or (output.exists() and not output.is_file()):
         return
     if not output.is_file():
-        problems.add(f"{command.output} is not there; `batch-llm resume` makes it again")
+        problems.add(f"{command.output} is not there; {again} makes it again")
         return
     is_batch = plan.source.format == "openai-batch"
-    _compare_output(output, answered, plan.source.id_column or "id", problems, is_batch=is_batch)
+    id_column = plan.source.id_column or "id"
+    _compare_output(output, answered, id_column, again, problems, is_batch=is_batch)
 
 
 def _check_shape(record: Record, shape: OutputSchema | None, problems: Problems) -> None:
@@ -123,7 +127,13 @@ def _check_shape(record: Record, shape: OutputSchema | None, problems: Problems)
 
 
 def _compare_output(
-    output: Path, answered: dict[str, bytes], id_column: str, problems: Problems, *, is_batch: bool
+    output: Path,
+    answered: dict[str, bytes],
+    id_column: str,
+    again: str,
+    problems: Problems,
+    *,
+    is_batch: bool,
 ) -> None:
     is_table = output.suffix.lower() in _TABLES
     seen: set[str] = set()
@@ -143,7 +153,7 @@ def _compare_output(
         seen.add(item_id)
     lost = len(answered.keys() - seen)
     if lost:
-        problems.add(f"{output} lacks {lost:,} results; `batch-llm resume` writes it anew")
+        problems.add(f"{output} lacks {lost:,} results; {again} writes it anew")
 
 
 def _lines(output: Path) -> Iterator[tuple[int, dict[str, Any]]]:

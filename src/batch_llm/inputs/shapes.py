@@ -67,7 +67,7 @@ class Identifier:
         first = self._seen.setdefault(item_id, row.line)
         if first != row.line:
             message = f'"{safe(item_id, 60)}" is already on line {first}'
-            return Problem(row.line, "duplicate_custom_id", message, data=row.data, item_id=item_id)
+            return Problem(row.line, "duplicate_id", message, data=row.data, item_id=item_id)
         return Row(item_id, row.line, row.data, has_own_id=True)
 
 

@@ -17,7 +17,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import msgspec
 
-from batch_llm.core.frames import frame_of, frames_of
+from batch_llm.core.framed_files import frame_of, frames_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

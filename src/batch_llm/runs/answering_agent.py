@@ -11,6 +11,8 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import PydanticUserError, TypeAdapter
+
 from batch_llm import agents
 from batch_llm.base import LLMWorkItem
 from batch_llm.exceptions import ConfigError, InputError, MissingExtraError
@@ -57,6 +59,7 @@ class AnsweringAgent:
         self.version = _version(self._agent)
         self._fallbacks: list[Any] = []
         self._is_simulated = False
+        self._made: list[Any] = []
 
     @property
     def model(self) -> str:
@@ -84,18 +87,31 @@ class AnsweringAgent:
         if not is_own or brief.fallbacks:
             self._check_takes_models(brief)
         if brief.agent_model is not None:
-            self._agent = _asked_of(self._agent, _model(brief, brief.agent_model, opened))
+            self._agent = _asked_of(self._agent, self._model(brief, brief.agent_model, opened))
             self._is_simulated = is_simulator(brief.agent_model.partition(":")[0])
         elif self._factory is None and is_pydantic_ai(self._agent):
             own = self._agent.model
             if own is None:
                 raise ConfigError("--model", None, f"given: {self.name} has none of its own")
             if isinstance(own, str):  # pydantic-ai would make it when it is first asked
-                self._agent = _asked_of(self._agent, agents.model(own))
+                self._made.append(agents.model(own))
+                self._agent = _asked_of(self._agent, self._made[-1])
         self._agent = _observed(self._agent)
         self._fallbacks = [
-            _asked_of(self._agent, _model(brief, name, opened)) for name in brief.fallbacks
+            _asked_of(self._agent, self._model(brief, name, opened)) for name in brief.fallbacks
         ]
+
+    def _model(self, brief: Brief, name: str, opened: ExitStack) -> Any:
+        self._made.append(_model(brief, name, opened))
+        return self._made[-1]
+
+    async def aclose(self) -> None:
+        """Close the connections of models that were made here; the agent's own are not."""
+        while self._made:
+            model = self._made.pop()
+            if hasattr(model, "__aexit__"):
+                async with model:  # whoever leaves it last closes its client
+                    pass
 
     def _check_takes_models(self, brief: Brief) -> None:
         flag = "--fallback" if brief.agent_model is None else "--model"
@@ -105,6 +121,19 @@ class AnsweringAgent:
             )
         if not is_pydantic_ai(self._agent):
             raise ConfigError(flag, self.name, "left out: only pydantic-ai's agents take a model")
+
+    def as_answered(self, output: Any) -> Any:
+        """Return an output that a ledger kept as what the agent has given, as far as that is known.
+
+        It is where its output type is one type: a model's fields become the model again.
+        """
+        kind = getattr(self._agent, "output_type", None)
+        if not isinstance(kind, type):
+            return output
+        try:
+            return TypeAdapter(kind).validate_python(output)
+        except (PydanticUserError, ValueError):  # of another version of the type
+            return output
 
     def item(self, row: Row, prompt: str) -> LLMWorkItem[Any, Any, Row]:
         """Return a row as an item."""
@@ -144,6 +173,16 @@ def load_agent(name: str) -> AnsweringAgent:
     except Exception as error:
         raise ConfigError(_FLAG, name, f"importable ({_reason(error)})") from error
     return AnsweringAgent(found, name)
+
+
+def named_agent(found: Any) -> AnsweringAgent:
+    """Take an agent, or a factory of agents, under the name that it has itself.
+
+    Raises:
+        ConfigError: It is neither.
+    """
+    own = getattr(found, "name", None) or getattr(found, "__qualname__", None)
+    return AnsweringAgent(found, own if isinstance(own, str) else type(found).__qualname__)
 
 
 def _module(name: str) -> Any:

@@ -1,7 +1,7 @@
 """``run``, ``stream``, ``submit`` and their twins for code that cannot await.
 
-All take the same: rows, a model, perhaps the answers' schema, and ``RunOptions``. Rows are a file's
-path, or an iterable of texts (prompts), mappings (columns) or lists of messages.
+All take the same: rows, a model and perhaps the answers' schema, or an agent; and ``RunOptions``.
+Rows are a file's path, or an iterable of texts (prompts), mappings (columns) or lists of messages.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from batch_llm.base import WorkItemResult
     from batch_llm.core.schema import OutputSchema
     from batch_llm.runs.brief import Brief
-    from batch_llm.runs.options import Rows
+    from batch_llm.runs.options import Answering, Rows
     from batch_llm.runs.results import RowData, RunResult
 
 T = TypeVar("T")
@@ -45,8 +45,21 @@ async def run(
 async def run(
     rows: Rows, *, model: str, schema: dict[str, Any] | OutputSchema, **options: Unpack[RunOptions]
 ) -> RunResult[Any]: ...
+@overload
 async def run(
-    rows: Rows, *, model: str, schema: Any = None, **options: Unpack[RunOptions]
+    rows: Rows,
+    *,
+    agent: Answering,
+    model: str | None = None,
+    **options: Unpack[RunOptions],
+) -> RunResult[Any]: ...
+async def run(
+    rows: Rows,
+    *,
+    model: str | None = None,
+    schema: Any = None,
+    agent: Answering | None = None,
+    **options: Unpack[RunOptions],
 ) -> RunResult[Any]:
     """Ask a model about every row, and return all results in the rows' order.
 
@@ -57,9 +70,14 @@ async def run(
     Args:
         rows: A file's path (JSON lines, CSV, TSV, Parquet, text; whatever ``batch-llm run`` reads),
             or an iterable of texts, mappings or lists of messages.
-        model: ``"provider:model"``, such as ``"openai:gpt-6-luna"`` or ``"sim:fast"``.
+        model: ``"provider:model"``, such as ``"openai:gpt-6-luna"`` or ``"sim:fast"``. Of an agent:
+            instead of its own.
         schema: The answers' shape: a pydantic model or another type, a list of choices, a JSON
             schema. None: text.
+        agent: Answers the rows instead: anything with ``async run(prompt)``, such as an agent of
+            pydantic-ai; a function from an attempt's number, from 1, to one; or what ``--agent``
+            takes, such as ``"my_agents:judge"``. It has instructions, output type and settings of
+            its own.
         options: See ``RunOptions``.
 
     Raises:
@@ -73,7 +91,7 @@ async def run(
         asyncio.CancelledError: It was cancelled; what was in flight is abandoned, and what was
             finished is in the ledger.
     """
-    handle: RunHandle[Any] = await _submit(rows, model, schema, options)
+    handle: RunHandle[Any] = await _submit(rows, model, schema, agent, options)
     try:
         return await handle.result()
     except asyncio.CancelledError:
@@ -93,8 +111,21 @@ async def submit(
 async def submit(
     rows: Rows, *, model: str, schema: dict[str, Any] | OutputSchema, **options: Unpack[RunOptions]
 ) -> RunHandle[Any]: ...
+@overload
 async def submit(
-    rows: Rows, *, model: str, schema: Any = None, **options: Unpack[RunOptions]
+    rows: Rows,
+    *,
+    agent: Answering,
+    model: str | None = None,
+    **options: Unpack[RunOptions],
+) -> RunHandle[Any]: ...
+async def submit(
+    rows: Rows,
+    *,
+    model: str | None = None,
+    schema: Any = None,
+    agent: Answering | None = None,
+    **options: Unpack[RunOptions],
 ) -> RunHandle[Any]:
     """Begin a run in the background of this event loop; its handle looks at it and ends it.
 
@@ -102,12 +133,13 @@ async def submit(
         rows: See ``run``.
         model: See ``run``.
         schema: See ``run``.
+        agent: See ``run``.
         options: See ``RunOptions``.
 
     Raises:
         BatchLLMError: What ``run`` raises before it sends anything.
     """
-    return await _submit(rows, model, schema, options)
+    return await _submit(rows, model, schema, agent, options)
 
 
 @overload
@@ -137,11 +169,21 @@ def stream(
     buffer: int | None = None,
     **options: Unpack[RunOptions],
 ) -> AsyncGenerator[WorkItemResult[Any, RowData]]: ...
+@overload
+def stream(
+    rows: Rows,
+    *,
+    agent: Answering,
+    model: str | None = None,
+    buffer: int | None = None,
+    **options: Unpack[RunOptions],
+) -> AsyncGenerator[WorkItemResult[Any, RowData]]: ...
 async def stream(
     rows: Rows,
     *,
-    model: str,
+    model: str | None = None,
     schema: Any = None,
+    agent: Answering | None = None,
     buffer: int | None = None,
     **options: Unpack[RunOptions],
 ) -> AsyncGenerator[WorkItemResult[Any, RowData]]:
@@ -157,6 +199,7 @@ async def stream(
         rows: See ``run``.
         model: See ``run``.
         schema: See ``run``.
+        agent: See ``run``.
         buffer: Finished results that may wait for the consumer; default 2 per call in flight.
         options: See ``RunOptions``.
 
@@ -164,7 +207,7 @@ async def stream(
         BatchLLMError: What ``run`` raises.
         Exception: What ``rows`` raised, after the rows before were finished.
     """
-    prepared = await _prepare(rows, model, schema, options, may_be_once=True)
+    prepared = await _prepare(rows, model, schema, agent, options, may_be_once=True)
     async with contextlib.aclosing(stream_of(prepared, buffer)) as found:
         async for results in found:
             for result in results:
@@ -183,8 +226,21 @@ def run_sync(
 def run_sync(
     rows: Rows, *, model: str, schema: dict[str, Any] | OutputSchema, **options: Unpack[RunOptions]
 ) -> RunResult[Any]: ...
+@overload
 def run_sync(
-    rows: Rows, *, model: str, schema: Any = None, **options: Unpack[RunOptions]
+    rows: Rows,
+    *,
+    agent: Answering,
+    model: str | None = None,
+    **options: Unpack[RunOptions],
+) -> RunResult[Any]: ...
+def run_sync(
+    rows: Rows,
+    *,
+    model: str | None = None,
+    schema: Any = None,
+    agent: Answering | None = None,
+    **options: Unpack[RunOptions],
 ) -> RunResult[Any]:
     """Do what ``run`` does without await, in Jupyter too.
 
@@ -195,6 +251,7 @@ def run_sync(
         rows: See ``run``.
         model: See ``run``.
         schema: See ``run``.
+        agent: See ``run``.
         options: See ``RunOptions``.
 
     Raises:
@@ -202,7 +259,7 @@ def run_sync(
         BatchLLMError: What ``run`` raises.
     """
     with LoopThread() as thread:
-        handle: RunHandle[Any] = thread.call(_submit(rows, model, schema, options))
+        handle: RunHandle[Any] = thread.call(_submit(rows, model, schema, agent, options))
         return thread.call(handle.result(), lambda count: end(handle, count))
 
 
@@ -218,8 +275,21 @@ def submit_sync(
 def submit_sync(
     rows: Rows, *, model: str, schema: dict[str, Any] | OutputSchema, **options: Unpack[RunOptions]
 ) -> BlockingHandle[Any]: ...
+@overload
 def submit_sync(
-    rows: Rows, *, model: str, schema: Any = None, **options: Unpack[RunOptions]
+    rows: Rows,
+    *,
+    agent: Answering,
+    model: str | None = None,
+    **options: Unpack[RunOptions],
+) -> BlockingHandle[Any]: ...
+def submit_sync(
+    rows: Rows,
+    *,
+    model: str | None = None,
+    schema: Any = None,
+    agent: Answering | None = None,
+    **options: Unpack[RunOptions],
 ) -> BlockingHandle[Any]:
     """Begin a run in a background thread; its handle looks at it, ends it and waits for it.
 
@@ -227,6 +297,7 @@ def submit_sync(
         rows: See ``run``.
         model: See ``run``.
         schema: See ``run``.
+        agent: See ``run``.
         options: See ``RunOptions``.
 
     Raises:
@@ -234,7 +305,7 @@ def submit_sync(
     """
     thread = LoopThread()
     try:
-        handle: RunHandle[Any] = thread.call(_submit(rows, model, schema, options))
+        handle: RunHandle[Any] = thread.call(_submit(rows, model, schema, agent, options))
     except BaseException:
         thread.close()
         raise
@@ -268,11 +339,21 @@ def stream_sync(
     buffer: int | None = None,
     **options: Unpack[RunOptions],
 ) -> Generator[WorkItemResult[Any, RowData]]: ...
+@overload
 def stream_sync(
     rows: Rows,
     *,
-    model: str,
+    agent: Answering,
+    model: str | None = None,
+    buffer: int | None = None,
+    **options: Unpack[RunOptions],
+) -> Generator[WorkItemResult[Any, RowData]]: ...
+def stream_sync(
+    rows: Rows,
+    *,
+    model: str | None = None,
     schema: Any = None,
+    agent: Answering | None = None,
     buffer: int | None = None,
     **options: Unpack[RunOptions],
 ) -> Generator[WorkItemResult[Any, RowData]]:
@@ -285,6 +366,7 @@ def stream_sync(
         rows: See ``run``.
         model: See ``run``.
         schema: See ``run``.
+        agent: See ``run``.
         buffer: See ``stream``.
         options: See ``RunOptions``.
 
@@ -293,7 +375,7 @@ def stream_sync(
         Exception: What ``rows`` raised, after the rows before were finished.
     """
     with LoopThread() as thread:
-        prepared = thread.call(_prepare(rows, model, schema, options, may_be_once=True))
+        prepared = thread.call(_prepare(rows, model, schema, agent, options, may_be_once=True))
         found = stream_of(prepared, buffer)
 
         async def some() -> list[WorkItemResult[Any, RowData]]:
@@ -306,12 +388,20 @@ def stream_sync(
             thread.call(found.aclose())
 
 
-async def _submit(rows: Rows, model: str, schema: Any, options: RunOptions) -> RunHandle[Any]:
-    return RunHandle(await _prepare(rows, model, schema, options))
+async def _submit(
+    rows: Rows, model: str | None, schema: Any, agent: Answering | None, options: RunOptions
+) -> RunHandle[Any]:
+    return RunHandle(await _prepare(rows, model, schema, agent, options))
 
 
 async def _prepare(
-    rows: Rows, model: str, schema: Any, options: RunOptions, *, may_be_once: bool = False
+    rows: Rows,
+    model: str | None,
+    schema: Any,
+    agent: Answering | None,
+    options: RunOptions,
+    *,
+    may_be_once: bool = False,
 ) -> Prepared:
     """Check everything and open what a run needs; in another thread, because that takes a while.
 
@@ -319,12 +409,13 @@ async def _prepare(
         rows: Of the run.
         model: Of the run.
         schema: Of the run.
+        agent: Of the run.
         options: Of the run.
         may_be_once: Whether rows that can be read only once are left to be read as they come.
     """
     check_is_rows(rows)
     with _in_python():
-        brief = brief_from(rows, model, schema, options)
+        brief = brief_from(rows, model, schema, options, agent)
     overwrite = options.get("overwrite", False)
     if isinstance(rows, str | os.PathLike | Sequence):
         known: Sequence[Any] | None = None if isinstance(rows, str | os.PathLike) else rows

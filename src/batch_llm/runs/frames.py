@@ -13,9 +13,11 @@ from batch_llm.runs.api import run
 from batch_llm.runs.blocking import LoopThread
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from batch_llm.base import WorkItemResult
-    from batch_llm.runs.options import RunOptions
-    from batch_llm.runs.results import RowData
+    from batch_llm.runs.options import Answering, RunOptions
+    from batch_llm.runs.results import RowData, RunResult
 
 Frame = TypeVar("Frame")
 
@@ -23,8 +25,9 @@ Frame = TypeVar("Frame")
 async def run_frame(
     frame: Frame,
     *,
-    model: str,
+    model: str | None = None,
     schema: Any = None,
+    agent: Answering | None = None,
     prefix: str = "",
     **options: Unpack[RunOptions],
 ) -> Frame:
@@ -38,6 +41,7 @@ async def run_frame(
         frame: Of pandas or polars.
         model: See ``run``.
         schema: See ``run``.
+        agent: See ``run``.
         prefix: Stands before the names of the new columns.
         options: See ``RunOptions``.
 
@@ -59,7 +63,8 @@ async def run_frame(
         raise InputError("a frame keeps its rows: leave out limit and bad_rows='skip'")
     records = found.to_dict("records") if kind == "pandas" else found.to_dicts()
     rows = [{str(name): _value(one) for name, one in record.items()} for record in records]
-    results = await run(rows, model=model, schema=schema, **options)
+    ask: Callable[..., Awaitable[RunResult[Any]]] = run  # whichever of its overloads
+    results = await ask(rows, model=model, schema=schema, agent=agent, **options)
     columns = _columns(results.results, prefix)
     if kind == "pandas":
         new: Frame = found.assign(**columns)
@@ -74,8 +79,9 @@ async def run_frame(
 def run_frame_sync(
     frame: Frame,
     *,
-    model: str,
+    model: str | None = None,
     schema: Any = None,
+    agent: Answering | None = None,
     prefix: str = "",
     **options: Unpack[RunOptions],
 ) -> Frame:
@@ -85,6 +91,7 @@ def run_frame_sync(
         frame: See ``run_frame``.
         model: See ``run``.
         schema: See ``run``.
+        agent: See ``run``.
         prefix: See ``run_frame``.
         options: See ``RunOptions``.
 
@@ -93,7 +100,9 @@ def run_frame_sync(
         BatchLLMError: What ``run_frame`` raises.
     """
     with LoopThread() as thread:
-        return thread.call(run_frame(frame, model=model, schema=schema, prefix=prefix, **options))
+        return thread.call(
+            run_frame(frame, model=model, schema=schema, agent=agent, prefix=prefix, **options)
+        )
 
 
 def _value(value: Any) -> Any:

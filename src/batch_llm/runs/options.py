@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 from decimal import Decimal
@@ -25,8 +26,11 @@ if TYPE_CHECKING:
     from os import PathLike
 
     from batch_llm.core.config import Limits
+    from batch_llm.core.protocols import AgentLike
+    from batch_llm.runs.answering_agent import AnsweringAgent
 
     Rows = str | PathLike[str] | Iterable[Any] | AsyncIterable[Any]
+    Answering = str | AgentLike | Callable[[int], AgentLike]
 
 
 class PaceOptions(TypedDict, total=False):
@@ -130,25 +134,42 @@ _KNOWN = frozenset(RunOptions.__annotations__)
 _BAD_ROWS = ("stop", "fail", "skip")
 
 
-def brief_from(rows: Rows, model: str, schema: Any, options: RunOptions) -> Brief:
+def brief_from(
+    rows: Rows,
+    model: str | None,
+    schema: Any,
+    options: RunOptions,
+    agent: Answering | None = None,
+) -> Brief:
     """Understand the arguments of a run.
 
     Raises:
         ConfigError: One of them cannot be.
+        MissingExtraError: An agent's file needs pydantic-ai, or PyYAML.
         InputError: A path leads to no file.
         TypeError: There is no such argument.
     """
     unknown = sorted(set(options) - _KNOWN)
     if unknown:
-        raise TypeError(f"a run has no argument {unknown[0]!r}; it has {', '.join(sorted(_KNOWN))}")
+        near = difflib.get_close_matches(unknown[0], _KNOWN, 1)
+        known = f"did you mean {near[0]}?" if near else f"it has {', '.join(sorted(_KNOWN))}"
+        raise TypeError(f"a run has no argument {unknown[0]!r}; {known}")
     bad_rows = options.get("bad_rows", "stop")
     if bad_rows not in _BAD_ROWS:
         raise ConfigError("bad_rows", bad_rows, f"one of {', '.join(_BAD_ROWS)}")
     columns = options.get("columns")
     settings = options.get("settings")
+    answering = None if agent is None else _answering(agent)
+    asked = model if answering is None or model is not None else answering.model
+    if asked is None:
+        raise ConfigError("model", None, 'given: "provider:name", or agent=')
+    if model is None and options.get("base_url") is not None:
+        raise ConfigError("model", None, "given with base_url")
     return Brief(
         input=_input_of(rows),
-        model=model,
+        model=asked,
+        agent=answering,
+        agent_model=None if answering is None else model,
         format=options.get("format"),
         columns=None if columns is None else tuple(columns),
         id_column=options.get("id_column"),
@@ -162,6 +183,13 @@ def brief_from(rows: Rows, model: str, schema: Any, options: RunOptions) -> Brie
         ledger=_ledger_for(options.get("name"), options.get("store")),
         **pace_of(options),
     )
+
+
+def _answering(agent: Answering) -> AnsweringAgent:
+    # Most runs have none.
+    from batch_llm.runs.answering_agent import load_agent, named_agent
+
+    return load_agent(agent) if isinstance(agent, str) else named_agent(agent)
 
 
 def pace_of(options: PaceOptions) -> dict[str, Any]:
@@ -268,6 +296,11 @@ _WORDS = {
     "--longest-pause": "longest_pause_seconds",
     "--max-failed": "max_failed",
     "--overwrite": "overwrite=True",
+    "--agent": "agent",
+    "--model": "model",
+    "--fallback": "fallbacks",
+    "--cache": "cache",
+    "--base-url": "base_url",
     "--prompt": "prompt",
     "--system": "system",
     "--image": "image",

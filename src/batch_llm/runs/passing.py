@@ -124,6 +124,9 @@ class Passing:
         #: Items whose rows were passed over, and such as were read.
         self._passed, self._read = _Numbers(), _Numbers()
         self._kept = self._failed = self._changed = 0
+        #: What was not come to yet: blocks, and rows of the one before them.
+        self._blocks = iter(self._input.blocks)
+        self._rows: Iterator[_Left] = iter(())
 
     # ---- what is done ----
 
@@ -138,8 +141,9 @@ class Passing:
         for block in self._input.blocks:
             known = self._input.known(block)
             if known is None:
-                for row, _ in self._survey_rows(self._plan.items(self._input.records(block))):
-                    self.lines[row.line] = TO_DO
+                items = self._plan.items(self._input.records(block))
+                for row, record in self._survey_rows(items):
+                    self.lines[row.line] = _state_of(record)
             else:
                 self._survey_known(block, known)
         if self._passed.meets(self._read):
@@ -234,9 +238,10 @@ class Passing:
             take: Gets the results; what it returns is waited for.
             on_row: Called with each row before.
         """
-        for block in self._input.blocks:
-            rows = self._new_rows(block) if block.known is None else self._known_rows(block)
-            for row, item, record in rows:
+        for block in self._blocks:
+            is_new = block.known is None
+            self._rows = self._new_rows(block) if is_new else self._known_rows(block)
+            for row, item, record in self._rows:
                 if on_row is not None:
                     await on_row(row)
                 if record is None:
@@ -245,6 +250,32 @@ class Passing:
                 elif (waiting := take(_result(record, row))) is not None:
                     await waiting
             await asyncio.sleep(0)
+
+    async def hand_over_rest(self, take: Callable[[Result], Awaitable[None] | None]) -> None:
+        """Hand over the results of rows that ``items_left`` did not come to: the run was stopped.
+
+        Args:
+            take: Gets the results; what it returns is waited for.
+        """
+        await self._hand_over(self._rows, take)
+        for block in self._blocks:
+            states = self.lines[block.line : block.line + block.lines]
+            if not any(state in states for state in (DONE, IN_PLACE, FAILED)):
+                continue
+            if block.known is None:
+                items = self._plan.items(self._input.records(block))
+                for chunk in chunks(items):
+                    await self._hand_over(self._looked_up(chunk), take)
+            else:
+                await self._hand_over(self._known_rows(block, passes=(WRITTEN, TO_DO)), take)
+            await asyncio.sleep(0)
+
+    async def _hand_over(
+        self, rows: Iterable[_Left], take: Callable[[Result], Awaitable[None] | None]
+    ) -> None:
+        for row, _, record in rows:
+            if record is not None and (waiting := take(_result(record, row))) is not None:
+                await waiting
 
     def _new_rows(self, block: Block) -> Iterator[_Left]:
         lines: list[int] = []
@@ -262,14 +293,14 @@ class Passing:
             assert found.item.context is not None  # noqa: S101 - see above
             yield found.item.context, found.item, found.record
 
-    def _known_rows(self, block: Block) -> Iterator[_Left]:
+    def _known_rows(self, block: Block, passes: Sequence[int] = (WRITTEN,)) -> Iterator[_Left]:
         states = self.lines[block.line : block.line + block.lines]
-        if states.count(WRITTEN) + states.count(NO_ROW) == len(states):
+        if sum(map(states.count, (*passes, NO_ROW))) == len(states):
             return
         known = self._input.known(block)
         assert known is not None  # noqa: S101 - the caller has looked
         starts = known.lines_of_records()
-        wanted = {place for place, start in enumerate(starts) if states[start] != WRITTEN}
+        wanted = {place for place, start in enumerate(starts) if states[start] not in passes}
         rows = (row for row in self._input.some(block, wanted) if isinstance(row, Row))
         both = zip(sorted(wanted), rows, strict=True)
         while some := list(islice(both, _ROWS_AT_ONCE)):
@@ -293,6 +324,13 @@ class Passing:
         for _, row in some:
             record = kept.get(row.line)
             yield others[row.line] if record is None else (row, None, record)
+
+
+def _state_of(record: Record | None) -> int:
+    """Return what is known of the line of a row that was looked up."""
+    if record is None:
+        return TO_DO
+    return FAILED if record.state is ItemState.FAILED else DONE
 
 
 def _result(record: Record, row: Row) -> Result:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from batch_llm._engine.statistics import Statistics
     from batch_llm.inputs import Problem
+    from batch_llm.runs.answering_agent import AnsweringAgent
     from batch_llm.runs.brief import Brief
     from batch_llm.runs.results import RowData
     from batch_llm.runs.rows_once import RowsOnce
@@ -94,6 +95,8 @@ class Prepared:
             SourceError: The rows' own iterable raised.
             StoreError: A result could not be saved.
         """
+        if self.brief.agent is not None:
+            take = _as_answered(self.brief.agent, take)
         try:
             if self.plan is not None:
                 for problem in self.plan.problems:
@@ -167,6 +170,19 @@ class Prepared:
             not_done=not_done,
             id_column=self.id_column,
         )
+
+
+def _as_answered(
+    agent: AnsweringAgent, take: Callable[[Result], Awaitable[None] | None]
+) -> Callable[[Result], Awaitable[None] | None]:
+    """Hand over what a ledger has kept as the agent gave it."""
+
+    def read(result: Result) -> Awaitable[None] | None:
+        if result.is_reused and result.success:
+            result.output = agent.as_answered(result.output)
+        return take(result)
+
+    return read
 
 
 async def _hand(take: Callable[[Result], Awaitable[None] | None], result: Result) -> None:

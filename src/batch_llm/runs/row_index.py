@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from batch_llm.core.frames import HEAD, frame_of, frames_of
+from batch_llm.core.framed_files import HEAD, frame_of, frames_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -42,6 +42,7 @@ from batch_llm.runs.plan import chunks, look_up
 from batch_llm.runs.plot import Plot
 from batch_llm.simulator import parse_profile
 from batch_llm.stores.answers import AnswerCache
+from batch_llm.stores.base import ItemState
 from batch_llm.stores.limit_memory import LimitMemory, limits_file
 from batch_llm.stores.values import reused
 
@@ -68,6 +69,8 @@ if TYPE_CHECKING:
     Result = WorkItemResult[Any, Row]
 
 logger = logging.getLogger("batch_llm.session")
+#: Rows that are passed over before others have their turn.
+_ROWS_AT_ONCE = 100
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -329,8 +332,15 @@ class Session:
             items: The rows of the brief.
             take: Gets each result; what it returns is waited for, so that it may be slow.
         """
+        rows: Iterator[tuple[Item, Record | None]] = iter(())
+        kept = 0
+        if self._looks_up and self._ledger is not None:
+            counts = self._ledger.counts()
+            kept = counts[ItemState.DONE] + counts[ItemState.FAILED]
         if self._looks_up or self._on_row is not None:
-            items = self._unfinished(items, take)
+            assert not hasattr(items, "__aiter__")  # noqa: S101 - those go straight to the engine
+            rows = self._looked_up(items)
+            items = self._unfinished(rows, take)
         try:
             async with self._drawn(), contextlib.aclosing(self.processor.stream(items)) as results:
                 async for result in results:
@@ -338,8 +348,12 @@ class Session:
                     self._watch(result)
                     if waiting is not None:
                         await waiting
+            if sum(self.passed_over) < kept:
+                await self._hand_over_rest(rows, kept, take)
         finally:
             await self._transport.aclose()
+            if self._brief.agent is not None:
+                await self._brief.agent.aclose()
         now = self.statistics()
         if now.stopped_lanes and now.succeeded == now.reused:
             self._end(now.stopped_lanes[-1].reason)
@@ -360,34 +374,60 @@ class Session:
             except OSError as error:
                 logger.warning("The plot could not be written: %s", safe(error))
 
+    def _looked_up(self, items: Iterable[Item]) -> Iterator[tuple[Item, Record | None]]:
+        """Give items with their kept results, where they have any."""
+        for chunk in chunks(items):
+            if not self._looks_up or self._ledger is None:
+                yield from ((item, None) for item in chunk)
+            else:
+                found = look_up(self._ledger, chunk, self._variants)
+                yield from ((one.item, one.record) for one in found)
+
     async def _unfinished(
         self,
-        items: Iterable[Item] | AsyncIterable[Item],
+        rows: Iterable[tuple[Item, Record | None]],
         take: Callable[[Result], Awaitable[None] | None],
     ) -> AsyncIterator[Item]:
         """Give the items that are to be sent; hand over the results of the others."""
-        assert not hasattr(items, "__aiter__")  # noqa: S101 - those go straight to the engine
-        for chunk in chunks(items):
-            kept = self._look_up(chunk)
-            for item, record in kept:
-                row = item.context
-                assert row is not None  # noqa: S101 - each item comes with its row
-                if self._on_row is not None:
-                    await self._on_row(row)
-                if record is None:
-                    yield item
-                else:
-                    result = _kept(record, item)
-                    self.passed_over[not result.success] += 1
-                    if (waiting := take(result)) is not None:
-                        await waiting
-            await asyncio.sleep(0)
+        for number, (item, record) in enumerate(rows, 1):
+            if self._on_row is not None:
+                assert item.context is not None  # noqa: S101 - each item comes with its row
+                await self._on_row(item.context)
+            if record is None:
+                yield item
+            else:
+                await self._hand_over(item, record, take)
+            if number % _ROWS_AT_ONCE == 0:
+                await asyncio.sleep(0)
 
-    def _look_up(self, chunk: list[Item]) -> Iterable[tuple[Item, Record | None]]:
-        if not self._looks_up or self._ledger is None:
-            return ((item, None) for item in chunk)
-        found = look_up(self._ledger, chunk, self._variants)
-        return ((one.item, one.record) for one in found)
+    async def _hand_over_rest(
+        self,
+        rows: Iterable[tuple[Item, Record | None]],
+        kept: int,
+        take: Callable[[Result], Awaitable[None] | None],
+    ) -> None:
+        """Hand over the kept results of rows that were not come to: the run was stopped before.
+
+        Args:
+            rows: Those rows.
+            kept: So many rows had a result at the most; what is behind them all is not read.
+            take: Gets the results; what it returns is waited for.
+        """
+        for number, (item, record) in enumerate(rows, 1):
+            if record is not None:
+                await self._hand_over(item, record, take)
+            if sum(self.passed_over) >= kept:
+                return
+            if number % _ROWS_AT_ONCE == 0:
+                await asyncio.sleep(0)
+
+    async def _hand_over(
+        self, item: Item, record: Record, take: Callable[[Result], Awaitable[None] | None]
+    ) -> None:
+        result = _kept(record, item)
+        self.passed_over[not result.success] += 1
+        if (waiting := take(result)) is not None:
+            await waiting
 
     def _watch(self, result: Result) -> None:
         """Stop when the provider refuses everything."""

@@ -234,16 +234,16 @@ def parse_profile(text: str) -> Profile:
     """
     name, _, query = text.partition("?")
     if name not in PROFILES:
-        raise ConfigError(
-            "profile", name, f"one of {', '.join(PROFILES)}{_nearest(name, PROFILES)}"
-        )
+        expected = f"one of {', '.join(PROFILES)}{_nearest(name, PROFILES)}"
+        raise ConfigError("the simulator's profile", name, expected)
     base = PROFILES[name]
     options = {option.name: getattr(base, option.name) for option in dataclasses.fields(base)}
     kinds = {option.name: _KINDS[option.type] for option in dataclasses.fields(base)}
     changes: dict[str, Any] = {}
     for option, value in parse_qsl(query, keep_blank_values=True):
         if option not in options:
-            expected = f"one of {', '.join(options)}{_nearest(option, options)}"
+            near = _nearest(option, options)
+            expected = f"one of its options{near}" if near else f"one of {', '.join(options)}"
             raise ConfigError("the simulator's option", option, expected)
         changes[option] = _read(option, value, kinds[option])
     return dataclasses.replace(base, **changes)

@@ -107,6 +107,12 @@ async def test_the_summary_says_what_failed_and_why():
     assert "not done          1" in text
 
 
+async def test_the_summarys_rate_is_without_rows_that_a_stop_cut_off():
+    now = msgspec.structs.replace(await numbers(), elapsed_seconds=2.0, processed=10, failed=8)
+
+    assert "  rate      1.0/s" in "\n".join(summary_lines(now, cancelled=8))
+
+
 async def test_second_copies_are_told_when_there_were_any():
     now = await numbers()
     rates = RateWindow().rates(now)

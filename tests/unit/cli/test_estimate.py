@@ -102,11 +102,19 @@ def test_the_tightest_limit_says_how_long():
 
     found = estimate(limits=limits)
 
-    assert (found.seconds, found.limit) == (600, limits[1])
+    assert (found.seconds, found.limit) == (540, limits[1])  # 1,000 of 10,000 go at once
 
 
 def test_a_limit_a_day_counts_in_days():
-    assert estimate(limits=[KnownLimit("requests_per_day", 50, "told")]).seconds == 2 * 86_400
+    assert estimate(limits=[KnownLimit("requests_per_day", 50, "told")]).seconds == 86_400
+
+
+def test_a_limit_that_is_not_reached_holds_nothing_up():
+    limits = [KnownLimit("requests", 1000, "told"), KnownLimit("requests_per_day", 200, "told")]
+
+    found = estimate(limits=limits)
+
+    assert (found.seconds, found.limit) == (0, limits[1])
 
 
 NOON = datetime(2026, 11, 26, 12, 0, tzinfo=timezone(timedelta(hours=2)))

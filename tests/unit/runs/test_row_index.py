@@ -7,7 +7,7 @@ from array import array
 import msgspec
 import pytest
 
-from batch_llm.core.frames import frame_of
+from batch_llm.core.framed_files import frame_of
 from batch_llm.runs.row_index import WIDTH, Facts, IndexedBlock, RowIndex
 
 ROWS, LINES = 3, 5
