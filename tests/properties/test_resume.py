@@ -319,6 +319,38 @@ def test_a_run_goes_on_whatever_counts_a_server_has_told(tmp_path, monkeypatch, 
     assert not again[1], "a row was asked again"
 
 
+@pytest.mark.parametrize("order", ["done", "input"])
+@pytest.mark.parametrize("shape", ["rows.jsonl", "plain.txt"])
+def test_rows_that_change_while_they_are_read_are_known_by_nothing(tmp_path, shape, order):
+    life = Life(shape, random.Random(1))
+    before = [{"id": f"r{n}", "text": f"one{n}", "label": "x"} for n in range(10, 50)]
+    options = {
+        "suffix": "jsonl", "order": order, "bad_rows": "stop", "limit": 8, "concurrency": 1,
+    }  # fmt: skip
+    life.rows = before
+    life.write(tmp_path / life.name)
+    session(tmp_path, life.name, options, reads_all=False)
+    options["limit"] = None
+    settled = row_index.RowIndex.settle
+
+    def settle(*arguments):  # all has been looked at before
+        life.rows = [*before[:8], *({**row, "text": f"two{row['id'][1:]}"} for row in before[8:])]
+        life.write(tmp_path / life.name)
+        os.utime(tmp_path / life.name, (1, 1))
+        return settled(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(row_index.RowIndex, "settle", settle)
+        session(tmp_path, life.name, options, reads_all=False)
+    life.rows = before
+    life.write(tmp_path / life.name)
+    session(tmp_path, life.name, options, reads_all=False)
+
+    lines = (tmp_path / "out.jsonl").read_text().splitlines()
+    asked = sorted(row["text"] for row in before)
+    assert sorted(json.loads(line)["output"].split()[-3] for line in lines) == asked
+
+
 #: What is changed on the disk on the way, in its order.
 MOMENTS = {
     "the index is written anew": (row_index.RowIndex, "_write_anew"),

@@ -139,7 +139,7 @@ def _begin_notes(
     parts = intact_parts(path, output, before, key + layout_before)
     kept = keep_parts(passing, parts, keeps_order=command.order == "input")
     token = secrets.token_hex(8)
-    notes = OutputNotes(path, token, key + layout, kept)
+    notes = OutputNotes(path, token, key + layout, kept, plan.source.has_changed)
     ledger.note({_NOTED_AS: token})
     return kept, notes
 

@@ -20,7 +20,7 @@ import msgspec
 from batch_llm.core.framed_files import frame_of, frames_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 #: A part ends behind so many rows, or so many bytes.
 _ROWS, _BYTES = 4096, 1 << 20
@@ -93,9 +93,19 @@ class OutputNotes:
         token: See ``intact_parts``.
         key: See ``intact_parts``.
         kept: The parts that the output has already.
+        has_changed: Tells whether the input was written to: then its lines are not what they were,
+            and nothing more is noted.
     """
 
-    def __init__(self, path: Path, token: str, key: str, kept: Sequence[Part] = ()) -> None:
+    def __init__(
+        self,
+        path: Path,
+        token: str,
+        key: str,
+        kept: Sequence[Part] = (),
+        has_changed: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._has_changed = has_changed
         self._rows = array("I")
         self._size = 0
         self._digest = blake2b(digest_size=16)
@@ -121,6 +131,9 @@ class OutputNotes:
 
     def _end_part(self) -> None:
         assert self._file is not None  # noqa: S101 - the callers have looked
+        if self._has_changed():
+            self._give_up()
+            return
         frame = frame_of(_encode(Part(self._size, self._digest.digest(), self._rows.tobytes())))
         self._rows, self._size = array("I"), 0
         self._digest = blake2b(digest_size=16)
