@@ -30,6 +30,11 @@ def why(error: BaseException) -> str:
     return reason_of(error, _REASONS)
 
 
+def is_damage(error: BaseException | None) -> bool:
+    """Tell whether SQLite has met a damaged page."""
+    return "malformed" in str(error)
+
+
 class LedgerFile:
     """The file with its connections, and the lock that keeps other writers away.
 

@@ -11,7 +11,7 @@ from batch_llm.stores.base import Attempt, ItemState, Record, is_settled
 from batch_llm.stores.bookings import not_booked_yet, spent_in_all, spent_so_far
 from batch_llm.stores.call_notes import notes_path
 from batch_llm.stores.cut_off import cut_off_calls
-from batch_llm.stores.ledger_file import LedgerFile, why
+from batch_llm.stores.ledger_file import LedgerFile, is_damage, why
 from batch_llm.stores.ledger_rows import read_attempt, read_record
 from batch_llm.stores.look_ahead import LookAhead
 from batch_llm.stores.values import from_json, key_of
@@ -156,7 +156,14 @@ class LedgerReader:
             if found == ["ok"]:
                 found = [str(row[0]) for row in self._file.rows("damaged_texts")]
         except LedgerError as error:
-            return [error.reason]
+            if not is_damage(error.__cause__):
+                return [error.reason]
+            # Not `why`: that sends people to `verify`, which asks here.
+            said = (
+                f"the file is damaged ({error.__cause__}): `sqlite3 FILE .recover` shows what can "
+                "be read of it, --overwrite begins anew and keeps it as .old"
+            )
+            return [said]
         return found
 
     def _record(self, number: int) -> Record:
