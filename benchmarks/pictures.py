@@ -302,14 +302,18 @@ def unknown_limit():
     draw_limit(axis, provider, until)
     draw_belief(axis, trial, until)
     frame(axis, until)
-    first, *_, last = trial.at("refused")
+    refused = trial.at("refused")
+    first = refused[0]
+    found = next(at for at in refused if at > first + 1)  # not of the same burst
     top = 1.08 * axis.get_ylim()[1]
     axis.set_ylim(top=top)
-    for edge in (first, last):
+    for edge in (first, found):
         axis.axvline(edge, color="#999999", linewidth=0.8)
     for at, text in (
-        (first / 2, "start"), ((first + last) / 2, "search"), ((last + until) / 2, "hold"),
-    ):  # fmt: skip
+        (first / 2, "start"),
+        ((first + found) / 2, "search"),
+        ((found + until) / 2, "hold, and search on where nothing is refused"),
+    ):
         write(axis, at, 0.96 * top, text)
     axis.set_xlabel("seconds since the start", fontsize=9)
     axis.set_ylabel("calls per second", fontsize=9)

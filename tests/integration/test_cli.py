@@ -714,3 +714,14 @@ def test_a_run_that_was_killed_as_it_made_its_ledger_goes_on(cli, tmp_path, ques
     assert listed.returncode == 0, listed.stderr
     assert ran.returncode == 0, ran.stderr
     assert len(rows(tmp_path / "q.results.jsonl")) == 60
+
+
+@pytest.mark.parametrize("flag", ["-o", "--failed", "--store"])
+def test_a_link_that_leads_back_to_itself_is_named(cli, tmp_path, flag):
+    (tmp_path / "q.jsonl").write_text('{"id": "a", "prompt": "b"}\n')
+    (tmp_path / "circle.jsonl").symlink_to(tmp_path / "circle.jsonl")
+
+    done = cli("run", "q.jsonl", "-m", "sim:fast", flag, "circle.jsonl")
+
+    assert done.returncode == 2
+    assert "circle.jsonl is a link that leads back to itself" in done.stderr

@@ -301,6 +301,56 @@ def test_passing_over_known_rows_gives_what_reading_all_gives(tmp_path_factory, 
     shutil.rmtree(root)
 
 
+@pytest.mark.parametrize("count", [2**62, 2**63 - 1, 2**70])
+def test_a_run_goes_on_whatever_counts_a_server_has_told(tmp_path, monkeypatch, count):
+    told = {"input_tokens": count, "output_tokens": count, "total_tokens": 2 * count}
+    monkeypatch.setitem(globals(), "USAGE", told)
+    life = Life("plain.txt", random.Random(1))
+    life.rows = [{"text": f"one{n}"} for n in range(5)]
+    life.write(tmp_path / life.name)
+    options = {
+        "suffix": "jsonl", "order": "done", "bad_rows": "stop", "limit": None, "concurrency": 1,
+    }  # fmt: skip
+
+    first = session(tmp_path, life.name, options, reads_all=False)
+    again = session(tmp_path, life.name, options, reads_all=False)
+
+    assert (first[0], again[0]) == (0, 0)
+    assert not again[1], "a row was asked again"
+
+
+@pytest.mark.parametrize("order", ["done", "input"])
+@pytest.mark.parametrize("shape", ["rows.jsonl", "plain.txt"])
+def test_rows_that_change_while_they_are_read_are_known_by_nothing(tmp_path, shape, order):
+    life = Life(shape, random.Random(1))
+    before = [{"id": f"r{n}", "text": f"one{n}", "label": "x"} for n in range(10, 50)]
+    options = {
+        "suffix": "jsonl", "order": order, "bad_rows": "stop", "limit": 8, "concurrency": 1,
+    }  # fmt: skip
+    life.rows = before
+    life.write(tmp_path / life.name)
+    session(tmp_path, life.name, options, reads_all=False)
+    options["limit"] = None
+    settled = row_index.RowIndex.settle
+
+    def settle(*arguments):  # all has been looked at before
+        life.rows = [*before[:8], *({**row, "text": f"two{row['id'][1:]}"} for row in before[8:])]
+        life.write(tmp_path / life.name)
+        os.utime(tmp_path / life.name, (1, 1))
+        return settled(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(row_index.RowIndex, "settle", settle)
+        session(tmp_path, life.name, options, reads_all=False)
+    life.rows = before
+    life.write(tmp_path / life.name)
+    session(tmp_path, life.name, options, reads_all=False)
+
+    lines = (tmp_path / "out.jsonl").read_text().splitlines()
+    asked = sorted(row["text"] for row in before)
+    assert sorted(json.loads(line)["output"].split()[-3] for line in lines) == asked
+
+
 #: What is changed on the disk on the way, in its order.
 MOMENTS = {
     "the index is written anew": (row_index.RowIndex, "_write_anew"),
@@ -374,3 +424,31 @@ def test_a_kill_while_a_run_goes_on_changes_nothing(tmp_path, moment, when, seed
         held(quick, "jsonl", keeps_order=in_order)[1]
         == held(slow, "jsonl", keeps_order=in_order)[1]
     )
+
+
+@pytest.mark.parametrize("order", ["done", "input"])
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_rows_that_moved_before_a_kill_stand_once_in_the_output(tmp_path, moment, order):
+    life = Life("rows.jsonl", random.Random(1))
+    life.rows = [{"id": f"r{n}", "text": f"one{n}", "label": "x"} for n in range(24)]
+    options = {
+        "suffix": "jsonl", "order": order, "bad_rows": "stop", "limit": None, "concurrency": 1,
+    }  # fmt: skip
+    before = list(life.rows)
+    life.write(tmp_path / life.name)
+    session(tmp_path, life.name, options, reads_all=False)
+    life.rows = [*before[4:8], *before[:4], *before[8:23]]
+    life.rows.append({"id": "new", "text": "one", "label": "x"})
+    life.write(tmp_path / life.name)
+
+    killed_at(moment, 1, "after", lambda: session(tmp_path, life.name, options, reads_all=False))
+    os.truncate(tmp_path / "out.jsonl", (tmp_path / "out.jsonl").stat().st_size // 6)
+
+    for rows in (life.rows, before):
+        life.rows = rows
+        life.write(tmp_path / life.name)
+        assert session(tmp_path, life.name, options, reads_all=False)[0] == 0
+        lines = (tmp_path / "out.jsonl").read_text().splitlines()
+        found, due = [json.loads(line)["id"] for line in lines], [row["id"] for row in rows]
+        assert sorted(found) == sorted(due)
+        assert order == "done" or found == due

@@ -38,7 +38,7 @@ COOLDOWN_SECONDS = 1.0
 LONGEST_OUTAGE_SECONDS = 1800.0
 #: Errors of HTTP clients that never got a connection.
 _NEVER_CONNECTED = {"ConnectError", "ConnectTimeout", "ClientConnectorError"}
-#: Items that wait in the building, so that none is missed when one may go.
+#: Items in work that wait, so that none is missed when one may go.
 LEAST_SLACK, SLACK_SHARE = 8, 0.25
 #: None of them leaves before there are so many times as many: else, with every call that starts or
 #: ends, a worker would come or go.
@@ -145,14 +145,14 @@ class AdmissionGate:
         return int(self.lanes.allowed)
 
     def wanted(self, present: int) -> int:
-        """Return how many items should be in the building.
+        """Return how many items should be in work.
 
         So many that some wait to be let in, and no more than may be in flight. Those that wait for
         a lane that is shut do not count while another lane may have room: the source is read on,
         past them.
 
         Args:
-            present: Items in the building, those between two attempts not counted.
+            present: Items in work, those between two attempts not counted.
         """
         lanes, waiting = self.lanes, self._flow.all_waiting
         if not waiting and present + LEAST_SLACK >= lanes.most:
@@ -260,14 +260,14 @@ class AdmissionGate:
         now, place = self._time(), lane.only
         if place is not None and not place.aside_until and lane.asking is None:
             # As most lanes are.
-            admission, backlog = place.admission, lane.backlog
-            if admission.is_calm and backlog is not None:
+            admission, uncharged = place.admission, lane.uncharged
+            if admission.is_calm and uncharged is not None:
                 if admission.wait(now, NOTHING) > 0:
                     return None
                 self.in_flight += 1
                 lanes.in_flight += 1
                 ticket = Ticket(lane, place, admission.begin(now), False, item)
-                backlog.put_down(ticket)
+                uncharged.put_down(ticket)
                 return ticket
             cost = lane.sizes.cost_of(item)
             if admission.wait(now, cost) > 0:
@@ -306,9 +306,9 @@ class AdmissionGate:
         if place.is_in_doubt:
             place.ended(now, grant, is_good=True)
         lane, admission = ticket.lane, place.admission
-        if admission.is_calm and not outcome.limits and lane.backlog is not None:
+        if admission.is_calm and not outcome.limits and lane.uncharged is not None:
             admission.end(now, grant)
-            lane.backlog.note_end(ticket, item, now, outcome.usage)
+            lane.uncharged.note_end(ticket, item, now, outcome.usage)
         else:
             lane.book()
             used = lane.sizes.learn(item, outcome.usage)

@@ -99,7 +99,7 @@ class CooldownGate:
         return self._limit
 
     def wanted(self, _present: int, /) -> int:
-        """Return how many items should be in the building: as many as may be in flight."""
+        """Return how many items should be in work: as many as may be in flight."""
         return self._limit
 
     def pauses(self) -> list[LanePause]:

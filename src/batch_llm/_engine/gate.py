@@ -69,7 +69,7 @@ class Gate(Protocol):
         ...
 
     def wanted(self, present: int, /) -> int:
-        """Return how many items should be in the building, beside those between two attempts."""
+        """Return how many items should be in work, beside those between two attempts."""
         ...
 
     def pauses(self) -> list[LanePause]:

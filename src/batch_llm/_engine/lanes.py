@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from batch_llm._engine.backlog import Backlog
 from batch_llm._engine.places import Place
 from batch_llm._engine.sizes import Sizes
 from batch_llm._engine.turns import Queue
+from batch_llm._engine.uncharged import Uncharged
 from batch_llm.core.text import safe
 from batch_llm.exceptions import LimitPauseError
 from batch_llm.providers.base import Capacity
@@ -70,9 +70,9 @@ class Ticket(msgspec.Struct):
         lane: Its lane.
         place: Where it goes.
         grant: What its place's admission knows of it.
-        is_charged: Whether the admission was told what it takes; else it is in the lane's backlog.
+        is_charged: Whether the admission was told what it takes (else: ``Uncharged``).
         item: What is asked, as long as it is there.
-        ended_at: When it was answered, where that is in the backlog.
+        ended_at: When it was answered; kept until it is charged.
         usage: The tokens that it took then.
     """
 
@@ -119,12 +119,12 @@ class Lane:
         #: The one place, where there are no others to choose from.
         self.only = places[0] if len(places) == 1 else None
         #: What is not charged there yet.
-        self.backlog = None if self.only is None else Backlog(self.only.admission, self.sizes)
+        self.uncharged = None if self.only is None else Uncharged(self.only.admission, self.sizes)
 
     def book(self) -> None:
         """Charge all that was put down for later: whatever comes now may depend on it."""
-        if self.backlog is not None:
-            self.backlog.book()
+        if self.uncharged is not None:
+            self.uncharged.book()
 
     def cost_of(self, item: Item) -> Cost:
         """Estimate what a call of the item takes."""

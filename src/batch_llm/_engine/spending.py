@@ -169,7 +169,7 @@ class SpendingGate:
         return self._gate.most
 
     def wanted(self, present: int, /) -> int:
-        """Return how many items should be in the building; no more while some wait for the caps."""
+        """Return how many items should be in work; no more while some wait for the caps."""
         wanted = self._gate.wanted(present)
         return min(wanted, present) if self._queue else wanted
 

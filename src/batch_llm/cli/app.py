@@ -19,7 +19,7 @@ from batch_llm.cli.flags import SECOND_NAMES, Flags, Pace, command_from
 
 app = App(
     name="batch-llm",
-    help="Send many prompts through a provider: every row answered once.",
+    help="Send many prompts through a provider: one result for each row.",
     version=metadata.version("batch-llm"),
     result_action="return_value",
     default_parameter=Parameter(negative=(), show_default=lambda value: value or None),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -156,7 +157,9 @@ def _identity(path: str) -> object:
     """Return what two names of one file share; hard links are such names too."""
     try:
         found = Path(path).stat()
-    except OSError:
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise InputError(f"{path} is a link that leads back to itself") from None
         return Path(path).resolve()
     # Devices are written by many at once.
     return (found.st_dev, found.st_ino) if Path(path).is_file() else Path(path).resolve()

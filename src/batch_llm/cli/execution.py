@@ -65,6 +65,8 @@ _FLAGS = {
     "max_failed": "--max-failed",
     "max_failed_share": "--max-failed",
 }
+#: Caps that stand for the run with all its sessions: with the same one it ends at once.
+_SPENDING = ("max_cost_usd", "max_tokens_total")
 
 
 def run_command(command: Command) -> ExitCode:
@@ -334,35 +336,7 @@ class _Execution:
             noted = bill_note(now, bill, self._ledger.session, command.prices.origin)
             with contextlib.suppress(LedgerError):  # a full disk: the bill is still in the attempts
                 self._ledger.note({"bill": noted})
-        record = {
-            "event": "done",
-            "exit_code": int(code),
-            "succeeded": now.succeeded,
-            "failed": now.failed - cancelled,
-            "reused": survey.kept,
-            "failed_before": survey.failed,
-            "cached": now.cached,
-            "shared": now.shared,
-            "bad_rows": bad,
-            "not_done": left,
-            "retries": now.retries_by_code,
-            "failures": now.failures_by_code,
-            "input_tokens": now.input_tokens,
-            "output_tokens": now.output_tokens,
-            "usage": msgspec.to_builtins(now.usage),
-            "usage_before": msgspec.to_builtins(now.usage_before),
-            "usage_at_most": msgspec.to_builtins(now.usage_at_most),
-            "usage_likely": msgspec.to_builtins(now.usage_likely),
-            "stopped_by": now.stopped_by,
-            "stop_reason": now.stop_reason,
-            "hedged": now.hedged,
-            "hedges_won": now.hedges_won,
-            "hedge_tokens_lost": now.hedge_tokens_lost,
-            "stopped_lanes": msgspec.to_builtins(now.stopped_lanes),
-            "limits": msgspec.to_builtins(now.limits),
-            "seconds": round(now.elapsed_seconds, 3),
-            "output": command.output,
-        } | cost_record(bill)
+        record = self._record(now, code, left, bad) | cost_record(bill)
         if command.as_json:
             tell(record)
         if session.refusal:
@@ -396,10 +370,45 @@ class _Execution:
         self._tell_files(bad)
         if (left or code is ExitCode.PROVIDER_REFUSES) and self._ledger is not None:
             again = f"batch-llm resume {shlex.quote(name_of(self._ledger.path))}"
-            say(f"  continue  {again}  (or the same command again)")
+            if now.stopped_by in _SPENDING:
+                say(f"  continue  {again} {_FLAGS[now.stopped_by]} MORE  (or the command with it)")
+            else:
+                say(f"  continue  {again}  (or the same command again)")
         if self._plan.source.has_changed():
             say(f"\nwarning: {command.input} changed while it was read; check its rows")
         return code
+
+    def _record(self, now: Statistics, code: ExitCode, left: int, bad: int) -> dict[str, Any]:
+        """Return the run's end for programs, without its bill."""
+        return {
+            "event": "done",
+            "exit_code": int(code),
+            "succeeded": now.succeeded,
+            "failed": now.failed - now.failures_by_code.get("cancelled", 0),
+            "reused": self._survey.kept,
+            "failed_before": self._survey.failed,
+            "cached": now.cached,
+            "shared": now.shared,
+            "bad_rows": bad,
+            "not_done": left,
+            "retries": now.retries_by_code,
+            "failures": now.failures_by_code,
+            "input_tokens": now.input_tokens,
+            "output_tokens": now.output_tokens,
+            "usage": msgspec.to_builtins(now.usage),
+            "usage_before": msgspec.to_builtins(now.usage_before),
+            "usage_at_most": msgspec.to_builtins(now.usage_at_most),
+            "usage_likely": msgspec.to_builtins(now.usage_likely),
+            "stopped_by": now.stopped_by,
+            "stop_reason": now.stop_reason,
+            "hedged": now.hedged,
+            "hedges_won": now.hedges_won,
+            "hedge_tokens_lost": now.hedge_tokens_lost,
+            "stopped_lanes": msgspec.to_builtins(now.stopped_lanes),
+            "limits": msgspec.to_builtins(now.limits),
+            "seconds": round(now.elapsed_seconds, 3),
+            "output": self._command.output,
+        }
 
     def _tell_files(self, bad: int) -> None:
         command, writers = self._command, self._writers

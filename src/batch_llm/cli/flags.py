@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 from cyclopts import Group, Parameter
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from batch_llm.cli.command import Command
 
 _T = TypeVar("_T")
@@ -171,26 +173,16 @@ def command_from(source: str, flags: Flags) -> Command:
     from batch_llm.cli.command import Command, flags_to_keep, ledger_for, paths_for
     from batch_llm.core.prices import Prices
     from batch_llm.core.tokenizers import open_tokenizer
-    from batch_llm.exceptions import ConfigError, InputError
     from batch_llm.runs.plot import checked_plot
     from batch_llm.strategies.policies import fallback_codes
 
-    if source != "-" and not Path(source).is_file():
-        raise InputError(f"{source} is not a file that can be read")
-    if flags.base_url is not None and flags.model is None:
-        raise ConfigError("--model", None, "given with --base-url: openai-chat:NAME")
-    if flags.cache_expires is not None and flags.cache is None:
-        raise ConfigError("--cache-expires", flags.cache_expires, "given with --cache FOLDER")
+    _check(source, flags)
     output, failed = paths_for(source, flags.output, flags.failed, is_new=flags.new)
     ledger = ledger_for(flags, source, output)
-    limit = flags.limit
     fallback_on = None if flags.fallback_on is None else tuple(flags.fallback_on.split(","))
     fallback_codes(fallback_on)
-    max_failed, max_failed_share = (
-        (None, None)
-        if flags.max_failed is None
-        else values.read_tolerance("--max-failed", flags.max_failed)
-    )
+    tolerance = _given(values.read_tolerance, "--max-failed", flags.max_failed)
+    max_failed, max_failed_share = tolerance or (None, None)
     agent = None
     if flags.agent is not None:
         from batch_llm.runs.answering_agent import load_agent
@@ -205,7 +197,7 @@ def command_from(source: str, flags: Flags) -> Command:
         format=flags.format,
         columns=tuple(flags.columns.split(",")) if flags.columns else None,
         id_column=flags.id_column,
-        limit=None if limit is None else values.read_count("--limit", limit, at_least=1),
+        limit=_given(values.read_count, "--limit", flags.limit, at_least=1),
         prompt=values.read_text("--prompt", flags.prompt),
         system=values.read_text("--system", flags.system),
         image=flags.image,
@@ -219,9 +211,7 @@ def command_from(source: str, flags: Flags) -> Command:
         concurrency=values.read_concurrency(flags.concurrency or "auto"),
         ignore_slots=flags.ignore_slots,
         limits=_limits(flags),
-        longest_pause_seconds=None
-        if flags.longest_pause is None
-        else values.read_seconds("--longest-pause", flags.longest_pause),
+        longest_pause_seconds=_given(values.read_seconds, "--longest-pause", flags.longest_pause),
         keys=tuple(flags.keys.split(",")) if flags.keys else (),
         forget_limits=flags.forget_limits,
         timeout_seconds=values.read_seconds("--timeout", flags.timeout or "120s"),
@@ -229,18 +219,14 @@ def command_from(source: str, flags: Flags) -> Command:
         retries=values.read_count("--retries", flags.retries or "5"),
         fallbacks=tuple(name for given in flags.fallback or () for name in given.split(",")),
         fallback_on=fallback_on,
-        max_tokens_cap=None
-        if flags.max_tokens_cap is None
-        else values.read_count("--max-tokens-cap", flags.max_tokens_cap),
-        max_cost_usd=None
-        if flags.max_cost is None
-        else values.read_usd("--max-cost", flags.max_cost),
-        max_tokens_total=None
-        if flags.max_tokens_total is None
-        else values.read_count("--max-tokens-total", flags.max_tokens_total, at_least=1),
-        deadline_seconds=None
-        if flags.deadline is None
-        else values.read_deadline("--deadline", flags.deadline, datetime.now(UTC).astimezone()),
+        max_tokens_cap=_given(values.read_count, "--max-tokens-cap", flags.max_tokens_cap),
+        max_cost_usd=_given(values.read_usd, "--max-cost", flags.max_cost),
+        max_tokens_total=_given(
+            values.read_count, "--max-tokens-total", flags.max_tokens_total, at_least=1
+        ),
+        deadline_seconds=_given(
+            values.read_deadline, "--deadline", flags.deadline, now=datetime.now(UTC).astimezone()
+        ),
         max_failed=max_failed,
         max_failed_share=max_failed_share,
         prices=Prices() if flags.prices is None else Prices.from_file(flags.prices),
@@ -248,14 +234,12 @@ def command_from(source: str, flags: Flags) -> Command:
         as_json=flags.json,
         quiet=flags.quiet,
         cache=flags.cache,
-        cache_expires_seconds=None
-        if flags.cache_expires is None
-        else values.read_seconds("--cache-expires", flags.cache_expires),
+        cache_expires_seconds=_given(values.read_seconds, "--cache-expires", flags.cache_expires),
         dedupe=not flags.no_dedupe,
         count_tokens=None
         if flags.count_tokens is None
         else open_tokenizer(flags.count_tokens, "--count-tokens"),
-        plot=None if flags.plot is None else checked_plot("--plot", flags.plot),
+        plot=_given(checked_plot, "--plot", flags.plot),
         ledger=ledger,
         facts={
             "output": output,
@@ -263,6 +247,22 @@ def command_from(source: str, flags: Flags) -> Command:
             "flags": flags_to_keep(flags, source, output, failed),
         },
     )
+
+
+def _check(source: str, flags: Flags) -> None:
+    from batch_llm.exceptions import ConfigError, InputError
+
+    if source != "-" and not Path(source).is_file():
+        raise InputError(f"{source} is not a file that can be read")
+    if flags.base_url is not None and flags.model is None:
+        raise ConfigError("--model", None, "given with --base-url: openai-chat:NAME")
+    if flags.cache_expires is not None and flags.cache is None:
+        raise ConfigError("--cache-expires", flags.cache_expires, "given with --cache FOLDER")
+
+
+def _given(read: Callable[..., _T], flag: str, text: str | None, **how: Any) -> _T | None:
+    """Read what a flag says; None where it is not given."""
+    return None if text is None else read(flag, text, **how)
 
 
 def _limits(flags: Pace) -> Any:

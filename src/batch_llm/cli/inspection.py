@@ -31,6 +31,7 @@ NO_SETTINGS = (
 )
 #: A ledger knows the rows of its input that were read so far.
 _UNREAD = "   rows of the input that were not read yet are not among them"
+_WAS_RUNNING = "   in work when the process ended; they are sent again"
 _SETTLED = (ItemState.DONE, ItemState.FAILED)
 
 
@@ -89,9 +90,13 @@ def show_run(run: str | None, *, failed: bool, item_id: str | None, settings: bo
             if record.state is ItemState.FAILED:
                 codes[record.error_code or "unknown"] += 1
         print(f"{safe(name_of(path))}\n")
+        notes = {}
+        if counts[ItemState.PENDING] or counts[ItemState.RUNNING]:
+            notes[ItemState.PENDING] = _UNREAD
+        if counts[ItemState.RUNNING] and holder_of(path.resolve()) is None:
+            notes[ItemState.RUNNING] = _WAS_RUNNING
         for state, count in counts.items():
-            note = _UNREAD if count and state is ItemState.PENDING else ""
-            print(f"  {state:<9} {count:>9,}{note}")
+            print(f"  {state:<9} {count:>9,}{notes.get(state, '')}")
         for code, count in codes.most_common():
             print(f"    {safe(code):<20} {count:>7,}")
         spent = ledger.spent_in_all()

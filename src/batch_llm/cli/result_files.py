@@ -126,14 +126,20 @@ def _begin_notes(
         return [], None
     path, output = Path(f"{ledger.path}{_SUFFIX}"), Path(command.output)
     is_growing = command.output != "-" and output.suffix.lower() != ".parquet"
-    if passing is None or not is_growing or (output.exists() and not output.is_file()):
+    if (
+        passing is None
+        or plan.indexed is None
+        or not is_growing
+        or (output.exists() and not output.is_file())
+    ):
         path.unlink(missing_ok=True)
         return [], None
     key, before = _key(plan, command), ledger.manifest().get(_NOTED_AS) or ""
-    parts = intact_parts(path, output, before, key)
+    layout_before, layout = (one.hex() for one in plan.indexed.layouts)
+    parts = intact_parts(path, output, before, key + layout_before)
     kept = keep_parts(passing, parts, keeps_order=command.order == "input")
     token = secrets.token_hex(8)
-    notes = OutputNotes(path, token, key, kept)
+    notes = OutputNotes(path, token, key + layout, kept, plan.source.has_changed)
     ledger.note({_NOTED_AS: token})
     return kept, notes
 

@@ -11,6 +11,10 @@ from collections.abc import Callable, Mapping
 from operator import itemgetter
 from typing import Any
 
+#: Of one call. More is nonsense of a server, and taken as this many: sums of millions of them are
+#: numbers that a file can hold, and whose squares are numbers at all.
+MOST_TOKENS = 2**40
+_MOST_OF_A_KIND = MOST_TOKENS // 2
 #: Where each of our kinds is found, in order of preference.
 _NAMES = {
     "input_tokens": ("input_tokens", "request_tokens", "prompt_tokens"),
@@ -70,7 +74,12 @@ def read_usage(source: object) -> dict[str, int] | None:
         return None
     if type(source) is dict and source.keys() == _ALWAYS_KEYS:  # as it is meant to be
         sent, got, total = _take_always(source)
-        if type(sent) is type(got) is type(total) is int and sent >= 0 and got >= 0 and total >= 0:
+        if (
+            type(sent) is type(got) is type(total) is int
+            and 0 <= sent <= _MOST_OF_A_KIND
+            and 0 <= got <= _MOST_OF_A_KIND
+            and 0 <= total <= MOST_TOKENS
+        ):
             usage = source.copy()
             if not total:
                 usage["total_tokens"] = sent + got
@@ -106,7 +115,8 @@ def _read(source: object) -> dict[str, int] | None:
                 is_count = isinstance(value, int | float) and value == value // 1 and value >= 0
             if is_count:
                 if value or kind in _ALWAYS:
-                    usage[kind] = int(value)
+                    most = MOST_TOKENS if kind == "total_tokens" else _MOST_OF_A_KIND
+                    usage[kind] = min(int(value), most)
                 break
     if not usage:
         return None
@@ -150,6 +160,7 @@ def _read_gemini(get: Callable[[str], Any]) -> dict[str, int]:
 def _usage_of_kinds(
     sent: int, got: int, read: Any, written: Any, hour: Any, thought: Any
 ) -> dict[str, int]:
+    sent, got = min(sent, _MOST_OF_A_KIND), min(got, _MOST_OF_A_KIND)
     usage = {"input_tokens": sent, "output_tokens": got, "total_tokens": sent + got}
     kinds = {
         "cache_read_tokens": read,
@@ -172,6 +183,8 @@ def usage_by_kind(
 ) -> dict[str, int]:
     """Return the usage of one call. Counts below 0 are nonsense of a server, and count as 0.
 
+    So are more than half of ``MOST_TOKENS``, and count as so many.
+
     Kinds are contained in their totals, whatever a server says: where its parts are more than their
     total, the total is raised. Kinds of which nothing was told (None) are left out.
 
@@ -191,6 +204,12 @@ def usage_by_kind(
     thought = None if thought is None else max(0, thought)
     sent = max(0, sent, (read or 0) + (written or 0))
     got = max(0, got, thought or 0)
+    if sent > _MOST_OF_A_KIND or got > _MOST_OF_A_KIND:
+        sent, got = min(sent, _MOST_OF_A_KIND), min(got, _MOST_OF_A_KIND)
+        read = None if read is None else min(read, sent)
+        written = None if written is None else min(written, sent - (read or 0))
+        written_1h = None if written_1h is None else min(written_1h, written or 0)
+        thought = None if thought is None else min(thought, got)
     usage = {"input_tokens": sent, "output_tokens": got, "total_tokens": sent + got}
     if read is not None:
         usage["cache_read_tokens"] = read
@@ -222,7 +241,7 @@ def _first(get: Callable[[str], Any], names: tuple[str, ...]) -> int:
 
 def _count(value: Any) -> int:
     is_whole = isinstance(value, int | float) and value == value // 1 and value >= 0
-    return int(value) if is_whole else 0
+    return min(int(value), _MOST_OF_A_KIND) if is_whole else 0
 
 
 def usage_of_error(error: BaseException) -> dict[str, int] | None:

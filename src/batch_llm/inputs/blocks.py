@@ -6,6 +6,7 @@ changed make other blocks of those around them, and leave the rest as it was.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import islice
@@ -122,6 +123,8 @@ class KnownBlocks:
 
 
 def _is_at(file: IO[bytes], offset: int, block: KnownBlock) -> bool:
+    if offset + block.length > os.fstat(file.fileno()).st_size:
+        return False
     file.seek(offset)
     found = file.read(block.length)
     if len(found) < block.length or digest_of(found) != block.digest:

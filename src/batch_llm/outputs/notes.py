@@ -9,6 +9,7 @@ off, and written anew from the ledger.
 from __future__ import annotations
 
 import contextlib
+import os
 from array import array
 from hashlib import blake2b
 from pathlib import Path
@@ -16,10 +17,10 @@ from typing import IO, TYPE_CHECKING, Any
 
 import msgspec
 
-from batch_llm.core.frames import frame_of, frames_of
+from batch_llm.core.framed_files import frame_of, frames_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 #: A part ends behind so many rows, or so many bytes.
 _ROWS, _BYTES = 4096, 1 << 20
@@ -59,6 +60,8 @@ def intact_parts(notes: Path, output: Path, token: str, key: str) -> Iterator[Pa
         token: What the ledger has: others are notes of another run, or of an earlier session.
         key: What the output is to be made by.
     """
+    if not notes.is_file():
+        return
     with contextlib.ExitStack() as opened:
         try:
             file = opened.enter_context(notes.open("rb"))
@@ -68,10 +71,16 @@ def intact_parts(notes: Path, output: Path, token: str, key: str) -> Iterator[Pa
         frames = frames_of(file)
         if next(frames, b"") != _encode(_Heading(token, key)):
             return
+        left = os.fstat(written.fileno()).st_size
         for frame in frames:
-            part = msgspec.msgpack.decode(frame, type=Part)
-            found = written.read(part.size)
-            if len(found) < part.size or _digest(found) != part.digest:
+            try:
+                part = msgspec.msgpack.decode(frame, type=Part)
+            except msgspec.DecodeError:
+                return
+            left -= part.size
+            if part.size < 0 or left < 0 or len(part.rows) % 4:
+                return
+            if _digest(written.read(part.size)) != part.digest:
                 return
             yield part
 
@@ -84,9 +93,19 @@ class OutputNotes:
         token: See ``intact_parts``.
         key: See ``intact_parts``.
         kept: The parts that the output has already.
+        has_changed: Tells whether the input was written to: then its lines are not what they were,
+            and nothing more is noted.
     """
 
-    def __init__(self, path: Path, token: str, key: str, kept: Sequence[Part] = ()) -> None:
+    def __init__(
+        self,
+        path: Path,
+        token: str,
+        key: str,
+        kept: Sequence[Part] = (),
+        has_changed: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._has_changed = has_changed
         self._rows = array("I")
         self._size = 0
         self._digest = blake2b(digest_size=16)
@@ -112,6 +131,9 @@ class OutputNotes:
 
     def _end_part(self) -> None:
         assert self._file is not None  # noqa: S101 - the callers have looked
+        if self._has_changed():
+            self._give_up()
+            return
         frame = frame_of(_encode(Part(self._size, self._digest.digest(), self._rows.tobytes())))
         self._rows, self._size = array("I"), 0
         self._digest = blake2b(digest_size=16)

@@ -40,7 +40,13 @@ def open_index(brief: Brief, source: Source) -> IndexedInput | None:
     settings = settings_of(brief, source.format)
     key = repr((versions, settings, body.dialect, source.id_column))
     index = RowIndex(Path(f"{brief.ledger}{SUFFIX}"), key)
-    return IndexedInput(body, index, source.identifier, has_ids=source.id_column is not None)
+    return IndexedInput(
+        body,
+        index,
+        source.identifier,
+        has_ids=source.id_column is not None,
+        has_changed=source.has_changed,
+    )
 
 
 class IndexedInput:
@@ -51,6 +57,7 @@ class IndexedInput:
         index: What is known of them.
         make_identifier: Makes who gives the rows of one reading their ids.
         has_ids: Whether a column holds the ids.
+        has_changed: Tells whether the file was written to since it was opened.
     """
 
     def __init__(
@@ -60,7 +67,9 @@ class IndexedInput:
         make_identifier: Callable[[], Identifier],
         *,
         has_ids: bool,
+        has_changed: Callable[[], bool],
     ) -> None:
+        self._has_changed = has_changed
         self._body, self._index = body, index
         self._make_identifier = make_identifier
         #: Knows the ids of all rows that were read, so that none comes twice.
@@ -136,17 +145,25 @@ class IndexedInput:
         """See ``RowIndex.settle``."""
         return self._index.settle(self.blocks)
 
+    @property
+    def layouts(self) -> tuple[bytes, bytes]:
+        """Under which layout lines were noted until now, and are from now on."""
+        return self._index.layout_before, self._index.layout
+
     def add(self, block: Block, lines: Sequence[int], contents: Sequence[bytes]) -> None:
         """Keep what the rows of a new block ask.
 
         Args:
-            block: The block; nothing is kept of one with a fault.
+            block: The block; nothing is kept of one with a fault, nor when the file was written to
+                since it was cut: these may be other rows than its bytes had.
             lines: The line of each row.
             contents: The digest of what each asks.
         """
         facts = self._facts.pop(block.offset, None)
         is_good = block.is_whole and len(contents) == block.records > 0
         if facts is None or not is_good or {len(one) for one in contents} != {WIDTH}:
+            return
+        if self._has_changed():
             return
         starts = [line - block.line for line in lines]
         self._index.add(

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from batch_llm.core.frames import HEAD, frame_of, frames_of
+from batch_llm.core.framed_files import HEAD, frame_of, frames_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 #: Bytes of the digest of what a row asks, as ``content_digest`` makes it.
 WIDTH = 16
+_LAYOUT_BYTES = 8
+#: Of a block: more are never read at once.
+_MOST_BYTES = 1 << 40
 
 
 class Facts(msgspec.Struct, array_like=True):
@@ -68,6 +72,21 @@ class IndexedBlock(msgspec.Struct, array_like=True, kw_only=True):
     starts: bytes
     contents: bytes
 
+    @property
+    def is_sound(self) -> bool:
+        """Whether its fields go together; those of a file that we have written do."""
+        rows = self.records
+        if not (0 < rows <= self.lines <= self.length <= _MOST_BYTES and self.line > 0):
+            return False
+        if len(self.contents) != rows * WIDTH or self.facts.rows != rows or self.number < 0:
+            return False
+        if not self.starts:
+            return True
+        if len(self.starts) != rows * 4:
+            return False
+        starts = self.lines_of_records()
+        return starts[-1] < self.lines and all(map(int.__lt__, starts, starts[1:]))
+
     def lines_of_records(self) -> list[int]:
         """Return the line of each record, counted from the first line."""
         if not self.starts:
@@ -101,11 +120,14 @@ class RowIndex:
     def __init__(self, path: Path, key: str) -> None:
         self._path = path
         self._header = blake2b(key.encode("utf-8", "replace"), digest_size=8).digest()
+        #: Names where the blocks stand: another one as soon as one stands elsewhere. Lines that
+        #: somebody has noted under one layout say nothing under another.
+        self.layout = self.layout_before = b""
         self._file: Any = None
         self._adding: Any = None
         self._end = 0
         with contextlib.suppress(OSError):
-            self._file = path.open("rb")
+            self._file = path.open("rb") if path.is_file() else None
         self.blocks: list[Entry] = list(self._entries())
 
     def close(self) -> None:
@@ -118,15 +140,19 @@ class RowIndex:
         if self._file is None:
             return
         frames = frames_of(self._file)
-        if next(frames, b"") != self._header:
+        head = next(frames, b"")
+        if head[:-_LAYOUT_BYTES] != self._header:
             return
-        self._end = HEAD + len(self._header)
+        self.layout = self.layout_before = head[-_LAYOUT_BYTES:]
+        self._end = HEAD + len(head)
         for frame in frames:
             place = self._end + HEAD
             self._end = place + len(frame)
             try:
                 one = msgspec.msgpack.decode(frame, type=IndexedBlock)
             except msgspec.DecodeError:
+                one = None
+            if one is None or not one.is_sound:
                 self._end = -1
                 return
             yield Entry(
@@ -148,12 +174,16 @@ class RowIndex:
             Whether the index is still what it was when it was opened; if not, it is not to be used.
         """
         kept = [(block, block.known) for block in blocks if isinstance(block.known, Entry)]
+        # Nobody's, until the file says so: it may be that it cannot be written.
+        self.layout = secrets.token_bytes(_LAYOUT_BYTES)
         try:
             if not self._is_as_opened():
                 return not kept
             is_same = self._file is not None and self._end == self._path.stat().st_size
             is_same = is_same and len(kept) == len(self.blocks)
-            if not (is_same and all(block.line == entry.line for block, entry in kept)):
+            if is_same and all(block.line == entry.line for block, entry in kept):
+                self.layout = self.layout_before
+            else:
                 self._write_anew(kept)
             self._adding = self._path.open("ab", buffering=0)
         except OSError:  # without an index everything is read again, that is all
@@ -173,7 +203,7 @@ class RowIndex:
     def _write_anew(self, kept: list[tuple[Block, Entry]]) -> None:
         unfinished = Path(f"{self._path}.part")
         with unfinished.open("wb") as file:
-            file.write(frame_of(self._header))
+            file.write(frame_of(self._header + self.layout))
             for block, entry in kept:
                 whole = self.read(entry)
                 whole.line = block.line

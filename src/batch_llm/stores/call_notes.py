@@ -10,11 +10,14 @@ connection: that has cost nothing yet.
 from __future__ import annotations
 
 import contextlib
+import math
 import mmap
 import struct
 from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
+
+from batch_llm.core.usage import MOST_TOKENS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -42,6 +45,7 @@ _KINDS = (
 )  # fmt: skip
 _LARGEST = 2**63 - 1
 _LONGEST_ID = 64
+_MOST_ITEMS = 2**48
 
 #: Model, server and tier under which a call's tokens are counted.
 BilledAs = tuple[str, str, str]
@@ -211,8 +215,12 @@ def _extend(file: BinaryIO, count: int) -> None:
     file.flush()
 
 
+def _size(count: int) -> int:
+    return min(max(0, count), MOST_TOKENS)
+
+
 def _told(count: int) -> int | None:
-    return None if count < 0 else count
+    return None if count < 0 else min(count, MOST_TOKENS)
 
 
 def notes_path(ledger: Path) -> Path:
@@ -226,7 +234,7 @@ def read_notes(path: Path) -> tuple[int, list[CallNote]] | None:
     Nothing is changed; whoever writes them may go on. None where there is no such file.
     """
     try:
-        content = path.read_bytes()
+        content = path.read_bytes() if path.is_file() else b""
     except OSError:
         return None
     session = _session_of(content) if len(content) >= _HEAD_BYTES else None
@@ -248,6 +256,8 @@ def _notes_in(content: bytes | mmap.mmap) -> Iterator[CallNote]:
         found = _NOTE.unpack_from(content, at)
         if not found[0] or found[0] != found[14] or found[15]:
             continue
+        if not (0 < found[0] <= _MOST_ITEMS and math.isfinite(found[3])):
+            continue  # nothing that we have written
         number, attempt, name, started_at, sent, further, most, told_in, told_out = found[:9]
         is_seen, key_length, key, content_length, asked = found[9:14]
         usage = None
@@ -264,6 +274,6 @@ def _notes_in(content: bytes | mmap.mmap) -> Iterator[CallNote]:
             attempt,
             names[name] if 0 <= name < len(names) else None,
             started_at,
-            (sent, further, _told(most), is_seen, _told(told_in), _told(told_out)),
+            (_size(sent), _size(further), _told(most), is_seen, _told(told_in), _told(told_out)),
             usage,
         )

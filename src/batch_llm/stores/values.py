@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from batch_llm.base import WorkItemResult
+from batch_llm.core.usage import MOST_TOKENS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from batch_llm.stores.base import Record
 
-#: What SQLite can hold.
-_LARGEST = 2**63 - 1
 #: What looks like a key, in an error of some SDK.
 _KEY_LIKE = re.compile(r"(?<![A-Za-z0-9])(sk|rk|pk|gsk|xai)-[A-Za-z0-9_*-]{8,}|(?<=Bearer )\S{8,}")
 _HIDDEN = "[key]"
@@ -48,7 +47,7 @@ def plain_usage(usage: Mapping[str, Any] | None) -> dict[str, int]:
     if usage and _are_counts(usage):
         return dict(usage)
     return {
-        str(kind): min(value, _LARGEST)
+        str(kind): min(value, MOST_TOKENS)
         for kind, value in (usage or {}).items()
         if isinstance(value, int) and value >= 0
     }
@@ -58,7 +57,7 @@ def _are_counts(usage: Mapping[str, Any]) -> bool:
     counts = usage.values()
     if set(map(type, counts)) != _INTS or set(map(type, usage)) != _TEXTS:
         return False
-    return bool(min(counts) >= 0 and max(counts) <= _LARGEST)
+    return bool(min(counts) >= 0 and max(counts) <= MOST_TOKENS)
 
 
 _INTS, _TEXTS = {int}, {str}
@@ -76,7 +75,7 @@ def usage_columns(usage: Mapping[str, Any] | None) -> UsageColumns:
         if (
             sent.__class__ is got.__class__ is total.__class__ is int
             and sent >= 0 <= got
-            and sent + got == total <= _LARGEST
+            and sent + got == total <= MOST_TOKENS
         ):
             text = f'{{"input_tokens":{sent},"output_tokens":{got},"total_tokens":{total}}}'
             return sent, got, None, text

@@ -609,7 +609,7 @@ class Admission:
         if not belief.is_first and self._is_noise(now, grant, retry_after):
             return False
         is_fast = self._noise.is_suspected and _is_whole(retry_after)
-        cuts = self._search.judge(is_fast=is_fast)
+        cuts = self._search.judge(is_fast=is_fast, is_whole=_is_whole(retry_after))
         for budget in cut:
             self._rates.cut(now, budget, grant, seconds)
         self._search.note_cut(cuts)
@@ -662,12 +662,14 @@ class Admission:
         noise, evidence = self._noise, self._evidence
         if noise.is_believed:
             return False  # there are more of them now than chance brings
-        if self._belief.knows_limits:
+        knows_limits = self._belief.knows_limits
+        if knows_limits or (_is_whole(retry_after) and not self._belief.is_searching):
             share = self._share_unexplained(now, grant)
             if share:
                 noise.believe(share)
                 self._lift()
-            return share > 0
+            if share or knows_limits:
+                return share > 0
         if evidence.last_seconds > LONGEST_COMPARED_SECONDS:
             evidence.clear(last=1)
             noise.forget()

@@ -1,9 +1,10 @@
-"""Refusals at random under known limits: they go on however far the rates have fallen.
+"""Refusals at random under known or found limits: they go on however far the rates have fallen.
 
-A known limit refuses nothing once the rate is well below. So when call after call is refused at
+Such a limit refuses nothing once the rate is well below. So when call after call is refused at
 rates far below those that were let in a moment ago, the refusals say nothing about the rate. A
 limit that has fallen refuses far below those rates as well, but not again once the rate is cut to
-what it lets in: so the rates must fall from refusal to refusal. Unknown limits: ``evidence.py``.
+what it lets in: so the rates must fall from refusal to refusal. Unknown limits that are still
+searched: ``evidence.py``.
 """
 
 from __future__ import annotations

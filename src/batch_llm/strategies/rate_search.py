@@ -2,7 +2,7 @@
 
 Each refusal leaves fewer rates that explain all of them (``evidence.py``). The search goes on in
 the middle of those, more slowly each time, until they are close together; but when a refusal may
-have been chance (``noise.py``), as fast as before.
+have been chance (``noise.py``, or few calls since the last one), as fast as before.
 """
 
 from __future__ import annotations
@@ -29,10 +29,11 @@ SEARCH_SPANS, SHORTEST_SPAN_SECONDS, LONGEST_SPAN_SECONDS = 4.0, 0.3, 1.0
 #: The search goes on until the limit's rate is known up to this factor.
 SEARCH_ENDS_WITHIN = 1.5
 #: Fewer calls between two refusals do not enclose a rate.
-FEWEST_CALLS = 16
+FEWEST_CALLS = 32
 #: After each refusal the search is so much slower, so that the next one is closer to the limit.
 SEARCH_SLOWER = 4.0
-#: And it goes on for no more than so many refusals.
+#: And it goes on for no more than so many refusals that ask for no whole seconds, or followed
+#: many calls: after few calls the next one costs little, and may be chance.
 SEARCH_CUTS = 3
 #: What is remembered is searched on so slowly.
 RECALLED_SPAN_SECONDS = 4.0
@@ -89,11 +90,12 @@ class RateSearch:
         """Return a rate that is searched, after ``elapsed`` more seconds."""
         return rate * (1 + min(SEARCH_GROWTH * elapsed / self.span_seconds, SEARCH_STEP))
 
-    def judge(self, *, is_fast: bool) -> int:
+    def judge(self, *, is_fast: bool, is_whole: bool) -> int:
         """See at a refusal whether the limit is enclosed well enough.
 
         Args:
             is_fast: Whether it may have been chance: the search goes on as fast as at first.
+            is_whole: Whether it asks for whole seconds.
 
         Returns:
             Refusals in the search with this one, for ``note_cut`` once the rates are cut.
@@ -108,13 +110,11 @@ class RateSearch:
         if self._is_fast:
             self._is_enclosed = False
             return min(cuts, 1)
-        is_close = (
-            found is not None
-            and found.most <= SEARCH_ENDS_WITHIN * found.least
-            and evidence.last_calls >= FEWEST_CALLS
-        )
-        self._is_enclosed = not belief.is_first and (is_close or cuts > SEARCH_CUTS)
-        return cuts
+        has_few = evidence.last_calls < FEWEST_CALLS
+        is_close = found is not None and found.most <= SEARCH_ENDS_WITHIN * found.least
+        is_over = cuts > SEARCH_CUTS and not (has_few and is_whole)
+        self._is_enclosed = not belief.is_first and (is_over or (is_close and not has_few))
+        return min(cuts, 1) if has_few and is_whole else cuts
 
     def begin_anew(self) -> None:
         """Search as fast as at first."""

@@ -2,7 +2,9 @@
 
 A cut leaves an eighth less, or what was measured where the last refusal was a moment ago. Then they
 grow as in CUBIC, without a scale of its own: back where they were after half a minute, and on from
-there. What is unknown is searched first (``rate_search.py``).
+there. What is unknown is searched first (``rate_search.py``), and back sooner, as soon as the calls
+and the pause that a refusal costs are few beside what was let in; when nothing is refused well
+beyond where it was, it is searched on.
 """
 
 from __future__ import annotations
@@ -33,6 +35,14 @@ PAUSED_SECONDS = 8.0
 PACED_SHARE = 0.6
 #: After so many seconds without a cut the rate is back where it was, and goes on from there.
 RECOVERY_SECONDS = 28.0
+#: Of an unknown limit after the time of so many calls, and so many times the pause, but no sooner
+#: than this.
+RECOVERY_CALLS, RECOVERY_PAUSES, SHORTEST_RECOVERY_SECONDS = 50.0, 10.0, 8.0
+#: Nothing was refused up to so many times the rate where it was: the limit is not there. It is
+#: searched on as after so many refusals.
+REFUTED_FACTOR, REFUTED_CUTS = 1.15, 2
+#: A second cut of an unknown limit within moments holds when so many calls were let in before it.
+HOLDING_CALLS = 24
 #: Of the time that the gate was closed, so much counts as time without a cut.
 CLOSED_CREDIT_SECONDS = 15.0
 #: What is remembered is kept to for so long; when nothing was refused by then, it is searched on.
@@ -111,6 +121,10 @@ class Rates:
             return
         budget.peak = budget.rate
         budget.learn_rate(self._share_left(budget, last, this) * budget.peak)
+        is_second = budget.source == "unknown" and seconds < SECOND_CUT_SECONDS
+        if is_second and let_in >= HOLDING_CALLS * self._epoch.per_call(budget):
+            # The next stretch is to be of another length, so that the two can be compared.
+            budget.peak = budget.rate / CUT
 
     def _share_left(self, budget: Budget, last: Round | None, this: Round) -> float:
         """Return the share that a cut leaves of the peak, which may be lowered first."""
@@ -180,7 +194,7 @@ class Rates:
             belief.is_searching = True  # for all that we know the limit is a higher one now
         is_searching = belief.is_searching
         closed = min(CLOSED_CREDIT_SECONDS, epoch.open_at - epoch.cut_at)
-        distance = (now - epoch.open_at + closed) / RECOVERY_SECONDS - 1
+        distance = (now - epoch.open_at + closed) / self._recovery_seconds() - 1
         unused_share = UNUSED_SHARE_SEARCHED if is_searching else UNUSED_SHARE
         for budget in self._budgets.values():
             is_unused = (
@@ -200,7 +214,24 @@ class Rates:
                 rate = min(max(budget.rate, aim), budget.rate * step)
             budget.learn_rate(rate)
         self.keep_in_step()
+        if not (is_searching or belief.knows_limits) and distance > 0 and self._is_refuted():
+            belief.is_searching = True
+            self._search.note_cut(REFUTED_CUTS)
         return True
+
+    def _recovery_seconds(self) -> float:
+        """Return how long after a cut a rate is back where it was."""
+        if self._belief.knows_limits:
+            return RECOVERY_SECONDS
+        calls = RECOVERY_CALLS / self.requests_per_second
+        pauses = RECOVERY_PAUSES * (self._epoch.open_at - self._epoch.cut_at)
+        return max(SHORTEST_RECOVERY_SECONDS, min(RECOVERY_SECONDS, max(calls, pauses)))
+
+    def _is_refuted(self) -> bool:
+        """Tell whether calls are let in well beyond the rate where they were refused."""
+        requests = self._budgets[REQUESTS]
+        is_learned = requests.source == "unknown" and requests.limit is None
+        return is_learned and requests.rate > REFUTED_FACTOR * requests.peak
 
     def keep_in_step(self) -> None:
         """Let no unknown dimension allow fewer calls than the requests': it was hardly in use."""

@@ -4,7 +4,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from batch_llm.core.usage import attach_usage, read_usage, usage_by_kind, usage_of_error
+from batch_llm.core.usage import (
+    MOST_TOKENS,
+    attach_usage,
+    read_usage,
+    usage_by_kind,
+    usage_of_error,
+)
 
 THREE_TWO = {"input_tokens": 3, "output_tokens": 2, "total_tokens": 5}
 
@@ -80,3 +86,21 @@ def test_a_count_below_zero_counts_as_none_at_all():
     usage = usage_by_kind(-3, -2, read=-1, written=-4, written_1h=-5, thought=-6)
 
     assert set(usage.values()) == {0}
+
+
+@pytest.mark.parametrize("count", [MOST_TOKENS, 2**63 - 1, 2**70, 10**300])
+def test_counts_that_no_call_has_are_numbers_that_can_be_reckoned_with(count):
+    found = usage_by_kind(count, count, read=count, written=count, written_1h=count, thought=count)
+    three = {"input_tokens": count, "output_tokens": count, "total_tokens": count}
+
+    for usage in (
+        found,
+        read_usage(three),
+        read_usage(three | {"reasoning_tokens": count}),
+        read_usage({"prompt_token_count": count, "candidates_token_count": count}),
+        read_usage({"input_tokens": count, "cache_creation_input_tokens": count}),
+    ):
+        assert max(usage.values()) <= MOST_TOKENS
+        assert usage["total_tokens"] == usage["input_tokens"] + usage["output_tokens"]
+    assert found["cache_read_tokens"] + found["cache_write_tokens"] <= found["input_tokens"]
+    assert found["reasoning_tokens"] <= found["output_tokens"]

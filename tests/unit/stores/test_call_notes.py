@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import math
+import os
+
 import pytest
 
 from batch_llm.stores.call_notes import CallNotes, read_notes
@@ -36,6 +39,36 @@ def test_what_was_noted_is_there_without_closing_anything(path):
     assert (first.billed_as, first.started_at, first.usage) == (NAMED, 1.5, None)
     assert first.size == (10, 20, None, False, 3, None)
     assert second.usage == USAGE
+
+
+@pytest.mark.parametrize(
+    ("number", "started_at"),
+    [(-1, 1.5), (2**63 - 1, 1.5), (1, math.nan), (1, math.inf), (1, -math.inf)],
+)
+def test_a_note_that_nobody_can_have_written_is_none(path, number, started_at):
+    notes = CallNotes(path)
+    notes.begin(3)
+
+    notes.note(number, b"id", b"d" * 16, 2, NAMED, started_at, Size(10))
+
+    assert list(notes.left()) == []
+    assert read_notes(path) == (3, [])
+
+
+def test_sizes_that_no_call_has_are_no_sums_that_no_file_can_hold(path):
+    notes = CallNotes(path)
+    notes.begin(3)
+
+    notes.note(1, b"id", b"d" * 16, 2, NAMED, 1.5, Size(MOST, -5, MOST, False, MOST, None))
+
+    (found,) = notes.left()
+    assert found.size == (2**40, 0, 2**40, False, 2**40, None)
+
+
+def test_what_is_no_file_has_no_notes(path):
+    os.mkfifo(path)
+
+    assert read_notes(path) is None
 
 
 def test_what_was_let_go_of_is_gone_and_its_place_is_used_again(path):

@@ -8,6 +8,7 @@ from admissions import ONE, admission
 from batch_llm import Limits
 from batch_llm.strategies.belief import Known
 from batch_llm.strategies.dimensions import REQUESTS
+from batch_llm.strategies.evidence import Evidence
 from batch_llm.strategies.header_belief import LimitHeader
 from virtual_lane import Lane, Reply
 
@@ -44,10 +45,23 @@ def test_a_refusal_that_may_have_been_chance_slows_the_search_down_by_nothing():
     one._belief.is_first, one._belief.is_searching = False, True
     cuts = []
     for is_fast in (False, False, True):
-        cuts.append(one._search.judge(is_fast=is_fast))
+        cuts.append(one._search.judge(is_fast=is_fast, is_whole=False))
         one._search.note_cut(cuts[-1])
 
     assert cuts == [1, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("calls", "is_whole", "cuts"), [(10, True, 1), (40, True, 6), (10, False, 6)]
+)
+def test_after_few_calls_and_a_whole_second_the_search_goes_on(calls, is_whole, cuts, monkeypatch):
+    monkeypatch.setattr(Evidence, "last_calls", calls)
+    one = admission(dimensions=(REQUESTS,))
+    one._belief.is_first, one._belief.is_searching = False, True
+    one._search.note_cut(5)
+
+    assert one._search.judge(is_fast=False, is_whole=is_whole) == cuts
+    assert one._search.goes_on == (cuts == 1)
 
 
 def test_a_known_limit_is_not_searched():

@@ -10,6 +10,7 @@ from admissions import ONE, admission, past_the_first_refusal, start_all
 from batch_llm import Limits
 from batch_llm.strategies.costs import Cost
 from batch_llm.strategies.dimensions import REQUESTS, TOKENS
+from batch_llm.strategies.evidence import Evidence
 
 
 def test_refusals_of_one_burst_are_one_cut():
@@ -103,3 +104,62 @@ def test_where_a_refusal_costs_a_long_pause_what_was_let_in_since_the_last_is_th
     one.refused(11.75, one.start(11.75, ONE), latency=0.0, retry_after=pause)
 
     assert budget.rate == pytest.approx(rate, rel=0.01)
+
+
+def holding(rate):
+    """Return an admission whose unknown limit was searched, found and cut to ``rate`` a second."""
+    one = admission(dimensions=(REQUESTS,))
+    one.refused(0.1, one.start(0.0, ONE), latency=0.1)
+    one._belief.is_searching = False
+    budget = one.budgets[REQUESTS]
+    budget.peak = rate / 0.87
+    budget.learn_rate(rate)
+    return one
+
+
+def seconds_until(one, rate):
+    """Return how many seconds without a refusal after the gate has opened the rate is that high."""
+    now = began = max(one.closed_until, one._rates.grown_at)
+    while one.budgets[REQUESTS].rate < rate:
+        now += 0.01
+        for grant in start_all(one, now):
+            one.accepted(now, grant)
+        assert now < 1000
+    return now - began
+
+
+@pytest.mark.parametrize(("rate", "least", "most"), [(40, 5, 8), (4, 8, 12.5), (1, 20, 28)])
+def test_an_unknown_rate_is_back_where_it_was_after_fifty_calls_but_not_within_moments(
+    rate, least, most
+):
+    assert least < seconds_until(holding(rate), 0.999 * rate / 0.87) < most
+
+
+def test_an_unknown_limit_that_is_not_where_it_was_found_is_searched_on():
+    one = holding(20.0)
+
+    seconds_until(one, 1.14 * 20 / 0.87)
+    assert not one._belief.is_searching
+    seconds_until(one, 1.2 * 20 / 0.87)
+    assert one._belief.is_searching
+    assert seconds_until(one, 60) < 25
+
+
+@pytest.mark.parametrize(("let_in", "is_held"), [(16, False), (30, True)])
+def test_a_second_cut_of_an_unknown_rate_holds_when_many_were_let_in_before_it(
+    let_in, is_held, monkeypatch
+):
+    monkeypatch.setattr(Evidence, "unexplained", lambda _: 0)
+    one = holding(40.0)
+    one._rates.grown_at = math.inf  # growth is not what is tested
+    now = one.closed_until + 20.0
+    for retry_after, calls in ((1.0, 40), (1.0, let_in)):
+        for n in range(calls):
+            one.accepted(now + 0.01 * n, one.start(now + 0.01 * n, ONE))
+        now += 0.01 * calls
+        one.refused(now, one.start(now, ONE), latency=0.0, retry_after=retry_after)
+        now = one.closed_until
+
+    budget = one.budgets[REQUESTS]
+    assert budget.rate < 0.8 * 0.87 * 40
+    assert (budget.rate == pytest.approx(0.87 * budget.peak)) == is_held

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from hashlib import blake2b
 from typing import IO, TYPE_CHECKING
 
@@ -20,8 +21,12 @@ def frame_of(content: bytes) -> bytes:
 
 def frames_of(file: IO[bytes]) -> Iterator[bytes]:
     """Give the contents of a file's frames, up to one that is torn."""
+    left = os.fstat(file.fileno()).st_size
     while len(head := file.read(HEAD)) == HEAD:
         size = int.from_bytes(head[:_LENGTH], "little")
+        left -= HEAD + size
+        if left < 0:  # nor is there room made for what is not there
+            return
         content = file.read(size)
         if len(content) < size or _digest(content) != head[_LENGTH:]:
             return

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 MOST_PUT_DOWN = 128
 
 
-class Backlog:
-    """What is to be charged in a lane with one place, while its admission is calm.
+class Uncharged:
+    """What is to be charged in a lane with one place, while nothing limits it.
 
     Args:
         admission: Of the place.

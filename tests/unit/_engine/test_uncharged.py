@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batch_llm import Limits
-from batch_llm._engine import backlog
+from batch_llm._engine import uncharged
 from batch_llm._engine.admission_gate import AdmissionGate
 from batch_llm._engine.lanes import Lanes
 from batch_llm.providers.base import Outcome
@@ -63,14 +63,14 @@ async def test_what_was_answered_is_charged_when_somebody_asks():
 
     assert door.spent() == {"requests": 3, "tokens": 21}
     assert door.admission.budgets["tokens"].log.used(door.gate._time()) == 21
-    assert len(door.lane.backlog) == 0
+    assert len(door.lane.uncharged) == 0
 
 
 async def test_what_is_put_down_is_bounded():
     door = Door()
-    for _ in range(10 * backlog.MOST_PUT_DOWN):
+    for _ in range(10 * uncharged.MOST_PUT_DOWN):
         door.answer(door.enter())
-        assert len(door.lane.backlog) <= backlog.MOST_PUT_DOWN
+        assert len(door.lane.uncharged) <= uncharged.MOST_PUT_DOWN
 
 
 async def test_a_refusal_finds_everything_charged_in_order():
@@ -97,7 +97,7 @@ async def test_the_first_header_finds_everything_charged():
 
     assert last.grant.spent_then[0] == 6
     assert door.admission.budgets["requests"].limit == 60
-    assert len(door.lane.backlog) == 0
+    assert len(door.lane.uncharged) == 0
 
 
 async def test_a_call_that_ends_after_it_was_charged_is_settled_once():
