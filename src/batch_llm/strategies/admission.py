@@ -12,7 +12,7 @@ page is how its parts work together:
   grow again (``rates.py``). Limits that nobody told are searched (``first_refusal.py``,
   ``rate_search.py``) by what explains their refusals (``evidence.py``). What is known from where:
   ``belief.py``.
-- It closes the gate for as long as Retry-After says (``gate.py``). How long that takes shows limits
+- It closes the gate for as long as Retry-After says (``closed_gate.py``). How long that takes shows limits
   that are counted by the minute (``closure.py``, ``window_guess.py``).
 - Refusals that are none of a rate's: a limit on calls in flight (``slots.py``), chance
   (``noise.py``, ``fallen_rates.py``, ``second_calls.py``), an overloaded or absent provider
@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING
 from batch_llm.strategies.belief import Belief, Known
 from batch_llm.strategies.blame import blamed
 from batch_llm.strategies.budgets import Budget
+from batch_llm.strategies.closed_gate import PROBE_SECONDS, ClosedGate
 from batch_llm.strategies.closure import Closure, learn_from_closure
 from batch_llm.strategies.costs import FIELDS, NOTHING, PENDING, Cost
 from batch_llm.strategies.dimensions import (
@@ -46,7 +47,6 @@ from batch_llm.strategies.epochs import Epoch
 from batch_llm.strategies.evidence import Evidence
 from batch_llm.strategies.fallen_rates import FallenRates
 from batch_llm.strategies.first_refusal import FirstRefusal, explains_used_up, hold_less
-from batch_llm.strategies.gate import PROBE_SECONDS, Gate
 from batch_llm.strategies.grants import Grant, Refusal
 from batch_llm.strategies.header_belief import used_up
 from batch_llm.strategies.noise import Noise
@@ -140,7 +140,7 @@ class Admission:
         self._belief = Belief(is_told=bool(told))
         self._doubt = Doubt(told.get(REQUESTS, 0.0), is_told=bool(told))
         self._epoch = Epoch(now)
-        self._gate = Gate(self._dice)
+        self._gate = ClosedGate(self._dice)
         self._closure = Closure()
         self._first = FirstRefusal()
         self._evidence = Evidence(self.budgets, now)

@@ -9,8 +9,8 @@ import pytest
 
 from admissions import ONE, admission, start_all
 from batch_llm import Limits
+from batch_llm.strategies.closed_gate import ClosedGate
 from batch_llm.strategies.dimensions import REQUESTS
-from batch_llm.strategies.gate import Gate
 
 
 def test_retry_after_closes_the_gate_for_exactly_that_long():
@@ -90,7 +90,7 @@ def test_a_day_s_limit_that_is_refused_without_a_time_is_tried_ever_more_rarely(
 
 
 def test_a_guessed_rate_is_no_reason_to_wait_longer_between_probes():
-    guessed, known = Gate(random.Random(1)), Gate(random.Random(1))
+    guessed, known = ClosedGate(random.Random(1)), ClosedGate(random.Random(1))
     guessed.closed_again = known.closed_again = 1
 
     guessed.close(0.0, None, 0.05, is_guess=True)
@@ -101,7 +101,7 @@ def test_a_guessed_rate_is_no_reason_to_wait_longer_between_probes():
 
 
 def test_a_gate_is_never_opened_by_a_shorter_wait():
-    gate = Gate(random.Random(1))
+    gate = ClosedGate(random.Random(1))
 
     gate.keep_closed(9.0)
     gate.close(0.0, 1.0, 10.0, is_guess=False)

@@ -13,7 +13,7 @@ PROBE_SECONDS, LONGEST_PROBE_SECONDS = 0.25, 8.0
 LONGEST_STRETCH_SECONDS = 5.0
 
 
-class Gate:
+class ClosedGate:
     """Until when nobody starts.
 
     Args:
