@@ -12,8 +12,8 @@ page is how its parts work together:
   grow again (``rates.py``). Limits that nobody told are searched (``first_refusal.py``,
   ``rate_search.py``) by what explains their refusals (``evidence.py``). What is known from where:
   ``belief.py``.
-- It closes the gate for as long as Retry-After says (``closed_gate.py``). How long that takes shows limits
-  that are counted by the minute (``closure.py``, ``window_guess.py``).
+- It closes the gate for as long as Retry-After says (``closed_gate.py``). How long that takes shows
+  limits that are counted by the minute (``closure.py``, ``window_guess.py``).
 - Refusals that are none of a rate's: a limit on calls in flight (``slots.py``), chance
   (``noise.py``, ``fallen_rates.py``, ``second_calls.py``), an overloaded or absent provider
   (``overload.py``).
