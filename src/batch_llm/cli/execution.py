@@ -34,7 +34,7 @@ from batch_llm.runs.session import (
 from batch_llm.stores.sqlite import SqliteLedger
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Mapping, Sequence
+    from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 
     from batch_llm._engine.statistics import Statistics
     from batch_llm.base import LLMWorkItem, WorkItemResult
@@ -74,6 +74,17 @@ def run_command(command: Command) -> ExitCode:
     return run_plan(Plan(command, uses_index=True), command)[0]
 
 
+@contextlib.contextmanager
+def _telling_of_stops_itself() -> Iterator[None]:
+    """Keep the log from it: the end says it, with what to do next."""
+    logger = logging.getLogger("batch_llm.stops")
+    was_disabled, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = was_disabled
+
+
 def run_plan(
     plan: Plan, command: Command, *, pilot: Callable[[Result], None] | None = None
 ) -> tuple[ExitCode, Statistics]:
@@ -86,8 +97,8 @@ def run_plan(
             written, because the run itself will write them.
     """
     plan.check_unchanged()
-    logging.getLogger("batch_llm.stops").disabled = True  # told at the end, with what to do next
     with contextlib.ExitStack() as opened:
+        opened.enter_context(_telling_of_stops_itself())
         is_anew = command.ledger is None or (command.overwrite and pilot is None)
         variants = [] if is_anew else variants_at(str(command.ledger))
         pools = opened.enter_context(open_pools(command, variants))
