@@ -34,7 +34,15 @@ from batch_llm.runs.session import (
 from batch_llm.stores.sqlite import SqliteLedger
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import (
+        AsyncIterable,
+        Awaitable,
+        Callable,
+        Iterable,
+        Iterator,
+        Mapping,
+        Sequence,
+    )
 
     from batch_llm._engine.statistics import Statistics
     from batch_llm.base import LLMWorkItem, WorkItemResult
