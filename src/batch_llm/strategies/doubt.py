@@ -19,9 +19,9 @@ DOUBT_SECONDS, SHORTEST_DOUBT_SECONDS, LONGEST_DOUBT_SECONDS = 0.5, 0.1, 2.0
 #: Calls in doubt at a time: at the start, when headers show the limits, and at the most.
 DOUBT_START, DOUBT_SEEN, DOUBT_MOST = 2.0, 32.0, 256.0
 DOUBT_LEAST = 32.0
-#: Where limits are told: at the start; and as many as were let in from such a share of a told
-#: minute's requests on, that a smaller bucket would have refused.
-DOUBT_START_TOLD, HELD_SHARE = 24.0, 0.25
+#: Where limits are told: at the start, as small buckets hold so many; and as many as were let in
+#: from such a share of a told minute's requests on, that a smaller bucket would have refused.
+DOUBT_START_TOLD, HELD_SHARE = 8.0, 0.25
 #: While a rate is searched so many, because they are refused when it is found.
 DOUBT_SEARCH = 64.0
 #: Of the calls let in, where nothing is told; of a minute's requests, where they are.

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from admissions import ONE, admission, start_all
+from batch_llm.core.config import Limits
 from batch_llm.strategies.dimensions import REQUESTS
 from batch_llm.strategies.doubt import DOUBT_LEAST, Doubt
 from batch_llm.strategies.grants import Grant
@@ -86,10 +87,16 @@ def test_calls_answered_while_calm_let_more_be_in_doubt():
 
 
 def test_more_calls_are_in_doubt_at_the_start_the_higher_the_told_limit_is():
-    limits = (10.0, 200.0, 6000.0)
+    limits = (10.0, 100.0, 6000.0)
 
-    assert [Doubt(limit, is_told=True).limit for limit in limits] == [2.0, 10.0, 24.0]
+    assert [Doubt(limit, is_told=True).limit for limit in limits] == [2.0, 5.0, 8.0]
     assert Doubt(0.0, is_told=True).limit == 2.0
+
+
+def test_a_told_limit_whose_bucket_holds_a_tenth_of_a_second_refuses_none_at_the_start():
+    one = admission(limits=Limits(requests_per_minute=6000))
+
+    assert len(start_all(one, 0.0)) <= 10
 
 
 def test_whoever_let_a_quarter_of_a_told_minute_in_at_once_is_trusted_with_as_much_again():
