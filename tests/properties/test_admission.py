@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from batch_llm import Limits
@@ -70,8 +70,10 @@ def test_permits_are_conserved(seed, steps, limit):
     burst_seconds=st.floats(1, 60),
     seconds=st.floats(1, 200),
 )
+@example(seed=13964, per_minute=14.0, burst_seconds=13.0, seconds=43.0)  # a window comes in sight
 @settings(max_examples=60)
 def test_a_told_limit_is_never_passed_in_any_window(seed, per_minute, burst_seconds, seconds):
+    """Of calls that were let in: a refused one takes nothing of a limit."""
     dice = random.Random(seed)
     one = Admission(
         0.0, Limits(requests_per_minute=per_minute), burst_seconds=burst_seconds, dice=dice
@@ -82,11 +84,11 @@ def test_a_told_limit_is_never_passed_in_any_window(seed, per_minute, burst_seco
         if wait > 0:
             now += wait
             continue
-        starts.append(now)
         grant = one.start(now, Cost())
         if dice.random() < 0.1:
             one.refused(now, grant, latency=0.1)
         else:
+            starts.append(now)
             more = {REQUESTS: LimitHeader(10 * per_minute, 9 * per_minute, 1.0)}
             one.accepted(now, grant, None, dice.choice([None, more]))
 
@@ -95,7 +97,7 @@ def test_a_told_limit_is_never_passed_in_any_window(seed, per_minute, burst_seco
     for first in range(0, len(starts), max(1, len(starts) // 50)):
         for last in range(first, len(starts), max(1, len(starts) // 50)):
             allowed = capacity + rate * (starts[last] - starts[first]) + 1e-6
-            assert last - first + 1 <= allowed + 1
+            assert last - first + 1 <= allowed
 
 
 def fixed_minute(now, limit):
