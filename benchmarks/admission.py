@@ -23,9 +23,9 @@ from pathlib import Path
 
 from batch_llm.core.config import Limits
 from batch_llm.strategies.admission import Admission
+from batch_llm.strategies.admission.header_belief import LimitHeader
 from batch_llm.strategies.costs import Cost
 from batch_llm.strategies.dimensions import INPUT, OUTPUT, REQUESTS, TOKENS
-from batch_llm.strategies.header_belief import LimitHeader
 
 NAMES = {"requests": REQUESTS, "tokens": TOKENS, "input": INPUT, "output": OUTPUT}
 

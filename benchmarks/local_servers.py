@@ -20,8 +20,8 @@ from pathlib import Path
 
 from admission import Ours
 
+from batch_llm.strategies.admission.slots import with_margin
 from batch_llm.strategies.knee import Knee, work_of
-from batch_llm.strategies.slots import with_margin
 
 SCENARIOS = ("S16", "S17", "S18")
 #: The best of these is 1.00: S16 and S18 have 256 slots, S17 has 4.

@@ -25,10 +25,10 @@ from batch_llm._engine.places import Place
 from batch_llm.core.config import Limits
 from batch_llm.providers.base import LaneFacts
 from batch_llm.strategies.admission import Admission
+from batch_llm.strategies.admission.header_belief import LimitHeader
 from batch_llm.strategies.costs import Cost
 from batch_llm.strategies.dimensions import REQUESTS
 from batch_llm.strategies.errors import ErrorCode
-from batch_llm.strategies.header_belief import LimitHeader
 
 CALL = Cost()
 #: An answer comes after so long, more or less; a refusal or a failure after so long.

@@ -19,9 +19,9 @@ import random
 import statistics
 
 from batch_llm.strategies.admission import Admission
+from batch_llm.strategies.admission.header_belief import LimitHeader
 from batch_llm.strategies.costs import Cost
 from batch_llm.strategies.dimensions import REQUESTS
-from batch_llm.strategies.header_belief import LimitHeader
 
 RATE, ANSWER_SECONDS, REFUSAL_SECONDS = 100.0, 0.5, 0.02
 LONGEST_SECONDS = 3600.0

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from batch_llm.strategies.budgets import Budget
+from batch_llm.strategies.admission.budgets import Budget
+from batch_llm.strategies.admission.header_belief import LimitHeader
 from batch_llm.strategies.dimensions import REQUESTS
-from batch_llm.strategies.header_belief import LimitHeader
 
 
 def told(per_minute=600.0, burst_seconds=60.0, name=REQUESTS):

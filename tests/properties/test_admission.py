@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from batch_llm import Limits
 from batch_llm.strategies.admission import Admission
+from batch_llm.strategies.admission.header_belief import LimitHeader
 from batch_llm.strategies.costs import Cost
 from batch_llm.strategies.dimensions import OUTPUT, REQUESTS, TOKENS
-from batch_llm.strategies.header_belief import LimitHeader
 
 ends = st.sampled_from(["ok", "ok", "ok", "refused", "refused soon", "busy", "cancelled", "unsent"])
 

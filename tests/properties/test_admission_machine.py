@@ -20,10 +20,10 @@ from hypothesis.stateful import (
 
 from batch_llm import Limits
 from batch_llm.strategies.admission import Admission
-from batch_llm.strategies.budgets import LOWEST_RATE
+from batch_llm.strategies.admission.budgets import LOWEST_RATE
+from batch_llm.strategies.admission.header_belief import LimitHeader
 from batch_llm.strategies.costs import Cost
 from batch_llm.strategies.dimensions import CONCURRENCY, OUTPUT, REQUESTS, TOKENS
-from batch_llm.strategies.header_belief import LimitHeader
 
 EPSILON = 1e-6
 per_minute = st.sampled_from([1.0, 7.0, 60.0, 600.0, 6000.0])

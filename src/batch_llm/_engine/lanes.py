@@ -26,19 +26,19 @@ from batch_llm.core.text import safe
 from batch_llm.exceptions import LimitPauseError
 from batch_llm.providers.base import Capacity
 from batch_llm.strategies.admission import Admission
+from batch_llm.strategies.admission.header_belief import CALLS_HELD_BACK, SHARE_HELD_BACK
+from batch_llm.strategies.admission.slots import with_margin
 from batch_llm.strategies.dimensions import MINUTE, REQUESTS
 from batch_llm.strategies.errors import ErrorCode
-from batch_llm.strategies.header_belief import CALLS_HELD_BACK, SHARE_HELD_BACK
 from batch_llm.strategies.knee import FIRST_CALLS
-from batch_llm.strategies.slots import with_margin
 
 if TYPE_CHECKING:
     from batch_llm.base import LLMWorkItem
     from batch_llm.core.config import Limits
     from batch_llm.providers.base import Caller, LaneFacts
     from batch_llm.stores.limit_memory import LimitMemory
+    from batch_llm.strategies.admission.grants import Grant
     from batch_llm.strategies.costs import Cost
-    from batch_llm.strategies.grants import Grant
 
     Item = LLMWorkItem[Any, Any, Any]
 

@@ -1,6 +1,6 @@
 """One key or deployment of a lane: whether calls may go there now, and how many at a time.
 
-When a call may start there is its admission's business (``strategies/admission.py``). What is added
+When a call may start there is its admission's business (``strategies/admission/``). What is added
 here: it is set aside when it fails for good, avoided for a while when it fails otherwise, and held
 to what its server works on at once. Which of several is taken: ``lanes.py``.
 """
@@ -11,16 +11,16 @@ import math
 from typing import TYPE_CHECKING
 
 from batch_llm.core.usage import tokens
+from batch_llm.strategies.admission.slots import with_margin
 from batch_llm.strategies.dimensions import CONCURRENCY
 from batch_llm.strategies.knee import Knee, work_of
-from batch_llm.strategies.slots import with_margin
 
 if TYPE_CHECKING:
     from batch_llm.providers.base import Capacity
     from batch_llm.strategies.admission import Admission
-    from batch_llm.strategies.belief import Known
+    from batch_llm.strategies.admission.belief import Known
+    from batch_llm.strategies.admission.grants import Grant
     from batch_llm.strategies.costs import Cost
-    from batch_llm.strategies.grants import Grant
 
 #: A place that failed is set aside for so long; twice as long each further time.
 ASIDE_SECONDS, LONGEST_ASIDE_SECONDS = 30.0, 900.0

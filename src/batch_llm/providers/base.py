@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
     from batch_llm.base import LLMWorkItem
-    from batch_llm.strategies.header_belief import LimitHeader
+    from batch_llm.strategies.admission.header_belief import LimitHeader
 
 
 #: The key in ``Try.memory`` under which a caller leaves the usage object that its library fills in

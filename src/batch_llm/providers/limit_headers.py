@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from batch_llm.strategies.admission.header_belief import LimitHeader
 from batch_llm.strategies.default_classifier import headers_of
 from batch_llm.strategies.dimensions import (
     CONCURRENCY,
@@ -14,7 +15,6 @@ from batch_llm.strategies.dimensions import (
     REQUESTS_PER_DAY,
     TOKENS,
 )
-from batch_llm.strategies.header_belief import LimitHeader
 from batch_llm.strategies.http_errors import go_seconds, seconds_until
 
 if TYPE_CHECKING:

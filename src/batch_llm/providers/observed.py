@@ -16,7 +16,7 @@ from batch_llm.providers.limit_headers import read_limits
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from batch_llm.strategies.header_belief import LimitHeader
+    from batch_llm.strategies.admission.header_belief import LimitHeader
 
 T = TypeVar("T")
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from batch_llm.core.request import Request
     from batch_llm.providers.base import Departure, Outcome, Try
     from batch_llm.providers.transport import Response, Transport, Watchable
-    from batch_llm.strategies.header_belief import LimitHeader
+    from batch_llm.strategies.admission.header_belief import LimitHeader
 
 #: Writes a request whole, whatever its model refuses.
 _WHOLE = ChatCodec(thinks=False)
@@ -151,6 +151,8 @@ class RequestCaller:
         request = item.request
         assert request is not None  # noqa: S101 - only such items are given to us
         departure = attempt.memory.pop(DEPARTURE, None)
+        if departure is not None and self._watchable is not None:
+            departure.waits()  # before all else: a first call's model takes a while to find
         previous = attempt.previous_error
         pool = self._pool_of(item)
         place = attempt.place
@@ -172,7 +174,6 @@ class RequestCaller:
         if departure is None or self._watchable is None:
             response = await self._transport.post(endpoint.url, endpoint.headers, body)
         else:
-            departure.waits()
             watch = _Watch(departure, endpoint, request)
             response = await self._watchable.post(endpoint.url, endpoint.headers, body, watch)
             outcome = watch.outcome

@@ -8,7 +8,7 @@ import pytest
 
 from batch_llm import BaseMiddleware, Limits, ParallelBatchProcessor, ProcessorConfig
 from batch_llm._engine.admission_gate import MOST_HELD
-from batch_llm.strategies.header_belief import LimitHeader
+from batch_llm.strategies.admission.header_belief import LimitHeader
 from fakes import USAGE, Models, RateLimited, asked, item
 
 

@@ -12,8 +12,8 @@ from batch_llm._engine import uncharged
 from batch_llm._engine.admission_gate import AdmissionGate
 from batch_llm._engine.lanes import Lanes
 from batch_llm.providers.base import Outcome
+from batch_llm.strategies.admission.header_belief import LimitHeader
 from batch_llm.strategies.errors import ErrorCode
-from batch_llm.strategies.header_belief import LimitHeader
 from batch_llm.testing.clock import VirtualTimeLoop
 from fakes import Models, RateLimited, asked
 

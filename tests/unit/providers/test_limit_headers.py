@@ -19,6 +19,7 @@ from batch_llm.providers.limit_headers import (
     named_limit,
     read_limits,
 )
+from batch_llm.strategies.admission.header_belief import LimitHeader
 from batch_llm.strategies.dimensions import (
     CONCURRENCY,
     INPUT,
@@ -27,7 +28,6 @@ from batch_llm.strategies.dimensions import (
     REQUESTS_PER_DAY,
     TOKENS,
 )
-from batch_llm.strategies.header_belief import LimitHeader
 from fakes import USAGE, item
 
 

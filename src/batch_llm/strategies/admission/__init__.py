@@ -1,0 +1,28 @@
+"""Full speed under limits that nobody told us: when may the next call start?
+
+The controller (``controller.py``) is for one lane (provider, account, model family), without any
+I/O: the caller brings the clock, asks ``wait`` before each call, and tells what became of it. Every
+operation is O(1). Its parts, and how they work together:
+
+- Each dimension of the limits is a budget (``budgets.py``), and a call starts when all of them have
+  its cost (``strategies/costs.py``). Headers with limits are believed over everything else
+  (``header_belief.py``).
+- Only so many calls may be in doubt at a time (``doubt.py``): a start is fast, a refusal cheap.
+- The first refusal of an epoch (``epochs.py``) cuts the rates once, whatever comes late; then they
+  grow again (``rates.py``). Limits that nobody told are searched (``first_refusal.py``,
+  ``rate_search.py``) by what explains their refusals (``evidence.py``). What is known from where:
+  ``belief.py``.
+- It closes the gate for as long as Retry-After says (``closed_gate.py``). How long that takes shows
+  limits that are counted by the minute (``closure.py``, ``window_guess.py``).
+- Refusals that are none of a rate's: a limit on calls in flight (``slots.py``), chance
+  (``noise.py``, ``fallen_rates.py``, ``second_calls.py``), an overloaded or absent provider
+  (``overload.py``).
+
+What it reaches on the test bench is in ``docs/admission.md``.
+"""
+
+from __future__ import annotations
+
+from batch_llm.strategies.admission.controller import Admission
+
+__all__ = ["Admission"]

@@ -1,0 +1,43 @@
+"""Which of several told limits refused a call, where the refusal does not say it.
+
+Each told limit's rate is known, so what is left of it is too, or how much of it was used before the
+first refusal: in seconds of its rate these can be compared. One with far more left than another is
+not what refused, and need not wait until it has filled again.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from batch_llm.strategies.admission.budgets import Budget
+
+#: One that has left so many times what the emptiest has, and so many seconds, may be as empty.
+#: Before the first refusal: one that was used by this share of what the most used was.
+LEFT_FACTOR, LEFT_SECONDS, USED_SHARE = 2.0, 1.0, 0.5
+
+
+def blamed(budgets: Iterable[Budget], now: float, *, is_first: bool) -> list[Budget]:
+    """Return the told limits that may have refused a call.
+
+    Args:
+        budgets: Those of the lane.
+        now: The time.
+        is_first: Whether nothing was refused before: how much each bucket holds is not known then.
+    """
+    limited = [budget for budget in budgets if budget.is_limited]
+    counted = [budget for budget in limited if budget.windows.may_be_counted]
+    if counted or len(limited) < 2:
+        return counted or limited
+    if is_first:
+        used = [(budget.spent - budget.pending) / budget.rate for budget in limited]
+        least = USED_SHARE * max(used)
+        return [budget for budget, seconds in zip(limited, used, strict=True) if seconds >= least]
+    left = []
+    for budget in limited:
+        budget.refill(now)
+        left.append((budget.level + budget.pending) / budget.rate)
+    most = LEFT_FACTOR * max(0.0, min(left)) + LEFT_SECONDS
+    return [budget for budget, seconds in zip(limited, left, strict=True) if seconds <= most]

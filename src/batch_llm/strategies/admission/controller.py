@@ -1,0 +1,754 @@
+"""When may a lane's next call start? How its parts work together is said by the package."""
+
+from __future__ import annotations
+
+import math
+import random
+from typing import TYPE_CHECKING
+
+from batch_llm.strategies.admission.belief import Belief, Known
+from batch_llm.strategies.admission.blame import blamed
+from batch_llm.strategies.admission.budgets import Budget
+from batch_llm.strategies.admission.closed_gate import PROBE_SECONDS, ClosedGate
+from batch_llm.strategies.admission.closure import Closure, learn_from_closure
+from batch_llm.strategies.admission.doubt import Doubt
+from batch_llm.strategies.admission.epochs import Epoch
+from batch_llm.strategies.admission.evidence import Evidence
+from batch_llm.strategies.admission.fallen_rates import FallenRates
+from batch_llm.strategies.admission.first_refusal import FirstRefusal, explains_used_up, hold_less
+from batch_llm.strategies.admission.grants import Grant, Refusal
+from batch_llm.strategies.admission.header_belief import used_up
+from batch_llm.strategies.admission.noise import Noise
+from batch_llm.strategies.admission.overload import Overload
+from batch_llm.strategies.admission.rate_search import RateSearch
+from batch_llm.strategies.admission.rates import Rates
+from batch_llm.strategies.admission.second_calls import FASTEST_TRIED, Bound, SecondCalls, bounds_of
+from batch_llm.strategies.admission.slots import Slots
+from batch_llm.strategies.costs import FIELDS, NOTHING, PENDING, Cost
+from batch_llm.strategies.dimensions import (
+    CONCURRENCY,
+    INPUT,
+    OUTPUT,
+    REQUESTS,
+    REQUESTS_PER_DAY,
+    TOKENS,
+    WITH_OUTPUT,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping, Sequence
+
+    from batch_llm.core.config import Limits
+    from batch_llm.strategies.admission.header_belief import LimitHeader
+
+#: What a refusal weighs as chance whose Retry-After is not whole seconds.
+NOT_WHOLE_WEIGHT = 0.5
+#: What was let in before a longer stretch is not compared with what came after: limits change.
+LONGEST_COMPARED_SECONDS = 60.0
+#: What is remembered with less trust than this is where a search begins; else it is kept to.
+WELL_KNOWN_SHARE = 0.8
+
+
+class Admission:
+    """Decides when the calls of one lane may start.
+
+    Args:
+        now: The time.
+        limits: What is known of the limits: ceilings that are never passed. What they leave out is
+            taken for unlimited.
+        dimensions: What the provider counts, where no limit is known.
+        burst_seconds: How many seconds of its rate a told limit may be used up at once.
+        max_in_flight: Calls at a time at the most.
+        dice: Spreads what would otherwise happen at the same moment everywhere.
+    """
+
+    __slots__ = (
+        "_accepted",
+        "_belief",
+        "_closure",
+        "_dice",
+        "_doubt",
+        "_epoch",
+        "_evidence",
+        "_fallen",
+        "_first",
+        "_gate",
+        "_in_order",
+        "_noise",
+        "_overload",
+        "_rates",
+        "_search",
+        "_second_calls",
+        "_slots",
+        "_uncounted",
+        "_with_output",
+        "budgets",
+        "in_flight",
+        "is_calm",
+        "max_in_flight",
+        "refusals",
+    )
+
+    def __init__(
+        self,
+        now: float,
+        limits: Limits | None = None,
+        *,
+        dimensions: tuple[str, ...] = (REQUESTS, TOKENS),
+        burst_seconds: float = 60.0,
+        max_in_flight: float = 1000,
+        dice: random.Random | None = None,
+    ) -> None:
+        told = _told(limits)
+        self.budgets: dict[str, Budget] = {}
+        #: The same, and those of them that count output at the end of a call: for the hot path.
+        self._in_order: tuple[Budget, ...] = ()
+        self._with_output: tuple[Budget, ...] = ()
+        for name in dict.fromkeys([REQUESTS, *(told or dimensions)]):
+            self._add(name, told.get(name), now, burst_seconds)
+        self.max_in_flight = max_in_flight
+        self.in_flight = self.refusals = 0
+        #: Whether nothing is known of any limit, and no call was ever refused: what calls take
+        #: decides nothing as long as it is so.
+        self.is_calm = not told
+        #: Calls let in.
+        self._accepted = 0
+        #: Of them, those that were answered while calm, and have not let more be in doubt yet.
+        self._uncounted = 0
+        self._dice = dice or random.Random()  # noqa: S311 - spreads load, protects nothing
+        self._belief = Belief(is_told=bool(told))
+        self._doubt = Doubt(told.get(REQUESTS, 0.0), is_told=bool(told))
+        self._epoch = Epoch(now)
+        self._gate = ClosedGate(self._dice)
+        self._closure = Closure()
+        self._first = FirstRefusal()
+        self._evidence = Evidence(self.budgets, now)
+        self._search = RateSearch(self._belief, self._doubt, self._evidence)
+        self._rates = Rates(now, self.budgets, self._belief, self._epoch, self._search)
+        self._noise = Noise()
+        self._fallen = FallenRates()
+        self._second_calls = SecondCalls()
+        self._slots = Slots()
+        self._overload = Overload(now, self._dice)
+
+    @property
+    def closed_until(self) -> float:
+        """Before this time nobody starts."""
+        return self._gate.closed_until
+
+    def _add(self, name: str, limit: float | None, now: float, burst_seconds: float) -> Budget:
+        budget = Budget(name, limit, now, burst_seconds)
+        budget.field, budget.number = FIELDS[name], len(self.budgets)
+        budget.counts_output = name in WITH_OUTPUT
+        self.budgets[name] = budget
+        self._in_order += (budget,)
+        if budget.counts_output:
+            self._with_output += (budget,)
+        return budget
+
+    def wait(self, now: float, cost: Cost) -> float:
+        """Return the seconds until a call may start: 0 now, infinity when one must end first."""
+        gate = self._gate
+        if now < gate.closed_until:
+            return gate.closed_until - now
+        overload, in_flight = self._overload, self.in_flight
+        if overload.since is not None and (outage := overload.wait(now)) > 0:
+            return outage
+        if (
+            in_flight >= self.max_in_flight
+            or in_flight >= self._slots.tried
+            or in_flight >= overload.concurrency
+        ):
+            return math.inf
+        doubt = self._doubt
+        if doubt.calls:
+            if self._uncounted:
+                self._count()
+            while (grant := doubt.silent(now)) is not None:
+                self._confirm(now, grant)
+            if doubt.calls >= (1 if gate.closed_again else doubt.limit):
+                return doubt.wait(now)
+        if self.is_calm:
+            return 0.0
+        if self._belief.is_searching and not (self._epoch.accepted or doubt.calls):
+            return (
+                0.0  # the gate is open: what the first refusal left is a guess, no reason to wait
+            )
+        longest = 0.0
+        for budget in self._in_order:
+            if budget.capacity < math.inf and (amount := cost[budget.field]) > 0:
+                longest = max(longest, budget.wait(now, amount))
+        return longest
+
+    def start(self, now: float, cost: Cost) -> Grant:
+        """Let a call in, and charge it. Whoever starts it closes the grant."""
+        grant = self.begin(now)
+        self.charge(grant, cost)
+        return grant
+
+    def begin(self, now: float) -> Grant:
+        """Let a call in that is charged later: while calm, before anything but ``end`` is told."""
+        epoch, in_flight, overload = self._epoch, self.in_flight, self._overload
+        epoch.calls = number = epoch.calls + 1
+        overload.requests += 1
+        is_probe = overload.since is not None and overload.probe()
+        self.in_flight = in_flight + 1
+        grant = Grant(now, epoch.number, NOTHING, number, in_flight, is_probe)
+        self._doubt.add(grant)
+        return grant
+
+    def charge(self, grant: Grant, cost: Cost) -> None:
+        """Charge a call that was let in; in the order in which they were."""
+        now, grant.cost = grant.at, cost
+        spent_then: list[float] = []
+        pending_then: list[float] = []
+        for budget in self._in_order:
+            amount = cost[budget.field]
+            if amount > budget.largest:  # noqa: PLR1730 - on the hot path: a call costs more
+                budget.largest = amount
+            spent_then.append(budget.charge(now, amount))
+            if budget.counts_output:
+                budget.pending += cost[PENDING]
+            pending_then.append(budget.pending)
+        grant.spent_then, grant.pending_then = spent_then, pending_then
+
+    def charge_all(self, now: float, used: Sequence[Cost]) -> None:
+        """Charge calls that have ended since they were let in, all within the same second."""
+        if not used:
+            return
+        by_field = list(zip(*used, strict=True))
+        for budget in self._in_order:
+            amounts = by_field[budget.field]
+            budget.largest = max(budget.largest, *amounts)
+            budget.charge(now, sum(amounts))
+
+    def accepted(
+        self,
+        now: float,
+        grant: Grant,
+        used: Cost | None = None,
+        headers: Mapping[str, LimitHeader] | None = None,
+    ) -> None:
+        """Close the grant of a call that was answered.
+
+        Args:
+            now: The time.
+            grant: The call's.
+            used: What it really took; None when that is not known, or when the provider charges
+                the estimate whatever happens.
+            headers: What the answer says of the limits.
+        """
+        self._leave(grant)
+        self._end(now, grant)
+        if used is not None:
+            self._correct(now, grant, used)
+        if headers:
+            self._sync(now, grant, headers)
+
+    def end(self, now: float, grant: Grant) -> None:
+        """Close the grant of a call that was answered, while calm: it is settled later."""
+        grant.is_open = False
+        self.in_flight -= 1
+        epoch = self._epoch
+        if not (epoch.accepted and grant.is_in_doubt):
+            self._end(now, grant)
+            return
+        # As long as nothing is limited and nothing was refused, that is all.
+        self._overload.note_answer(now, grant.is_probe)
+        grant.is_in_doubt = False
+        self._doubt.calls -= 1
+        epoch.accepted += 1
+        self._accepted += 1
+        self._uncounted += 1
+
+    def _end(self, now: float, grant: Grant) -> None:
+        self._overload.note_answer(now, grant.is_probe)
+        if grant.epoch == 0 and self._epoch.number == 1:
+            self._note_follower(grant, was_accepted=True)
+        if grant.is_in_doubt:
+            self._confirm(now, grant)
+
+    def settle(self, now: float, grant: Grant, used: Cost | None) -> None:
+        """Settle a call that has ended, when it was charged; in the order of such ends.
+
+        Args:
+            now: When it ended.
+            grant: The call's.
+            used: As for ``accepted``.
+        """
+        self._release(grant)
+        if used is not None:
+            self._correct(now, grant, used)
+
+    def _correct(self, now: float, grant: Grant, used: Cost) -> None:
+        """Correct a charge by what was really used."""
+        # What is searched from a guess is held up by no debt of calls from before.
+        is_old = self._belief.is_searching and not self._epoch.is_current(grant)
+        expected, known_then = grant.cost, len(grant.spent_then)
+        for budget in self._in_order:
+            field = budget.field
+            difference = used[field] - expected[field]
+            if difference and budget.number < known_then:
+                if is_old and difference > 0:
+                    budget.spent += difference
+                else:
+                    budget.settle(now, difference, grant.at)
+
+    def refused(
+        self,
+        now: float,
+        grant: Grant,
+        *,
+        latency: float,
+        retry_after: float | None = None,
+        headers: Mapping[str, LimitHeader] | None = None,
+        dimension: str | None = None,
+    ) -> Refusal:
+        """Close the grant of a call that was refused by a rate limit.
+
+        Args:
+            now: The time.
+            grant: The call's.
+            latency: Seconds from its start to the refusal.
+            retry_after: Seconds that the provider asked to wait.
+            headers: What the refusal says of the limits.
+            dimension: The one that it names; ``concurrency`` is a limit on calls in flight.
+
+        Returns:
+            What follows from it.
+        """
+        self._leave(grant)
+        self._count()
+        self.is_calm = False
+        self.refusals += 1
+        self._overload.note_answer(now, grant.is_probe)
+        self._take_back(now, grant, refund=False)
+        if headers:
+            self._sync(now, grant, headers)
+        self._doubt.note_refused(latency)
+        is_first = grant.epoch == self._epoch.number
+        if self._explains_in_flight(grant, dimension, is_first=is_first):
+            return Refusal(False, retry_after or 0.0)
+        if is_first and self._noise.is_believed and not self._noise.note_refused():
+            wait = PROBE_SECONDS * self._dice.uniform(0.5, 1.5)
+            return Refusal(False, wait if retry_after is None else retry_after)
+        if is_first:
+            named = dimension or used_up(grant.cost, headers)
+            return Refusal(self._cut(now, grant, retry_after, named), 0.0)
+        if grant.epoch == 0 and self._epoch.number == 1:
+            self._note_follower(grant, was_accepted=False)
+            hold_less(self.budgets[REQUESTS], grant.at - self._epoch.began_at)
+        if retry_after is not None:
+            self._gate.keep_closed(now + retry_after)
+        return Refusal(False, 0.0)
+
+    def failed(self, now: float, grant: Grant, *, retry_after: float | None = None) -> None:
+        """Close the grant of a call that the provider was too busy for."""
+        self._leave(grant)
+        self._take_back(now, grant, refund=True)
+        self._overload.note_failure(
+            now, self.in_flight, is_probe=grant.is_probe, retry_after=retry_after
+        )
+
+    def cancelled(self, now: float, grant: Grant, *, was_sent: bool) -> None:
+        """Close the grant of a call that was given up; what was never sent costs nothing."""
+        self._leave(grant)
+        self._overload.note_cancelled(is_probe=grant.is_probe)
+        if was_sent:
+            self._doubt.settle(grant)
+        else:
+            self._take_back(now, grant, refund=True)
+
+    def room(self, now: float) -> float:
+        """Return the share of the tightest bucket that is there; 1 and less without limits."""
+        shares = []
+        for budget in self.budgets.values():
+            if budget.is_limited:
+                budget.refill(now)
+                shares.append(budget.level / budget.capacity)
+        return min(shares, default=1.0) - 1e-6 * self.in_flight
+
+    def learned(self) -> dict[str, Known]:
+        """Return what is worth knowing in the next run: not what was told."""
+        return {
+            name: Known(
+                budget.limit if budget.source != "unknown" else None,
+                budget.limit / budget.window_seconds if budget.limit else budget.rate,
+                budget.capacity,
+            )
+            for name, budget in self.budgets.items()
+            if self._is_known(budget) and budget.source != "told"
+        }
+
+    def recall(self, learned: Mapping[str, Known], *, share: float) -> None:
+        """Start from what an earlier run learned.
+
+        Args:
+            learned: What ``learned`` returned there.
+            share: Of the rates that the provider had not told, so much is believed still.
+
+        What is told now leaves nothing to be recalled.
+        """
+        if self._belief.is_told or not learned:
+            return
+        self._count()
+        self.is_calm = False
+        for name, (limit, rate, capacity) in learned.items():
+            if name not in FIELDS:  # another version counts it
+                continue
+            budget = self.budgets.get(name)
+            if budget is None:
+                budget = self._add(name, None, self._epoch.open_at, 0.0)
+            budget.recall(limit, rate * share, capacity)
+        belief = self._belief
+        belief.is_first = False
+        belief.is_searching = share < WELL_KNOWN_SHARE and not belief.knows_limits
+        belief.is_recalled = True
+        self._doubt.fit_to_memory(self.requests_per_second)
+
+    def known_limits(self) -> list[tuple[str, float, str]]:
+        """Return dimension, limit and source of each limit that is known or believed.
+
+        Limits are per minute; ``requests_per_day`` is per day, ``concurrency`` a number.
+        """
+        limits = [
+            (
+                name,
+                budget.limit_believed,
+                budget.shown_source,
+            )
+            for name, budget in self.budgets.items()
+            if self._is_known(budget)
+        ]
+        if self._slots.is_known:
+            limits.append((CONCURRENCY, self._slots.most, "learned"))
+        return limits
+
+    def _is_known(self, budget: Budget) -> bool:
+        """Tell whether a rate means something: under a limit on calls in flight it floats."""
+        return budget.rate < math.inf and not (budget.source == "unknown" and self._slots.is_known)
+
+    @property
+    def calls(self) -> int:
+        """Calls started so far."""
+        return self._epoch.calls
+
+    @property
+    def has_answered(self) -> bool:
+        """Whether any call was ever dealt with."""
+        return self._accepted > 0
+
+    @property
+    def overloaded_since(self) -> float | None:
+        """When the provider stopped dealing with calls; None while it does."""
+        return self._overload.since
+
+    @property
+    def requests_per_second(self) -> float:
+        """The rate of calls that the limits allow, as far as they are known."""
+        return self._rates.requests_per_second
+
+    def _leave(self, grant: Grant) -> None:
+        grant.is_open = False
+        self.in_flight -= 1
+        self._release(grant)
+
+    def _release(self, grant: Grant) -> None:
+        """Let go of the output that was expected of a call."""
+        pending = grant.cost[PENDING]
+        if not pending:
+            return
+        known_then = len(grant.pending_then)
+        for budget in self._with_output:
+            if budget.number < known_then:
+                budget.pending -= pending
+
+    def _take_back(self, now: float, grant: Grant, *, refund: bool) -> None:
+        """Forget the charge of a call that the provider did not take."""
+        self._doubt.settle(grant)
+        for budget in self.budgets.values():
+            if budget.number >= len(grant.spent_then):
+                continue  # it was not known when the call was charged
+            amount = grant.cost[budget.field]
+            budget.uncharge(now, amount, grant.at, refund=refund)
+            self._epoch.forget(grant, budget, amount)
+        self._evidence.forget(grant)
+
+    def _confirm(self, now: float, grant: Grant) -> None:
+        """Count a call in doubt as let in."""
+        if self._uncounted:
+            self._count()
+        doubt, epoch, belief = self._doubt, self._epoch, self._belief
+        grant.is_in_doubt = False
+        doubt.calls -= 1
+        self._accepted += 1
+        if self.refusals:  # else neither has anything to compare with
+            self._slots.note_accepted(now, grant.others)
+            if self._noise.is_believed:
+                self._noise.note_accepted()
+        if grant.number > epoch.calls_at_cut:
+            if not epoch.accepted:
+                self._reopen(now, grant)
+            if epoch.accepted <= 1 and self.refusals:
+                self._note_second(grant)
+            epoch.accepted += 1
+            self._gate.closed_again = 0
+            if not (self.is_calm or belief.knows_limits):
+                self._evidence.note(now)
+            if not belief.is_first and self._rates.grow(now) and not belief.knows_limits:
+                doubt.fit(self.requests_per_second, is_searching=belief.is_searching)
+        if belief.is_first or belief.knows_limits:
+            doubt.note_accepted(self._accepted)
+
+    def _count(self) -> None:
+        """Allow more in doubt for the calls that were answered while calm."""
+        if self._uncounted:
+            self._doubt.note_accepted(self._accepted, self._uncounted)
+            self._uncounted = 0
+
+    def _reopen(self, now: float, grant: Grant) -> None:
+        """Take in that the first call since a cut was let in."""
+        epoch, belief, budgets = self._epoch, self._belief, self.budgets.values()
+        epoch.open_at = self._rates.grown_at = now
+        epoch.reopened_at = grant.at
+        if not belief.is_first:
+            self._closure.explain(now, grant, budgets, belief, epoch)
+        if belief.is_searching:
+            self._search.correct(budgets)
+            learn_from_closure(grant, budgets, epoch.refused_at, self._doubt.seconds)
+
+    def _cut(
+        self, now: float, grant: Grant, retry_after: float | None, dimension: str | None
+    ) -> bool:
+        """Take the first refusal of an epoch for what it is: we were too fast, by how much?
+
+        Returns:
+            Whether the gate was closed because of it.
+        """
+        epoch, belief, gate = self._epoch, self._belief, self._gate
+        epoch.number += 1
+        belief.is_recalled = False
+        named = dimension if dimension in self.budgets else None
+        is_day = dimension == REQUESTS_PER_DAY and named is None
+        # Still closed, which says nothing about the rate; nor does a day's limit, that is tried
+        # ever more rarely.
+        is_closed_still = not epoch.accepted and (is_day or not belief.is_first)
+        gate.closed_again = gate.closed_again + 1 if is_closed_still else 0
+        if is_day:
+            epoch.close()
+            self._close_gate(now, retry_after)
+            return True
+        if retry_after is not None or not is_closed_still:
+            epoch.refused_at = grant.at
+        bounds = [] if is_closed_still else self._bounds()
+        is_of_told = belief.is_first and belief.is_told
+        is_used_up = is_of_told and explains_used_up(self.budgets, grant, grant.at - epoch.began_at)
+        emptied = self._emptied(now, named, is_closed_still=is_closed_still)
+        cut = () if is_used_up else emptied
+        if not is_closed_still and not self._cut_rates(now, grant, retry_after, cut):
+            return False
+        requests = self.budgets[REQUESTS]
+        thought = requests.thought_at(now, grant)
+        is_explained = any(budget.windows.is_used_up(now) for budget in self.budgets.values())
+        for budget in self.budgets.values():
+            if not is_explained:
+                budget.windows.distrust(now)
+            budget.note_cut()
+            if budget in emptied:
+                self._drain(now, budget, grant, retry_after)
+        was_first, belief.is_first = belief.is_first, False
+        if was_first:
+            self._closure.expect(self.budgets.values(), retry_after)
+            self._first.note(grant, self._doubt.limit)
+        epoch.close()
+        self._rates.grown_at = now
+        is_trial = self._second_calls.begin(now + (retry_after or 0.0), grant, bounds)
+        if not is_trial or retry_after is not None:
+            self._close_gate(now, retry_after)
+        requests.keep_empty(gate.closed_until)
+        if belief.sees_headers and not was_first:
+            requests.headers.others.note_refused(
+                now, gate.closed_until, thought, requests.capacity, requests.ceiling
+            )
+        if not belief.knows_limits:
+            self._doubt.fit_to_cut(self.requests_per_second)
+        elif belief.is_told:
+            self._doubt.fit_to_told(
+                is_counted=any(budget.windows.may_be_counted for budget in emptied)
+            )
+        return True
+
+    def _cut_rates(
+        self, now: float, grant: Grant, retry_after: float | None, cut: Collection[Budget]
+    ) -> bool:
+        """Cut the rates of some budgets; of none when it was chance."""
+        epoch, belief, budgets = self._epoch, self._belief, self.budgets
+        seconds = max(grant.at - epoch.cut_at, 1e-3)
+        self._evidence.end(now, grant, epoch.calls)
+        if not belief.is_first and self._is_noise(now, grant, retry_after):
+            return False
+        is_fast = self._noise.is_suspected and _is_whole(retry_after)
+        cuts = self._search.judge(is_fast=is_fast, is_whole=_is_whole(retry_after))
+        for budget in cut:
+            self._rates.cut(now, budget, grant, seconds)
+        self._search.note_cut(cuts)
+        self._rates.keep_in_step()
+        belief.is_searching = self._search.goes_on
+        # Where refusals may be chance, how much was let in between them measures nothing.
+        pause = 0.0 if self._noise.is_suspected else retry_after or 0.0
+        epoch.note_empty(now, grant, pause, budgets.values())
+        return True
+
+    def _emptied(
+        self, now: float, named: str | None, *, is_closed_still: bool
+    ) -> Collection[Budget]:
+        """Return the budgets that a refusal shows to be empty."""
+        if named is not None:
+            return [self.budgets[named]]
+        if is_closed_still or not self._belief.is_told:
+            return self.budgets.values()
+        return blamed(self.budgets.values(), now, is_first=self._belief.is_first)
+
+    def _drain(self, now: float, budget: Budget, grant: Grant, retry_after: float | None) -> None:
+        """Take a budget for empty, because it refused a call."""
+        budget.drain(now, -budget.pending)
+        if self._belief.is_searching:  # one call probes whether the provider has room again
+            one_call = min(budget.capacity, grant.cost[budget.field])
+            budget.level = max(budget.level, one_call)
+        if budget.is_window and retry_after is not None:
+            budget.windows.opens_again(now, now + retry_after + 0.05)
+
+    def _close_gate(self, now: float, retry_after: float | None) -> None:
+        # The rate that the first refusal left is a guess, and no reason to wait.
+        is_guess = self._epoch.number <= self._gate.closed_again + 1
+        self._gate.close(now, retry_after, self.requests_per_second, is_guess=is_guess)
+
+    def _explains_in_flight(self, grant: Grant, dimension: str | None, *, is_first: bool) -> bool:
+        """Tell whether a limit on calls in flight refused a call: that says nothing of the rate."""
+        was_known = self._slots.is_known
+        if dimension == CONCURRENCY:
+            is_so = self._slots.told(grant.others)
+        else:
+            is_so = self._slots.explains(grant.others, is_first=is_first)
+        if is_so and not was_known:
+            self._lift()
+        elif was_known and not self._slots.is_known:
+            self._rates.land()
+        return is_so
+
+    def _is_noise(self, now: float, grant: Grant, retry_after: float | None) -> bool:
+        """Tell whether refusals have turned out to come at random: no cut was due then."""
+        noise, evidence = self._noise, self._evidence
+        if noise.is_believed:
+            return False  # there are more of them now than chance brings
+        knows_limits = self._belief.knows_limits
+        if knows_limits or (_is_whole(retry_after) and not self._belief.is_searching):
+            share = self._share_unexplained(now, grant)
+            if share:
+                noise.believe(share)
+                self._lift()
+            if share or knows_limits:
+                return share > 0
+        if evidence.last_seconds > LONGEST_COMPARED_SECONDS:
+            evidence.clear(last=1)
+            noise.forget()
+            return False
+        unexplained: float = evidence.unexplained()
+        if not _is_whole(retry_after):
+            unexplained *= NOT_WHOLE_WEIGHT
+        if not noise.weigh(unexplained, int(max(0, evidence.last_calls)), evidence.behind):
+            return False
+        self._lift()
+        return True
+
+    def _share_unexplained(self, now: float, grant: Grant) -> float:
+        """Return the share of calls that is refused although known limits were kept to."""
+        seconds = max(grant.at - self._epoch.cut_at, 1e-3)
+        rates, let_in = {}, 0.0
+        for name, budget in self.budgets.items():
+            amount = grant.spent_with(budget) - budget.spent_when_empty
+            rates[name] = amount / seconds
+            if name == REQUESTS:
+                let_in = amount - 1
+        return self._fallen.note(now, rates, int(let_in), times=self._noise.times_asked)
+
+    def _lift(self) -> None:
+        """Go back to the rates from before cuts that no limit of a rate had caused."""
+        self._rates.lift(self._evidence)
+        self._search.begin_anew()
+        self._evidence.clear()
+
+    def _bounds(self) -> list[Bound]:
+        """Return the rates that two calls right after a refusal are to be compared with."""
+        is_tried = not (
+            self._belief.is_first
+            or self._belief.knows_limits
+            or self._noise.is_believed
+            or self.requests_per_second > FASTEST_TRIED
+        )
+        return bounds_of(self.budgets.values()) if is_tried else []
+
+    def _note_second(self, grant: Grant) -> None:
+        """See from the first two calls let in since a refusal whether it was chance."""
+        noise = self._noise
+        if self._second_calls.note_accepted(grant, 2) and not noise.is_believed:
+            noise.believe(self.refusals / self._epoch.calls)
+            self._lift()
+
+    def _note_follower(self, grant: Grant, *, was_accepted: bool) -> None:
+        """See from the calls after the first refusal whether it meant that the bucket was empty."""
+        is_clear = self._first.note_follower(grant, was_accepted=was_accepted)
+        if not is_clear or self._epoch.accepted:
+            return
+        for budget in self.budgets.values():
+            if budget.source == "unknown" and budget.rate < math.inf:
+                rate = self._first.rate(self._epoch.per_call(budget), self._doubt.seconds)
+                budget.peak = max(budget.peak, rate)
+                budget.learn_rate(budget.peak)
+
+    def _sync(self, now: float, grant: Grant, headers: Mapping[str, LimitHeader]) -> None:
+        self._count()
+        belief, is_told, self.is_calm = self._belief, False, False
+        for name, header in headers.items():
+            if not header.is_sound:
+                continue
+            budget = self.budgets.get(name)
+            if budget is None and name in FIELDS:  # the provider counts what nobody told us of
+                budget = self._add(name, None, now, 0.0)
+            if budget is None or budget.number >= len(grant.spent_then):
+                continue
+            is_told = belief.sees_headers = True
+            spent, pending = grant.spent_then[budget.number], grant.pending_then[budget.number]
+            is_news = budget.headers.sync(now, grant.at, spent, pending, header)
+            if is_news or belief.is_recalled:
+                belief.is_searching = belief.is_recalled = False
+        if not is_told:
+            return
+        for other in self.budgets.values():
+            if other.source == "unknown" and other.name not in headers:
+                other.release()  # who tells limits tells them all
+        requests = self.budgets[REQUESTS]
+        self._doubt.note_headers(requests.limit or 0)
+        if requests.headers.others.are_there(now, requests.ceiling):
+            self._doubt.keep_to(requests.rate, requests.level)
+
+
+def _is_whole(retry_after: float | None) -> bool:
+    """Tell whether a Retry-After is whole seconds: one with fractions was worked out from a limit.
+
+    Where there is none the gate is closed for moments only, and chance costs little.
+    """
+    return retry_after is not None and retry_after % 1 == 0
+
+
+def _told(limits: Limits | None) -> dict[str, float]:
+    if limits is None:
+        return {}
+    named = {
+        REQUESTS: limits.requests_per_minute,
+        TOKENS: limits.tokens_per_minute,
+        INPUT: limits.input_tokens_per_minute,
+        OUTPUT: limits.output_tokens_per_minute,
+        REQUESTS_PER_DAY: limits.requests_per_day,
+    }
+    return {name: limit for name, limit in named.items() if limit}

@@ -1,0 +1,156 @@
+"""Calls in doubt: sent a moment ago, and not yet refused.
+
+A refusal comes back in tenths of a second, an answer after seconds. So a call that was not refused
+for a moment counts as let in, and only so many may be in doubt at a time: what a wrong belief
+costs is bounded by that number.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from batch_llm.strategies.admission.grants import Grant
+
+#: A call that was not refused for so long counts as let in; learned from refusals within bounds.
+DOUBT_SECONDS, SHORTEST_DOUBT_SECONDS, LONGEST_DOUBT_SECONDS = 0.5, 0.1, 2.0
+#: Calls in doubt at a time: at the start, when headers show the limits, and at the most.
+DOUBT_START, DOUBT_SEEN, DOUBT_MOST = 2.0, 32.0, 256.0
+DOUBT_LEAST = 32.0
+#: Where limits are told: at the start, as small buckets hold so many; and as many as were let in
+#: from such a share of a told minute's requests on, that a smaller bucket would have refused.
+DOUBT_START_TOLD, HELD_SHARE = 8.0, 0.25
+#: While a rate is searched so many, because they are refused when it is found.
+DOUBT_SEARCH = 64.0
+#: Of the calls let in, where nothing is told; of a minute's requests, where they are.
+DOUBT_SHARE, DOUBT_TOLD_SHARE = 0.2, 0.05
+#: Where many were let in and none refused, this share of them may be in doubt as well.
+DOUBT_LATER_SHARE = 0.05
+#: Of what a rate sends while a call is in doubt, so much may be in doubt.
+DOUBT_OVER_PACED = 1.2
+#: So many are always allowed where others use the same limit.
+DOUBT_SHARED = 4.0
+#: Where others use the same limit, so much of what is left may be in doubt.
+DOUBT_SHARE_LEFT = 0.25
+
+
+class Doubt:
+    """The calls in doubt, and how many there may be.
+
+    Args:
+        requests_per_minute: As the user told it, or 0.
+        is_told: Whether the user told any limit.
+    """
+
+    __slots__ = ("_grants", "_held", "_share", "_told", "calls", "limit", "seconds")
+
+    def __init__(self, requests_per_minute: float, *, is_told: bool) -> None:
+        #: In the order in which they were sent; some have ended since.
+        self._grants: deque[Grant] = deque()
+        #: How long a call is in doubt.
+        self.seconds = DOUBT_SECONDS
+        self._share = DOUBT_TOLD_SHARE if is_told else DOUBT_SHARE
+        self._told = self._share * requests_per_minute
+        #: How many there are, and may be.
+        self.calls = 0
+        self.limit = max(DOUBT_START, min(DOUBT_START_TOLD, self._told))
+        #: From so many calls let in on the bucket is taken for a whole minute's.
+        self._held = HELD_SHARE * requests_per_minute if is_told else math.inf
+
+    def add(self, grant: Grant) -> None:
+        """Take a call in that was just sent."""
+        if not self.calls:
+            self._grants.clear()  # all of them have ended
+        self._grants.append(grant)
+        self.calls += 1
+
+    def settle(self, grant: Grant) -> None:
+        """Let a call go of which it is known what became."""
+        if grant.is_in_doubt:
+            grant.is_in_doubt = False
+            self.calls -= 1
+
+    def silent(self, now: float) -> Grant | None:
+        """Return the oldest call that was silent for long enough to count as let in."""
+        grants = self._grants
+        while grants:
+            grant = grants[0]
+            if grant.is_in_doubt:
+                if grant.at > now - self.seconds:
+                    return None
+                grants.popleft()
+                return grant
+            grants.popleft()
+        return None
+
+    def wait(self, now: float) -> float:
+        """Return the seconds until the oldest call counts as let in."""
+        oldest = self._grants[0].at if self._grants else now
+        return max(1e-3, oldest + self.seconds - now)
+
+    def note_refused(self, latency: float) -> None:
+        """Learn from a refusal how long they take."""
+        learned = max(0.7 * self.seconds + 0.6 * latency, 1.3 * latency)
+        self.seconds = max(SHORTEST_DOUBT_SECONDS, min(LONGEST_DOUBT_SECONDS, learned))
+
+    def note_accepted(self, accepted: int, calls: int = 1) -> None:
+        """Allow more, one with each call let in, while nothing speaks against it.
+
+        Args:
+            accepted: Calls let in so far.
+            calls: How many of them are new; more than one only where no limit is told. What is
+                aimed at grows by less than one with each there, so that many at once come to the
+                same as one by one.
+        """
+        limit, told = self.limit, self._told
+        most = DOUBT_LATER_SHARE * accepted
+        if most < DOUBT_MOST:  # noqa: PLR1730 - here and below: on the hot path, a call costs more
+            most = DOUBT_MOST
+        if limit >= most and limit >= told:
+            return
+        if accepted >= self._held:
+            self.limit = limit = max(limit, min(most, accepted))
+        aim = self._share * accepted
+        if aim > most:  # noqa: PLR1730
+            aim = most
+        if aim < DOUBT_LEAST:  # noqa: PLR1730
+            aim = DOUBT_LEAST
+        if aim < told:  # noqa: PLR1730
+            aim = told
+        if aim > limit:
+            self.limit = min(aim, limit + calls)
+
+    def note_headers(self, requests_per_minute: float) -> None:
+        """Allow more where headers show the limits."""
+        self.limit = max(self.limit, DOUBT_SEEN)
+        self._told = self._share * requests_per_minute
+
+    def keep_to(self, requests_per_second: float, left: float) -> None:
+        """Allow what a rate sends, or a part of what is left: others may take the rest."""
+        paced = DOUBT_OVER_PACED * requests_per_second * self.seconds
+        self.limit = min(self.limit, max(DOUBT_SHARED, paced, DOUBT_SHARE_LEFT * left))
+
+    def fit(self, requests_per_second: float, *, is_searching: bool) -> None:
+        """Allow what a learned rate sends while a call is in doubt, twice that within bounds."""
+        paced = requests_per_second * self.seconds
+        bound = DOUBT_SEARCH if is_searching else DOUBT_MOST
+        self.limit = max(2.0, min(2 * paced, bound), DOUBT_OVER_PACED * paced)
+
+    def fit_to_cut(self, requests_per_second: float) -> None:
+        """Allow no more than twice what a rate that was just cut sends."""
+        self.limit = max(2.0, 2 * requests_per_second * self.seconds)
+
+    def fit_to_told(self, *, is_counted: bool) -> None:
+        """Allow no more than at first: a told limit has refused a call.
+
+        Args:
+            is_counted: Whether a minute's worth was used up: how it opens is not known.
+        """
+        self.limit = min(self.limit, DOUBT_START if is_counted else max(DOUBT_LEAST, self._told))
+        self._held = math.inf
+
+    def fit_to_memory(self, requests_per_second: float) -> None:
+        """Allow what a remembered rate sends."""
+        self.limit = max(2.0, min(DOUBT_SEARCH, 2 * requests_per_second * self.seconds))

@@ -1,0 +1,309 @@
+"""Which buckets explain all the refusals? What they tell of an unknown limit's rate.
+
+A provider's bucket is full at the start, and empty when it refuses a call. So for each rate that it
+may have, what was let in since the last refusal tells how much it held: either all that has come
+back was let in again, or it was full at some moment, and what was let in beyond the rate since then
+is its size. A rate explains the refusals when one size fits them all, and all that was let in
+between. The more refusals, the fewer rates are left; when none is, no bucket with one rate has
+refused them all.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, NamedTuple
+
+from batch_llm.strategies.dimensions import REQUESTS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from batch_llm.strategies.admission.budgets import Budget
+    from batch_llm.strategies.admission.grants import Grant
+
+#: Stretches that are kept.
+MOST_STRETCHES = 4
+#: How full the bucket was is worked out at the start of a stretch, and after each eighth more.
+POINTS_SHARE = 1.125
+#: Calls do not arrive as evenly as they were sent: by so many seconds.
+JITTER_SECONDS = 0.05
+#: Further tolerance, as a share of what was let in, and of what the bucket holds.
+LET_IN_SHARE, HELD_SHARE = 0.1, 0.2
+#: The rate at the end of a stretch is that of this share of its calls, over so long at least.
+ENDING_SHARE, SHORTEST_ENDING_SECONDS = 0.3, 0.2
+#: So many of the last refusals one bucket is to explain, with tolerances so many times as large.
+ASKED_STRETCHES, SOME_TOLERANCE, MORE_TOLERANCE = 3, 1.5, 3.0
+#: Rates are tried at so many places between the least and the most, no closer than this factor.
+MOST_RATES, CLOSEST = 24, 1.05
+SHORTEST_SECONDS = 0.05
+
+
+class Explained(NamedTuple):
+    """The rates by the second that explain the refusals, from the least to the most."""
+
+    least: float
+    most: float
+
+
+class Stretch(NamedTuple):
+    """What was let in of one dimension from one refusal, or the start, to the next.
+
+    Attributes:
+        is_first: Whether it began with a full bucket, at the start.
+        seconds: Of each point, since the stretch began; the first is 0.
+        let_in: Up to each point; the last one is the refusal.
+        held: Within so many calls' worth the bucket was empty.
+    """
+
+    is_first: bool
+    seconds: list[float]
+    let_in: list[float]
+    held: float
+
+    def least(self, tolerance: float) -> float:
+        """Return the lowest rate at which so much can have been let in."""
+        if self.is_first:
+            return 0.0
+        slack = tolerance * self.slack
+        return max(
+            (let_in * (1 - tolerance * LET_IN_SHARE) - slack) / max(seconds, SHORTEST_SECONDS)
+            for seconds, let_in in zip(self.seconds, self.let_in, strict=True)
+        )
+
+    def most(self) -> float:
+        """Return the highest rate that was exceeded before the refusal."""
+        end, total = self.seconds[-1], self.let_in[-1]
+        return max(
+            (total - let_in - self.held / 2) / max(end - seconds, 1e-3)
+            for seconds, let_in in zip(self.seconds, self.let_in, strict=True)
+        )
+
+    @property
+    def slack(self) -> float:
+        """How much may have been in the bucket when it refused, as far as can be told."""
+        return self.held + JITTER_SECONDS * self.rate_at_end
+
+    @property
+    def rate_at_end(self) -> float:
+        """How much was let in by the second before the refusal."""
+        total, place = self.let_in[-1], len(self.let_in) - 1
+        while place and self.let_in[place] > (1 - ENDING_SHARE) * total - self.held:
+            place -= 1
+        seconds = max(self.seconds[-1] - self.seconds[place], SHORTEST_ENDING_SECONDS)
+        return (total - self.let_in[place]) / seconds
+
+    def sizes(self, rate: float, tolerance: float) -> tuple[float, float, bool]:
+        """Return what the bucket held at the least, and at the end, if it refilled at ``rate``.
+
+        The third value tells whether it was full in between, so that the second is its size.
+        """
+        fullest = level = largest = 0.0
+        for seconds, let_in in zip(self.seconds, self.let_in, strict=True):
+            level = rate * seconds - let_in
+            fullest = max(fullest, level)
+            largest = max(largest, fullest - level)
+        total = self.let_in[-1]
+        was_full = self.is_first or level > tolerance * (self.slack + LET_IN_SHARE * total)
+        return largest, fullest - level, was_full
+
+
+class Evidence:
+    """The last refusals of a lane, and what was let in between them.
+
+    Args:
+        budgets: By dimension; some may be added later.
+        now: The time.
+    """
+
+    __slots__ = (
+        "_began_at",
+        "_budgets",
+        "_empty",
+        "_is_first",
+        "_last",
+        "_newest",
+        "_next",
+        "_points",
+        "_refused",
+        "_stretches",
+        "behind",
+        "is_corrected",
+    )
+
+    def __init__(self, budgets: dict[str, Budget], now: float) -> None:
+        self._budgets = budgets
+        self._stretches: deque[dict[str, Stretch]] = deque(maxlen=MOST_STRETCHES)
+        self._points: list[tuple[float, list[float]]] = []
+        self._began_at, self._is_first = now, True
+        #: What had been let in of each dimension when the stretch began.
+        self._empty: dict[str, float] = {}
+        self._next = 1.0
+        #: The number of the refused call that ended the last stretch; and of the newest one then.
+        self._last = self._newest = 0
+        #: Calls between those two that were refused.
+        self._refused = 0
+        #: The followers of the refused call before the last.
+        self.behind: tuple[float, int] = (0.0, 0)
+        #: Whether calls were taken back since a stretch was ended.
+        self.is_corrected = False
+
+    def note(self, now: float) -> None:
+        """Note what was let in by now, where that is an eighth more than at the last point."""
+        requests = self._budgets[REQUESTS].spent
+        if requests < self._next:
+            return
+        empty = self._empty.get(REQUESTS, 0.0)
+        self._next = max(requests + 1, empty + POINTS_SHARE * (requests - empty))
+        let_in = [budget.spent - budget.pending for budget in self._budgets.values()]
+        self._points.append((now, let_in))
+
+    def end(self, now: float, grant: Grant, calls: int) -> None:
+        """End a stretch with a refused call, known ``now`` that there were so many calls."""
+        requests = self._budgets[REQUESTS]
+        before, number = grant.charged_before(requests), requests.number
+        points = [point for point in self._points if point[1][number] <= before]
+        self.behind = self.followers
+        stretch = {}
+        for name, budget in self._budgets.items():
+            if budget.number >= len(grant.spent_then):
+                continue
+            empty = self._empty.get(name, 0.0)
+            known = [point for point in points if budget.number < len(point[1])]
+            seconds = [0.0, *(at - self._began_at for at, _ in known), grant.at - self._began_at]
+            let_in = [0.0, *(charged[budget.number] - empty for _, charged in known)]
+            self._empty[name] = grant.charged_before(budget)
+            let_in.append(self._empty[name] - empty)
+            held = budget.largest * (1 if name == REQUESTS else 2)
+            stretch[name] = Stretch(self._is_first, seconds, let_in, held)
+        self._stretches.append(stretch)
+        self.is_corrected = False
+        self._points = [(now, [budget.spent - budget.pending for budget in self._budgets.values()])]
+        self._began_at, self._is_first = grant.at, False
+        self._last, self._newest, self._refused = grant.number, calls, 0
+        self._next = requests.spent + 1
+
+    def forget(self, grant: Grant) -> None:
+        """Take back a call that was refused later than the one that ended the last stretch.
+
+        It was sent before that one, or until that one's refusal was known.
+        """
+        if not self._stretches or grant.number > self._newest:
+            return
+        if self._points:
+            for budget in self._budgets.values():
+                if budget.number < len(self._points[0][1]):
+                    self._points[0][1][budget.number] -= grant.charged(budget)
+        if grant.number > self._last:
+            self._refused += 1
+            return
+        self.is_corrected = True
+        for name, stretch in self._stretches[-1].items():
+            charged = grant.charged(self._budgets[name])
+            stretch.let_in[-1] -= charged
+            self._empty[name] -= charged
+
+    def clear(self, last: int = 0) -> None:
+        """Forget all but so many of the last stretches."""
+        while len(self._stretches) > last:
+            self._stretches.popleft()
+
+    def calls_explained(self) -> Explained | None:
+        """Return the calls by the second that explain as many of the last refusals as any do.
+
+        Any dimension may be the one that refused them.
+        """
+        for last in range(len(self._stretches), 0, -1):
+            found = []
+            for name in self._budgets:
+                one, per_call = self.explained(name, last), self.per_call(name)
+                if one is not None and per_call > 0:
+                    found.append(Explained(one.least / per_call, one.most / per_call))
+            if found:
+                return Explained(min(one.least for one in found), max(one.most for one in found))
+        return None
+
+    def unexplained(self) -> int:
+        """Tell how little one bucket explains the last three refusals.
+
+        Returns:
+            0 when it does, 1 when it does with more tolerance, 2 when it does not.
+        """
+        last = min(len(self._stretches), ASKED_STRETCHES)
+        if last < 2:
+            return 0
+        for tolerance, how in ((SOME_TOLERANCE, 0), (MORE_TOLERANCE, 1)):
+            if any(rate for name in self._budgets for rate in self._rates(name, last, tolerance)):
+                return how
+        return 2
+
+    @property
+    def followers(self) -> tuple[float, int]:
+        """How many calls under way behind the last refused one were let in, and refused."""
+        if not self._points or self._is_first:
+            return 0.0, 0
+        number = self._budgets[REQUESTS].number
+        return max(0.0, self._points[0][1][number] - self._empty[REQUESTS]), self._refused
+
+    def best_rate(self) -> float:
+        """Return the highest rate of calls by the second that was let in for a while."""
+        return max((one[REQUESTS].rate_at_end for one in self._stretches), default=0.0)
+
+    @property
+    def last_seconds(self) -> float:
+        """How long the last stretch took."""
+        return self._stretches[-1][REQUESTS].seconds[-1] if self._stretches else 0.0
+
+    @property
+    def last_calls(self) -> float:
+        """How many calls were let in from the last refusal but one to the last."""
+        return self._stretches[-1][REQUESTS].let_in[-1] if self._stretches else 0.0
+
+    def calls_let_in(self) -> float:
+        """Return the highest rate of calls that was let in from one refusal to the next."""
+        rates = (
+            one[REQUESTS].let_in[-1] / max(one[REQUESTS].seconds[-1], 1e-3)
+            for one in self._stretches
+            if not one[REQUESTS].is_first
+        )
+        return max(rates, default=0.0)
+
+    def per_call(self, name: str) -> float:
+        """Return what a call took of a dimension since the first refusal that is kept."""
+        calls = sum(max(0.0, one[REQUESTS].let_in[-1]) for one in self._stretches)
+        let_in = sum(max(0.0, one[name].let_in[-1]) for one in self._stretches if name in one)
+        return let_in / max(calls, 1.0)
+
+    def explained(self, name: str, last: int = MOST_STRETCHES) -> Explained | None:
+        """Return the rates that explain the last refusals; None when there are none.
+
+        Args:
+            name: The dimension.
+            last: So many refusals.
+        """
+        found = list(self._rates(name, last, 1.0))
+        return Explained(found[0], found[-1]) if found else None
+
+    def _rates(self, name: str, last: int, tolerance: float) -> Iterator[float]:
+        """Yield the rates that explain the last refusals, from the least on."""
+        stretches = [one[name] for one in list(self._stretches)[-last:] if name in one]
+        if not stretches:
+            return
+        rate = max(1e-3, *(one.least(tolerance) for one in stretches))
+        most = min(one.most() for one in stretches)
+        slack = max(one.slack for one in stretches)
+        factor = max(CLOSEST, (most / rate) ** (1 / MOST_RATES)) if most > rate else CLOSEST
+        while rate <= most:
+            if _is_one_size(rate, stretches, slack, tolerance):
+                yield rate
+            rate *= factor
+
+
+def _is_one_size(rate: float, stretches: list[Stretch], slack: float, tolerance: float) -> bool:
+    """Tell whether one bucket with this rate explains how each stretch went and ended."""
+    largest, smallest = 0.0, float("inf")
+    for stretch in stretches:
+        held, at_end, was_full = stretch.sizes(rate, tolerance)
+        largest = max(largest, held)
+        if was_full:
+            smallest = min(smallest, at_end)
+    return largest - smallest <= tolerance * (slack + HELD_SHARE * largest)

@@ -1,0 +1,98 @@
+"""What the first refusal means: a minute's burst may be used up, or not, or a told limit is small.
+
+Of an unknown limit all that was let in may have been a full bucket's, so its rate starts low. When
+calls that were sent after the refused one are answered well, it was no such bucket.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from batch_llm.strategies.admission.doubt import DOUBT_START
+from batch_llm.strategies.dimensions import MINUTE, REQUESTS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from batch_llm.strategies.admission.budgets import Budget
+    from batch_llm.strategies.admission.grants import Grant
+
+#: Calls sent after the first refusal, before it was known, that were answered: so many, and of all
+#: of them so large a share, and the refusal did not mean that the bucket was empty.
+FOLLOWERS, FOLLOWERS_SHARE = 8, 0.8
+
+
+class FirstRefusal:
+    """Watches what becomes of the calls that were sent after the one refused first."""
+
+    __slots__ = ("_accepted", "_doubt_limit", "_number", "_refused")
+
+    def __init__(self) -> None:
+        #: The refused call's number; how many calls might be in doubt when it was refused.
+        self._number = 0
+        self._doubt_limit = DOUBT_START
+        self._accepted = self._refused = 0
+
+    def note(self, grant: Grant, doubt_limit: float) -> None:
+        """Note which call was refused first."""
+        self._number = grant.number
+        self._doubt_limit = doubt_limit
+
+    def note_follower(self, grant: Grant, *, was_accepted: bool) -> bool:
+        """Take in what became of a call that was sent under the same belief.
+
+        Returns:
+            Whether so many were let in that no burst can have been used up.
+        """
+        if was_accepted:
+            if grant.number <= self._number:
+                return False
+            self._accepted += 1
+        else:
+            self._refused += 1
+        accepted = self._accepted
+        return accepted >= FOLLOWERS and accepted >= FOLLOWERS_SHARE * (accepted + self._refused)
+
+    def rate(self, per_call: float, doubt_seconds: float) -> float:
+        """Return the rate that was being let in then, of what a call takes ``per_call`` of."""
+        return self._doubt_limit * per_call / doubt_seconds
+
+
+def start_low(budget: Budget, grant: Grant, let_in: float, seconds: float) -> None:
+    """Take all that an unknown limit let in for its bucket, that a minute fills."""
+    let_in = let_in or grant.cost[budget.field]
+    if let_in > 0:
+        budget.peak = let_in / (MINUTE + seconds)
+        budget.burst = let_in
+        budget.learn_rate(budget.peak)
+
+
+def explains_used_up(budgets: Mapping[str, Budget], grant: Grant, seconds: float) -> bool:
+    """Tell whether a told limit refused its first call because a minute's worth was used.
+
+    Args:
+        budgets: By dimension.
+        grant: The refused call's.
+        seconds: Since the start.
+    """
+    is_counted = [
+        budget.windows.seems_counted(grant.spent_before(budget), budget.spent, seconds)
+        for budget in budgets.values()
+    ]
+    if any(is_counted):
+        return True
+    requests = budgets[REQUESTS]
+    held = requests.capacity
+    requests.learn_capacity(grant.spent_with(requests), seconds)
+    return requests.capacity < held
+
+
+def hold_less(requests: Budget, seconds: float) -> None:
+    """Learn from another call refused with the first that a small bucket holds even less.
+
+    Args:
+        requests: Told, else nothing is learned.
+        seconds: From the start until the call was sent.
+    """
+    if requests.capacity < requests.told_capacity:
+        requests.learn_capacity(requests.spent, seconds)

@@ -1,0 +1,184 @@
+"""What responses' headers say of one budget, as far as it can be believed.
+
+Headers are as old as the call that brought them, and shared by all who use the key. The limit that
+they tell is believed at once, less room than thought quickly, more room slowly. Whether the limit
+is a bucket's or counts minutes, the way that their reset moves shows.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, NamedTuple
+
+from batch_llm.strategies.admission.others import Others
+from batch_llm.strategies.admission.window_guess import FEWEST_VOTES, MOST_VOTES
+from batch_llm.strategies.costs import FIELDS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from batch_llm.strategies.admission.budgets import Budget
+    from batch_llm.strategies.costs import Cost
+
+#: Calls arrive closer together than they were sent, now and then: of a bucket that headers show so
+#: many of the largest calls are not used, or this share.
+CALLS_HELD_BACK, SHARE_HELD_BACK = 2.0, 0.2
+#: Sightings of a reset that stands still while the remainder moves, until it is a fixed window.
+VOTES_FOR_WINDOW = 3
+#: A sighting counts when a bucket's reset would have moved by so much; a window that ends so close
+#: to a whole one after the first charge is a sliding one.
+VOTE_SECONDS, SLIDING_SECONDS = 0.7, 1.0
+
+
+class LimitHeader(NamedTuple):
+    """What a response says of one dimension.
+
+    Attributes:
+        limit: Per minute, or per day.
+        remaining: Left at the provider when it answered.
+        reset_seconds: Until the window ends, or until the bucket is full again.
+    """
+
+    limit: float
+    remaining: float
+    reset_seconds: float
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether it can be believed: servers that count nothing send -1 and 0."""
+        return 0 < self.limit < math.inf and self.remaining >= 0 and self.reset_seconds >= 0
+
+
+class HeaderBelief:
+    """Keeps one budget in step with the headers of its lane's responses."""
+
+    __slots__ = ("_budget", "_last", "_limit_sent_at", "others")
+
+    def __init__(self, budget: Budget) -> None:
+        self._budget = budget
+        #: When the latest call was sent whose answer told the limit.
+        self._limit_sent_at = -math.inf
+        #: The last sighting: when the reset was due, what remained, when its call was sent.
+        self._last: tuple[float, float, float] | None = None
+        #: Who else uses the limit.
+        self.others = Others()
+
+    def sync(
+        self,
+        now: float,
+        sent_at: float,
+        spent_then: float,
+        pending_then: float,
+        header: LimitHeader,
+    ) -> bool:
+        """Believe a response's headers, as far as they can be: they are as old as its call.
+
+        Args:
+            now: The time.
+            sent_at: When the call was sent.
+            spent_then: ``spent`` at that time, the call itself included.
+            pending_then: ``pending`` at that time.
+            header: What the response says.
+
+        Returns:
+            Whether the limit is news.
+        """
+        budget = self._budget
+        limit, remaining, reset = header
+        if limit != budget.limit and sent_at < self._limit_sent_at:
+            return False  # a late answer: a call that was sent later has told another limit
+        self._limit_sent_at = max(self._limit_sent_at, sent_at)
+        spent_since = budget.spent - spent_then
+        if budget.told is not None and limit > budget.told:
+            # The told limit is the ceiling; what the provider has left can only lower the level.
+            budget.drain(now, max(0.0, remaining - spent_since))
+            return False
+        is_news = budget.source != "header" or budget.limit != limit
+        if is_news:
+            was_known = budget.source == "header"
+            budget.refill(now)
+            budget.limit, budget.source = limit, "header"
+            budget.ceiling = budget.rate = budget.peak = limit / budget.window_seconds
+            budget.capacity = limit
+            if not was_known:
+                budget.level = remaining - spent_since - pending_then
+            budget.level = min(budget.level, budget.capacity)
+        if not budget.is_window and not budget.is_sliding:
+            # A bucket's reset is the time until it is full, which tells how much it holds.
+            holds = remaining + reset * budget.ceiling
+            holds -= min(CALLS_HELD_BACK * budget.largest, SHARE_HELD_BACK * holds)
+            budget.capacity = min(limit, max(holds, budget.largest, 1.0))
+            budget.level = min(budget.level, budget.capacity)
+        deadline = sent_at + reset
+        self._vote(sent_at, deadline, remaining, limit)
+        budget.refill(now)
+        if budget.is_window:
+            if now < deadline:
+                budget.reset_at = deadline
+                room = min(budget.capacity, remaining - spent_since)
+                if room < budget.level:
+                    budget.level += 0.5 * (room - budget.level)
+                elif room - pending_then > budget.level and not budget.is_shut:
+                    budget.level += 0.2 * (room - pending_then - budget.level)
+            return is_news
+        if budget.is_sliding and budget.log is not None:
+            budget.capacity = limit
+            if now - sent_at < 1.0:  # others use the same key
+                used = budget.log.used_then(now, sent_at) - spent_since
+                foreign = limit - used - remaining - pending_then
+                if foreign > 0.05 * limit:
+                    budget.log.charge(now, 0.5 * foreign)
+            return is_news
+        room = remaining - spent_since + budget.rate * max(0.0, now - sent_at)
+        room = min(budget.capacity, room)
+        others, change = self.others, 0.0
+        if room < budget.level:  # others use the same key: believed quickly
+            change = 0.5 * (room - budget.level)
+        elif room - pending_then > budget.level and not others.is_wary(now):
+            change = 0.2 * (room - pending_then - budget.level)  # more than thought: slowly
+        budget.level += change
+        others.note(now, -change)
+        budget.keep_to_told()
+        return is_news
+
+    def _vote(self, sent_at: float, deadline: float, remaining: float, limit: float) -> None:
+        """Tell a fixed window from a bucket: its reset stands still while the remainder moves."""
+        budget = self._budget
+        if budget.is_sliding:
+            return
+        if self._last is None:
+            self._last = (deadline, remaining, sent_at)
+            return
+        last_deadline, last_remaining, last_at = self._last
+        # Since the last one a bucket's deadline moved by the time that what was taken needs to come
+        # back, and a window's not at all, or by whole windows.
+        as_bucket = (last_remaining - remaining) * budget.window_seconds / limit + sent_at - last_at
+        if abs(as_bucket) < VOTE_SECONDS:
+            return
+        moved = deadline - last_deadline
+        half = budget.window_seconds / 2
+        off_window = abs((moved + half) % budget.window_seconds - half)
+        vote = 1 if off_window < abs(moved - as_bucket) else -1
+        budget.windows.votes = max(FEWEST_VOTES, min(MOST_VOTES, budget.windows.votes + vote))
+        self._last = (deadline, remaining, sent_at)
+        if budget.windows.votes >= VOTES_FOR_WINDOW:
+            if abs(deadline - budget.charged_at - budget.window_seconds) < SLIDING_SECONDS:
+                budget.is_sliding = True
+                return
+            if not budget.is_window:
+                budget.spent_at_reset = budget.spent - max(0.0, limit - remaining)
+                budget.reset_at = deadline  # even a past one: the next refill moves it on
+                budget.capacity = limit  # until then it was read as a bucket's
+            budget.is_window = True
+        elif budget.windows.votes < 0 and budget.is_window:
+            budget.windows.become_bucket()
+
+
+def used_up(cost: Cost, headers: Mapping[str, LimitHeader] | None) -> str | None:
+    """Return the dimension that a refusal's headers show to be used up, if it is one."""
+    short = [
+        name
+        for name, header in (headers or {}).items()
+        if header.is_sound and name in FIELDS and header.remaining < cost[FIELDS[name]]
+    ]
+    return short[0] if len(short) == 1 else None

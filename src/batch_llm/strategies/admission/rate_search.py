@@ -1,0 +1,149 @@
+"""The search for an unknown limit's rate: upwards from the first refusal, until it is enclosed.
+
+Each refusal leaves fewer rates that explain all of them (``evidence.py``). The search goes on in
+the middle of those, more slowly each time, until they are close together; but when a refusal may
+have been chance (``noise.py``, or few calls since the last one), as fast as before.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from batch_llm.strategies.admission.belief import Belief
+    from batch_llm.strategies.admission.budgets import Budget
+    from batch_llm.strategies.admission.doubt import Doubt
+    from batch_llm.strategies.admission.evidence import Evidence, Explained
+
+#: The share of the rate that a cut leaves.
+CUT = 0.87
+#: Of a rate that was measured between two refusals so much is used.
+MEASURED_SHARE = 0.9
+#: A rate is searched upwards after the first cut: by so much in each span, and per step at the
+#: most. A span is so many times as long as a call is in doubt, within bounds.
+SEARCH_GROWTH, SEARCH_STEP = 1.0, 1.0
+SEARCH_SPANS, SHORTEST_SPAN_SECONDS, LONGEST_SPAN_SECONDS = 4.0, 0.3, 1.0
+#: The search goes on until the limit's rate is known up to this factor.
+SEARCH_ENDS_WITHIN = 1.5
+#: Fewer calls between two refusals do not enclose a rate.
+FEWEST_CALLS = 32
+#: After each refusal the search is so much slower, so that the next one is closer to the limit.
+SEARCH_SLOWER = 4.0
+#: And it goes on for no more than so many refusals that ask for no whole seconds, or followed
+#: many calls: after few calls the next one costs little, and may be chance.
+SEARCH_CUTS = 3
+#: What is remembered is searched on so slowly.
+RECALLED_SPAN_SECONDS = 4.0
+
+
+class RateSearch:
+    """Searches the rates of all unknown budgets at once.
+
+    Args:
+        belief: Whether there is a search, and from what.
+        doubt: How long calls are in doubt.
+        evidence: What the refusals tell.
+    """
+
+    __slots__ = (
+        "_belief",
+        "_cuts",
+        "_doubt",
+        "_evidence",
+        "_found",
+        "_is_enclosed",
+        "_is_fast",
+    )
+
+    def __init__(self, belief: Belief, doubt: Doubt, evidence: Evidence) -> None:
+        self._belief = belief
+        self._doubt = doubt
+        self._evidence = evidence
+        #: Refusals in the search so far.
+        self._cuts = 0
+        #: The rates of calls that explain the last refusals.
+        self._found: Explained | None = None
+        #: Whether the last refusal may have been chance.
+        self._is_fast = False
+        #: Whether the last refusal has enclosed the limit well enough.
+        self._is_enclosed = False
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether there is still something to search."""
+        is_on = self._belief.is_searching and not self._is_enclosed
+        return (self._belief.is_first or is_on) and not self._belief.knows_limits
+
+    @property
+    def span_seconds(self) -> float:
+        """The time in which a rate that is searched doubles and more."""
+        if self._belief.is_recalled:  # what is remembered is likely to hold still
+            return RECALLED_SPAN_SECONDS
+        span = SEARCH_SPANS * self._doubt.seconds
+        span = max(SHORTEST_SPAN_SECONDS, min(LONGEST_SPAN_SECONDS, span))
+        return span * SEARCH_SLOWER ** min(self._cuts, SEARCH_CUTS)
+
+    def grown(self, rate: float, elapsed: float) -> float:
+        """Return a rate that is searched, after ``elapsed`` more seconds."""
+        return rate * (1 + min(SEARCH_GROWTH * elapsed / self.span_seconds, SEARCH_STEP))
+
+    def judge(self, *, is_fast: bool, is_whole: bool) -> int:
+        """See at a refusal whether the limit is enclosed well enough.
+
+        Args:
+            is_fast: Whether it may have been chance: the search goes on as fast as at first.
+            is_whole: Whether it asks for whole seconds.
+
+        Returns:
+            Refusals in the search with this one, for ``note_cut`` once the rates are cut.
+        """
+        belief, evidence = self._belief, self._evidence
+        cuts = self._cuts + 1 if belief.is_searching else 0
+        if not belief.is_searching:  # what is told or was found once is not searched
+            self._is_enclosed = self._is_fast = False
+            return 0
+        self._found = found = evidence.calls_explained()
+        self._is_fast = is_fast and not belief.is_first
+        if self._is_fast:
+            self._is_enclosed = False
+            return min(cuts, 1)
+        has_few = evidence.last_calls < FEWEST_CALLS
+        is_close = found is not None and found.most <= SEARCH_ENDS_WITHIN * found.least
+        is_over = cuts > SEARCH_CUTS and not (has_few and is_whole)
+        self._is_enclosed = not belief.is_first and (is_over or (is_close and not has_few))
+        return min(cuts, 1) if has_few and is_whole else cuts
+
+    def begin_anew(self) -> None:
+        """Search as fast as at first."""
+        self._cuts = 0
+
+    def note_cut(self, cuts: int) -> None:
+        """Go on more slowly."""
+        self._cuts = cuts
+
+    def cut(self, budget: Budget) -> None:
+        """Set the rate to go on with after a refusal."""
+        found, evidence = self._found, self._evidence
+        per_call = evidence.per_call(budget.name)
+        if found is None or per_call <= 0:
+            budget.peak = budget.rate
+        else:
+            calls = max(math.sqrt(found.least * found.most), evidence.calls_let_in())
+            if self._is_fast:
+                calls = max(calls, evidence.best_rate())
+            budget.peak = calls * per_call
+            if self._is_enclosed:
+                budget.peak *= MEASURED_SHARE / CUT
+        budget.learn_rate(budget.peak * CUT)
+
+    def correct(self, budgets: Iterable[Budget]) -> None:
+        """Set the rates anew, when calls turned out to be refused that were taken for let in."""
+        if not self._evidence.is_corrected or not self._cuts:
+            return
+        self._found = self._evidence.calls_explained()
+        for budget in budgets:
+            if budget.source == "unknown" and budget.rate < math.inf:
+                self.cut(budget)

@@ -1,0 +1,225 @@
+"""Guesses whether a limit counts what was used in a minute, and in which one.
+
+A limit of "600 a minute" is a bucket, a count that starts anew with each minute on the provider's
+clock (a fixed window), or a count of the last sixty seconds (a sliding one). When it refuses, how
+long it stays closed and when it opens tell which; what it let in until then is what a limit that
+nobody told of comes to.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from batch_llm.strategies.dimensions import DAY, REQUESTS
+
+if TYPE_CHECKING:
+    from batch_llm.strategies.admission.budgets import Budget
+
+#: Votes for a fixed window and against it are counted between these; at the fewest it is none, for
+#: good.
+FEWEST_VOTES, MOST_VOTES = -50, 5
+#: How far two openings may be from whole minutes apart: probes find them late.
+OPENING_SLACK_SECONDS = 6.0
+#: A sliding window may seem to open so much too soon.
+SLIDING_SLACK_SECONDS = 2.0
+#: A minute's limit may be used up when so much of it is: what an answer takes is a guess.
+COUNTED_SHARE = 0.7
+#: A refusal with less than this used refutes a window.
+REFUTING_SHARE = 0.7
+#: Of what a window let in before it refused so much is used; and so much more of one that did not
+#: refuse for a minute, doubled each time.
+WINDOW_SHARE, WINDOW_GROWTH = 0.97, 0.05
+#: Where tokens may have been what was counted, so many more calls than were let in are tried.
+REQUESTS_SLACK = 1.15
+
+
+class WindowGuess:
+    """What speaks for a budget's being counted by the minute; changes the budget accordingly."""
+
+    __slots__ = ("_budget", "_fitted_at", "_growth", "_opened_at", "may_be_counted", "votes")
+
+    def __init__(self, budget: Budget, now: float) -> None:
+        self._budget = budget
+        #: What headers showed: above 0 for a fixed window, below for a bucket.
+        self.votes = 0
+        #: Whether a minute's limit was used up sooner than a bucket's would have been.
+        self.may_be_counted = False
+        #: When calls were last let in again after a long closure.
+        self._opened_at = -math.inf
+        #: When a learned window was last found too small or large; how much it grows next.
+        self._fitted_at = now
+        self._growth = WINDOW_GROWTH
+
+    @property
+    def can_be_counted(self) -> bool:
+        """Whether it is a told limit per minute."""
+        return self._budget.source == "told" and self._budget.window_seconds < DAY
+
+    def seems_counted(self, least: float, most: float, seconds: float) -> bool:
+        """Tell from the first refusal whether a told limit may count what was used in a minute.
+
+        A bucket that holds a minute's worth lets more in, because it fills again meanwhile.
+
+        Args:
+            least: Spent since the start until the refused call was sent.
+            most: Spent until now: what is in doubt may have been let in.
+            seconds: Since the start.
+        """
+        budget = self._budget
+        if not self.can_be_counted or budget.told is None:
+            return False
+        if seconds >= budget.window_seconds:
+            return False
+        filled = 0.5 * seconds / budget.window_seconds
+        is_enough = most - budget.pending >= COUNTED_SHARE * budget.told
+        self.may_be_counted = is_enough and least - budget.pending < (1 + filled) * budget.told
+        return self.may_be_counted
+
+    def seems_a_window(self, now: float, opened_at: float) -> None:
+        """Take the limit for one per fixed minute, of which one began at ``opened_at``.
+
+        It must have happened before, a whole number of minutes ago: a told limit is not risked.
+        """
+        budget = self._budget
+        if budget.limit is None or budget.is_window or self.votes <= FEWEST_VOTES:
+            return
+        ago, self._opened_at = opened_at - self._opened_at, opened_at
+        half = budget.window_seconds / 2
+        off = abs((ago + half) % budget.window_seconds - half)
+        if not (ago > half and off < OPENING_SLACK_SECONDS):
+            return
+        budget.refill(now)
+        self._become_window(opened_at)
+
+    def explain_opening(
+        self, now: float, began_at: float, opened_at: float, *, is_long: bool, others: bool = False
+    ) -> None:
+        """Tell how a limit is counted that was used up: its first opening shows it.
+
+        A sliding window opens when the first charge is a minute old, a fixed one sooner; a bucket
+        as soon as it has filled enough, which is not ``is_long`` after.
+        """
+        budget = self._budget
+        is_counted = (self.may_be_counted or self._may_be_learned) and is_long
+        self.may_be_counted = False
+        if not is_counted:
+            if budget.source == "unknown" and budget.limit is None:
+                budget.log = None  # it is a bucket
+            return
+        if budget.source == "unknown":
+            self._learn_window(now, others=others)
+        budget.refill(now)
+        if opened_at - began_at < budget.window_seconds - SLIDING_SLACK_SECONDS:
+            self._become_window(opened_at)
+        else:
+            budget.is_sliding = True
+            budget.level = min(budget.capacity, budget.allowed)
+            if budget.source == "unknown" and budget.log is not None:
+                budget.level = budget.capacity - budget.log.used(now)
+
+    @property
+    def _may_be_learned(self) -> bool:
+        """Whether this may be the first opening of a window that nobody told us of.
+
+        A dimension that no refusal was blamed on has no limit to learn.
+        """
+        budget = self._budget
+        is_new = budget.source == "unknown" and budget.limit is None
+        return is_new and budget.is_limited and budget.log is not None
+
+    def _learn_window(self, now: float, *, others: bool) -> None:
+        """Take what was let in before the first refusal for the limit of a minute."""
+        budget = self._budget
+        self._fitted_at = now
+        slack = REQUESTS_SLACK if budget.name == REQUESTS and others else 1.0
+        self._set_window(max(budget.largest, self._share * slack * budget.spent_at_cut))
+
+    @property
+    def _share(self) -> float:
+        return 1.0 if self._budget.name == REQUESTS else WINDOW_SHARE
+
+    def _set_window(self, limit: float) -> None:
+        budget = self._budget
+        budget.limit = budget.capacity = limit
+        budget.rate = budget.peak = limit / budget.window_seconds
+
+    def fit(self, now: float, *, is_refused: bool) -> None:
+        """Fit a learned window to what it let in until it refused, or to more when it did not."""
+        budget = self._budget
+        if budget.limit is None or budget.source != "unknown":
+            return
+        if is_refused:
+            used = (
+                budget.log.used(now)
+                if budget.is_sliding and budget.log
+                else budget.spent - budget.spent_at_reset
+            )
+            if used > REFUTING_SHARE * budget.limit:
+                self._set_window(max(budget.largest, min(budget.limit, self._share * used)))
+            self._fitted_at, self._growth = now, WINDOW_GROWTH
+        elif now - self._fitted_at > budget.window_seconds:
+            self._fitted_at = now
+            self._set_window(budget.limit + max(1.0, self._growth * budget.limit))
+            self._growth = min(1.0, 2 * self._growth)
+
+    def _become_window(self, opened_at: float) -> None:
+        budget = self._budget
+        budget.is_window = True
+        if budget.ceiling < math.inf:
+            budget.rate = budget.ceiling
+        budget.capacity = budget.limit or budget.capacity
+        budget.full_at = opened_at
+        # Calls were sent since it opened, before that was known.
+        budget.spent_at_reset = budget.spent_at_cut
+        budget.level = budget.capacity - max(0.0, budget.spent - budget.spent_at_cut)
+        budget.reset_at = opened_at + budget.window_seconds
+
+    def opens_again(self, now: float, at: float) -> None:
+        """Note when a window that refused a call opens, as its Retry-After says."""
+        budget = self._budget
+        earliest = budget.full_at + budget.window_seconds - SLIDING_SLACK_SECONDS
+        if budget.told is not None and at < earliest and now > budget.full_at:
+            self.votes = FEWEST_VOTES  # sooner than a window can: it is none
+            self.become_bucket()
+        else:
+            budget.reset_at = min(budget.reset_at, at)
+
+    def become_bucket(self) -> None:
+        """Give up the belief in a window."""
+        budget = self._budget
+        budget.is_window = budget.is_sliding = False
+        if budget.source == "unknown":
+            budget.limit = budget.log = None
+            budget.fit_capacity()
+            return
+        budget.rate = budget.ceiling
+        budget.keep_to_told()
+
+    @property
+    def is_believed(self) -> bool:
+        """Whether the limit is taken for one per minute."""
+        return self._budget.is_window or self._budget.is_sliding
+
+    def is_used_up(self, now: float) -> bool:
+        """Tell whether so much of the minute was used that it may refuse a call."""
+        budget = self._budget
+        if budget.is_sliding and budget.log is not None and budget.limit is not None:
+            return budget.log.used(now) >= REFUTING_SHARE * budget.limit
+        if not budget.is_window:
+            return False
+        return budget.spent - budget.spent_at_reset >= REFUTING_SHARE * budget.capacity
+
+    def distrust(self, now: float) -> None:
+        """Give the belief in a window up for good, when a refusal came with room left in it."""
+        budget = self._budget
+        if not self.is_believed or self.is_used_up(now):
+            return
+        if budget.is_sliding:
+            self.become_bucket()
+            return
+        age = now - (budget.reset_at - budget.window_seconds)
+        is_early = 1 < age < budget.window_seconds - 1 or budget.source != "header"
+        if budget.spent_at_reset > 0 and is_early:
+            self.votes = FEWEST_VOTES
+            self.become_bucket()

@@ -1,0 +1,119 @@
+"""What the refusals so far tell of an unknown limit: which buckets explain all of them."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from admissions import ONE, admission, start_all
+from batch_llm.strategies.admission.evidence import Evidence, Stretch
+from batch_llm.strategies.dimensions import REQUESTS
+
+
+class Sender:
+    """Sends one call after another to a bucket, and ends a stretch with each refusal."""
+
+    def __init__(self, rate, burst):
+        self.rate, self.burst, self.level, self.at = rate, burst, burst, 0.0
+        self.one = admission(dimensions=(REQUESTS,))
+        self.evidence = Evidence(self.one.budgets, 0.0)
+        self.now = 0.0
+
+    def stretch(self, per_second, closed, is_refused=None):
+        """Send evenly after a pause until one is refused; ``is_refused`` decides for the bucket."""
+        self.now += closed
+        number = 0
+        while True:
+            self.level = min(self.burst, self.level + self.rate * (self.now - self.at))
+            self.at = self.now
+            number += 1
+            grant = self.one.start(self.now, ONE)
+            refused = self.level < 1 if is_refused is None else is_refused(number)
+            if refused:
+                self.one.budgets[REQUESTS].spent -= 1
+                self.evidence.end(self.now, grant, grant.number)
+                return self
+            self.level -= 1
+            self.evidence.note(self.now)
+            self.now += 1 / per_second
+
+
+@pytest.mark.parametrize("burst", [10.0, 100.0])
+@pytest.mark.parametrize("closed", [0.1, 1.0])
+def test_the_rate_of_a_bucket_is_among_those_that_explain_its_refusals(burst, closed):
+    one = Sender(20.0, burst).stretch(50, 0.0)
+    for per_second in (30, 60, 25):
+        one.stretch(per_second, closed)
+        found = one.evidence.calls_explained()
+        assert 0.9 * found.least <= 20 <= 1.1 * found.most
+        assert one.evidence.unexplained() == 0
+
+    assert found.most < 2 * found.least
+
+
+def test_the_first_refusal_alone_tells_next_to_nothing():
+    found = Sender(20.0, 10.0).stretch(50, 0.0).evidence.calls_explained()
+
+    assert found.least < 0.1
+    assert found.most > 20
+
+
+def test_refusals_after_ever_other_numbers_of_calls_are_explained_by_no_bucket():
+    one = Sender(1e9, 1e9)
+    for calls in (30, 4, 60):
+        one.stretch(50, 1.0, lambda number, calls=calls: number > calls)
+
+    assert one.evidence.unexplained() > 0
+
+
+def test_refusals_at_random_are_unexplained_more_often_than_those_of_a_limit():
+    def unexplained(sender, is_refused, dice):
+        sender.stretch(50, 0.0, is_refused)
+        count = 0
+        for _ in range(60):
+            sender.stretch(dice.uniform(30, 100), 1.0, is_refused)
+            count += sender.evidence.unexplained() > 0
+        return count
+
+    dice = random.Random(1)
+    by_chance = unexplained(Sender(1e9, 1e9), lambda _: dice.random() < 0.05, dice)
+    by_limit = unexplained(Sender(20.0, 20.0), None, dice)
+
+    assert by_limit == 0
+    assert by_chance >= 15
+
+
+def test_a_call_refused_late_is_taken_back_from_what_was_let_in():
+    one = admission(dimensions=(REQUESTS,))
+    grants = [one.start(n / 10, ONE) for n in range(10)]
+    for grant in grants[:5]:
+        one.accepted(1.0, grant)
+    one.refused(1.0, grants[8], latency=0.2)
+    before = one._evidence.last_calls
+    one.refused(1.1, grants[6], latency=0.5)
+
+    assert before == 8
+    assert one._evidence.last_calls == 7
+    assert one._evidence.is_corrected
+
+
+def test_calls_behind_a_refused_one_are_counted_by_what_became_of_them():
+    one = admission(dimensions=(REQUESTS,))
+    one.accepted(0.1, one.start(0.0, ONE))
+    grants = start_all(one, 0.1) + start_all(one, 0.7)
+    assert len(grants) >= 4
+    one.refused(0.8, grants[0], latency=0.1)
+    behind = len(grants) - 1
+    assert one._evidence.followers == (behind, 0)
+
+    one.refused(0.9, grants[2], latency=0.2)
+
+    assert one._evidence.followers == (behind - 1, 1)
+
+
+def test_a_stretch_knows_the_least_and_the_most_rate_that_it_allows():
+    even = Stretch(is_first=False, seconds=[0.0, 1.0, 2.0], let_in=[0.0, 0.0, 100.0], held=1.0)
+
+    assert 40 < even.least(1.0) < 50  # all that was let in came back in two seconds
+    assert 90 < even.most() < 101  # and it was sent in one of them

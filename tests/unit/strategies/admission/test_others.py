@@ -1,0 +1,193 @@
+"""Two programs on one key: hardly a refused call, and to each its part; alone nothing changes."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+
+from admissions import ONE, admission, start_all
+from batch_llm.strategies.admission import Admission
+from batch_llm.strategies.admission.doubt import DOUBT_SHARED, Doubt
+from batch_llm.strategies.admission.header_belief import LimitHeader
+from batch_llm.strategies.admission.others import (
+    MISSING_CALLS,
+    REMEMBERED_SECONDS,
+    TAKEN_SECONDS,
+    WARY_SECONDS,
+    Others,
+)
+from batch_llm.strategies.dimensions import REQUESTS
+from virtual_lane import Lane, Reply
+
+RATE = 100.0
+
+
+class SharedBucket:
+    """Lets 100 a second in, holds so many seconds of them, and tells what is left."""
+
+    def __init__(self, holds_seconds):
+        self.holds = self.left = RATE * holds_seconds
+        self.at = 0.0
+        self.dice = random.Random(1)
+
+    def __call__(self, now):
+        now = max(now, self.at)
+        self.left, self.at = min(self.holds, self.left + (now - self.at) * RATE), now
+        is_in = self.left >= 1
+        self.left -= is_in
+        headers = {
+            REQUESTS: LimitHeader(60 * RATE, int(self.left), (self.holds - self.left) / RATE)
+        }
+        if is_in:
+            return Reply("taken", self.dice.uniform(0.4, 0.6), None, None, headers)
+        return Reply("refused", 0.02, 1.0, None, headers)
+
+
+def race(programs, holds_seconds, seconds):
+    """Run programs side by side, each with an admission of its own."""
+    provider = SharedBucket(holds_seconds)
+    lanes = [
+        Lane(Admission(0.0, None, dimensions=(REQUESTS,), dice=random.Random(seed)), provider)
+        for seed in range(programs)
+    ]
+    for step in range(1, int(100 * seconds) + 1):
+        for lane in lanes:
+            lane.run(step / 100)
+    return lanes
+
+
+@pytest.mark.parametrize("holds_seconds", [1, 10])
+def test_two_programs_on_one_key_use_it_up_with_few_refused_calls_and_each_gets_its_part(
+    holds_seconds,
+):
+    lanes = race(2, holds_seconds, 60)
+
+    taken = [len(lane.ends["taken"]) for lane in lanes]
+    refused = sum(len(lane.ends["refused"]) for lane in lanes)
+    assert sum(taken) > 0.88 * RATE * (60 + holds_seconds)
+    assert refused < 0.12 * sum(taken)
+    assert min(taken) > 0.3 * sum(taken)
+
+
+def test_when_the_other_program_is_gone_all_of_the_limit_is_used():
+    provider = SharedBucket(10)
+    one, other = (
+        Lane(Admission(0.0, None, dimensions=(REQUESTS,), dice=random.Random(seed)), provider)
+        for seed in range(2)
+    )
+    for step in range(1, 9001):
+        one.run(step / 100)
+        if step < 3000:
+            other.run(step / 100)
+
+    assert one.count("taken", 50, 90) > 0.95 * 40 * RATE
+
+
+def test_a_minutes_limit_that_is_kept_by_windows_of_seconds_refuses_less_than_a_fifth():
+    """Headers tell the minute's limit, of which a twelfth may be sent in five seconds."""
+    dice, windows = random.Random(1), {}
+
+    def reply(now):
+        window = int(now // 5)
+        windows[window] = windows.get(window, 0) + 1
+        left, reset = max(0, 500 - windows[window]), 5 - now % 5
+        headers = {REQUESTS: LimitHeader(60 * RATE, left, reset)}
+        if windows[window] <= 500:
+            return Reply("taken", dice.uniform(0.4, 0.6), None, None, headers)
+        return Reply("refused", 0.02, float(math.ceil(reset)), None, headers)
+
+    one = Admission(0.0, None, dimensions=(REQUESTS,), dice=random.Random(1))
+    lane = Lane(one, reply).run(60)
+
+    assert len(lane.ends["taken"]) > 0.9 * 60 * RATE
+    assert len(lane.ends["refused"]) < 0.2 * 60 * RATE
+
+
+def test_what_is_missing_counts_for_some_seconds():
+    others = Others()
+    others.note(0.0, 2 * TAKEN_SECONDS)
+
+    assert others.are_there(0.0, 10.0)
+    assert not others.are_there(2 * TAKEN_SECONDS, 10.0)
+    assert not others.are_there(0.0, 100.0)  # a small part of a larger limit
+
+
+def test_what_was_over_makes_up_for_what_was_missing():
+    others = Others()
+    for _ in range(1000):
+        others.note(0.0, 1.0)
+        others.note(0.0, -1.0)
+
+    assert not others.are_there(0.0, 1.0)
+
+
+def test_a_refusal_is_theirs_where_there_seemed_to_be_room():
+    mine, theirs = Others(), Others()
+    mine.note_refused(0.0, 1.0, MISSING_CALLS, 100.0, 10.0)
+    theirs.note_refused(0.0, 1.0, 50.0, 100.0, 10.0)
+
+    assert not mine.is_wary(0.5)
+    assert not mine.are_there(0.5, 10.0)
+    assert theirs.is_wary(0.9 + WARY_SECONDS)
+    assert theirs.are_there(0.9 + WARY_SECONDS, 10.0)
+    assert not theirs.is_wary(1.1 + WARY_SECONDS)
+
+
+def test_further_refusals_are_theirs_too_for_a_while():
+    soon, late = Others(), Others()
+    for others in (soon, late):
+        others.note_refused(0.0, 0.0, 50.0, 100.0, 10.0)
+    soon.note_refused(REMEMBERED_SECONDS, REMEMBERED_SECONDS, 0.0, 100.0, 10.0)
+    after = WARY_SECONDS + REMEMBERED_SECONDS + 1
+    late.note_refused(after, after, 0.0, 100.0, 10.0)
+
+    assert soon.is_wary(REMEMBERED_SECONDS + 1)
+    assert not late.is_wary(after + 1)
+
+
+def test_what_is_left_of_a_shared_limit_is_not_sent_for_at_once():
+    doubt = Doubt(0.0, is_told=False)
+    doubt.limit = 500.0
+
+    doubt.keep_to(100.0, 1000.0)
+    assert doubt.limit == 250
+    doubt.keep_to(100.0, 0.0)
+    assert doubt.limit == pytest.approx(1.2 * 100 * doubt.seconds)
+    doubt.keep_to(0.1, 0.0)
+    assert doubt.limit == DOUBT_SHARED
+
+
+def test_what_a_closed_gate_saves_up_is_not_sent_in_one_burst_with_headers_either():
+    one = admission(dimensions=(REQUESTS,))
+    header = LimitHeader(6000, 50, 0.5)  # holds a second's calls
+    for _ in range(2):
+        one.accepted(0.1, one.start(0.0, ONE), None, {REQUESTS: header})
+    for at in (1.0, 2.0):  # the first refusal may be that of calls sent before the headers
+        grant = one.start(at, ONE)
+        one.refused(at, grant, latency=0.0, retry_after=1.0, headers={REQUESTS: header})
+        one.accepted(at, one.start(at, ONE))
+
+    assert one.closed_until >= 3.0
+    one.budgets[REQUESTS].refill(one.closed_until)
+    assert one.budgets[REQUESTS].level <= 1
+
+
+def sent_at_once(others_per_second):
+    """Return the calls sent at once after four seconds with ten calls a second of ours."""
+    one = admission(dimensions=(REQUESTS,))
+    one._doubt.limit = 400.0
+    left = 1000.0
+    for number in range(40):
+        now = 0.1 * number
+        grant = one.start(now, ONE)
+        left = min(1000.0, left + 0.1 * RATE) - 1 - 0.1 * others_per_second
+        header = LimitHeader(60 * RATE, left, (1000 - left) / RATE)
+        one.accepted(now + 0.01, grant, None, {REQUESTS: header})
+    return len(start_all(one, now + 0.01))
+
+
+def test_where_others_take_their_part_what_is_left_is_not_sent_for_at_once():
+    assert sent_at_once(others_per_second=0) >= 400
+    assert sent_at_once(others_per_second=190) <= 160  # a quarter of some 600 that are left

@@ -1,0 +1,100 @@
+"""An unknown limit's rate is searched upwards, and enclosed."""
+
+from __future__ import annotations
+
+import pytest
+
+from admissions import ONE, admission
+from batch_llm import Limits
+from batch_llm.strategies.admission.belief import Known
+from batch_llm.strategies.admission.evidence import Evidence
+from batch_llm.strategies.admission.header_belief import LimitHeader
+from batch_llm.strategies.dimensions import REQUESTS
+from virtual_lane import Lane, Reply
+
+
+class Refilled:
+    """A bucket of a hundred calls, refilled by twenty a second."""
+
+    def __init__(self, retry_after):
+        self.level, self.at, self.retry_after = 100.0, 0.0, retry_after
+
+    def __call__(self, now):
+        self.level = min(100.0, self.level + 20 * (now - self.at))
+        self.at = now
+        if self.level < 1:
+            return Reply("refused", 0.1, self.retry_after)
+        self.level -= 1
+        return Reply("taken", 0.3)
+
+
+@pytest.mark.parametrize("retry_after", [None, 1.0])
+def test_the_search_ends_near_the_limit_after_few_refusals(retry_after):
+    one = admission(dimensions=(REQUESTS,))
+    lane = Lane(one, Refilled(retry_after))
+    while one._belief.is_first or one._belief.is_searching:
+        lane.run(lane.now + 0.1)
+
+    assert one._epoch.number <= 5
+    assert lane.now < 30
+    assert one.budgets[REQUESTS].rate == pytest.approx(0.87 * 20, rel=0.2)
+
+
+def test_a_refusal_that_may_have_been_chance_slows_the_search_down_by_nothing():
+    one = admission(dimensions=(REQUESTS,))
+    one._belief.is_first, one._belief.is_searching = False, True
+    cuts = []
+    for is_fast in (False, False, True):
+        cuts.append(one._search.judge(is_fast=is_fast, is_whole=False))
+        one._search.note_cut(cuts[-1])
+
+    assert cuts == [1, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("calls", "is_whole", "cuts"), [(10, True, 1), (40, True, 6), (10, False, 6)]
+)
+def test_after_few_calls_and_a_whole_second_the_search_goes_on(calls, is_whole, cuts, monkeypatch):
+    monkeypatch.setattr(Evidence, "last_calls", calls)
+    one = admission(dimensions=(REQUESTS,))
+    one._belief.is_first, one._belief.is_searching = False, True
+    one._search.note_cut(5)
+
+    assert one._search.judge(is_fast=False, is_whole=is_whole) == cuts
+    assert one._search.goes_on == (cuts == 1)
+
+
+def test_a_known_limit_is_not_searched():
+    one = admission(limits=Limits(requests_per_minute=600))
+    one.refused(0.1, one.start(0.0, ONE), latency=0.1)
+    assert not one._belief.is_searching
+
+    unknown = admission()
+    unknown.accepted(0.1, unknown.start(0.0, ONE))
+    unknown.refused(0.2, unknown.start(0.1, ONE), latency=0.1)
+    assert unknown._belief.is_searching
+    headers = {REQUESTS: LimitHeader(600, 9, 0.1)}
+    unknown.accepted(5.0, unknown.start(4.0, ONE), None, headers)
+    assert not unknown._belief.is_searching
+
+
+@pytest.mark.parametrize("limit", [600.0, None], ids=["told by headers then", "learned then"])
+def test_what_is_remembered_far_too_low_is_corrected_within_a_minute(limit):
+    """Ten a second are remembered; the provider takes a hundred, and says nothing of limits."""
+    one = admission(dimensions=(REQUESTS,))
+    one.recall({REQUESTS: Known(limit, 10.0, 10.0)}, share=0.9)
+    bucket, filled_at = 100.0, 0.0
+
+    def reply(now):
+        nonlocal bucket, filled_at
+        bucket, filled_at = min(100.0, bucket + 100 * (now - filled_at)), now
+        if bucket < 1:
+            return Reply("refused", 0.1)
+        bucket -= 1
+        return Reply("taken", 0.3)
+
+    lane = Lane(one, reply).run(70.0)
+
+    assert lane.count("taken", 0.0, 15.0) <= 160  # it is kept to at first
+    assert lane.count("taken", 60.0, 70.0) > 700
+    assert len(lane.ends["refused"]) < 0.03 * len(lane.ends["taken"])

@@ -1,0 +1,165 @@
+"""Rates are cut once for each belief, and grow again."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from admissions import ONE, admission, past_the_first_refusal, start_all
+from batch_llm import Limits
+from batch_llm.strategies.admission.evidence import Evidence
+from batch_llm.strategies.costs import Cost
+from batch_llm.strategies.dimensions import REQUESTS, TOKENS
+
+
+def test_refusals_of_one_burst_are_one_cut():
+    one = admission(limits=Limits(requests_per_minute=6000))
+    now = past_the_first_refusal(one) + 6.0
+    grants = [one.start(now, ONE) for _ in range(5)]
+    before = one.budgets[REQUESTS].rate
+
+    news = [one.refused(now + 0.2, grant, latency=0.2).is_news for grant in grants]
+
+    assert news == [True] + [False] * (len(grants) - 1)
+    assert one.budgets[REQUESTS].rate == pytest.approx(before * 0.87)
+
+
+def test_a_told_limit_is_a_ceiling_for_what_grows_too():
+    one, now = admission(limits=Limits(requests_per_minute=600), burst_seconds=1), 0.0
+    one.refused(0.1, one.start(0.0, ONE), latency=0.1)
+    fastest = 0.0
+    while now < 100:
+        now += 0.05
+        for grant in start_all(one, now):
+            one.accepted(now, grant)
+        fastest = max(fastest, one.budgets[REQUESTS].rate)
+
+    assert fastest == 10.0
+
+
+@pytest.mark.parametrize(("let_in", "share"), [(3, 0.87), (14, 9 / 8.7 * 0.7), (40, 0.87)])
+def test_a_second_cut_within_moments_leaves_what_was_let_in_between(let_in, share):
+    one = admission(limits=Limits(requests_per_minute=600))
+    now = past_the_first_refusal(one) + 6.0
+    one.refused(now, one.start(now, ONE), latency=0.0)
+    before = one.budgets[REQUESTS].rate
+    one._rates.grown_at = math.inf  # growth is not what is tested
+    for n in range(let_in):
+        one.accepted(now + 1.0, one.start(now + 0.5 + 0.01 * n, ONE))
+
+    one.refused(now + 2.0, one.start(now + 2.0, ONE), latency=0.0)
+
+    assert one.budgets[REQUESTS].rate / before == pytest.approx(share)
+
+
+def test_a_dimension_that_is_not_used_up_does_not_grow():
+    one = admission(limits=Limits(requests_per_minute=600, tokens_per_minute=60_000))
+    now = past_the_first_refusal(one, Cost(1.0, 10.0)) + 6.0
+    one.refused(now + 0.1, one.start(now, Cost(1.0, 10.0)), latency=0.1)
+    one.budgets[TOKENS].level = one.budgets[TOKENS].capacity
+    requests, tokens = one.budgets[REQUESTS].rate, one.budgets[TOKENS].rate
+    now = ends = now + 1.0
+    while now < ends + 20.0:  # all requests that there may be, and few tokens
+        now += 0.05
+        for grant in start_all(one, now, Cost(1.0, 1.0)):
+            one.accepted(now, grant)
+
+    assert one.budgets[REQUESTS].rate > requests
+    assert one.budgets[TOKENS].rate == tokens
+
+
+def test_what_grew_under_a_limit_in_flight_is_no_rate_once_that_is_refuted():
+    one = admission(dimensions=(REQUESTS,))
+    one.accepted(0.1, one.start(0.0, ONE))
+    one.refused(0.2, one.start(0.1, ONE), latency=0.1)
+    requests = one.budgets[REQUESTS]
+    one._slots.most = one._slots.tried = 50
+    requests.peak, requests.rate = 7.0, 1e6
+
+    for now in (20.0, 21.0, 22.0):  # refused far below it, which is no limit in flight then
+        one.refused(now, one.start(now, ONE), latency=0.1)
+
+    assert not one._slots.is_known
+    assert requests.rate <= 7.0
+
+
+@pytest.mark.parametrize(
+    ("pause", "rate"), [(1.0, 0.9 * 100 / 1.75), (None, 0.87 * 1000 / 175**0.5)]
+)
+def test_where_a_refusal_costs_a_long_pause_what_was_let_in_since_the_last_is_the_rate(pause, rate):
+    """A second's burst of 100; refused at 10 and, after a pause of a second, at 11.75."""
+    one = admission(limits=Limits(requests_per_minute=6000), burst_seconds=1)
+    budget = one.budgets[REQUESTS]
+    one._belief.is_first = False
+    one.accepted(9.0, one.start(9.0, ONE))
+    one.refused(10.0, one.start(10.0, ONE), latency=0.0, retry_after=pause)
+    budget.rate = budget.peak = 100.0
+    last = 0.0
+    for n in range(100):
+        last = 11.0 + 0.75 * n / 100
+        one.accepted(last, one.start(last, ONE))
+    budget.rate = budget.peak = 100.0
+
+    one.refused(11.75, one.start(11.75, ONE), latency=0.0, retry_after=pause)
+
+    assert budget.rate == pytest.approx(rate, rel=0.01)
+
+
+def holding(rate):
+    """Return an admission whose unknown limit was searched, found and cut to ``rate`` a second."""
+    one = admission(dimensions=(REQUESTS,))
+    one.refused(0.1, one.start(0.0, ONE), latency=0.1)
+    one._belief.is_searching = False
+    budget = one.budgets[REQUESTS]
+    budget.peak = rate / 0.87
+    budget.learn_rate(rate)
+    return one
+
+
+def seconds_until(one, rate):
+    """Return how many seconds without a refusal after the gate has opened the rate is that high."""
+    now = began = max(one.closed_until, one._rates.grown_at)
+    while one.budgets[REQUESTS].rate < rate:
+        now += 0.01
+        for grant in start_all(one, now):
+            one.accepted(now, grant)
+        assert now < 1000
+    return now - began
+
+
+@pytest.mark.parametrize(("rate", "least", "most"), [(40, 5, 8), (4, 8, 12.5), (1, 20, 28)])
+def test_an_unknown_rate_is_back_where_it_was_after_fifty_calls_but_not_within_moments(
+    rate, least, most
+):
+    assert least < seconds_until(holding(rate), 0.999 * rate / 0.87) < most
+
+
+def test_an_unknown_limit_that_is_not_where_it_was_found_is_searched_on():
+    one = holding(20.0)
+
+    seconds_until(one, 1.14 * 20 / 0.87)
+    assert not one._belief.is_searching
+    seconds_until(one, 1.2 * 20 / 0.87)
+    assert one._belief.is_searching
+    assert seconds_until(one, 60) < 25
+
+
+@pytest.mark.parametrize(("let_in", "is_held"), [(16, False), (30, True)])
+def test_a_second_cut_of_an_unknown_rate_holds_when_many_were_let_in_before_it(
+    let_in, is_held, monkeypatch
+):
+    monkeypatch.setattr(Evidence, "unexplained", lambda _: 0)
+    one = holding(40.0)
+    one._rates.grown_at = math.inf  # growth is not what is tested
+    now = one.closed_until + 20.0
+    for retry_after, calls in ((1.0, 40), (1.0, let_in)):
+        for n in range(calls):
+            one.accepted(now + 0.01 * n, one.start(now + 0.01 * n, ONE))
+        now += 0.01 * calls
+        one.refused(now, one.start(now, ONE), latency=0.0, retry_after=retry_after)
+        now = one.closed_until
+
+    budget = one.budgets[REQUESTS]
+    assert budget.rate < 0.8 * 0.87 * 40
+    assert (budget.rate == pytest.approx(0.87 * budget.peak)) == is_held

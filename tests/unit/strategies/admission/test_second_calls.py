@@ -1,0 +1,131 @@
+"""Two calls that are let in right after a refusal show that no bucket refused it."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+
+from batch_llm.strategies.admission import Admission
+from batch_llm.strategies.admission.budgets import Budget
+from batch_llm.strategies.admission.grants import Grant
+from batch_llm.strategies.admission.header_belief import LimitHeader
+from batch_llm.strategies.admission.second_calls import SecondCalls, bounds_of
+from batch_llm.strategies.costs import Cost
+from batch_llm.strategies.dimensions import REQUESTS, TOKENS
+from virtual_lane import Bucket, Lane
+
+
+def learned(name=REQUESTS, rate=2.0):
+    budget = Budget(name, None, 0.0, 60.0)
+    budget.learn_rate(rate)
+    budget.field = 0 if name == REQUESTS else 1
+    return budget
+
+
+def grant(at, others=1, tokens=0.0):
+    return Grant(at, 0, Cost(1.0, tokens), 1, others)
+
+
+def trial(*, refused=None, calls=None, budgets=None, until=0.1):
+    """Have two calls tried; return whether one was begun, and what one proof of it is worth."""
+    one = SecondCalls()
+    begun = one.begin(until, refused or grant(0.0), bounds_of(budgets or [learned()]))
+    judged = [one.note_accepted(call, 1) for call in calls or [grant(0.1), grant(0.1)]]
+    return begun, judged[-1]
+
+
+def test_two_calls_that_an_empty_bucket_cannot_have_held_are_a_proof():
+    assert trial() == (True, True)
+
+
+def test_two_calls_that_came_back_meanwhile_are_none():
+    begun, is_proof = trial(calls=[grant(0.1), grant(0.6)])
+
+    assert begun
+    assert not is_proof
+
+
+def test_two_small_calls_that_fit_into_what_a_large_one_did_not_are_none():
+    calls = [grant(0.1, tokens=400.0), grant(0.1, tokens=500.0)]
+    tokens = learned(TOKENS, 1000.0)
+
+    assert trial(refused=grant(0.0, tokens=1000.0), calls=calls, budgets=[tokens]) == (True, False)
+
+
+def test_fewer_in_flight_than_beside_the_refused_call_are_none():
+    assert trial(refused=grant(0.0, others=5)) == (True, False)
+
+
+def test_what_comes_back_until_the_next_call_may_be_too_much_to_tell():
+    assert trial(until=0.4) == (False, False)
+
+
+def test_there_is_room_for_two_calls_while_they_are_tried():
+    budget = learned()
+    budget.drain(0.0, 0.0)
+
+    trial(budgets=[budget])
+
+    assert budget.level >= 2
+
+
+def test_after_each_trial_that_was_refused_twice_as_many_refusals_are_passed_over():
+    one, bounds = SecondCalls(), bounds_of([learned()])
+
+    begun = [one.begin(n + 0.1, grant(float(n)), bounds) for n in range(8)]
+
+    assert begun == [True, False, True, False, False, True, False, False]
+
+
+def test_a_refused_trial_takes_the_proofs_before_it_back():
+    one = SecondCalls()
+    bounds = bounds_of([learned()])
+    one.begin(0.1, grant(0.0), bounds)
+    one.note_accepted(grant(0.1), 2)
+    assert not one.note_accepted(grant(0.1), 2)
+    one.begin(1.1, grant(1.0), bounds)
+    one.begin(2.1, grant(2.0), bounds)  # passed over
+    one.begin(3.1, grant(3.0), bounds)
+    one.note_accepted(grant(3.1), 2)
+
+    assert not one.note_accepted(grant(3.1), 2)
+
+
+def test_limits_that_are_known_or_counted_by_the_minute_are_not_tried():
+    told, window = Budget(REQUESTS, 60.0, 0.0, 60.0), learned()
+    window.limit = 100.0
+
+    assert bounds_of([told]) == bounds_of([window]) == bounds_of([Budget(TOKENS, None, 0, 0)]) == []
+
+
+@pytest.mark.parametrize("rate", [2.0, 5.0, 20.0])
+def test_a_limit_is_never_taken_for_chance_by_it(rate):
+    one = Admission(0.0, dice=random.Random(1))
+    lane = Lane(one, Bucket(1, rate=rate, burst=10))
+    for until in range(1, 200):
+        lane.run(until)
+        assert not one._noise.is_believed
+
+    assert lane.count("refused", 50, 200) < 0.05 * lane.count("taken", 50, 200)
+
+
+def test_one_in_ten_refused_at_random_slows_a_run_down_for_no_more_than_half_a_minute():
+    speeds = []
+    for seed in range(300, 308):
+        one = Admission(0.0, max_in_flight=100, dice=random.Random(seed))
+        lane = Lane(one, Bucket(seed, chance=0.1)).run(60)
+        speeds.append(lane.count("taken", 30, 60) / 30)
+
+    assert sorted(speeds)[1] > 70
+
+
+def test_headers_leave_nothing_to_be_tried():
+    one = Admission(0.0, dimensions=(REQUESTS,), dice=random.Random(1))
+    one.accepted(0.1, one.start(0.0, Cost()), None, {REQUESTS: LimitHeader(60, 50, 10.0)})
+    one.refused(0.2, one.start(0.1, Cost()), latency=0.1)
+    one.accepted(9.0, one.start(8.9, Cost()))
+
+    assert one._bounds() == []
+    assert math.isfinite(one.budgets[REQUESTS].rate)

@@ -1,0 +1,204 @@
+"""Limits that are counted by the minute are told from buckets."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from batch_llm.strategies.admission.budgets import Budget
+from batch_llm.strategies.dimensions import REQUESTS, TOKENS
+from budget_states import opened_twice, told, window
+
+
+def closed(*, others=False, opened_at=31.0, is_long=True):
+    """Return a budget that let a hundred in, refused for long, and is open again."""
+    budget = Budget(REQUESTS, None, 0.0, 60.0)
+    for number in range(10):
+        budget.charge(0.1 * number, 10.0)
+    budget.burst = 100.0
+    budget.learn_rate(1.6)
+    budget.note_cut()
+    budget.windows.explain_opening(opened_at, 0.0, opened_at, is_long=is_long, others=others)
+    return budget
+
+
+def test_an_unknown_limit_that_opens_long_after_it_refused_is_one_per_fixed_minute():
+    budget = closed()
+
+    assert budget.is_window
+    assert budget.capacity == 100.0
+    assert budget.reset_at == 91.0
+    assert budget.shown_source == "learned"
+
+
+def test_one_that_opens_a_minute_after_the_first_call_is_one_per_sliding_minute():
+    budget = closed(opened_at=60.1)
+
+    assert budget.is_sliding
+    assert budget.wait(60.1, 10.0) == pytest.approx(0.15)  # until the first two have left
+
+
+def test_one_that_opens_at_once_is_a_bucket():
+    budget = closed(opened_at=1.5, is_long=False)
+
+    assert not budget.is_window
+    assert not budget.is_sliding
+
+
+def test_where_tokens_may_be_what_is_counted_some_more_calls_are_tried():
+    assert closed(others=True).capacity == pytest.approx(115.0)
+
+
+def test_a_learned_window_is_fitted_to_what_it_let_in_and_grows_when_it_refuses_nothing():
+    budget = closed()
+    budget.refill(91.2)
+    budget.charge(91.3, 90.0)
+    budget.windows.fit(92.0, is_refused=True)
+    assert budget.capacity == 90.0
+
+    budget.windows.fit(153.0, is_refused=False)
+    assert budget.capacity == pytest.approx(94.5)
+    budget.windows.fit(214.0, is_refused=False)
+    assert budget.capacity == pytest.approx(94.5 * 1.1)
+
+
+def test_a_told_limit_that_opens_twice_whole_minutes_apart_is_one_per_fixed_minute():
+    budget = opened_twice(100.0, 223.0)
+
+    assert budget.is_window
+    assert budget.level == 600.0
+    assert budget.reset_at == 283.0
+
+
+@pytest.mark.parametrize("second", [110.0, 100.5, 190.0], ids=["soon", "at once", "half"])
+def test_openings_that_are_not_whole_minutes_apart_prove_nothing(second):
+    assert not opened_twice(100.0, second).is_window
+
+
+def test_a_limit_that_nobody_told_is_never_taken_for_one_per_fixed_minute():
+    assert not opened_twice(limit=None).is_window
+
+
+def test_an_opening_within_a_fixed_minute_changes_nothing():
+    budget = opened_twice()
+    budget.charge(170.0, 100.0)
+
+    budget.windows.seems_a_window(220.0, 220.0)
+
+    assert budget.reset_at == 220.0
+    assert budget.spent_at_reset == 400.0
+
+
+def refused_in_mid_window(budget, now, spent):
+    budget.refill(now)
+    budget.charge(now, spent)
+    budget.windows.distrust(now)
+    return budget
+
+
+def test_a_refusal_in_mid_minute_with_room_left_ends_the_belief_for_good():
+    budget = refused_in_mid_window(opened_twice(), 180.0, 100.0)
+
+    assert not budget.is_window
+    assert budget.rate == budget.ceiling
+    for minute in range(5):
+        budget.windows.seems_a_window(300.0 + 60 * minute, 300.0 + 60 * minute)
+    assert not budget.is_window
+
+
+def test_a_refusal_when_most_of_the_minute_is_used_up_does_not():
+    assert refused_in_mid_window(opened_twice(), 180.0, 500.0).is_window
+
+
+def test_a_refusal_near_the_turn_of_the_minute_does_where_they_did_not():
+    assert not refused_in_mid_window(opened_twice(), 160.5, 1.0).is_window
+
+
+def test_a_refusal_in_the_minute_in_which_it_was_first_seen_does_not():
+    assert refused_in_mid_window(window(), 30.0, 1.0).is_window
+
+
+def test_a_window_that_ends_keeps_to_the_told_burst():
+    budget = Budget(REQUESTS, 600.0, 0.0, 10.0)
+    for at in (100.0, 160.0):
+        budget.charge(at, 50.0)
+        budget.note_cut()
+        budget.windows.seems_a_window(at, at)
+    assert budget.capacity == 600.0
+
+    refused_in_mid_window(budget, 170.0, 1.0)
+
+    assert budget.capacity == 100.0
+    assert budget.level <= 100.0
+    assert math.isfinite(budget.wait(170.0, 1000.0))
+
+
+def test_what_was_sent_since_a_fixed_minute_opened_is_not_there_any_more():
+    budget = opened_twice()
+    assert budget.level == 600.0
+
+    late = Budget(REQUESTS, 600.0, 0.0, 60.0)
+    late.charge(30.0, 600.0)
+    late.note_cut()
+    late.windows.may_be_counted = True
+    late.charge(40.0, 70.0)
+    late.windows.explain_opening(41.0, 0.0, 40.0, is_long=True)
+    assert late.level == 530.0
+
+
+def test_a_told_window_that_opens_sooner_than_a_minute_later_is_none():
+    later, sooner = opened_twice(), opened_twice()
+
+    later.windows.opens_again(170.0, 219.0)
+    assert later.is_window
+    assert later.reset_at == 219.0
+
+    sooner.windows.opens_again(170.0, 173.0)
+    assert not sooner.is_window
+
+
+def test_a_limit_that_opens_again_as_soon_as_a_bucket_is_not_counted():
+    budget = told(600.0)
+    budget.windows.may_be_counted = True
+
+    budget.windows.explain_opening(21.0, 0.0, 20.0, is_long=False)
+
+    assert not budget.is_window
+    assert not budget.windows.may_be_counted
+
+
+def test_a_refusal_in_a_later_minute_ends_a_belief_that_headers_gave():
+    budget = window()
+    budget.refill(61.0)
+
+    assert not refused_in_mid_window(budget, 90.0, 100.0).is_window
+
+
+@pytest.mark.parametrize("second", [0.5, 59.5])
+def test_a_refusal_near_the_turn_of_the_minute_does_not_where_headers_told_of_it(second):
+    budget = window()
+    budget.refill(61.0)
+
+    assert refused_in_mid_window(budget, 120.0 + second, 1.0).is_window
+
+
+def test_a_dimension_that_no_refusal_was_blamed_on_has_no_limit_to_learn():
+    budget = Budget(TOKENS, None, 0.0, 60.0)
+    budget.charge(0.0, 400.0)
+    budget.note_cut()
+
+    budget.windows.explain_opening(31.0, 0.0, 31.0, is_long=True)
+
+    assert not budget.is_limited
+    assert not budget.is_window
+
+
+def test_a_learned_window_that_is_believed_no_more_is_not_fitted_either():
+    budget = closed()
+
+    budget.release()
+    budget.windows.fit(200.0, is_refused=False)
+
+    assert not budget.is_limited
+    assert budget.wait(200.0, 1e9) == 0.0
