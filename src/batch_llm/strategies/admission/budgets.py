@@ -251,15 +251,17 @@ class Budget:
             self.capacity = max(min(self.rate * seconds, self.burst), self.largest, 1.0)
             self.level = min(self.level, self.capacity)
 
-    def learn_capacity(self, spent: float, seconds: float) -> None:
-        """Learn from the first refusal how much a told limit's bucket holds at the most.
+    def drawn_at(self, now: float, grant: Grant) -> float:
+        """Return what a told limit's bucket lacked of being full, right after a call was sent.
 
-        Args:
-            spent: Since the start, when the bucket was full at best.
-            seconds: Since the start.
+        A provider's bucket that refused that call holds no more, as far as its rate is the told
+        one.
         """
-        if self.source == "told" and self.window_seconds < DAY:
-            self.hold_at_most(HELD_SHARE * (spent - self.rate * seconds))
+        if self.told is None:
+            return 0.0
+        self.refill(now)
+        came_back = (self.updated_at - grant.at) * self.told / self.window_seconds
+        return self.told_capacity - self.allowed - self.spent + grant.spent_with(self) + came_back
 
     def hold_at_most(self, amount: float) -> None:
         """Believe that the bucket holds no more than that, or the largest call."""

@@ -16,7 +16,7 @@ from batch_llm.strategies.admission.doubt import Doubt
 from batch_llm.strategies.admission.epochs import Epoch
 from batch_llm.strategies.admission.evidence import Evidence
 from batch_llm.strategies.admission.fallen_rates import FallenRates
-from batch_llm.strategies.admission.first_refusal import FirstRefusal, explains_used_up, hold_less
+from batch_llm.strategies.admission.first_refusal import FirstRefusal, explains_used_up
 from batch_llm.strategies.admission.grants import Grant, Refusal
 from batch_llm.strategies.admission.header_belief import used_up
 from batch_llm.strategies.admission.noise import Noise
@@ -167,8 +167,7 @@ class Admission:
         if doubt.calls:
             if self._uncounted:
                 self._count()
-            while (grant := doubt.silent(now)) is not None:
-                self._confirm(now, grant)
+            self._confirm_silent(now)
             if doubt.calls >= (1 if gate.closed_again else doubt.limit):
                 return doubt.wait(now)
         if self.is_calm:
@@ -329,6 +328,8 @@ class Admission:
         if headers:
             self._sync(now, grant, headers)
         self._doubt.note_refused(latency)
+        if self._belief.knows_limits:
+            self._confirm_silent(now)
         is_first = grant.epoch == self._epoch.number
         if self._explains_in_flight(grant, dimension, is_first=is_first):
             return Refusal(False, retry_after or 0.0)
@@ -340,7 +341,7 @@ class Admission:
             return Refusal(self._cut(now, grant, retry_after, named), 0.0)
         if grant.epoch == 0 and self._epoch.number == 1:
             self._note_follower(grant, was_accepted=False)
-            hold_less(self.budgets[REQUESTS], grant.at - self._epoch.began_at)
+            self._first.hold_less(self.budgets[REQUESTS], grant)
         if retry_after is not None:
             self._gate.keep_closed(now + retry_after)
         return Refusal(False, 0.0)
@@ -477,6 +478,11 @@ class Admission:
             self._epoch.forget(grant, budget, amount)
         self._evidence.forget(grant)
 
+    def _confirm_silent(self, now: float) -> None:
+        """Count the calls as let in that have been silent for long enough."""
+        while (grant := self._doubt.silent(now)) is not None:
+            self._confirm(now, grant)
+
     def _confirm(self, now: float, grant: Grant) -> None:
         """Count a call in doubt as let in."""
         if self._uncounted:
@@ -547,7 +553,9 @@ class Admission:
             epoch.refused_at = grant.at
         bounds = [] if is_closed_still else self._bounds()
         is_of_told = belief.is_first and belief.is_told
-        is_used_up = is_of_told and explains_used_up(self.budgets, grant, grant.at - epoch.began_at)
+        is_used_up = is_of_told and explains_used_up(
+            self.budgets, grant, now, grant.at - epoch.began_at
+        )
         emptied = self._emptied(now, named, is_closed_still=is_closed_still)
         seconds = self._seconds_since_cut(grant)
         is_trial = self._ceiling_room.note_refused(now, self._in_order, retry_after)
@@ -566,7 +574,7 @@ class Admission:
         was_first, belief.is_first = belief.is_first, False
         if was_first:
             self._closure.expect(self.budgets.values(), retry_after)
-            self._first.note(grant, self._doubt.limit)
+            self._first.note(now, grant, self._doubt.limit, requests)
         epoch.close()
         self._rates.grown_at = now
         is_second = self._second_calls.begin(now + (retry_after or 0.0), grant, bounds)
