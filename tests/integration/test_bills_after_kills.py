@@ -237,6 +237,29 @@ def test_show_verify_and_the_summary_tell_the_same_bill(tmp_path):
     assert f"billed {sent:,} tokens in, {got + 1:,} out" in look(tmp_path, "verify").stdout
 
 
+@pytest.mark.parametrize("cap", ["--max-cost", "--max-tokens-total"])
+def test_a_cap_holds_over_all_sessions_with_what_kills_have_cut_off(tmp_path, cap):
+    write_questions(tmp_path)
+    (tmp_path / "prices.toml").write_text('["openai-chat:x"]\ninput = 1\noutput = 1\n')
+    most, amount = 18_000, {"--max-cost": "0.018", "--max-tokens-total": "18k"}[cap]
+    options = ["--prices", "prices.toml", "--set", "max_tokens=40"]
+    with Simulator("fast?latency=0.2&tail=0.5") as simulator:
+        command = command_for(simulator, *options, cap, amount)
+        for calls in (40, 30, 20):
+            kill_in_mid_run(command, tmp_path, simulator, calls)
+        done, told = finish(command, tmp_path)
+        spent = wait_for_silence(simulator)
+        rest, end = finish(command_for(simulator, *options), tmp_path)
+
+    assert done.returncode == 3, done.stderr
+    assert told["stopped_by"] == {"--max-cost": "max_cost_usd"}.get(cap, "max_tokens_total")
+    assert told["cut_off_calls"] > 0
+    # All that anybody billed, collected or not, is within the cap, and most of the cap is used.
+    assert most / 2 < spent.input_tokens + spent.output_tokens <= most
+    assert rest.returncode == 0, rest.stderr
+    assert (end["not_done"], told["succeeded"] + told["reused"] + end["succeeded"]) == (0, ROWS)
+
+
 def test_a_call_that_had_not_left_the_process_is_not_on_the_bill(tmp_path):
     write_questions(tmp_path, 30)
     with socket.create_server(("127.0.0.1", 0)) as listener:

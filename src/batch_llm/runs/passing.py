@@ -8,11 +8,13 @@ made a request, looked up.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from batch_llm._engine.pipeline import as_shaped
 from batch_llm.inputs import Problem, Row
-from batch_llm.runs.plan import Survey, chunks, content_of_item, look_up
+from batch_llm.runs.plan import Plan, Survey, chunks, content_of_item, look_up
 from batch_llm.runs.row_index import WIDTH
 from batch_llm.stores.base import ItemState
 from batch_llm.stores.values import reused
@@ -21,10 +23,10 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 
     from batch_llm.base import LLMWorkItem, WorkItemResult
+    from batch_llm.core.schema import OutputSchema
     from batch_llm.inputs.blocks import Block
     from batch_llm.outputs.notes import Part
     from batch_llm.runs.indexed_input import IndexedInput
-    from batch_llm.runs.plan import Plan
     from batch_llm.runs.recipe import Variant
     from batch_llm.runs.row_index import IndexedBlock
     from batch_llm.stores.base import Record
@@ -112,10 +114,20 @@ class Passing:
         plan: The plan; it is indexed.
         ledger: The ledger, which nobody else has.
         variants: What rows were retried with.
+        shape: What the answers of earlier sessions are read as; None leaves them plain data.
     """
 
-    def __init__(self, plan: Plan, ledger: SqliteLedger, variants: Sequence[Variant] = ()) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        ledger: SqliteLedger,
+        variants: Sequence[Variant] = (),
+        shape: OutputSchema | None = None,
+    ) -> None:
         assert plan.indexed is not None  # noqa: S101 - see above
+        self._shape = shape
+        #: Rows whose result was handed over: done, and failed.
+        self.passed_over = [0, 0]
         self._plan, self._ledger, self._variants = plan, ledger, variants
         self._input: IndexedInput = plan.indexed
         self._window = _Window(ledger)
@@ -247,7 +259,7 @@ class Passing:
                 if record is None:
                     assert item is not None  # noqa: S101 - one of the two is there
                     yield item
-                elif (waiting := take(_result(record, row))) is not None:
+                elif (waiting := take(self._result(record, row))) is not None:
                     await waiting
             await asyncio.sleep(0)
 
@@ -274,8 +286,17 @@ class Passing:
         self, rows: Iterable[_Left], take: Callable[[Result], Awaitable[None] | None]
     ) -> None:
         for row, _, record in rows:
-            if record is not None and (waiting := take(_result(record, row))) is not None:
+            if record is not None and (waiting := take(self._result(record, row))) is not None:
                 await waiting
+
+    def _result(self, record: Record, row: Row) -> Result:
+        """Return a kept result of a row as it was."""
+        result: Result = reused(record)
+        result.context = row
+        self.passed_over[not result.success] += 1
+        if self._shape is not None:
+            result.output = as_shaped(self._shape, result.output)
+        return result
 
     def _new_rows(self, block: Block) -> Iterator[_Left]:
         lines: list[int] = []
@@ -333,11 +354,33 @@ def _state_of(record: Record | None) -> int:
     return FAILED if record.state is ItemState.FAILED else DONE
 
 
-def _result(record: Record, row: Row) -> Result:
-    """Return a kept result of a row as it was: plain data, as files hold it."""
-    result: Result = reused(record)
-    result.context = row
-    return result
+def pass_over(
+    plan: Plan,
+    ledger: SqliteLedger,
+    variants: Sequence[Variant] = (),
+    shape: OutputSchema | None = None,
+) -> tuple[Plan, Passing | None, Survey]:
+    """Find out what of an indexed plan is done; where only reading all will do, with another one.
+
+    Args:
+        plan: It.
+        ledger: See ``Passing``.
+        variants: See ``Passing``.
+        shape: See ``Passing``.
+
+    Returns:
+        The plan to go on with; what it passes over, None where it reads all; how much is done.
+
+    Raises:
+        InputError: Rows have the same id.
+    """
+    assert plan.indexed is not None  # noqa: S101 - see above
+    if plan.indexed.settle():
+        passing = Passing(plan, ledger, variants, shape)
+        with contextlib.suppress(DuplicateRowsError):
+            return plan, passing, passing.survey()
+    plan = Plan(plan.brief, plan.source)
+    return plan, None, plan.survey(ledger, variants)
 
 
 def keep_parts(passing: Passing, parts: Iterable[Part], *, keeps_order: bool) -> list[Part]:

@@ -166,9 +166,18 @@ class Plan:
         self.left_out = 0
         #: The input in blocks, some of which are known; None where nothing is known of it.
         self.indexed: IndexedInput | None = None
-        if uses_index and isinstance(source, Source):
+        if uses_index:
             self.indexed = open_index(brief, source)
-        self._read_through()
+        try:
+            self._read_through()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Let go of what is known of the input."""
+        if self.indexed is not None:
+            self.indexed.close()
 
     def _read_through(self) -> None:
         if self.indexed is None:
@@ -180,7 +189,6 @@ class Plan:
             raise InputError(f"{self.source.name} is empty; there is nothing to send")
         if self.problems and self.brief.bad_rows == "stop":
             if self.indexed is not None:
-                self.indexed.close()
                 Plan(self.brief, self.source)  # raises, with all of them: it knows every id
             raise InputError(self._explain())
         if self.brief.bad_rows == "skip":
@@ -188,8 +196,18 @@ class Plan:
 
     def _new_facts(self, indexed: IndexedInput, block: Block) -> Facts:
         problems = len(self.problems)
-        facts = self._facts_of(indexed.records(block))
-        if len(self.problems) == problems:
+        reads_files = self._recipe.reads_files
+        named = False
+
+        def records() -> Iterator[Row | Problem]:
+            nonlocal named
+            for record in indexed.records(block):
+                named = named or (isinstance(record, Row) and reads_files(record))
+                yield record
+
+        facts = self._facts_of(records() if self.brief.image else indexed.records(block))
+        # What a picture is is not said by a row that has its name.
+        if len(self.problems) == problems and not named:
             indexed.note(block, facts)
         return facts
 
