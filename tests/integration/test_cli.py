@@ -487,6 +487,18 @@ def test_bad_rows_can_be_recorded_and_the_rest_sent(cli, tmp_path):
     assert "an earlier run could not read this record" in again.stderr
 
 
+def test_bad_rows_can_be_left_out_and_that_is_said(cli, tmp_path):
+    (tmp_path / "b.jsonl").write_text(BAD)
+
+    looked = cli("check", "b.jsonl", "--bad-rows", "skip")
+    done = cli("run", "b.jsonl", "--bad-rows", "skip")
+
+    assert "1 rows (openai-batch) beside 1 bad line, about" in looked.stdout
+    assert done.returncode == 0, done.stderr
+    assert "left out          1            bad rows; neither sent nor written" in done.stderr
+    assert not (tmp_path / "b.failed.jsonl").exists()
+
+
 def test_a_provider_that_refuses_everything_ends_the_run(cli, tmp_path, questions):
     with Simulator("fast") as simulator:
         done = cli(

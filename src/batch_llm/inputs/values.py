@@ -30,6 +30,8 @@ class ValueSource:
     """
 
     name = NAME
+    #: What it is counted in.
+    unit = "row"
 
     def __init__(
         self, values: Sequence[Any], *, id_column: str | None = None, limit: int | None = None
@@ -43,7 +45,7 @@ class ValueSource:
         self.id_column = id_column or id_column_of(self.columns)
 
     def __iter__(self) -> Iterator[Row | Problem]:
-        identifier = Identifier(self.id_column)
+        identifier = Identifier(self.id_column, self.unit)
         for number, value in enumerate(self._values[: self._limit], 1):
             record = read_value(value, number)
             yield record if isinstance(record, Problem) else identifier.identify(record, number)

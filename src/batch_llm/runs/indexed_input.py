@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from batch_llm.inputs import Problem
 from batch_llm.inputs.blocks import KnownBlocks
-from batch_llm.runs.ledgers import settings_of
 from batch_llm.runs.row_index import WIDTH, Entry, IndexedBlock, RowIndex
+from batch_llm.runs.settings_changes import settings_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
