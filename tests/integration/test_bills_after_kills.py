@@ -174,7 +174,7 @@ def test_the_bill_of_a_run_that_was_killed_is_the_simulators_to_the_token(tmp_pa
 
 def test_the_tokens_of_an_answer_that_was_read_and_not_saved_are_known(tmp_path):
     write_questions(tmp_path)
-    with Simulator("fast?latency=0.05&log=on") as simulator:
+    with Simulator("fast?latency=0.2&log=on") as simulator:
         command = command_for(simulator)
         process = subprocess.Popen(
             command, cwd=tmp_path, env=ENVIRON, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL

@@ -21,7 +21,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batch_llm.cli import execution, result_files
@@ -253,10 +253,7 @@ def held(folder, suffix, *, keeps_order):
     return sorted(records, key=repr), files
 
 
-@settings(
-    max_examples=int(os.environ.get("RESUME_EXAMPLES", "30")),
-    suppress_health_check=[HealthCheck.too_slow],
-)
+@settings(max_examples=int(os.environ.get("RESUME_EXAMPLES", "30")))
 @given(seed=st.integers(0, 2**32), shape=st.sampled_from(SHAPES))
 def test_passing_over_known_rows_gives_what_reading_all_gives(tmp_path_factory, seed, shape):
     dice = random.Random(seed)
