@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from batch_llm.strategies.admission.budgets import HELD_SHARE
 from batch_llm.strategies.admission.doubt import DOUBT_START
 from batch_llm.strategies.dimensions import MINUTE, REQUESTS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from batch_llm.strategies.admission.budgets import Budget
     from batch_llm.strategies.admission.grants import Grant
@@ -84,7 +85,23 @@ def explains_used_up(budgets: Mapping[str, Budget], grant: Grant, seconds: float
     requests = budgets[REQUESTS]
     held = requests.capacity
     requests.learn_capacity(grant.spent_with(requests), seconds)
-    return requests.capacity < held
+    if requests.capacity >= held:
+        return False
+    hold_alike(budgets.values(), grant, seconds)
+    return True
+
+
+def hold_alike(budgets: Iterable[Budget], grant: Grant, seconds: float) -> None:
+    """Take the buckets of all told limits for no larger than the one that refused a call first.
+
+    That is the one that was used for the most seconds of its rate, and a provider keeps buckets of
+    as many seconds for all its limits.
+    """
+    told = [budget for budget in budgets if budget.windows.can_be_counted]
+    used = (_charged_with(grant, budget) / budget.rate for budget in told)
+    held_seconds = HELD_SHARE * (max(used, default=0.0) - seconds)
+    for budget in told:
+        budget.hold_at_most(held_seconds * budget.rate)
 
 
 def hold_less(requests: Budget, seconds: float) -> None:
@@ -96,3 +113,7 @@ def hold_less(requests: Budget, seconds: float) -> None:
     """
     if requests.capacity < requests.told_capacity:
         requests.learn_capacity(requests.spent, seconds)
+
+
+def _charged_with(grant: Grant, budget: Budget) -> float:
+    return grant.charged_before(budget) + grant.charged(budget)

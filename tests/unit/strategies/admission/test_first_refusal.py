@@ -6,7 +6,8 @@ import pytest
 
 from admissions import ONE, admission
 from batch_llm import Limits
-from batch_llm.strategies.dimensions import REQUESTS
+from batch_llm.strategies.costs import Cost
+from batch_llm.strategies.dimensions import INPUT, OUTPUT, REQUESTS
 
 
 def burst_refused(*, accepted_after, refused_after):
@@ -57,3 +58,19 @@ def test_the_first_refusal_of_a_told_limit_shows_a_smaller_bucket_and_no_lower_r
 
     assert one.budgets[REQUESTS].rate == 10.0
     assert one.budgets[REQUESTS].capacity == pytest.approx(0.8 * 21)
+
+
+def test_the_first_refusal_shows_the_buckets_of_all_told_limits_in_seconds_of_their_rates():
+    one = admission(
+        limits=Limits(
+            requests_per_minute=600, input_tokens_per_minute=60_000, output_tokens_per_minute=6000
+        )
+    )
+    call = Cost(1.0, input_tokens=500.0, output_tokens=20.0, pending=20.0)
+    for _ in range(20):
+        one.accepted(0.0, one.start(0.0, call), Cost(1.0, input_tokens=500.0, output_tokens=20.0))
+    one.refused(0.1, one.start(0.0, call), latency=0.1)
+
+    seconds = 0.8 * 21 * 500 / 1000  # the input of all calls, the refused one's included
+    assert one.budgets[INPUT].capacity == pytest.approx(seconds * 1000)
+    assert one.budgets[OUTPUT].capacity == pytest.approx(seconds * 100)
