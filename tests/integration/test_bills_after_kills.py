@@ -381,7 +381,7 @@ def test_a_note_that_is_left_is_booked_once(tmp_path, is_told):
         async def begin():
             await ledger.begin_run(keeps_ids=True)
             ledger.start("a", b"one")
-            token = ledger.call_begins("a", 1, 1.0, named, Size(100, 0, 50))
+            token = ledger.call_begins("a", 1, 1.0, named, Size(100, 0, 50), False)
             if is_told:
                 ledger.call_ended("a", token, Attempt(1, 1.0, 0.5, usage, None, None, named))
 
