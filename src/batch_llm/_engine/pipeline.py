@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from batch_llm._engine.statistics import Counts
     from batch_llm.base import PostProcessor
     from batch_llm.core.request import Request
+    from batch_llm.core.schema import OutputSchema
     from batch_llm.middleware.base import Middleware
     from batch_llm.providers.base import Outcome
     from batch_llm.stores.base import Store
@@ -400,10 +401,15 @@ class _Shielded(Saving):
 
 def as_asked(request: Request, output: Any) -> Any:
     """Return a kept output in the type that the request's shape makes of an answer."""
-    if request.output is None or not isinstance(output, dict | list):
+    return as_shaped(request.output, output)
+
+
+def as_shaped(shape: OutputSchema | None, output: Any) -> Any:
+    """Return a kept output in the type that a shape makes of an answer."""
+    if shape is None or not isinstance(output, dict | list):
         return output
     try:
-        return request.output.parse(msgspec.json.encode(output).decode())
+        return shape.parse(msgspec.json.encode(output).decode())
     except BadOutputError:  # tool calls, or what a hook had put there
         return output
 

@@ -17,6 +17,8 @@ from aiohttp.client_proto import ResponseHandler
 from aiohttp.payload import BytesPayload
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
     from batch_llm.providers.transport import Watch
 
 
@@ -27,13 +29,15 @@ class Outgoing(BytesPayload):
         super().__init__(value)
         self._watch = watch
 
-    async def write_with_length(self, writer: Any, content_length: int | None) -> None:
+    def write_with_length(
+        self, writer: Any, content_length: int | None
+    ) -> Coroutine[Any, Any, None]:
         """Write it, after the head that waits for it."""
         handler = writer.protocol
         if isinstance(handler, _Handler):
             handler.watch = self._watch
         self._watch.leaves()
-        await super().write_with_length(writer, content_length)
+        return super().write_with_length(writer, content_length)
 
 
 class _Handler(ResponseHandler):
@@ -48,7 +52,10 @@ class _Handler(ResponseHandler):
         message, payload = data
         if watch is not None and message.code >= 200:
             self.watch = None
-            payload.on_eof(partial(_show, watch, message, payload))
+            if payload.is_eof():
+                _show(watch, message, payload)
+            else:
+                payload.on_eof(partial(_show, watch, message, payload))
 
 
 def _show(watch: Watch, message: Any, payload: Any) -> None:

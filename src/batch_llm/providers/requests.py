@@ -43,15 +43,13 @@ _LEAST_SECRET = 8
 class _Watch:
     """Reads a call's answer as soon as it has come, and takes down what it took."""
 
-    __slots__ = ("_context", "_departure", "_endpoint", "_request", "outcome")
+    __slots__ = ("_context", "_departure", "_endpoint", "_request", "leaves", "outcome")
 
     def __init__(self, departure: Departure, endpoint: Endpoint, request: Request) -> None:
         self._departure, self._endpoint, self._request = departure, endpoint, request
+        self.leaves = departure.goes
         self._context = copy_context()
         self.outcome: Outcome | None = None
-
-    def leaves(self) -> None:
-        self._departure.goes()
 
     def answered(self, status: int, headers: Mapping[str, str], body: bytes, /) -> None:
         endpoint = self._endpoint
@@ -97,6 +95,7 @@ class RequestCaller:
         self._transport = transport
         can_be_watched = getattr(transport, "can_be_watched", False)
         self._watchable = cast("Watchable", transport) if can_be_watched else None
+        self.tells_departures = self._watchable is not None
         self._keep_bodies = keep_bodies
         self._looker = None if ignore_slots or not isinstance(transport, Looker) else transport
         #: By endpoint: each has limits of its own.
@@ -151,8 +150,6 @@ class RequestCaller:
         request = item.request
         assert request is not None  # noqa: S101 - only such items are given to us
         departure = attempt.memory.pop(DEPARTURE, None)
-        if departure is not None and self._watchable is not None:
-            departure.waits()  # before all else: a first call's model takes a while to find
         previous = attempt.previous_error
         pool = self._pool_of(item)
         place = attempt.place
