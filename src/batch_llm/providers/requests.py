@@ -43,20 +43,25 @@ _LEAST_SECRET = 8
 class _Watch:
     """Reads a call's answer as soon as it has come, and takes down what it took."""
 
-    __slots__ = ("_context", "_departure", "_endpoint", "_request", "leaves", "outcome")
+    __slots__ = ("_context", "_departure", "_endpoint", "_request", "outcome")
 
     def __init__(self, departure: Departure, endpoint: Endpoint, request: Request) -> None:
         self._departure, self._endpoint, self._request = departure, endpoint, request
-        self.leaves = departure.goes
-        self._context = copy_context()
+        # The user's own shape reads the answer in the context of the call.
+        self._context = None if request.output is None else copy_context()
         self.outcome: Outcome | None = None
 
+    def leaves(self) -> None:
+        self._departure.goes()
+
     def answered(self, status: int, headers: Mapping[str, str], body: bytes, /) -> None:
-        endpoint = self._endpoint
+        endpoint, context = self._endpoint, self._context
+        decode = endpoint.codec.decode
+        if context is not None:
+            decode = partial(context.run, decode)  # type: ignore[call-arg]
         try:
-            # The user's own shape may read the answer: in the context of the call.
-            self.outcome = outcome = self._context.run(
-                endpoint.codec.decode, status, headers, body, self._request, secret=endpoint.secret
+            self.outcome = outcome = decode(
+                status, headers, body, self._request, secret=endpoint.secret
             )
         except Exception:  # noqa: BLE001 - it is read again, by the call itself: that will raise it
             return

@@ -88,20 +88,20 @@ class Work(msgspec.Struct, gc=False):
         """Whether the groups before wait for room."""
         return self.group.pace.is_stuck
 
-    def then(self, call: Callable[..., None], /, *values: Any) -> None:
+    def then(self, call: Callable[..., None], value: Any, /) -> None:
         """Have ``call`` called when it has ended. Not for one that has."""
-        self.group.waiting += (self, call, values)
+        self.group.waiting += (self, call, value)
 
     def __await__(self) -> Generator[Any, None, None]:
         group = self.group
         if not group.is_settled:
             future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-            def wake(_error: Exception | None) -> None:
+            def wake(_error: Exception | None, _value: None) -> None:
                 if not future.done():
                     future.set_result(None)
 
-            self.then(wake)
+            self.then(wake, None)
             yield from future
         error = group.error_of(self)
         if error is not None:
@@ -140,7 +140,8 @@ class Group:
 
     def __init__(self, pace: Pace) -> None:
         self.pace = pace
-        #: Results of which no rows are made yet, field by field: item, result, attempts.
+        #: Results of which no rows are made yet, field by field: item, result, and its only attempt
+        #: or a tuple of all.
         self.taken: list[Any] = []
         # One list of values for each kind, row after row.
         self.names: list[Any] = []
@@ -283,7 +284,8 @@ class RowMaker:
         session, offset = self.session, self.clock_offset
         done, answers, told = group.done, group.answers, group.told
         each = iter(taken)
-        for work, result, history in zip(each, each, each, strict=True):
+        for work, result, made in zip(each, each, each, strict=True):
+            attempt, history = (None, made) if made.__class__ is tuple else (made, (made,))
             success, ratings = result.success, result.gemini_safety_ratings
             try:
                 output = to_json(result.output) if success else None
@@ -298,7 +300,7 @@ class RowMaker:
             if model is not None:
                 model = self._cleaned(model)
             sent, got, further, all_kinds = columns = usage_columns(usage)
-            body, attempt = result.response_body, history[0] if len(history) == 1 else None
+            body = result.response_body
             if (
                 success
                 and attempt is not None

@@ -335,7 +335,7 @@ class SqliteLedger(LedgerChanges):
         group.results += 1
         taken = group.taken
         # What is added to the history from now on is not of the result.
-        taken += (work, result, tuple(history))
+        taken += (work, result, history[0] if len(history) == 1 else tuple(history))
         if self._cut_off is not None:
             self._cut_off.learn_input(work.number, work.content, history)
             self._learn(history)
