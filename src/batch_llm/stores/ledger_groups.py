@@ -281,7 +281,7 @@ class RowMaker:
         taken = group.taken
         if not taken:
             return
-        session, offset = self.session, self.clock_offset
+        session, offset, names = self.session, self.clock_offset, self._billed_as
         done, answers, told = group.done, group.answers, group.told
         each = iter(taken)
         for work, result, made in zip(each, each, each, strict=True):
@@ -320,7 +320,7 @@ class RowMaker:
                 answers += (number, output, model, all_kinds, result.duration_seconds)
                 told += (
                     number, session, attempt.number, started_at, seconds, sent, got, further,
-                    self._name_of(group, attempt.billed_as),
+                    names.get(attempt.billed_as) or self._name_of(group, attempt.billed_as),
                 )  # fmt: skip
             else:
                 self._end(group, work, result, history)
@@ -386,7 +386,7 @@ class RowMaker:
 
     def _name_of(self, group: Group, billed_as: BilledAs) -> int:
         number = self._billed_as.get(billed_as)
-        if number is None:
+        if number is None:  # from 1
             number = self._billed_as[billed_as] = len(self._billed_as) + 1
             group.names += (number, *billed_as)
         return number

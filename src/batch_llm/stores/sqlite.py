@@ -357,8 +357,7 @@ class SqliteLedger(LedgerChanges):
             if found.get(work.item_id) is work:
                 del found[work.item_id]
         if self._notes is not None and group.error is None:
-            for slot in group.slots:
-                self._notes.let_go(slot)
+            self._notes.let_go(group.slots)
 
     # ---- calls under way ----
 
@@ -391,7 +390,7 @@ class SqliteLedger(LedgerChanges):
         self._under_way -= 1
         if attempt is None:
             call.is_over = True
-            notes.let_go(call.at)
+            notes.let_go((call.at,))
             return
         if attempt.usage and attempt.usage is not call.usage:
             call.took(attempt.usage)
