@@ -176,6 +176,8 @@ class Calls:
         if book is not None:
             billed_as = self._meter.billed_as(item)
             noted = self._note_call(item, attempt, progress, started_at, billed_as)
+            if item.request is None:  # an agent may look up its model in the call
+                billed_as = None
             calls = len(progress.history)
         try:
             try:
