@@ -221,6 +221,7 @@ MOMENTS = {
     "the index is written anew": (row_index.RowIndex, "_write_anew"),
     "what is done is found out": (passing.Passing, "survey"),
     "the parts that are kept are chosen": (result_files, "keep_parts"),
+    "the parts that are kept are moved together": (result_files, "move_together"),
     "the notes are begun anew": (notes.OutputNotes, "__init__"),
     "the ledger hears of the notes": (SqliteLedger, "note"),
     "the output is cut and opened": (writers._LineFile, "__init__"),

@@ -85,6 +85,31 @@ def intact_parts(notes: Path, output: Path, token: str, key: str) -> Iterator[Pa
             yield part
 
 
+def move_together(output: Path, parts: Sequence[tuple[int, Part]]) -> None:
+    """Move parts of an output, each with its place, to its beginning; the rest stays behind them.
+
+    When a kill comes meanwhile, old notes and new ones are true of what is before the first gap.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    end = 0
+    if sum(part.size for _, part in parts) == sum(map(_end, parts[-1:])):
+        return  # no gap
+    with output.open("r+b") as file:
+        for place, part in parts:
+            if place > end:
+                file.seek(place)
+                found = file.read(part.size)
+                file.seek(end)
+                file.write(found)
+            end += part.size
+
+
+def _end(placed: tuple[int, Part]) -> int:
+    return placed[0] + placed[1].size
+
+
 class OutputNotes:
     """Notes what is written to an output, as far as possible: without them it is written anew.
 
