@@ -405,7 +405,11 @@ def pass_over(
 
 
 def keep_parts(
-    passing: Passing, parts: Iterable[Part], *, keeps_order: bool, has_header: bool = False
+    passing: Passing,
+    parts: Iterable[tuple[int, Part]],
+    *,
+    keeps_order: bool,
+    has_header: bool = False,
 ) -> list[tuple[int, Part]]:
     """Return the parts of an output that can be left as they are, each with its place in it.
 
@@ -415,7 +419,7 @@ def keep_parts(
 
     Args:
         passing: What is done, after its survey.
-        parts: What the output has.
+        parts: What the output has, each with its place.
         keeps_order: Whether it has its rows in the order of the input.
         has_header: Whether its first part begins with what all others need.
     """
@@ -425,8 +429,9 @@ def keep_parts(
     # A row of a block that was read is another one, perhaps; no line is moved to it.
     the_same = {IN_PLACE} if moved is None else {IN_PLACE, DONE}
     kept: list[tuple[int, Part]] = []
-    place = 0
-    for part in parts:
+    for place, part in parts:
+        if has_header and place and not kept:
+            break
         if moved is not None:
             now = [moved[row] if row < len(moved) else 0 for row in part.lines()]
             part.rows = array("I", now).tobytes()
@@ -435,23 +440,22 @@ def keep_parts(
             for row in rows:
                 lines[row] = WRITTEN
             kept.append((place, part))
-        elif has_header and not kept:
-            break
-        place += part.size
     return kept
 
 
-def _first_parts(lines: bytearray, parts: Iterable[Part]) -> list[tuple[int, Part]]:
+def _first_parts(lines: bytearray, parts: Iterable[tuple[int, Part]]) -> list[tuple[int, Part]]:
     kept: list[tuple[int, Part]] = []
-    place = 0
-    for part in parts:
+    end = 0
+    for place, part in parts:
         rows = part.lines()
-        if max(rows, default=0) >= len(lines) or any(lines[row] != IN_PLACE for row in rows):
+        if place > end or max(rows, default=0) >= len(lines):
+            break
+        if any(lines[row] != IN_PLACE for row in rows):
             break
         for row in rows:
             lines[row] = WRITTEN
         kept.append((place, part))
-        place += part.size
+        end += part.size
     missing = [place for state in (TO_DO, DONE, IN_PLACE) if (place := lines.find(state)) >= 0]
     first = min(missing, default=len(lines))
     while kept and max(kept[-1][1].lines(), default=0) > first:
