@@ -392,4 +392,5 @@ class ProcessorConfig:
         self.retry.validate()
         self.rate_limit.validate()
         if self.limits is not None:
+            _require(isinstance(self.limits, Limits), "limits", self.limits, "Limits(...), or None")
             self.limits.validate()
