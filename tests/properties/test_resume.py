@@ -218,6 +218,7 @@ MOMENTS = {
     "the index is written anew": (row_index.RowIndex, "_write_anew"),
     "what is done is found out": (passing.Passing, "survey"),
     "the parts that are kept are chosen": (result_files, "keep_parts"),
+    "the parts that are kept are moved together": (result_files, "move_together"),
     "the notes are begun anew": (notes.OutputNotes, "__init__"),
     "the ledger hears of the notes": (SqliteLedger, "note"),
     "the output is cut and opened": (writers._LineFile, "__init__"),
@@ -286,6 +287,39 @@ def test_a_kill_while_a_run_goes_on_changes_nothing(tmp_path, moment, when, seed
         held(quick, "jsonl", keeps_order=in_order)[1]
         == held(slow, "jsonl", keeps_order=in_order)[1]
     )
+
+
+@pytest.mark.parametrize("count", range(1, 7))
+def test_a_kill_while_parts_are_moved_together_leaves_each_row_once(tmp_path, monkeypatch, count):
+    life = Life("rows.jsonl", random.Random(1))
+    life.rows = [{"id": f"r{n}", "text": f"one{n}", "label": "x"} for n in range(40)]
+    options = {
+        "suffix": "jsonl", "order": "done", "bad_rows": "stop", "limit": None, "concurrency": 1,
+    }  # fmt: skip
+    life.write(tmp_path / life.name)
+    session(tmp_path, life.name, options, reads_all=False)
+    life.rows[5] = life.rows[5] | {"label": "y"}
+    life.rows.insert(0, {"id": "new", "text": "one", "label": "x"})
+    life.write(tmp_path / life.name)
+    moved = notes.move_together
+
+    def some(output, parts):
+        assert len(parts) > count
+        moved(output, parts[:count])
+
+    monkeypatch.setattr(result_files, "move_together", some)
+    was_killed = killed_at(
+        "the parts that are kept are moved together", 1, "after",
+        lambda: session(tmp_path, life.name, options, reads_all=False),
+    )  # fmt: skip
+    monkeypatch.undo()
+    code, asked = session(tmp_path, life.name, options, reads_all=False)
+
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    found = sorted((line["id"], line["label"]) for line in lines)
+    assert was_killed
+    assert (code, [row for row, *_ in asked]) == (0, ["new"])
+    assert found == sorted((row["id"], row["label"]) for row in life.rows)
 
 
 @pytest.mark.parametrize("order", ["done", "input"])

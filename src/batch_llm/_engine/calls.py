@@ -172,9 +172,12 @@ class Calls:
         """
         self._counts.attempts += 1
         started_at, book = self._time(), self._book
-        noted, calls = None, 0
+        noted, billed_as, calls = None, None, 0
         if book is not None:
-            noted = self._note_call(item, attempt, progress, started_at)
+            billed_as = self._meter.billed_as(item)
+            noted = self._note_call(item, attempt, progress, started_at, billed_as)
+            if item.request is None:  # an agent may look up its model in the call
+                billed_as = None
             calls = len(progress.history)
         try:
             try:
@@ -199,7 +202,9 @@ class Calls:
                     item, owner, ticket, attempt, progress, started_at, seconds, outcome
                 )
             # Everyone is told what became of it before its room is given to the next one.
-            usage = self._meter.note(item, outcome, attempt, progress, may_have_cost=True)
+            usage = self._meter.note(
+                item, outcome, attempt, progress, billed_as, may_have_cost=True
+            )
             self._gate.succeeded(ticket, item, outcome)
             self._counts.note_latency(seconds)
             progress.history.append(
@@ -226,7 +231,12 @@ class Calls:
                 book.call_ended(progress.item_id, noted, made)
 
     def _note_call(
-        self, item: Item, attempt: Try, progress: Progress, started_at: float
+        self,
+        item: Item,
+        attempt: Try,
+        progress: Progress,
+        started_at: float,
+        billed_as: tuple[str, str, str],
     ) -> NotedCall | None:
         """Have the call noted before it is sent, where the store keeps a book of that."""
         book = self._book
@@ -237,7 +247,7 @@ class Calls:
             progress.item_id,
             attempt.number,
             started_at,
-            self._meter.billed_as(item),
+            billed_as,
             self._size_of(item),
             tells_departure,
         )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import TCPConnector
 from aiohttp.client_proto import ResponseHandler
-from aiohttp.payload import BytesPayload
+from aiohttp.payload import PAYLOAD_REGISTRY, BytesPayload
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -38,6 +38,14 @@ class Outgoing(BytesPayload):
             handler.watch = self._watch
         self._watch.leaves()
         return super().write_with_length(writer, content_length)
+
+
+def _as_it_is(body: Outgoing, **_options: Any) -> Outgoing:
+    return body
+
+
+# aiohttp takes any payload; one of a kind that it knows it need not ask whether it is one.
+PAYLOAD_REGISTRY.register(_as_it_is, Outgoing)  # type: ignore[arg-type] # whatever makes one
 
 
 class _Handler(ResponseHandler):

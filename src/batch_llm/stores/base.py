@@ -158,8 +158,8 @@ class Saving(ABC):
         return False
 
     @abstractmethod
-    def then(self, call: Callable[..., None], /, *values: Any) -> None:
-        """Have ``call`` called when it has ended, with the error or None and then ``values``.
+    def then(self, call: Callable[..., None], value: Any, /) -> None:
+        """Have ``call`` called when it has ended, with the error or None and then ``value``.
 
         In the event loop.
         """

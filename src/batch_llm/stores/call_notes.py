@@ -20,7 +20,7 @@ import msgspec
 from batch_llm.core.usage import MOST_TOKENS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping
     from pathlib import Path
     from typing import BinaryIO
 
@@ -213,10 +213,11 @@ class CallNotes:
             counts = [min(max(0, get(kind, 0)), _LARGEST) for kind in _KINDS]
             _USAGE.pack_into(self.map, at + _USAGE_AT, *counts, True)
 
-    def let_go(self, at: int) -> None:
-        """Free a note's place: its call is booked, or was not sent."""
-        self.map[at : at + 8] = _FREE
-        self._free.append(at)
+    def let_go(self, places: Collection[int]) -> None:
+        """Free the places of notes: their calls are booked, or were not sent."""
+        for at in places:
+            self.map[at : at + 8] = _FREE
+        self._free += places
 
     def _grow(self) -> None:
         before = len(self.map)

@@ -88,20 +88,20 @@ class Work(msgspec.Struct, gc=False):
         """Whether the groups before wait for room."""
         return self.group.pace.is_stuck
 
-    def then(self, call: Callable[..., None], /, *values: Any) -> None:
+    def then(self, call: Callable[..., None], value: Any, /) -> None:
         """Have ``call`` called when it has ended. Not for one that has."""
-        self.group.waiting += (self, call, values)
+        self.group.waiting += (self, call, value)
 
     def __await__(self) -> Generator[Any, None, None]:
         group = self.group
         if not group.is_settled:
             future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-            def wake(_error: Exception | None) -> None:
+            def wake(_error: Exception | None, _value: None) -> None:
                 if not future.done():
                     future.set_result(None)
 
-            self.then(wake)
+            self.then(wake, None)
             yield from future
         error = group.error_of(self)
         if error is not None:
@@ -140,7 +140,8 @@ class Group:
 
     def __init__(self, pace: Pace) -> None:
         self.pace = pace
-        #: Results of which no rows are made yet, field by field: item, result, attempts.
+        #: Results of which no rows are made yet, field by field: item, result, and its only attempt
+        #: or a tuple of all.
         self.taken: list[Any] = []
         # One list of values for each kind, row after row.
         self.names: list[Any] = []
@@ -280,10 +281,11 @@ class RowMaker:
         taken = group.taken
         if not taken:
             return
-        session, offset = self.session, self.clock_offset
+        session, offset, names = self.session, self.clock_offset, self._billed_as
         done, answers, told = group.done, group.answers, group.told
         each = iter(taken)
-        for work, result, history in zip(each, each, each, strict=True):
+        for work, result, made in zip(each, each, each, strict=True):
+            attempt, history = (None, made) if made.__class__ is tuple else (made, (made,))
             success, ratings = result.success, result.gemini_safety_ratings
             try:
                 output = to_json(result.output) if success else None
@@ -298,7 +300,7 @@ class RowMaker:
             if model is not None:
                 model = self._cleaned(model)
             sent, got, further, all_kinds = columns = usage_columns(usage)
-            body, attempt = result.response_body, history[0] if len(history) == 1 else None
+            body = result.response_body
             if (
                 success
                 and attempt is not None
@@ -318,7 +320,7 @@ class RowMaker:
                 answers += (number, output, model, all_kinds, result.duration_seconds)
                 told += (
                     number, session, attempt.number, started_at, seconds, sent, got, further,
-                    self._name_of(group, attempt.billed_as),
+                    names.get(attempt.billed_as) or self._name_of(group, attempt.billed_as),
                 )  # fmt: skip
             else:
                 self._end(group, work, result, history)
@@ -384,7 +386,7 @@ class RowMaker:
 
     def _name_of(self, group: Group, billed_as: BilledAs) -> int:
         number = self._billed_as.get(billed_as)
-        if number is None:
+        if number is None:  # from 1
             number = self._billed_as[billed_as] = len(self._billed_as) + 1
             group.names += (number, *billed_as)
         return number

@@ -335,7 +335,7 @@ class SqliteLedger(LedgerChanges):
         group.results += 1
         taken = group.taken
         # What is added to the history from now on is not of the result.
-        taken += (work, result, tuple(history))
+        taken += (work, result, history[0] if len(history) == 1 else tuple(history))
         if self._cut_off is not None:
             self._cut_off.learn_input(work.number, work.content, history)
             self._learn(history)
@@ -357,8 +357,7 @@ class SqliteLedger(LedgerChanges):
             if found.get(work.item_id) is work:
                 del found[work.item_id]
         if self._notes is not None and group.error is None:
-            for slot in group.slots:
-                self._notes.let_go(slot)
+            self._notes.let_go(group.slots)
 
     # ---- calls under way ----
 
@@ -391,7 +390,7 @@ class SqliteLedger(LedgerChanges):
         self._under_way -= 1
         if attempt is None:
             call.is_over = True
-            notes.let_go(call.at)
+            notes.let_go((call.at,))
             return
         if attempt.usage and attempt.usage is not call.usage:
             call.took(attempt.usage)

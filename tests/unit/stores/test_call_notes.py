@@ -74,7 +74,7 @@ def test_what_is_no_file_has_no_notes(path):
 def test_what_was_let_go_of_is_gone_and_its_place_is_used_again(path):
     notes, places = noted(path, 3)
     places[1].took(USAGE)
-    notes.let_go(places[1].at)
+    notes.let_go([places[1].at])
     assert sorted(note.number for note in notes.left()) == [1, 3]
 
     assert notes.note(9, b"b", b"", 1, NAMED, 0.0, Size(0)).at == places[1].at
@@ -161,7 +161,7 @@ def test_a_call_that_has_not_left_the_process_is_not_noted_until_it_does(path):
     places[1].goes()
 
     assert [note.number for note in CallNotes(path).left()] == [2]
-    notes.let_go(places[0].at)
+    notes.let_go([places[0].at])
     notes.note(7, b"b", b"", 1, NAMED, 0.0, Size(0))
     assert sorted(note.number for note in notes.left()) == [2, 7], "a new note is not held"
 
@@ -169,7 +169,7 @@ def test_a_call_that_has_not_left_the_process_is_not_noted_until_it_does(path):
 def test_notes_are_read_without_a_change_while_they_are_written(path):
     assert read_notes(path) is None
     notes, places = noted(path, 3)
-    notes.let_go(places[0].at)
+    notes.let_go([places[0].at])
     before = path.read_bytes()
 
     session, found = read_notes(path)

@@ -22,7 +22,7 @@ def taken(group, *numbers, is_new=True, **fields):
         told = {"success": True, "output": "out", "token_usage": dict(USAGE)} | fields
         result = WorkItemResult(work.item_id, **told)
         made = Attempt(1, 2.0, 0.5, dict(USAGE), billed_as=LANE)
-        group.taken += (work, result, (made,))
+        group.taken += (work, result, made)
         group.results += 1
     return group
 
@@ -56,9 +56,9 @@ def fail(group):
 
 
 def attempt(group, **fields):
-    _, result, (made,) = group.taken
-    group.taken[2] = (replace(made, **fields),)
-    result.token_usage = group.taken[2][0].usage
+    _, result, made = group.taken
+    group.taken[2] = replace(made, **fields)
+    result.token_usage = group.taken[2].usage
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def attempt(group, **fields):
         fail,
         lambda group: setattr(group.taken[1], "gemini_safety_ratings", {"a": "b"}),
         lambda group: setattr(group.taken[1], "response_body", b"{}"),
-        lambda group: group.taken.__setitem__(2, 2 * group.taken[2]),
+        lambda group: group.taken.__setitem__(2, 2 * (group.taken[2],)),
         lambda group: group.taken.__setitem__(2, ()),
         lambda group: attempt(group, error_code="timeout"),
         lambda group: attempt(group, change="other"),
