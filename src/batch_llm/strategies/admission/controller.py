@@ -86,7 +86,7 @@ class Admission:
         "_with_output",
         "budgets",
         "in_flight",
-        "is_calm",
+        "is_unlimited",
         "max_in_flight",
         "refusals",
     )
@@ -112,10 +112,10 @@ class Admission:
         self.in_flight = self.refusals = 0
         #: Whether nothing is known of any limit, and no call was ever refused: what calls take
         #: decides nothing as long as it is so.
-        self.is_calm = not told
+        self.is_unlimited = not told
         #: Calls let in.
         self._accepted = 0
-        #: Of them, those that were answered while calm, and have not let more be in doubt yet.
+        #: Of them, those answered while unlimited, that have not let more be in doubt yet.
         self._uncounted = 0
         self._dice = dice or random.Random()  # noqa: S311 - spreads load, protects nothing
         self._belief = Belief(is_told=bool(told))
@@ -170,7 +170,7 @@ class Admission:
             self._confirm_silent(now)
             if doubt.calls >= (1 if gate.closed_again else doubt.limit):
                 return doubt.wait(now)
-        if self.is_calm:
+        if self.is_unlimited:
             return 0.0
         if self._belief.is_searching and not (self._epoch.accepted or doubt.calls):
             return (
@@ -189,7 +189,7 @@ class Admission:
         return grant
 
     def begin(self, now: float) -> Grant:
-        """Let a call in that is charged later: while calm, before anything but ``end`` is told."""
+        """Let a call in that is charged later, while unlimited, before anything but ``end``."""
         epoch, in_flight, overload = self._epoch, self.in_flight, self._overload
         epoch.calls = number = epoch.calls + 1
         overload.requests += 1
@@ -248,7 +248,7 @@ class Admission:
             self._sync(now, grant, headers)
 
     def end(self, now: float, grant: Grant) -> None:
-        """Close the grant of a call that was answered, while calm: it is settled later."""
+        """Close the grant of a call that was answered, while unlimited: it is settled later."""
         grant.is_open = False
         self.in_flight -= 1
         epoch = self._epoch
@@ -321,7 +321,7 @@ class Admission:
         """
         self._leave(grant)
         self._count()
-        self.is_calm = False
+        self.is_unlimited = False
         self.refusals += 1
         self._overload.note_answer(now, grant.is_probe)
         self._take_back(now, grant, refund=False)
@@ -396,7 +396,7 @@ class Admission:
         if self._belief.is_told or not learned:
             return
         self._count()
-        self.is_calm = False
+        self.is_unlimited = False
         for name, (limit, rate, capacity) in learned.items():
             if name not in FIELDS:  # another version counts it
                 continue
@@ -502,7 +502,7 @@ class Admission:
                 self._note_second(grant)
             epoch.accepted += 1
             self._gate.closed_again = 0
-            if not (self.is_calm or belief.knows_limits):
+            if not (self.is_unlimited or belief.knows_limits):
                 self._evidence.note(now)
             if not belief.is_first and self._rates.grow(now) and not belief.knows_limits:
                 doubt.fit(self.requests_per_second, is_searching=belief.is_searching)
@@ -512,7 +512,7 @@ class Admission:
             self._ceiling_room.step(now, self._in_order, self.requests_per_second)
 
     def _count(self) -> None:
-        """Allow more in doubt for the calls that were answered while calm."""
+        """Allow more in doubt for the calls that were answered while unlimited."""
         if self._uncounted:
             self._doubt.note_accepted(self._accepted, self._uncounted)
             self._uncounted = 0
@@ -735,7 +735,7 @@ class Admission:
 
     def _sync(self, now: float, grant: Grant, headers: Mapping[str, LimitHeader]) -> None:
         self._count()
-        belief, is_told, self.is_calm = self._belief, False, False
+        belief, is_told, self.is_unlimited = self._belief, False, False
         for name, header in headers.items():
             if not header.is_sound:
                 continue
