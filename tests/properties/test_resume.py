@@ -17,7 +17,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import resumed_runs
@@ -118,10 +118,7 @@ def held(folder, suffix, *, keeps_order):
     return sorted(records, key=repr), files
 
 
-@settings(
-    max_examples=int(os.environ.get("RESUME_EXAMPLES", "30")),
-    suppress_health_check=[HealthCheck.too_slow],
-)
+@settings(max_examples=int(os.environ.get("RESUME_EXAMPLES", "30")))
 @given(seed=st.integers(0, 2**32), shape=st.sampled_from(SHAPES))
 def test_passing_over_known_rows_gives_what_reading_all_gives(tmp_path_factory, seed, shape):
     dice = random.Random(seed)

@@ -365,6 +365,7 @@ class _Execution:
             not_done=left,
             cancelled=cancelled,
             bad_rows=bad,
+            left_out=self._plan.left_out,
             reused=survey.kept,
             bill=bill,
         )
@@ -392,6 +393,7 @@ class _Execution:
             "cached": now.cached,
             "shared": now.shared,
             "bad_rows": bad,
+            "left_out": self._plan.left_out,
             "not_done": left,
             "retries": now.retries_by_code,
             "failures": now.failures_by_code,

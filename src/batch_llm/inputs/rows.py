@@ -80,11 +80,16 @@ class Source:
         self._id_column = id_column or id_column_of(self.columns)
 
     def __iter__(self) -> Iterator[Row | Problem]:
-        identifier = Identifier(self._id_column)
+        identifier = self.identifier()
         for number, record in enumerate(self._records(), 1):
             if self._limit is not None and number > self._limit:
                 return
             yield record if isinstance(record, Problem) else identifier.identify(record, number)
+
+    @property
+    def unit(self) -> str:
+        """What it is counted in: a line or a row."""
+        return "row" if self.format == "parquet" else "line"
 
     @property
     def id_column(self) -> str | None:
@@ -104,7 +109,7 @@ class Source:
 
     def identifier(self) -> Identifier:
         """Return who gives the rows of one reading their ids."""
-        return Identifier(self._id_column)
+        return Identifier(self._id_column, self.unit)
 
     def body(self) -> Body | None:
         """Return what the file's rows are read with block by block; None where they cannot be."""

@@ -33,6 +33,8 @@ class ValueSource:
     """
 
     name = NAME
+    #: What it is counted in.
+    unit = "row"
 
     def __init__(
         self, values: Sequence[Any], *, id_column: str | None = None, limit: int | None = None
@@ -57,7 +59,7 @@ class ValueSource:
 
     def identifier(self) -> Identifier:
         """Return who gives the rows of one reading their ids."""
-        return Identifier(self.id_column)
+        return Identifier(self.id_column, self.unit)
 
     def body(self) -> Body:
         """Return what the rows are read with block by block."""

@@ -42,6 +42,10 @@ class RowSource(Protocol):
         """The shape of its records."""
 
     @property
+    def unit(self) -> str:
+        """What it is counted in: a line or a row."""
+
+    @property
     def columns(self) -> Sequence[str]:
         """The columns of the first good record."""
 

@@ -9,19 +9,20 @@ from typing import TYPE_CHECKING
 from batch_llm.strategies.admission.belief import Belief, Known
 from batch_llm.strategies.admission.blame import blamed
 from batch_llm.strategies.admission.budgets import Budget
+from batch_llm.strategies.admission.ceiling_room import CeilingRoom
 from batch_llm.strategies.admission.closed_gate import PROBE_SECONDS, ClosedGate
 from batch_llm.strategies.admission.closure import Closure, learn_from_closure
 from batch_llm.strategies.admission.doubt import Doubt
 from batch_llm.strategies.admission.epochs import Epoch
 from batch_llm.strategies.admission.evidence import Evidence
 from batch_llm.strategies.admission.fallen_rates import FallenRates
-from batch_llm.strategies.admission.first_refusal import FirstRefusal, explains_used_up, hold_less
+from batch_llm.strategies.admission.first_refusal import FirstRefusal, explains_used_up
 from batch_llm.strategies.admission.grants import Grant, Refusal
 from batch_llm.strategies.admission.header_belief import used_up
 from batch_llm.strategies.admission.noise import Noise
 from batch_llm.strategies.admission.overload import Overload
 from batch_llm.strategies.admission.rate_search import RateSearch
-from batch_llm.strategies.admission.rates import Rates
+from batch_llm.strategies.admission.rates import SECOND_CUT_SECONDS, Rates
 from batch_llm.strategies.admission.second_calls import FASTEST_TRIED, Bound, SecondCalls, bounds_of
 from batch_llm.strategies.admission.slots import Slots
 from batch_llm.strategies.costs import FIELDS, NOTHING, PENDING, Cost
@@ -65,6 +66,7 @@ class Admission:
     __slots__ = (
         "_accepted",
         "_belief",
+        "_ceiling_room",
         "_closure",
         "_dice",
         "_doubt",
@@ -120,6 +122,7 @@ class Admission:
         self._doubt = Doubt(told.get(REQUESTS, 0.0), is_told=bool(told))
         self._epoch = Epoch(now)
         self._gate = ClosedGate(self._dice)
+        self._ceiling_room = CeilingRoom(self._belief)
         self._closure = Closure()
         self._first = FirstRefusal()
         self._evidence = Evidence(self.budgets, now)
@@ -164,8 +167,7 @@ class Admission:
         if doubt.calls:
             if self._uncounted:
                 self._count()
-            while (grant := doubt.silent(now)) is not None:
-                self._confirm(now, grant)
+            self._confirm_silent(now)
             if doubt.calls >= (1 if gate.closed_again else doubt.limit):
                 return doubt.wait(now)
         if self.is_calm:
@@ -326,6 +328,8 @@ class Admission:
         if headers:
             self._sync(now, grant, headers)
         self._doubt.note_refused(latency)
+        if self._belief.knows_limits:
+            self._confirm_silent(now)
         is_first = grant.epoch == self._epoch.number
         if self._explains_in_flight(grant, dimension, is_first=is_first):
             return Refusal(False, retry_after or 0.0)
@@ -337,7 +341,7 @@ class Admission:
             return Refusal(self._cut(now, grant, retry_after, named), 0.0)
         if grant.epoch == 0 and self._epoch.number == 1:
             self._note_follower(grant, was_accepted=False)
-            hold_less(self.budgets[REQUESTS], grant.at - self._epoch.began_at)
+            self._first.hold_less(self.budgets[REQUESTS], grant)
         if retry_after is not None:
             self._gate.keep_closed(now + retry_after)
         return Refusal(False, 0.0)
@@ -474,6 +478,11 @@ class Admission:
             self._epoch.forget(grant, budget, amount)
         self._evidence.forget(grant)
 
+    def _confirm_silent(self, now: float) -> None:
+        """Count the calls as let in that have been silent for long enough."""
+        while (grant := self._doubt.silent(now)) is not None:
+            self._confirm(now, grant)
+
     def _confirm(self, now: float, grant: Grant) -> None:
         """Count a call in doubt as let in."""
         if self._uncounted:
@@ -499,6 +508,8 @@ class Admission:
                 doubt.fit(self.requests_per_second, is_searching=belief.is_searching)
         if belief.is_first or belief.knows_limits:
             doubt.note_accepted(self._accepted)
+        if now >= self._ceiling_room.due:
+            self._ceiling_room.step(now, self._in_order, self.requests_per_second)
 
     def _count(self) -> None:
         """Allow more in doubt for the calls that were answered while calm."""
@@ -542,10 +553,14 @@ class Admission:
             epoch.refused_at = grant.at
         bounds = [] if is_closed_still else self._bounds()
         is_of_told = belief.is_first and belief.is_told
-        is_used_up = is_of_told and explains_used_up(self.budgets, grant, grant.at - epoch.began_at)
+        is_used_up = is_of_told and explains_used_up(
+            self.budgets, grant, now, grant.at - epoch.began_at
+        )
         emptied = self._emptied(now, named, is_closed_still=is_closed_still)
-        cut = () if is_used_up else emptied
-        if not is_closed_still and not self._cut_rates(now, grant, retry_after, cut):
+        seconds = self._seconds_since_cut(grant)
+        is_trial = self._ceiling_room.note_refused(now, self._in_order, retry_after)
+        cut = () if is_used_up or is_trial else emptied
+        if not is_closed_still and not self._cut_rates(now, grant, retry_after, cut, seconds):
             return False
         requests = self.budgets[REQUESTS]
         thought = requests.thought_at(now, grant)
@@ -559,11 +574,11 @@ class Admission:
         was_first, belief.is_first = belief.is_first, False
         if was_first:
             self._closure.expect(self.budgets.values(), retry_after)
-            self._first.note(grant, self._doubt.limit)
+            self._first.note(now, grant, self._doubt.limit, requests)
         epoch.close()
         self._rates.grown_at = now
-        is_trial = self._second_calls.begin(now + (retry_after or 0.0), grant, bounds)
-        if not is_trial or retry_after is not None:
+        is_second = self._second_calls.begin(now + (retry_after or 0.0), grant, bounds)
+        if not is_second or retry_after is not None:
             self._close_gate(now, retry_after)
         requests.keep_empty(gate.closed_until)
         if belief.sees_headers and not was_first:
@@ -578,12 +593,24 @@ class Admission:
             )
         return True
 
+    def _seconds_since_cut(self, grant: Grant) -> float:
+        """Return the seconds since the last cut, as far as they tell how much is refilled in them.
+
+        Where that was for a trial, less was let in since than could be.
+        """
+        shortest = SECOND_CUT_SECONDS if self._ceiling_room.was_refused else 1e-3
+        return max(grant.at - self._epoch.cut_at, shortest)
+
     def _cut_rates(
-        self, now: float, grant: Grant, retry_after: float | None, cut: Collection[Budget]
+        self,
+        now: float,
+        grant: Grant,
+        retry_after: float | None,
+        cut: Collection[Budget],
+        seconds: float,
     ) -> bool:
         """Cut the rates of some budgets; of none when it was chance."""
         epoch, belief, budgets = self._epoch, self._belief, self.budgets
-        seconds = max(grant.at - epoch.cut_at, 1e-3)
         self._evidence.end(now, grant, epoch.calls)
         if not belief.is_first and self._is_noise(now, grant, retry_after):
             return False
@@ -611,7 +638,7 @@ class Admission:
 
     def _drain(self, now: float, budget: Budget, grant: Grant, retry_after: float | None) -> None:
         """Take a budget for empty, because it refused a call."""
-        budget.drain(now, -budget.pending)
+        budget.drain(now, -budget.pending - self._ceiling_room.owed(budget))
         if self._belief.is_searching:  # one call probes whether the provider has room again
             one_call = min(budget.capacity, grant.cost[budget.field])
             budget.level = max(budget.level, one_call)
