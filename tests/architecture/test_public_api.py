@@ -4,8 +4,10 @@ import ast
 import dataclasses
 import importlib
 import inspect
+import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -116,6 +118,22 @@ def test_importing_the_package_loads_nothing_heavy():
     )
 
     assert loaded.stdout.strip() == "[]"
+
+
+def test_the_page_of_public_names_has_each_once_and_says_what_its_docstring_says():
+    page = (Path(__file__).parents[2] / "docs" / "names.md").read_text("utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| (.*) \|$", page, re.MULTILINE)
+    errors = re.findall(r"^[│├└─ ]*(\w+Error)\b", page, re.MULTILINE)
+
+    assert sorted([name for name, _ in rows] + errors) == sorted(
+        {*batch_llm.__all__, *(name for name in vars(batch_llm.exceptions) if "Error" in name)}
+    )
+    for name, says in rows:
+        if name != "PostProcessor":  # a type of functions has no docstring
+            first, *_ = inspect.getdoc(getattr(batch_llm, name)).split("\n")
+            assert says == first.replace("``", "`")
+    tree = inspect.getdoc(batch_llm.exceptions).split("\n\n")[1]
+    assert textwrap.dedent(tree) in page
 
 
 def public_functions(found):

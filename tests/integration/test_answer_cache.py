@@ -396,6 +396,17 @@ def writer(folder, first, count, pause=0.0):
     return subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
 
 
+def await_first(folder, number):
+    """Wait until an answer is in the file."""
+    deadline = time.monotonic() + 60
+    with contextlib.closing(sqlite3.connect(folder / "answers.sqlite")) as raw:
+        while not raw.execute(
+            "SELECT 1 FROM answers WHERE exchange = ?", (key(number),)
+        ).fetchone():
+            assert time.monotonic() < deadline, "it never came"
+            time.sleep(0.01)
+
+
 async def test_many_processes_make_one_cache_and_use_it_at_once(tmp_path):
     folder = tmp_path / "cache"
 
@@ -415,7 +426,8 @@ async def test_a_kill_in_mid_write_leaves_a_whole_cache(tmp_path):
     for trial in range(8):
         process = writer(tmp_path, 100_000 * trial, 100_000)
         assert process.stdout.readline() == "open\n"
-        time.sleep(0.1 + 0.4 * dice.random())
+        await_first(tmp_path, 100_000 * trial)
+        time.sleep(0.4 * dice.random())
         os.kill(process.pid, signal.SIGKILL)
         process.communicate()
 

@@ -174,7 +174,7 @@ def test_the_bill_of_a_run_that_was_killed_is_the_simulators_to_the_token(tmp_pa
 
 def test_the_tokens_of_an_answer_that_was_read_and_not_saved_are_known(tmp_path):
     write_questions(tmp_path)
-    with Simulator("fast?latency=0.05&log=on") as simulator:
+    with Simulator("fast?latency=0.2&log=on") as simulator:
         command = command_for(simulator)
         process = subprocess.Popen(
             command, cwd=tmp_path, env=ENVIRON, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
@@ -235,6 +235,29 @@ def test_show_verify_and_the_summary_tell_the_same_bill(tmp_path):
         assert bill["cut_off_likely_usd"] == told["cut_off_likely_usd"]
         ledger.note({"bill": bill | {"output_tokens": got + 1}})
     assert f"billed {sent:,} tokens in, {got + 1:,} out" in look(tmp_path, "verify").stdout
+
+
+@pytest.mark.parametrize("cap", ["--max-cost", "--max-tokens-total"])
+def test_a_cap_holds_over_all_sessions_with_what_kills_have_cut_off(tmp_path, cap):
+    write_questions(tmp_path)
+    (tmp_path / "prices.toml").write_text('["openai-chat:x"]\ninput = 1\noutput = 1\n')
+    most, amount = 18_000, {"--max-cost": "0.018", "--max-tokens-total": "18k"}[cap]
+    options = ["--prices", "prices.toml", "--set", "max_tokens=40"]
+    with Simulator("fast?latency=0.2&tail=0.5") as simulator:
+        command = command_for(simulator, *options, cap, amount)
+        for calls in (40, 30, 20):
+            kill_in_mid_run(command, tmp_path, simulator, calls)
+        done, told = finish(command, tmp_path)
+        spent = wait_for_silence(simulator)
+        rest, end = finish(command_for(simulator, *options), tmp_path)
+
+    assert done.returncode == 3, done.stderr
+    assert told["stopped_by"] == {"--max-cost": "max_cost_usd"}.get(cap, "max_tokens_total")
+    assert told["cut_off_calls"] > 0
+    # All that anybody billed, collected or not, is within the cap, and most of the cap is used.
+    assert most / 2 < spent.input_tokens + spent.output_tokens <= most
+    assert rest.returncode == 0, rest.stderr
+    assert (end["not_done"], told["succeeded"] + told["reused"] + end["succeeded"]) == (0, ROWS)
 
 
 def test_a_call_that_had_not_left_the_process_is_not_on_the_bill(tmp_path):
@@ -358,7 +381,7 @@ def test_a_note_that_is_left_is_booked_once(tmp_path, is_told):
         async def begin():
             await ledger.begin_run(keeps_ids=True)
             ledger.start("a", b"one")
-            token = ledger.call_begins("a", 1, 1.0, named, Size(100, 0, 50))
+            token = ledger.call_begins("a", 1, 1.0, named, Size(100, 0, 50), False)
             if is_told:
                 ledger.call_ended("a", token, Attempt(1, 1.0, 0.5, usage, None, None, named))
 

@@ -51,7 +51,15 @@ def test_an_interruption_at_any_moment_is_one_line(tmp_path):
         assert code in expected, ends
         assert "Traceback" not in said, ends
         assert "ignored" not in said, ends
-    assert ends[0.0] == (130, "Interrupted.\n")
+
+
+def test_an_interruption_before_anything_is_loaded_is_one_line(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", COMMAND.replace('os.write(1, b"!")', "os.kill(os.getpid(), 2)")],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "Interrupted.\n")
 
 
 @pytest.mark.parametrize("module", ["cyclopts", "batch_llm.cli.app", "batch_llm.cli.execution"])

@@ -13,7 +13,8 @@ import pytest
 
 from batch_llm import LLMWorkItem, ParallelBatchProcessor, ProcessorConfig
 from batch_llm.core.request import Request
-from batch_llm.providers.local_servers import ASK_SECONDS, MOST_BYTES
+from batch_llm.providers import local_servers
+from batch_llm.providers.local_servers import MOST_BYTES
 from batch_llm.providers.registry import resolve_pool
 from batch_llm.providers.requests import RequestCaller
 from batch_llm.providers.transport import HttpTransport
@@ -55,14 +56,23 @@ def known(statistics):
 
 async def test_the_slots_of_a_llama_server_are_filled_and_its_queue_stays_short():
     with Simulator("fast?server=llama&slots=4&latency=0.1") as server:
-        result, statistics, seconds = await run(server.base_url, 100, runs=2)
+        result, statistics, _ = await run(server.base_url, 100, runs=2)
         stats = server.stats()
 
     assert result.succeeded == 100
     assert known(statistics) == [("concurrency", 4, "server")]
     assert (stats.peak_in_work, stats.peak_in_flight, stats.refused) == (4, 6, 0)
     assert stats.looks == dict.fromkeys(LOOKS, 1)
-    assert seconds < 2 * 100 / 4 * 0.1
+
+
+async def test_the_slots_of_a_llama_server_stay_filled():
+    """A process that stands still for a moment leaves slots empty; three times it does not."""
+    with Simulator("fast?server=llama&slots=4&latency=0.1") as server:
+        for _ in range(3):
+            _, _, seconds = await run(server.base_url, 100)
+            if seconds < 2 * 100 / 4 * 0.1:
+                return
+    pytest.fail(f"{seconds:.1f} s for what takes 2.5")
 
 
 async def test_a_vllm_server_gets_what_is_usual_for_one():
@@ -191,12 +201,12 @@ async def serving(behaviour):
 )
 async def test_a_server_that_says_nothing_of_itself_is_called_all_the_same(behaviour):
     async with serving(behaviour) as (server, url):
-        result, _, seconds = await run(url)
+        async with asyncio.timeout(40):  # and not for as long as it hangs
+            result, _, _ = await run(url)
         assert result.succeeded == 60
         assert server.calls == 60
         # aiohttp itself repeats a GET whose connection was cut.
         assert sorted(server.looks) == sorted([*LOOKS] * (2 if behaviour is reset else 1))
-        assert seconds < ASK_SECONDS + 3
 
 
 async def test_of_an_endless_answer_no_more_is_read_than_is_wanted():
@@ -208,12 +218,15 @@ async def test_of_an_endless_answer_no_more_is_read_than_is_wanted():
     assert len(response.body) == 100_000
 
 
-async def test_a_hung_server_is_waited_for_once_and_not_for_long():
-    async with serving(hang) as (server, url):
-        _, _, seconds = await run(url, runs=2)
+async def test_a_hung_server_is_waited_for_once_and_not_for_long(monkeypatch):
+    async def hang_for_long(_server, _writer):
+        monkeypatch.setattr(local_servers, "ASK_SECONDS", 600)  # for whoever asks again
+        await asyncio.sleep(600)
+
+    async with serving(hang_for_long) as (server, url), asyncio.timeout(60):
+        await run(url, runs=2)
 
         assert len(server.looks) == len(LOOKS)
-        assert seconds < ASK_SECONDS  # the second run did not wait
 
 
 async def test_nobody_there_is_told_by_the_calls():

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
 import urllib.request
-from urllib.parse import urlsplit
 
 import pytest
 
@@ -55,7 +55,7 @@ def answers_of(url):
 
 @pytest.mark.parametrize("model", ["sim:fast", "sim-anthropic:fast"])
 def test_a_provider_that_is_overloaded_for_a_while_is_waited_for(start, model):
-    end = end_of(start("--retries", "0", "-m", f"{model}?rpm=6000&burst=1&down=0.7-2"))
+    end = end_of(start("--retries", "0", "-m", f"{model}?rpm=6000&burst=1&down=0.5-4"))
 
     assert (end["succeeded"], end["failed"]) == (ROWS, 0)
     assert end["retries"]["overloaded"] > 0
@@ -64,16 +64,20 @@ def test_a_provider_that_is_overloaded_for_a_while_is_waited_for(start, model):
 
 def test_a_server_that_is_gone_for_a_while_is_waited_for(start):
     """The calls that its end cuts off use up one attempt; who finds nobody there uses up none."""
-    profile = "fast?rpm=6000&burst=0.1"
-    with SimulatorProcess(profile) as first:
-        base_url, port = first.base_url, urlsplit(first.base_url).port
-        running = start("--retries", "1", "-m", "openai-chat:m", "--base-url", base_url)
-        while (before := answers_of(base_url)) < ROWS / 10:
-            time.sleep(0.05)
-    time.sleep(2)
-    with SimulatorProcess(profile, port=port):
-        end = end_of(running)
-        after = answers_of(base_url)
+    profile = "fast?rpm=3000&burst=0.2"
+    with socket.socket() as ours:  # so that nobody else gets the port in between
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        ours.bind(("127.0.0.1", 0))
+        port = ours.getsockname()[1]
+        with SimulatorProcess(profile, port=port) as first:
+            base_url = first.base_url
+            running = start("--retries", "1", "-m", "openai-chat:m", "--base-url", base_url)
+            while (before := answers_of(base_url)) < ROWS / 10:
+                time.sleep(0.05)
+        time.sleep(2)
+        with SimulatorProcess(profile, port=port):
+            end = end_of(running)
+            after = answers_of(base_url)
 
     assert (end["succeeded"], end["failed"]) == (ROWS, 0)
     assert end["retries"]["connection"] > 0

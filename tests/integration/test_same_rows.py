@@ -84,10 +84,11 @@ def check_rows(path, count):
     return found
 
 
-def test_rows_that_ask_the_same_are_sent_once(tmp_path, cli, run, simulator):
+def test_rows_that_ask_the_same_are_sent_once(tmp_path, cli):
     write_questions(tmp_path, 300, 20)
 
-    ran = run("-c", "300", "--json")
+    with Simulator("fast?latency=2") as simulator:
+        ran = cli(*arguments_of(simulator, "-c", "300", "--json"))
 
     assert ran.returncode == 0, ran.stderr
     found = check_rows(tmp_path / "q.results.jsonl", 300)

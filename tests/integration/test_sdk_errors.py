@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from contextlib import asynccontextmanager
 
 import anthropic
@@ -41,8 +42,13 @@ def anyio_backend():
 
 @pytest.fixture(scope="module")
 def simulator():
-    with Simulator("fast?hang=1&retry_after=header") as running:
+    with Simulator("fast?hang=600&retry_after=header") as running:
         yield running
+
+
+def seconds_for(prompt):
+    """Only a call that is never answered has little time."""
+    return 0.5 if "<<ptimeout>>" in prompt else 60.0
 
 
 def asking(prompt):
@@ -50,24 +56,31 @@ def asking(prompt):
 
 
 async def with_openai(url, prompt, model, key):
-    async with openai.AsyncOpenAI(base_url=url, api_key=key, max_retries=0, timeout=0.5) as client:
+    seconds = seconds_for(prompt)
+    async with openai.AsyncOpenAI(
+        base_url=url, api_key=key, max_retries=0, timeout=seconds
+    ) as client:
         await client.responses.create(model=model, input=prompt)
 
 
 async def with_openai_chat(url, prompt, model, key):
-    async with openai.AsyncOpenAI(base_url=url, api_key=key, max_retries=0, timeout=0.5) as client:
+    seconds = seconds_for(prompt)
+    async with openai.AsyncOpenAI(
+        base_url=url, api_key=key, max_retries=0, timeout=seconds
+    ) as client:
         await client.chat.completions.create(model=model, messages=asking(prompt))
 
 
 async def with_anthropic(url, prompt, model, key):
     async with anthropic.AsyncAnthropic(
-        base_url=url, api_key=key, max_retries=0, timeout=0.5
+        base_url=url, api_key=key, max_retries=0, timeout=seconds_for(prompt)
     ) as client:
         await client.messages.create(model=model, max_tokens=50, messages=asking(prompt))
 
 
 async def with_google(url, prompt, model, key):
-    client = genai.Client(api_key=key, http_options={"base_url": url, "timeout": 500})
+    options = {"base_url": url, "timeout": int(1000 * seconds_for(prompt))}
+    client = genai.Client(api_key=key, http_options=options)
     try:
         await client.aio.models.generate_content(model=model, contents=prompt)
     finally:
@@ -76,12 +89,14 @@ async def with_google(url, prompt, model, key):
 
 
 async def with_mistral(url, prompt, model, key):
-    async with Mistral(api_key=key, server_url=url, timeout_ms=500) as client:
+    milliseconds = int(1000 * seconds_for(prompt))
+    async with Mistral(api_key=key, server_url=url, timeout_ms=milliseconds) as client:
         await client.chat.complete_async(model=model, messages=asking(prompt))
 
 
 async def with_groq(url, prompt, model, key):
-    async with groq.AsyncGroq(base_url=url, api_key=key, max_retries=0, timeout=0.5) as client:
+    seconds = seconds_for(prompt)
+    async with groq.AsyncGroq(base_url=url, api_key=key, max_retries=0, timeout=seconds) as client:
         await client.chat.completions.create(model=model, messages=asking(prompt))
 
 
@@ -157,10 +172,12 @@ async def test_the_wait_that_a_provider_asks_for_is_found_in_its_sdks_exception(
 
 @pytest.mark.parametrize("provider", SDKS)
 async def test_a_server_that_is_not_there_is_a_connection_that_failed(provider):
-    with Simulator("fast") as gone:
-        pass
+    gone = Simulator("fast")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound, and not listened on: connections are refused
+        gone.base_url = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
 
-    assert meaning(await raised(gone, provider)) == "connection"
+        assert meaning(await raised(gone, provider)) == "connection"
 
 
 @pytest.mark.parametrize(

@@ -228,12 +228,19 @@ def test_a_stream_refuses_the_id_of_a_finished_item_and_loses_nothing(path):
 
 def test_the_event_loop_goes_on_while_another_program_holds_the_file(path):
     async def main(ledger):
+        begun, may_end = asyncio.Event(), asyncio.Event()
+
+        async def call(_attempt, _timeout):
+            begun.set()
+            await may_end.wait()
+            return "out", {}
+
         holder = sqlite3.connect(path, isolation_level=None)
         built = ParallelBatchProcessor(store=ledger)
-        waits = LLMWorkItem("b", direct_call=Script("out", delay=0.05))
-        running = asyncio.create_task(built.process([waits]))
-        await asyncio.sleep(0.02)  # the run has begun
+        running = asyncio.create_task(built.process([LLMWorkItem("b", direct_call=call)]))
+        await begun.wait()
         holder.execute("BEGIN IMMEDIATE")
+        may_end.set()
         for _ in range(30):
             await asyncio.sleep(0.01)
         assert not running.done()
@@ -248,17 +255,32 @@ def test_the_event_loop_goes_on_while_another_program_holds_the_file(path):
 
 def test_an_item_that_is_long_in_work_is_written_down_as_such(path):
     async def main(ledger):
-        slow = LLMWorkItem("slow", direct_call=Script("out", delay=1.6))
-        quick = [LLMWorkItem(str(n), direct_call=Script("out", delay=0.4)) for n in range(6)]
+        is_seen = asyncio.Event()
+
+        async def call(_attempt, _timeout):
+            await is_seen.wait()
+            return "out", {}
+
+        def items():
+            yield LLMWorkItem("slow", direct_call=call)
+            number = 0
+            while not is_seen.is_set():
+                yield LLMWorkItem(str(number), direct_call=Script("out", delay=0.1))
+                number += 1
+
         built = ParallelBatchProcessor(store=ledger, max_workers=2)
-        running = asyncio.create_task(built.process([slow, *quick]))
-        await asyncio.sleep(1.5)
-        state = ledger.find("slow").state
+        running = asyncio.create_task(built.process(items()))
+        async with asyncio.timeout(60):
+            while True:
+                await asyncio.sleep(0.05)
+                found = ledger.find("slow")
+                if found is not None and found.state is ItemState.RUNNING:
+                    break
+        is_seen.set()
         await running
-        return state
 
     with SqliteLedger(path) as ledger:
-        assert asyncio.run(main(ledger)) is ItemState.RUNNING
+        asyncio.run(main(ledger))
         assert ledger.find("slow").state is ItemState.DONE
 
 

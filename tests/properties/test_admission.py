@@ -113,6 +113,14 @@ def fixed_minute(now, limit):
     is_counted_by_the_minute=st.booleans(),
     refused_share=st.sampled_from([0.0, 0.02, 0.2]),
 )
+@example(  # calls come that are larger than the bucket that a refusal showed
+    seed=0,
+    requests=30.0,
+    tokens=600.0,
+    burst_seconds=60.0,
+    is_counted_by_the_minute=False,
+    refused_share=0.2,
+)
 @settings(max_examples=60)
 def test_told_tokens_are_never_passed_in_any_window_whatever_they_turn_out_to_be(
     seed, requests, tokens, burst_seconds, is_counted_by_the_minute, refused_share
@@ -160,3 +168,44 @@ def test_told_tokens_are_never_passed_in_any_window_whatever_they_turn_out_to_be
             for then, amounts in reversed(charges[:count]):
                 charged += amounts[name]
                 assert charged <= burst + rate * (at - then) + 1e-3
+
+
+@given(
+    seed=st.integers(0, 2**32),
+    per_minute=st.sampled_from([60.0, 600.0, 3000.0]),
+    burst_seconds=st.sampled_from([20.0, 60.0]),
+    held_seconds=st.floats(0.5, 10.0),
+    rises_at=st.floats(0, 150),
+    factor=st.sampled_from([1.2, 2.0, 100.0]),
+)
+@settings(max_examples=30)
+def test_a_told_limit_is_passed_in_no_window_by_a_try_for_its_room(
+    seed, per_minute, burst_seconds, held_seconds, rises_at, factor
+):
+    """A provider keeps a smaller bucket at first, and lets more in than was told later."""
+    dice = random.Random(seed)
+    limits = Limits(requests_per_minute=per_minute)
+    one = Admission(0.0, limits, burst_seconds=burst_seconds, dice=dice)
+    rate = per_minute / 60
+    starts, now, level = [], 0.0, held_seconds * rate
+    while now < 240:
+        wait = one.wait(now, Cost())
+        if wait > 0:
+            now += wait
+            times = factor if now >= rises_at else 1.0
+            level = min(times * held_seconds * rate, level + wait * times * rate)
+            continue
+        grant = one.start(now, Cost())
+        if level < 1 or dice.random() < 0.001:
+            one.refused(now, grant, latency=0.1)
+            continue
+        level -= 1
+        starts.append(now)
+        one.accepted(now, grant)
+
+    capacity = max(rate * burst_seconds, 1.0)
+    step = max(1, len(starts) // 150)
+    for first in range(0, len(starts), step):
+        for last in range(first, len(starts), step):
+            allowed = capacity + rate * (starts[last] - starts[first]) + 1e-6
+            assert last - first + 1 <= allowed

@@ -7,158 +7,36 @@ ledgers must be the same.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import csv
-import io
 import itertools
 import json
 import os
 import random
 import shutil
 import signal
-from collections import Counter
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import resumed_runs
 from batch_llm.cli import execution, result_files
 from batch_llm.cli.command import Command
 from batch_llm.core.request import Settings
-from batch_llm.exceptions import BatchLLMError, ContentFilteredError
-from batch_llm.inputs import blocks
+from batch_llm.exceptions import BatchLLMError
 from batch_llm.outputs import notes, writers
-from batch_llm.providers.base import Outcome
 from batch_llm.providers.requests import RequestCaller
 from batch_llm.runs import passing, plan, row_index
 from batch_llm.runs.ledgers import retry_failed
 from batch_llm.stores import SqliteLedger
 from batch_llm.stores.base import ItemState
+from resumed_runs import PROMPT, Life, World, make_small, unsettle
 
-PROMPT = "Say: {{ text }}"
-SHAPES = ("rows.jsonl", "prompts.jsonl", "plain.txt", "rows.csv", "rows.tsv", "unnamed.csv")
-USAGE = {"input_tokens": 2, "output_tokens": 1, "total_tokens": 3}
-
-
-def make_small(patch):
-    """Make blocks, parts and pages so small that a few rows have many of them."""
-    patch.setattr(blocks, "RECORDS", 4)
-    patch.setattr(notes, "_ROWS", 3)
-    patch.setattr(passing, "_PAGE", 5)
-    patch.setattr(passing, "_MOST", 12)
-    patch.setattr(passing, "_ROWS_AT_ONCE", 3)
-    patch.setenv("OPENAI_API_KEY", "none")
-
-
-class World:
-    """Answers by what is asked, and knows what was."""
-
-    def __init__(self):
-        self.asked = Counter()
-
-    async def call(self, item, attempt):
-        text = str(item.request.messages[-1].content)
-        self.asked[item.item_id, text, item.request.settings.temperature] += 1
-        await asyncio.sleep(0)
-        if "odd" in text and item.request.settings.temperature is None:
-            return Outcome(error=ContentFilteredError("odd"), usage=USAGE)
-        return Outcome(f"{text} is known", USAGE, model="nobody")
-
-
-class Life:
-    """The rows of a run, as a user's file has them."""
-
-    def __init__(self, shape, dice):
-        self.name, self.dice, self.number = shape, dice, 0
-        self.rows = []
-        self.ends_line = True
-        self.add(0, dice.randint(1, 30))
-
-    def new(self):
-        self.number += 1
-        dice = self.dice
-        text = dice.choice(["one", "odd", "two\nlines", 'quo"te', "ü€", "a,b", ""])
-        if self.name in {"plain.txt", "rows.tsv"}:
-            text = text.replace("\n", " ").replace('"', "")
-        return {
-            "id": f"r{self.number}",
-            "text": f"{text}{dice.randint(0, 99)}",
-            "label": dice.choice("xy"),
-        }
-
-    def add(self, place, count):
-        self.rows[place:place] = [self.new() for _ in range(count)]
-
-    def edit(self):
-        """Do something that users do to their files."""
-        dice, rows = self.dice, self.rows
-        what = dice.choice(
-            [
-                "change",
-                "label",
-                "delete",
-                "insert",
-                "append",
-                "reorder",
-                "move",
-                "double",
-                "longer",
-                "end",
-                "no",
-            ]
-        )
-        if not rows:
-            what = "append"
-        place = dice.randrange(len(rows) or 1)
-        if what == "change":
-            rows[place] = rows[place] | {"text": f"changed {dice.randint(0, 9)}"}
-        elif what == "label":
-            rows[place] = rows[place] | {"label": dice.choice("abc")}
-        elif what == "delete":
-            del rows[place : place + dice.randint(1, 5)]
-        elif what == "insert":
-            self.add(place, dice.randint(1, 5))
-        elif what == "append":
-            self.add(len(rows), dice.randint(1, 9))
-        elif what == "reorder":
-            dice.shuffle(rows)
-        elif what == "move":
-            rows[:] = rows[place:] + rows[:place]
-        elif what == "double":
-            rows.insert(dice.randrange(len(rows) + 1), dict(rows[place]))
-        elif what == "longer":  # and the last line may have had no end
-            rows[-1] = rows[-1] | {"text": rows[-1]["text"] + "!"}
-        elif what == "end":
-            self.ends_line = not self.ends_line
-        if not rows:
-            self.add(0, 3)
-
-    def write(self, path):
-        rows = self.rows
-        if self.name.endswith(("csv", "tsv")):
-            file = io.StringIO()
-            tab = "\t" if self.name.endswith("tsv") else ","
-            table = csv.writer(file, delimiter=tab, lineterminator="\n")
-            named = (
-                rows
-                if self.name != "unnamed.csv"
-                else [{name: value for name, value in row.items() if name != "id"} for row in rows]
-            )
-            table.writerow(named[0].keys())
-            table.writerows(row.values() for row in named)
-            text = file.getvalue()
-        elif self.name == "plain.txt":
-            text = "".join(f"{row['text']}\n" for row in rows)
-        elif self.name == "prompts.jsonl":
-            text = "".join(
-                json.dumps({"id": row["id"], "prompt": row["text"], "label": row["label"]}) + "\n"
-                for row in rows
-            )
-        else:
-            text = "".join(f"{json.dumps(row)}\n" for row in rows)
-        path.write_bytes((text if self.ends_line else text.removesuffix("\n")).encode())
+SHAPES = (
+    "rows.jsonl", "prompts.jsonl", "plain.txt", "rows.csv", "rows.tsv", "unnamed.csv",
+    "rows.parquet",
+)  # fmt: skip
 
 
 def damage(folder, dice, output):
@@ -181,19 +59,6 @@ def damage(folder, dice, output):
         path.write_bytes(found)
     else:
         os.truncate(path, int(where * path.stat().st_size))
-
-
-def unsettle(folder, numbers):
-    """Make items pending, as those of a killed run are."""
-    with SqliteLedger(folder / "ledger.sqlite") as ledger:
-        wanted = [(number,) for number in numbers]
-        ledger._exclusively(
-            lambda one: one.executemany(
-                "UPDATE items SET state = 'pending' "
-                "WHERE number = ? AND state IN ('done', 'failed')",
-                wanted,
-            )
-        )
 
 
 def session(folder, name, options, *, reads_all):
@@ -253,10 +118,7 @@ def held(folder, suffix, *, keeps_order):
     return sorted(records, key=repr), files
 
 
-@settings(
-    max_examples=int(os.environ.get("RESUME_EXAMPLES", "30")),
-    suppress_health_check=[HealthCheck.too_slow],
-)
+@settings(max_examples=int(os.environ.get("RESUME_EXAMPLES", "30")))
 @given(seed=st.integers(0, 2**32), shape=st.sampled_from(SHAPES))
 def test_passing_over_known_rows_gives_what_reading_all_gives(tmp_path_factory, seed, shape):
     dice = random.Random(seed)
@@ -304,7 +166,7 @@ def test_passing_over_known_rows_gives_what_reading_all_gives(tmp_path_factory, 
 @pytest.mark.parametrize("count", [2**62, 2**63 - 1, 2**70])
 def test_a_run_goes_on_whatever_counts_a_server_has_told(tmp_path, monkeypatch, count):
     told = {"input_tokens": count, "output_tokens": count, "total_tokens": 2 * count}
-    monkeypatch.setitem(globals(), "USAGE", told)
+    monkeypatch.setattr(resumed_runs, "USAGE", told)
     life = Life("plain.txt", random.Random(1))
     life.rows = [{"text": f"one{n}"} for n in range(5)]
     life.write(tmp_path / life.name)
@@ -356,6 +218,7 @@ MOMENTS = {
     "the index is written anew": (row_index.RowIndex, "_write_anew"),
     "what is done is found out": (passing.Passing, "survey"),
     "the parts that are kept are chosen": (result_files, "keep_parts"),
+    "the parts that are kept are moved together": (result_files, "move_together"),
     "the notes are begun anew": (notes.OutputNotes, "__init__"),
     "the ledger hears of the notes": (SqliteLedger, "note"),
     "the output is cut and opened": (writers._LineFile, "__init__"),
@@ -424,6 +287,39 @@ def test_a_kill_while_a_run_goes_on_changes_nothing(tmp_path, moment, when, seed
         held(quick, "jsonl", keeps_order=in_order)[1]
         == held(slow, "jsonl", keeps_order=in_order)[1]
     )
+
+
+@pytest.mark.parametrize("count", range(1, 7))
+def test_a_kill_while_parts_are_moved_together_leaves_each_row_once(tmp_path, monkeypatch, count):
+    life = Life("rows.jsonl", random.Random(1))
+    life.rows = [{"id": f"r{n}", "text": f"one{n}", "label": "x"} for n in range(40)]
+    options = {
+        "suffix": "jsonl", "order": "done", "bad_rows": "stop", "limit": None, "concurrency": 1,
+    }  # fmt: skip
+    life.write(tmp_path / life.name)
+    session(tmp_path, life.name, options, reads_all=False)
+    life.rows[5] = life.rows[5] | {"label": "y"}
+    life.rows.insert(0, {"id": "new", "text": "one", "label": "x"})
+    life.write(tmp_path / life.name)
+    moved = notes.move_together
+
+    def some(output, parts):
+        assert len(parts) > count
+        moved(output, parts[:count])
+
+    monkeypatch.setattr(result_files, "move_together", some)
+    was_killed = killed_at(
+        "the parts that are kept are moved together", 1, "after",
+        lambda: session(tmp_path, life.name, options, reads_all=False),
+    )  # fmt: skip
+    monkeypatch.undo()
+    code, asked = session(tmp_path, life.name, options, reads_all=False)
+
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    found = sorted((line["id"], line["label"]) for line in lines)
+    assert was_killed
+    assert (code, [row for row, *_ in asked]) == (0, ["new"])
+    assert found == sorted((row["id"], row["label"]) for row in life.rows)
 
 
 @pytest.mark.parametrize("order", ["done", "input"])

@@ -261,7 +261,7 @@ class AdmissionGate:
         if place is not None and not place.aside_until and lane.asking is None:
             # As most lanes are.
             admission, uncharged = place.admission, lane.uncharged
-            if admission.is_calm and uncharged is not None:
+            if admission.is_unlimited and uncharged is not None:
                 if admission.wait(now, NOTHING) > 0:
                     return None
                 self.in_flight += 1
@@ -306,7 +306,7 @@ class AdmissionGate:
         if place.is_in_doubt:
             place.ended(now, grant, is_good=True)
         lane, admission = ticket.lane, place.admission
-        if admission.is_calm and not outcome.limits and lane.uncharged is not None:
+        if admission.is_unlimited and not outcome.limits and lane.uncharged is not None:
             admission.end(now, grant)
             lane.uncharged.note_end(ticket, item, now, outcome.usage)
         else:

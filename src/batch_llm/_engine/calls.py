@@ -27,7 +27,7 @@ from batch_llm.stores.base import Attempt
 from batch_llm.strategies.errors import ErrorCode, ErrorInfo, code_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from batch_llm._engine.deadlines import Deadline
     from batch_llm._engine.events import EventDispatcher
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from batch_llm._engine.statistics import Counts
     from batch_llm.base import LLMWorkItem
     from batch_llm.providers.base import Caller, Try
-    from batch_llm.stores.base import CallBook
+    from batch_llm.stores.base import CallBook, NotedCall
     from batch_llm.strategies.caps import Size
     from batch_llm.strategies.errors import ErrorClassifier
 
@@ -123,24 +123,6 @@ class MakeCall(Protocol):
         ...
 
 
-class _Departure:
-    """Notes in a store's book when a call leaves the process."""
-
-    __slots__ = ("_book", "_token")
-
-    def __init__(self, book: CallBook, token: int) -> None:
-        self._book, self._token = book, token
-
-    def waits(self) -> None:
-        self._book.call_waits(self._token)
-
-    def goes(self) -> None:
-        self._book.call_goes(self._token)
-
-    def took(self, usage: Mapping[str, int], /) -> None:
-        self._book.call_took(self._token, usage)
-
-
 class Calls:
     """Makes the calls of all workers.
 
@@ -171,6 +153,7 @@ class Calls:
     ) -> None:
         self._book, self._size_of = book, size_of
         self._caller = caller
+        self._tells_departures = getattr(caller, "tells_departures", False)
         self._gate = gate
         self._classifier = classifier
         self._counts = counts
@@ -189,9 +172,12 @@ class Calls:
         """
         self._counts.attempts += 1
         started_at, book = self._time(), self._book
-        token, calls = None, 0
+        noted, billed_as, calls = None, None, 0
         if book is not None:
-            token = self._note_call(item, attempt, progress, started_at)
+            billed_as = self._meter.billed_as(item)
+            noted = self._note_call(item, attempt, progress, started_at, billed_as)
+            if item.request is None:  # an agent may look up its model in the call
+                billed_as = None
             calls = len(progress.history)
         try:
             try:
@@ -216,7 +202,9 @@ class Calls:
                     item, owner, ticket, attempt, progress, started_at, seconds, outcome
                 )
             # Everyone is told what became of it before its room is given to the next one.
-            usage = self._meter.note(item, outcome, attempt, progress, may_have_cost=True)
+            usage = self._meter.note(
+                item, outcome, attempt, progress, billed_as, may_have_cost=True
+            )
             self._gate.succeeded(ticket, item, outcome)
             self._counts.note_latency(seconds)
             progress.history.append(
@@ -237,28 +225,35 @@ class Calls:
             # keep the item alive until the garbage collector comes.
             outcome = None  # type: ignore[assignment]
             self._gate.leave(ticket)
-            if token is not None and book is not None:
+            if noted is not None and book is not None:
                 # Another copy's attempt cannot have come in between: that would take a step.
                 made = progress.history[-1] if len(progress.history) > calls else None
-                book.call_ended(progress.item_id, token, made)
+                book.call_ended(progress.item_id, noted, made)
 
     def _note_call(
-        self, item: Item, attempt: Try, progress: Progress, started_at: float
-    ) -> int | None:
+        self,
+        item: Item,
+        attempt: Try,
+        progress: Progress,
+        started_at: float,
+        billed_as: tuple[str, str, str],
+    ) -> NotedCall | None:
         """Have the call noted before it is sent, where the store keeps a book of that."""
         book = self._book
         if book is None or self._size_of is None:
             return None
-        token = book.call_begins(
+        tells_departure = self._tells_departures and item.request is not None
+        noted = book.call_begins(
             progress.item_id,
             attempt.number,
             started_at,
-            self._meter.billed_as(item),
+            billed_as,
             self._size_of(item),
+            tells_departure,
         )
-        if token is not None and item.request is not None:
-            attempt.memory[DEPARTURE] = _Departure(book, token)
-        return token
+        if noted is not None and tells_departure:
+            attempt.memory[DEPARTURE] = noted
+        return noted
 
     def _settle_failure(
         self,

@@ -49,11 +49,19 @@ class Meter:
         self._billed_as: dict[tuple[str, str], tuple[str, str, str]] = {}
 
     def note(
-        self, item: Item, outcome: Outcome, attempt: Try, progress: Progress, *, may_have_cost: bool
+        self,
+        item: Item,
+        outcome: Outcome,
+        attempt: Try,
+        progress: Progress,
+        billed_as: tuple[str, str, str] | None = None,
+        *,
+        may_have_cost: bool,
     ) -> dict[str, int] | None:
         """Count what a call spent; of one that may have cost, at least that nobody knows it.
 
         Its attempt is to be added to the history by whoever asks, before the next call is counted.
+        ``billed_as`` is what the method of that name tells, where it was asked before.
         """
         usage, parts = outcome.usage, outcome.parts
         if attempt.memory:
@@ -68,7 +76,9 @@ class Meter:
         elif not may_have_cost:
             progress.billed_as = None
             return usage
-        billed_as = progress.billed_as = self.billed_as(item)
+        if billed_as is None:
+            billed_as = self.billed_as(item)
+        progress.billed_as = billed_as
         if parts is None:
             self._totals.note(*billed_as, usage or None)
         for model, part in parts or ():

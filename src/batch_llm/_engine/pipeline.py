@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from batch_llm._engine.statistics import Counts
     from batch_llm.base import PostProcessor
     from batch_llm.core.request import Request
+    from batch_llm.core.schema import OutputSchema
     from batch_llm.middleware.base import Middleware
     from batch_llm.providers.base import Outcome
     from batch_llm.stores.base import Store
@@ -222,14 +223,19 @@ class Pipeline:
                 return False
             self._room = None
         self._unsaved += 1
-        # Of a success, how it came about is not needed any more, and many wait here.
-        saved.then(self._on_saved, result, worker, _NO_PROGRESS if result.success else progress)
+        # Of a success, how it came about is not needed any more. Many wait here, and the garbage
+        # collector looks at each object that does.
+        is_told_whole = self._events.is_active or not result.success
+        saved.then(self._on_saved, (result, worker, progress) if is_told_whole else result)
         return True
 
     def _show_saved(
-        self, error: Exception | None, result: Result, worker: Worker, progress: Progress
+        self, error: Exception | None, finished: Result | tuple[Result, Worker, Progress]
     ) -> None:
         self._unsaved -= 1
+        result, worker, progress = (
+            finished if isinstance(finished, tuple) else (finished, None, _NO_PROGRESS)
+        )
         if error is not None:
             self._on_error_of_store(error)
         else:
@@ -388,8 +394,8 @@ class _Shielded(Saving):
 
     __slots__ = ("_pending",)
 
-    def then(self, call: Callable[..., None], /, *values: Any) -> None:
-        self._pending.add_done_callback(lambda done: call(done.exception(), *values))
+    def then(self, call: Callable[..., None], value: Any, /) -> None:
+        self._pending.add_done_callback(lambda done: call(done.exception(), value))
 
     def __init__(self, saved: Awaitable[None]) -> None:
         self._pending = asyncio.ensure_future(saved)
@@ -400,10 +406,15 @@ class _Shielded(Saving):
 
 def as_asked(request: Request, output: Any) -> Any:
     """Return a kept output in the type that the request's shape makes of an answer."""
-    if request.output is None or not isinstance(output, dict | list):
+    return as_shaped(request.output, output)
+
+
+def as_shaped(shape: OutputSchema | None, output: Any) -> Any:
+    """Return a kept output in the type that a shape makes of an answer."""
+    if shape is None or not isinstance(output, dict | list):
         return output
     try:
-        return request.output.parse(msgspec.json.encode(output).decode())
+        return shape.parse(msgspec.json.encode(output).decode())
     except BadOutputError:  # tool calls, or what a hook had put there
         return output
 

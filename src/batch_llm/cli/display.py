@@ -207,6 +207,7 @@ def summary_lines(
     not_done: int = 0,
     cancelled: int = 0,
     bad_rows: int = 0,
+    left_out: int = 0,
     reused: int = 0,
     bill: Bill | None = None,
 ) -> list[str]:
@@ -217,6 +218,7 @@ def summary_lines(
         not_done: Rows without a result, the cancelled ones among them.
         cancelled: Rows that were cut off when the run was stopped; they have not failed.
         bad_rows: Records that could not be sent.
+        left_out: Such records that have no result either.
         bill: What was spent.
         reused: Rows whose answer an earlier run has brought.
     """
@@ -244,6 +246,8 @@ def summary_lines(
         )
     if bad_rows:
         lines.append(f"  bad rows  {bad_rows:>9,}            not sent; see the file of failed rows")
+    if left_out:
+        lines.append(f"  left out  {left_out:>9,}            bad rows; neither sent nor written")
     if not_done:
         lines.append(f"  not done  {not_done:>9,}")
     finished = now.processed - cancelled

@@ -23,7 +23,7 @@ from batch_llm.cli.result_files import ResultFiles
 from batch_llm.exceptions import LedgerError
 from batch_llm.outputs import finished
 from batch_llm.runs.ledgers import default_ledger, name_of, open_ledger, put_aside, variants_at
-from batch_llm.runs.passing import DuplicateRowsError, Passing
+from batch_llm.runs.passing import pass_over
 from batch_llm.runs.plan import Plan, Survey
 from batch_llm.runs.session import (
     Session,
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from batch_llm.cli.command import Command
     from batch_llm.inputs import Row
     from batch_llm.runs.brief import Brief
-    from batch_llm.runs.recipe import Variant
+    from batch_llm.runs.passing import Passing
 
     Item = LLMWorkItem[Any, Any, Row]
     Result = WorkItemResult[Any, Row]
@@ -121,8 +121,8 @@ def run_plan(
         if ledger is not None:
             is_known = any(ledger.counts().values())
             if pilot is None and plan.indexed is not None:
-                opened.callback(plan.indexed.close)
-                plan, passing, survey = _pass_over(plan, ledger, variants)
+                opened.callback(plan.close)
+                plan, passing, survey = pass_over(plan, ledger, variants)
             elif is_known:
                 survey = plan.survey(ledger, variants)
             if is_known and not command.quiet and command.progress != "json":
@@ -155,23 +155,6 @@ def run_plan(
             else:
                 execution.items = passing.all_items()
         return asyncio.run(execution.run()), session.statistics()
-
-
-def _pass_over(
-    plan: Plan, ledger: SqliteLedger, variants: Sequence[Variant]
-) -> tuple[Plan, Passing | None, Survey]:
-    """Find out what of an indexed plan is done; where only reading all will do, with another one.
-
-    Raises:
-        InputError: Rows have the same id.
-    """
-    assert plan.indexed is not None  # noqa: S101 - the caller has looked
-    if plan.indexed.settle():
-        passing = Passing(plan, ledger, variants)
-        with contextlib.suppress(DuplicateRowsError):
-            return plan, passing, passing.survey()
-    plan = Plan(plan.brief, plan.source)
-    return plan, None, plan.survey(ledger, variants)
 
 
 def open_run(
@@ -382,6 +365,7 @@ class _Execution:
             not_done=left,
             cancelled=cancelled,
             bad_rows=bad,
+            left_out=self._plan.left_out,
             reused=survey.kept,
             bill=bill,
         )
@@ -409,6 +393,7 @@ class _Execution:
             "cached": now.cached,
             "shared": now.shared,
             "bad_rows": bad,
+            "left_out": self._plan.left_out,
             "not_done": left,
             "retries": now.retries_by_code,
             "failures": now.failures_by_code,

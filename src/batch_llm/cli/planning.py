@@ -184,6 +184,7 @@ def _tell(
             "schema": 1,
             "rows": plan.rows,
             "bad_rows": len(plan.problems),
+            "left_out": plan.left_out,
             "same_rows": foreseen.same,
             "cached_rows": foreseen.cached,
             "format": plan.source.format,
@@ -195,8 +196,10 @@ def _tell(
         }
         print(msgspec.json.encode(facts).decode())
         return ExitCode.OK
+    bad = len(plan.problems) + plan.left_out
+    beside = f" beside {bad:,} bad {plan.source.unit}{'s' * (bad > 1)}" if bad else ""
     print(
-        f"{safe(plan.source.name)}: {plan.rows:,} rows ({plan.source.format}), "
+        f"{safe(plan.source.name)}: {plan.rows:,} rows ({plan.source.format}){beside}, "
         f"about {found.input_tokens:,} tokens in, {command.model}; ready to run"
     )
     if pilot is not None:

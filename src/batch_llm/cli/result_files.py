@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from batch_llm.outputs import FailedWriter, Finished, ResultWriter
-from batch_llm.outputs.notes import OutputNotes, intact_parts
+from batch_llm.outputs.notes import OutputNotes, intact_parts, move_together
 from batch_llm.outputs.writers import FIELDS
 from batch_llm.runs.passing import keep_parts
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 #: With ``--order input``: finished rows that wait for an earlier one.
 MAX_HELD = 10_000
+_TABLES = {".csv", ".tsv"}
 #: Behind the name of the ledger: what is noted of the output.
 _SUFFIX = "-output"
 #: Under which the ledger says which notes are the last.
@@ -137,7 +138,14 @@ def _begin_notes(
     key, before = _key(plan, command), ledger.manifest().get(_NOTED_AS) or ""
     layout_before, layout = (one.hex() for one in plan.indexed.layouts)
     parts = intact_parts(path, output, before, key + layout_before)
-    kept = keep_parts(passing, parts, keeps_order=command.order == "input")
+    placed = keep_parts(
+        passing,
+        parts,
+        keeps_order=command.order == "input",
+        has_header=output.suffix.lower() in _TABLES,
+    )
+    move_together(output, placed)
+    kept = [part for _, part in placed]
     token = secrets.token_hex(8)
     notes = OutputNotes(path, token, key + layout, kept, plan.source.has_changed)
     ledger.note({_NOTED_AS: token})
@@ -147,7 +155,7 @@ def _begin_notes(
 def _key(plan: Plan, command: Command) -> str:
     """Return whatever, beside rows and results, decides how an output looks."""
     source, columns = plan.source, plan.columns
-    if Path(command.output).suffix.lower() not in {".csv", ".tsv"}:
+    if Path(command.output).suffix.lower() not in _TABLES:
         columns = sorted(name for name in columns if name in FIELDS or name.startswith("input_"))
     version = metadata.version("batch-llm")
     return repr((version, command.order, source.format, source.id_column, columns))

@@ -1,7 +1,8 @@
-"""A file in blocks of whole records, recognised by their bytes when they were seen before.
+"""An input in blocks of whole records, recognised by their bytes when they were seen before.
 
 A block is known by the digest of its bytes, wherever it stands: rows that are added, taken away or
-changed make other blocks of those around them, and leave the rest as it was.
+changed make other blocks of those around them, and leave the rest as it was. Here files of lines
+are cut; values and Parquet files in ``value_blocks``.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class Block:
     """Records that stand behind each other.
 
     Attributes:
-        offset: Where it begins, in bytes; of ``length`` bytes, and ``lines`` lines.
+        offset: Where it begins: in bytes, or in values; of ``length`` bytes, and ``lines`` lines.
         line: The number of its first line, from 1.
         number: That of its first record, of ``records``, from 1.
         mark: See ``mark_of``.
@@ -80,6 +81,11 @@ class Block:
     known: KnownBlock | None = None
     rows: list[Row | Problem] | None = None
 
+    def recognise(self, found: KnownBlock) -> None:
+        """Take over what is known."""
+        self.length, self.lines, self.records = found.length, found.lines, found.records
+        self.digest, self.known = found.digest, found
+
 
 def mark_of(line: bytes) -> int:
     """Return a number that tells most lines apart."""
@@ -100,26 +106,56 @@ class KnownBlocks:
         for found in self._by_mark.values():
             found.reverse()
 
-    def find(self, file: IO[bytes], lines: Lines, number: int) -> KnownBlock | None:
+    def __bool__(self) -> bool:
+        return bool(self._by_mark)
+
+    def find(
+        self, head: bytes, number: int, is_there: Callable[[KnownBlock], bool]
+    ) -> KnownBlock | None:
         """Return the block that begins at a place, if one does.
 
         Args:
-            file: The file, opened once more.
-            lines: Stands at the place.
+            head: What its mark is made of there; empty at the end.
             number: That of the record which begins there.
+            is_there: Tells whether a block with this mark stands there.
         """
-        if not self._by_mark:
-            return None
-        head = lines.peek()
         candidates = self._by_mark.get(mark_of(head)) if head else None
         while candidates:
             block = candidates[-1]
             if block.number > number:
                 break  # further on, perhaps
             candidates.pop()  # each is tried once: to try is to read it
-            if block.number in {0, number} and _is_at(file, lines.offset, block):
+            if block.number in {0, number} and is_there(block):
                 return block
         return None
+
+
+class Body(Protocol):
+    """The rows of an input, to be read block by block."""
+
+    @property
+    def dialect(self) -> str:
+        """Whatever, beside the bytes, decides what the records are."""
+
+    def blocks(self, known: KnownBlocks, /) -> Iterator[Block]:
+        """Give all blocks in order.
+
+        Args:
+            known: Those that need no reading.
+        """
+
+    def read(self, block: Block, /) -> Iterator[Row | Problem]:
+        """Give the records of a block, without ids."""
+
+    def is_intact(self, block: Block, /) -> bool:
+        """Tell whether a block's records are those that were cut."""
+
+
+def _find(known: KnownBlocks, file: IO[bytes], lines: Lines, number: int) -> KnownBlock | None:
+    """Return the block that begins where ``lines`` stands; ``file`` is the same, opened again."""
+    if not known:
+        return None
+    return known.find(lines.peek(), number, lambda one: _is_at(file, lines.offset, one))
 
 
 def _is_at(file: IO[bytes], offset: int, block: KnownBlock) -> bool:
@@ -138,15 +174,16 @@ def digest_of(found: bytes) -> bytes:
 
 
 @dataclass(frozen=True, slots=True)
-class Body:
-    """The rows of a file of lines, to be read block by block.
+class LineBody:
+    """The rows of a file of lines. See ``Body``.
 
     Attributes:
         path: The file.
         begin: Where its first record begins, and the lines before it.
         records_from: Reads records, without ids, from a place on.
         limit: Records after which to stop.
-        dialect: Whatever, beside the bytes, decides what the records are.
+        dialect: See ``Body``.
+        has_changed: Tells whether the file was written to since it was opened first.
     """
 
     path: Path
@@ -154,39 +191,35 @@ class Body:
     records_from: Callable[[Lines], Iterator[Row | Problem]]
     limit: int | None
     dialect: str
+    has_changed: Callable[[], bool]
 
-    def blocks(self, known: KnownBlocks) -> Iterator[Block]:
-        """Give all blocks in order.
-
-        Args:
-            known: Those that need no reading.
-        """
+    def blocks(self, known: KnownBlocks, /) -> Iterator[Block]:
+        """See ``Body``."""
         limit = self.limit
         with self.path.open("rb") as file, self.path.open("rb") as again:
             lines = Lines(file, *self.begin)
-            number, found = 1, known.find(again, lines, 1)
+            number, found = 1, _find(known, again, lines, 1)
             while lines.peek() and (limit is None or number <= limit):
                 most = RECORDS if limit is None else min(RECORDS, limit - number + 1)
                 block = Block(lines.offset, lines.number + 1, number, mark_of(lines.peek()))
                 if found is not None and (limit is None or number + found.records - 1 <= limit):
-                    _recognise(block, found, lines)
-                    found = known.find(again, lines, number + block.records)
+                    block.recognise(found)
+                    lines.go_to(block.offset + block.length, lines.number + block.lines)
+                    found = _find(known, again, lines, number + block.records)
                 else:
                     found = _read(block, lines, self.records_from, most, limit, known, again)
                 number += block.records
                 yield block
 
-    def read(self, block: Block) -> Iterator[Row | Problem]:
-        """Give the records of a block, without ids."""
+    def is_intact(self, block: Block, /) -> bool:  # noqa: ARG002 - of the whole file
+        """See ``Body``."""
+        return not self.has_changed()
+
+    def read(self, block: Block, /) -> Iterator[Row | Problem]:
+        """See ``Body``."""
         with self.path.open("rb") as file:
             lines = Lines(file, block.offset, block.line - 1)
             yield from islice(self.records_from(lines), block.records)
-
-
-def _recognise(block: Block, found: KnownBlock, lines: Lines) -> None:
-    block.length, block.lines, block.records = found.length, found.lines, found.records
-    block.digest, block.known = found.digest, found
-    lines.go_to(block.offset + block.length, lines.number + block.lines)
 
 
 def _read(
@@ -207,7 +240,7 @@ def _read(
             if limit is not None and block.number + len(rows) > limit:
                 break
             continue
-        found = known.find(again, lines, block.number + len(rows))
+        found = _find(known, again, lines, block.number + len(rows))
         if found is not None or len(rows) >= most or lines.offset - block.offset >= BYTES:
             break
     block.rows, block.records = rows, len(rows)

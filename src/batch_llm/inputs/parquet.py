@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import bisect
+import itertools
 from datetime import date, datetime, time, timedelta
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from batch_llm.core.parquet import load_parquet
@@ -32,6 +35,9 @@ class ParquetTable:
     def __init__(self, path: Path, name: str) -> None:
         self._arrow, self._parquet = load_parquet()
         self._path, self._name = path, name
+        #: Records from a place on, and what comes behind them, see ``some``.
+        self._place, self._kept = 0, list[dict[str, Any]]()
+        self._rest: Iterator[Any] | None = None
 
     def header_columns(self) -> list[str]:
         """Return the names of the columns."""
@@ -40,21 +46,88 @@ class ParquetTable:
 
     def rows(self) -> Iterator[Row]:
         """Give the records in order, without ids. A row's line is its number."""
-        number = 0
+        numbers = itertools.count(1)
+        for batch in self._batches(0):
+            yield from map(as_row, self._records(batch), numbers)
+
+    def some(self, place: int, count: int) -> list[dict[str, Any]]:
+        """Return records, fewer at the end.
+
+        Cheapest where no place lies before that of the last call: then it reads on.
+
+        Args:
+            place: The first one's, from 0.
+            count: How many.
+        """
+        group = bisect.bisect_right(self._groups, place) - 1
+        end = self._place + len(self._kept)
+        if place < self._place or self._rest is None or self._groups[group] > end:
+            self._place, self._kept = self._groups[group], []
+            self._rest = self._batches(group)
+        self._let_go(place)
+        while self._place + len(self._kept) < place + count:
+            batch = next(self._rest, None)
+            if batch is None:
+                break
+            if self._place + len(self._kept) + len(batch) <= place:  # nothing is kept by now
+                self._place += len(batch)
+                continue
+            self._kept += self._records(batch)
+            self._let_go(place)
+        return self._kept[:count]
+
+    def _let_go(self, place: int) -> None:
+        """Forget what stands before a place."""
+        count = min(place - self._place, len(self._kept))
+        del self._kept[:count]
+        self._place += count
+
+    @cached_property
+    def _groups(self) -> list[int]:
+        """Where each group of rows begins."""
         with self._opened() as file:
+            sizes = [file.metadata.row_group(one).num_rows for one in range(file.num_row_groups)]
+        return [0, *itertools.accumulate(sizes[:-1])]
+
+    def _batches(self, first_group: int) -> Iterator[Any]:
+        with self._opened() as file:
+            groups = range(first_group, file.num_row_groups)
             try:
-                for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE):
-                    for record in batch.to_pylist():
-                        number += 1
-                        yield Row("", number, {name: plain(one) for name, one in record.items()})
+                yield from file.iter_batches(batch_size=_ROWS_AT_ONCE, row_groups=groups)
             except self._arrow.ArrowException as error:
                 raise InputError(f"{self._name} is damaged: {error}") from None
+
+    def _records(self, batch: Any) -> list[dict[str, Any]]:
+        records: list[dict[str, Any]] = batch.to_pylist()
+        odd = [field.name for field in batch.schema if not self._is_plain(field.type)]
+        for name in odd:
+            for record in records:
+                record[name] = plain(record[name])
+        return records
+
+    def _is_plain(self, kind: Any) -> bool:
+        """Tell whether a column's values are ``plain`` as they come."""
+        types = self._arrow.types
+        if types.is_floating(kind):
+            return not types.is_float16(kind)
+        found: bool = (
+            types.is_string(kind)
+            or types.is_large_string(kind)
+            or types.is_integer(kind)
+            or types.is_boolean(kind)
+        )
+        return found
 
     def _opened(self) -> Any:
         try:
             return self._parquet.ParquetFile(self._path)
         except self._arrow.ArrowException as error:
             raise InputError(f"{self._name} is no Parquet file: {error}") from None
+
+
+def as_row(record: dict[str, Any], number: int) -> Row:
+    """Return a record as a row without an id; its line is its number, from 1."""
+    return Row("", number, record)
 
 
 def plain(value: Any) -> Any:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from batch_llm.core.text import safe, width
 
 _WIDTH = 72
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(msgspec.Struct, frozen=True):
     """One record.
 
     Attributes:
@@ -49,9 +50,17 @@ class Problem:
     data: dict[str, Any] | None = None
     item_id: str | None = None
 
-    def render(self, name: str) -> str:
-        """Return the lines that show it to a person."""
-        place = f"{safe(name)}:{self.line}" + (f":{self.column}" if self.column else "")
+    def render(self, name: str, unit: str = "line") -> str:
+        """Return the lines that show it to a person.
+
+        Args:
+            name: The input's.
+            unit: What the input is counted in: a line or a row.
+        """
+        if unit == "line":
+            place = f"{safe(name)}:{self.line}" + (f":{self.column}" if self.column else "")
+        else:
+            place = f"{safe(name)}, {unit} {self.line}"
         lines = [f"  {place}  {self.code}", f"    {self.message}"]
         if self.excerpt and self.column:
             start = max(0, self.column - 1 - _WIDTH // 2)

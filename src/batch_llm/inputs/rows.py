@@ -13,15 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 from batch_llm.exceptions import ConfigError, InputError
 from batch_llm.inputs import json_lines
-from batch_llm.inputs.blocks import Body
+from batch_llm.inputs.blocks import LineBody
 from batch_llm.inputs.lines import Lines, has_lines
-from batch_llm.inputs.parquet import ParquetTable
+from batch_llm.inputs.parquet import ParquetTable, as_row
 from batch_llm.inputs.records import Problem, Row
 from batch_llm.inputs.shapes import Identifier, id_column_of, is_left_over, shape_of
 from batch_llm.inputs.tables import Table
+from batch_llm.inputs.value_blocks import ValueBody
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
+
+    from batch_llm.inputs.blocks import Body
 
 FORMATS = ("openai-batch", "chat", "prompt", "rows", "csv", "tsv", "parquet", "txt")
 
@@ -77,11 +80,16 @@ class Source:
         self._id_column = id_column or id_column_of(self.columns)
 
     def __iter__(self) -> Iterator[Row | Problem]:
-        identifier = Identifier(self._id_column)
+        identifier = self.identifier()
         for number, record in enumerate(self._records(), 1):
             if self._limit is not None and number > self._limit:
                 return
             yield record if isinstance(record, Problem) else identifier.identify(record, number)
+
+    @property
+    def unit(self) -> str:
+        """What it is counted in: a line or a row."""
+        return "row" if self.format == "parquet" else "line"
 
     @property
     def id_column(self) -> str | None:
@@ -101,25 +109,33 @@ class Source:
 
     def identifier(self) -> Identifier:
         """Return who gives the rows of one reading their ids."""
-        return Identifier(self._id_column)
+        return Identifier(self._id_column, self.unit)
 
     def body(self) -> Body | None:
         """Return what the file's rows are read with block by block; None where they cannot be."""
-        if isinstance(self._table, ParquetTable) or not has_lines(self._path):
+        if isinstance(self._table, ParquetTable):
+            return ValueBody(
+                self._table.some, as_row, self._limit, self.format, lambda _: not self.has_changed()
+            )
+        if not has_lines(self._path):
             return None
         if self._table is None:
-            return Body(self._path, (0, 0), self._lines_from, self._limit, self.format)
+            begin = (0, 0)
+            return LineBody(
+                self._path, begin, self._lines_from, self._limit, self.format, self.has_changed
+            )
         found = self._table.body()
         if found is None:
             return None
         table, (columns, offset, line) = self._table, found
         dialect = repr((self.format, columns, table.has_quotes))
-        return Body(
+        return LineBody(
             self._path,
             (offset, line),
             lambda lines: table.rows_from(lines, columns),
             self._limit,
             dialect,
+            self.has_changed,
         )
 
     def _records(self) -> Iterator[Row | Problem]:

@@ -45,10 +45,11 @@ class Identifier:
 
     Args:
         column: The column with the ids; None numbers the rows.
+        unit: What the input is counted in: a line or a row.
     """
 
-    def __init__(self, column: str | None) -> None:
-        self._column = column
+    def __init__(self, column: str | None, unit: str = "line") -> None:
+        self._column, self._unit = column, unit
         self._seen: dict[str, int] = {}
 
     def identify(self, row: Row, number: int) -> Row | Problem:
@@ -66,7 +67,8 @@ class Identifier:
         item_id = str(found)
         first = self._seen.setdefault(item_id, row.line)
         if first != row.line:
-            message = f'"{safe(item_id, 60)}" is already on line {first}'
+            where = f"{'on' if self._unit == 'line' else 'in'} {self._unit} {first}"
+            message = f'"{safe(item_id, 60)}" is already {where}'
             return Problem(row.line, "duplicate_id", message, data=row.data, item_id=item_id)
         return Row(item_id, row.line, row.data, has_own_id=True)
 

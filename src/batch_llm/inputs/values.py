@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING, Any
 from batch_llm.exceptions import InputError
 from batch_llm.inputs.records import Problem, Row
 from batch_llm.inputs.shapes import Identifier, id_column_of, shape_of
+from batch_llm.inputs.value_blocks import ValueBody
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from batch_llm.inputs.blocks import Body
 
 #: How a run's input is called that is no file.
 NAME = "the input"
@@ -30,6 +33,8 @@ class ValueSource:
     """
 
     name = NAME
+    #: What it is counted in.
+    unit = "row"
 
     def __init__(
         self, values: Sequence[Any], *, id_column: str | None = None, limit: int | None = None
@@ -43,7 +48,7 @@ class ValueSource:
         self.id_column = id_column or id_column_of(self.columns)
 
     def __iter__(self) -> Iterator[Row | Problem]:
-        identifier = Identifier(self.id_column)
+        identifier = self.identifier()
         for number, value in enumerate(self._values[: self._limit], 1):
             record = read_value(value, number)
             yield record if isinstance(record, Problem) else identifier.identify(record, number)
@@ -51,6 +56,17 @@ class ValueSource:
     def has_changed(self) -> bool:
         """Tell whether the rows are other ones now: never."""
         return False
+
+    def identifier(self) -> Identifier:
+        """Return who gives the rows of one reading their ids."""
+        return Identifier(self.id_column, self.unit)
+
+    def body(self) -> Body:
+        """Return what the rows are read with block by block."""
+        values = self._values
+        return ValueBody(
+            lambda place, count: values[place : place + count], read_value, self._limit, "values"
+        )
 
 
 def read_value(value: Any, number: int) -> Row | Problem:

@@ -7,9 +7,11 @@ from typing import Any, Protocol, runtime_checkable
 
 
 class ProcessingEvent(StrEnum):
-    """The moments that an observer can see. ``data`` holds, where they apply, ``item_id``,
-    ``worker_id``, ``duration`` (seconds), ``tokens``, ``error_type`` and ``consecutive``.
-    """  # noqa: D205
+    """The moments that an observer can see.
+
+    ``data`` holds, where they apply, ``item_id``, ``worker_id``, ``duration`` (seconds),
+    ``tokens``, ``error_type`` and ``consecutive``.
+    """
 
     WORKER_STARTED = "worker_started"
     WORKER_STOPPED = "worker_stopped"

@@ -51,8 +51,8 @@ class Part(msgspec.Struct, array_like=True):
         return memoryview(self.rows).cast("I")
 
 
-def intact_parts(notes: Path, output: Path, token: str, key: str) -> Iterator[Part]:
-    """Give the parts of an output, as long as they are what was noted.
+def intact_parts(notes: Path, output: Path, token: str, key: str) -> Iterator[tuple[int, Part]]:
+    """Give the parts of an output that are what was noted, each with its place in it.
 
     Args:
         notes: The file of the notes.
@@ -71,18 +71,42 @@ def intact_parts(notes: Path, output: Path, token: str, key: str) -> Iterator[Pa
         frames = frames_of(file)
         if next(frames, b"") != _encode(_Heading(token, key)):
             return
-        left = os.fstat(written.fileno()).st_size
+        place, size = 0, os.fstat(written.fileno()).st_size
         for frame in frames:
             try:
                 part = msgspec.msgpack.decode(frame, type=Part)
             except msgspec.DecodeError:
                 return
-            left -= part.size
-            if part.size < 0 or left < 0 or len(part.rows) % 4:
+            if part.size < 0 or place + part.size > size or len(part.rows) % 4:
                 return
-            if _digest(written.read(part.size)) != part.digest:
-                return
-            yield part
+            if _digest(written.read(part.size)) == part.digest:
+                yield place, part
+            place += part.size
+
+
+def move_together(output: Path, parts: Sequence[tuple[int, Part]]) -> None:
+    """Move parts of an output, each with its place, to its beginning; the rest stays behind them.
+
+    When a kill comes meanwhile, old notes and new ones are true of what is before the first gap.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    end = 0
+    if sum(part.size for _, part in parts) == sum(map(_end, parts[-1:])):
+        return  # no gap
+    with output.open("r+b") as file:
+        for place, part in parts:
+            if place > end:
+                file.seek(place)
+                found = file.read(part.size)
+                file.seek(end)
+                file.write(found)
+            end += part.size
+
+
+def _end(placed: tuple[int, Part]) -> int:
+    return placed[0] + placed[1].size
 
 
 class OutputNotes:

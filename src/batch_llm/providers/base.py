@@ -29,17 +29,10 @@ _DIGEST = blake2b(digest_size=16, person=b"batch-llm item")
 
 
 class Departure(Protocol):
-    """Takes down whether a call has left the process, and what it took.
-
-    Unless a caller says that it has not, it may have.
-    """
-
-    def waits(self) -> None:
-        """Note that it has not, for certain: it waits for its connection, say."""
-        ...
+    """Takes down that a call leaves the process, and what it took."""
 
     def goes(self) -> None:
-        """Note that from now on it may have."""
+        """Note that from now on it may have left."""
         ...
 
     def took(self, usage: Mapping[str, int], /) -> None:
@@ -146,6 +139,9 @@ class Caller(Protocol):
 
     One instance serves all workers at once. It makes exactly one exchange per ``call``; pacing,
     timeouts and retries are done around it.
+
+    One whose ``tells_departures`` is true tells each request's ``Departure`` before anything of the
+    call leaves the process. Without that, a call is taken for sent from its beginning.
     """
 
     def lane(self, item: LLMWorkItem[Any, Any, Any], /) -> str:

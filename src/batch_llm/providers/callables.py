@@ -43,6 +43,7 @@ class CallByMode:
 
     def __init__(self, requests: Caller | None = None) -> None:
         self._requests = requests
+        self.tells_departures: bool = getattr(requests, "tells_departures", False)
         self._retries = SdkRetries()
         #: Of fallbacks, by name: each has an HTTP client of its own.
         self._models: dict[str, Any] = {}

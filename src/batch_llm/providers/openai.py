@@ -25,7 +25,7 @@ from batch_llm.exceptions import (
     TruncatedError,
 )
 from batch_llm.providers.base import Outcome
-from batch_llm.providers.codec import Codec, answered, correction
+from batch_llm.providers.codec import Codec, answered, correction, to_json
 from batch_llm.providers.failures import inner_status, malformed, status_error
 
 if TYPE_CHECKING:
@@ -109,14 +109,13 @@ class ChatCodec(Codec):
     def _body(
         self, request: Request, attempt: int, model: str, feedback: BadOutputError | None, /
     ) -> dict[str, Any]:
-        settings = request.settings
-        messages = [_wire_message(message) for message in request.messages]
-        if not self.has_developers:
-            for message in messages:
-                if message["role"] == "developer":
-                    message["role"] = "system"
-        if feedback is not None:
-            messages += correction(feedback)
+        settings, output = request.settings, request.output
+        tells_schema = output is not None and self.schemas == "json_object"
+        messages: Any = None
+        if feedback is None and not tells_schema:
+            messages = _plain.written(request.messages)
+        if messages is None:
+            messages = self._messages(request, feedback)
         body: dict[str, Any] = {"model": model, "messages": messages}
         temperature, top_p = settings.temperature_for(attempt), settings.top_p
         if (temperature is not None or top_p is not None) and self.thinks:
@@ -133,15 +132,25 @@ class ChatCodec(Codec):
             body[self.seed_field] = settings.seed
         if settings.stop is not None:
             body["stop"] = list(settings.stop)
-        if request.output is not None:
-            if self.schemas == "json_schema":
-                body["response_format"] = _wire_output(request.output)
-            else:
-                body["response_format"] = {"type": "json_object"}
-                messages.insert(0, {"role": "system", "content": told_schema(request.output)})
+        if tells_schema:
+            body["response_format"] = {"type": "json_object"}
+        elif output is not None:
+            body["response_format"] = _wire_output(output)
         if settings.extra:
             body.update(settings.extra)
         return body
+
+    def _messages(self, request: Request, feedback: BadOutputError | None) -> list[dict[str, Any]]:
+        messages = [_wire_message(message) for message in request.messages]
+        if not self.has_developers:
+            for message in messages:
+                if message["role"] == "developer":
+                    message["role"] = "system"
+        if feedback is not None:
+            messages += correction(feedback)
+        if request.output is not None and self.schemas == "json_object":
+            messages.insert(0, {"role": "system", "content": told_schema(request.output)})
+        return messages
 
     @staticmethod
     def _read_fields(raw: dict[str, Any], /) -> _Completion:
@@ -200,6 +209,38 @@ class ChatCodec(Codec):
             return answered(text, usage, model, request)
         return Outcome(usage=usage, error=error, model=model)
 
+
+class _Plain:
+    """Messages of nothing but text, which all dialects write alike, as JSON.
+
+    The last ones are kept: a request's are often written three times in a row, for the digests of
+    what it asks and of what is sent, and to be sent.
+    """
+
+    __slots__ = ("_last",)
+
+    def __init__(self) -> None:
+        self._last: tuple[tuple[Message, ...], msgspec.Raw] = ((), msgspec.Raw(b"[]"))
+
+    def written(self, messages: tuple[Message, ...]) -> msgspec.Raw | None:
+        """Return them as JSON; None where there is anything else in them."""
+        last, written = self._last
+        if last is messages:
+            return written
+        if messages.__class__ is not tuple:  # it might be changed meanwhile
+            return None
+        wire = []
+        for message in messages:
+            role, content = message.role, message.content
+            if message.extra or content.__class__ is not str or role == "developer":
+                return None
+            wire.append({"role": role, "content": content})
+        written = msgspec.Raw(to_json(wire))
+        self._last = messages, written
+        return written
+
+
+_plain = _Plain()
 
 #: The format as its inventor speaks it.
 CHAT = ChatCodec()

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import TCPConnector
 from aiohttp.client_proto import ResponseHandler
-from aiohttp.payload import BytesPayload
+from aiohttp.payload import PAYLOAD_REGISTRY, BytesPayload
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
     from batch_llm.providers.transport import Watch
 
 
@@ -27,13 +29,23 @@ class Outgoing(BytesPayload):
         super().__init__(value)
         self._watch = watch
 
-    async def write_with_length(self, writer: Any, content_length: int | None) -> None:
+    def write_with_length(
+        self, writer: Any, content_length: int | None
+    ) -> Coroutine[Any, Any, None]:
         """Write it, after the head that waits for it."""
         handler = writer.protocol
         if isinstance(handler, _Handler):
             handler.watch = self._watch
         self._watch.leaves()
-        await super().write_with_length(writer, content_length)
+        return super().write_with_length(writer, content_length)
+
+
+def _as_it_is(body: Outgoing, **_options: Any) -> Outgoing:
+    return body
+
+
+# aiohttp takes any payload; one of a kind that it knows it need not ask whether it is one.
+PAYLOAD_REGISTRY.register(_as_it_is, Outgoing)  # type: ignore[arg-type] # whatever makes one
 
 
 class _Handler(ResponseHandler):
@@ -48,7 +60,10 @@ class _Handler(ResponseHandler):
         message, payload = data
         if watch is not None and message.code >= 200:
             self.watch = None
-            payload.on_eof(partial(_show, watch, message, payload))
+            if payload.is_eof():
+                _show(watch, message, payload)
+            else:
+                payload.on_eof(partial(_show, watch, message, payload))
 
 
 def _show(watch: Watch, message: Any, payload: Any) -> None:

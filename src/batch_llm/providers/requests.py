@@ -25,6 +25,7 @@ from batch_llm.providers.transport import Looker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from contextvars import Context
 
     from batch_llm.base import LLMWorkItem
     from batch_llm.core.request import Request
@@ -40,30 +41,32 @@ _LOOK_SECONDS = 0.05
 _LEAST_SECRET = 8
 
 
-class _Watch:
+class _Watch(msgspec.Struct):
     """Reads a call's answer as soon as it has come, and takes down what it took."""
 
-    __slots__ = ("_context", "_departure", "_endpoint", "_request", "outcome")
-
-    def __init__(self, departure: Departure, endpoint: Endpoint, request: Request) -> None:
-        self._departure, self._endpoint, self._request = departure, endpoint, request
-        self._context = copy_context()
-        self.outcome: Outcome | None = None
+    departure: Departure
+    endpoint: Endpoint
+    request: Request
+    #: In which the user's own shape reads the answer: that of the call.
+    context: Context | None
+    outcome: Outcome | None = None
 
     def leaves(self) -> None:
-        self._departure.goes()
+        self.departure.goes()
 
     def answered(self, status: int, headers: Mapping[str, str], body: bytes, /) -> None:
-        endpoint = self._endpoint
+        endpoint, context = self.endpoint, self.context
+        decode = endpoint.codec.decode
+        if context is not None:
+            decode = partial(context.run, decode)  # type: ignore[call-arg]
         try:
-            # The user's own shape may read the answer: in the context of the call.
-            self.outcome = outcome = self._context.run(
-                endpoint.codec.decode, status, headers, body, self._request, secret=endpoint.secret
+            self.outcome = outcome = decode(
+                status, headers, body, self.request, secret=endpoint.secret
             )
         except Exception:  # noqa: BLE001 - it is read again, by the call itself: that will raise it
             return
         if outcome.usage:
-            self._departure.took(outcome.usage)
+            self.departure.took(outcome.usage)
 
 
 class RequestCaller:
@@ -97,6 +100,7 @@ class RequestCaller:
         self._transport = transport
         can_be_watched = getattr(transport, "can_be_watched", False)
         self._watchable = cast("Watchable", transport) if can_be_watched else None
+        self.tells_departures = self._watchable is not None
         self._keep_bodies = keep_bodies
         self._looker = None if ignore_slots or not isinstance(transport, Looker) else transport
         #: By endpoint: each has limits of its own.
@@ -151,8 +155,6 @@ class RequestCaller:
         request = item.request
         assert request is not None  # noqa: S101 - only such items are given to us
         departure = attempt.memory.pop(DEPARTURE, None)
-        if departure is not None and self._watchable is not None:
-            departure.waits()  # before all else: a first call's model takes a while to find
         previous = attempt.previous_error
         pool = self._pool_of(item)
         place = attempt.place
@@ -174,7 +176,8 @@ class RequestCaller:
         if departure is None or self._watchable is None:
             response = await self._transport.post(endpoint.url, endpoint.headers, body)
         else:
-            watch = _Watch(departure, endpoint, request)
+            context = None if request.output is None else copy_context()
+            watch = _Watch(departure, endpoint, request, context)
             response = await self._watchable.post(endpoint.url, endpoint.headers, body, watch)
             outcome = watch.outcome
         if outcome is None:

@@ -447,8 +447,12 @@ def _prepared(brief: Brief, rows: Sequence[Any] | None, *, overwrite: bool) -> P
             if not rows:
                 raise InputError("there are no rows; there is nothing to send")
             source = ValueSource(rows, id_column=brief.id_column, limit=brief.limit)
-        plan = Plan(brief, source)
-        plan.check_unchanged()
+        plan = Plan(brief, source, uses_index=True)
+        try:
+            plan.check_unchanged()
+        except InputError:
+            plan.close()
+            raise
         return Prepared(brief, plan, overwrite=overwrite)
 
 

@@ -139,7 +139,7 @@ class AttachedRun:
         changes = pace_of(pace)
         changes["base_url"] = changes["base_url"] or brief.base_url
         brief = dataclasses.replace(brief, **changes)
-        return Prepared(brief, Plan(brief))
+        return Prepared(brief, Plan(brief, uses_index=True))
 
     async def resume(self, **pace: Unpack[PaceOptions]) -> RunResult[Any]:
         """Go on with the run and return all its results, see ``submit``."""

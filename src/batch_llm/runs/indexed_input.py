@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING
 
 from batch_llm.inputs import Problem
 from batch_llm.inputs.blocks import KnownBlocks
-from batch_llm.runs.ledgers import settings_of
 from batch_llm.runs.row_index import WIDTH, Entry, IndexedBlock, RowIndex
+from batch_llm.runs.settings_changes import settings_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
 
-    from batch_llm.inputs import Identifier, Row, Source
+    from batch_llm.inputs import Identifier, Row
     from batch_llm.inputs.blocks import Block, Body
     from batch_llm.runs.brief import Brief
+    from batch_llm.runs.recipe import RowSource
     from batch_llm.runs.row_index import Facts
 
 #: Behind the name of the ledger.
@@ -26,12 +27,9 @@ SUFFIX = "-rows"
 _DECIDING = ("batch-llm", "jinja2", "msgspec")
 
 
-def open_index(brief: Brief, source: Source) -> IndexedInput | None:
-    """Open a brief's input with what is known of it; None where nothing can be.
-
-    What a picture is is not said by its row: of inputs with pictures nothing is kept.
-    """
-    if brief.ledger is None or brief.image is not None:
+def open_index(brief: Brief, source: RowSource) -> IndexedInput | None:
+    """Open a brief's input with what is known of it; None where nothing can be."""
+    if brief.ledger is None:
         return None
     body = source.body()
     if body is None:
@@ -40,13 +38,7 @@ def open_index(brief: Brief, source: Source) -> IndexedInput | None:
     settings = settings_of(brief, source.format)
     key = repr((versions, settings, body.dialect, source.id_column))
     index = RowIndex(Path(f"{brief.ledger}{SUFFIX}"), key)
-    return IndexedInput(
-        body,
-        index,
-        source.identifier,
-        has_ids=source.id_column is not None,
-        has_changed=source.has_changed,
-    )
+    return IndexedInput(body, index, source.identifier, has_ids=source.id_column is not None)
 
 
 class IndexedInput:
@@ -57,7 +49,6 @@ class IndexedInput:
         index: What is known of them.
         make_identifier: Makes who gives the rows of one reading their ids.
         has_ids: Whether a column holds the ids.
-        has_changed: Tells whether the file was written to since it was opened.
     """
 
     def __init__(
@@ -67,9 +58,7 @@ class IndexedInput:
         make_identifier: Callable[[], Identifier],
         *,
         has_ids: bool,
-        has_changed: Callable[[], bool],
     ) -> None:
-        self._has_changed = has_changed
         self._body, self._index = body, index
         self._make_identifier = make_identifier
         #: Knows the ids of all rows that were read, so that none comes twice.
@@ -154,7 +143,7 @@ class IndexedInput:
         """Keep what the rows of a new block ask.
 
         Args:
-            block: The block; nothing is kept of one with a fault, nor when the file was written to
+            block: The block; nothing is kept of one with a fault, nor when the input was written to
                 since it was cut: these may be other rows than its bytes had.
             lines: The line of each row.
             contents: The digest of what each asks.
@@ -163,7 +152,7 @@ class IndexedInput:
         is_good = block.is_whole and len(contents) == block.records > 0
         if facts is None or not is_good or {len(one) for one in contents} != {WIDTH}:
             return
-        if self._has_changed():
+        if not self._body.is_intact(block):
             return
         starts = [line - block.line for line in lines]
         self._index.add(

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from batch_llm.core.request import Settings
 from batch_llm.core.schema import OutputSchema
-from batch_llm.core.text import safe
 from batch_llm.exceptions import (
     ConfigError,
     InputError,
@@ -22,6 +21,7 @@ from batch_llm.exceptions import (
 )
 from batch_llm.runs.brief import Brief
 from batch_llm.runs.recipe import Variant, plain_settings, read_settings
+from batch_llm.runs.settings_changes import differences, digest_of, settings_of, shape_facts
 from batch_llm.stores.sqlite import SqliteLedger
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ RUNS = FOLDER / "runs"
 _SUFFIX = ".sqlite"
 #: Of a ledger's files; the first one is the ledger itself.
 _PARTS = ("", "-wal", "-shm", "-calls", "-rows", "-output")
-_SHOWN_CHARACTERS = 40
 _LONGEST_NAME = 100
 
 
@@ -119,13 +118,13 @@ def open_ledger(
     try:
         before, now = ledger.manifest(), settings_of(brief, format)
         if before:
-            _check_unchanged(path, before.get("settings") or {}, now)
+            _check_unchanged(path, before, now, brief)
         if check is not None:
             check(before)
         version = metadata.version("batch-llm")
         facts = {
             "settings": now,
-            "digests": {name: _digest(value) for name, value in now.items()},
+            "digests": {name: digest_of(value) for name, value in now.items()},
             "brief": brief_facts(brief),
             "servers": sorted(set(servers)),
             "version": version,
@@ -140,10 +139,13 @@ def open_ledger(
     return ledger
 
 
-def _check_unchanged(path: Path, before: Mapping[str, str], now: Mapping[str, str]) -> None:
-    differences = _differences(before, now)
-    if differences:
-        raise SettingsChangedError(name_of(path), differences)
+def _check_unchanged(
+    path: Path, manifest: Mapping[str, Any], now: Mapping[str, str], brief: Brief
+) -> None:
+    shape_before = (manifest.get("brief") or {}).get("shape")
+    found = differences(manifest.get("settings") or {}, now, shape_before, brief.shape)
+    if found:
+        raise SettingsChangedError(name_of(path), found)
 
 
 def variants_of(ledger: Ledger) -> list[Variant]:
@@ -199,58 +201,6 @@ def retry_failed(
     return count
 
 
-def settings_of(brief: Brief, format: str) -> dict[str, str]:  # noqa: A002 - the shape of its input
-    """Return everything that changes the answers, by name; with what is left out as "-".
-
-    Not the server: a model may move from one machine to another. That is told, not refused.
-    """
-    source = "-" if brief.input == "-" else os.path.relpath(brief.input)
-    found = {
-        "input": source,
-        "format": format,
-        "id column": brief.id_column or "-",
-        "model": brief.model,
-        "prompt": brief.prompt or "-",
-        "system": brief.system or "-",
-        "schema": "-" if brief.shape is None else _digest(_shape(brief)),
-    }
-    if brief.image is not None:
-        found["image column"] = brief.image
-    if brief.agent is not None:
-        found |= {"agent": brief.agent.name, "agent version": brief.agent.version or "-"}
-    settings = brief.settings
-    for name in ("temperature", "max_tokens", "top_p", "seed", "stop"):
-        value = getattr(settings, name)
-        if value is not None:
-            found[name] = repr(value)
-    return found | {name: repr(value) for name, value in settings.extra.items()}
-
-
-def _shape(brief: Brief) -> str:
-    shape = brief.shape
-    return "" if shape is None else repr((shape.name, shape.is_strict, shape.schema))
-
-
-def _differences(before: Mapping[str, str], now: Mapping[str, str]) -> dict[str, tuple[str, str]]:
-    names = [*now, *(name for name in before if name not in now)]
-    pairs = {name: (before.get(name, "-"), now.get(name, "-")) for name in names}
-    return {
-        safe(name, _SHOWN_CHARACTERS): _shown(*pair)
-        for name, pair in pairs.items()
-        if pair[0] != pair[1]
-    }
-
-
-def _shown(before: str, now: str) -> tuple[str, str]:
-    """Shorten two texts; where that makes them look the same, show their digests."""
-    short = (safe(before, _SHOWN_CHARACTERS), safe(now, _SHOWN_CHARACTERS))
-    return short if short[0] != short[1] else (_digest(before), _digest(now))
-
-
-def _digest(text: str) -> str:
-    return blake2b(text.encode(errors="replace"), digest_size=8).hexdigest()
-
-
 def keepable_url(url: str | None) -> str | None:
     """Return a server's address, unless it may hold a password or a key."""
     return None if url is None or any(mark in url for mark in "@?#") else url
@@ -258,7 +208,6 @@ def keepable_url(url: str | None) -> str | None:
 
 def brief_facts(brief: Brief) -> dict[str, Any]:
     """Return what is asked of which rows as plain data, for who goes on with the run."""
-    shape = brief.shape
     return {
         "input": brief.input,
         "agent": None if brief.agent is None else brief.agent.name,
@@ -274,9 +223,7 @@ def brief_facts(brief: Brief) -> dict[str, Any]:
         "image": brief.image,
         "settings": plain_settings(brief.settings),
         "bad_rows": brief.bad_rows,
-        "shape": None
-        if shape is None
-        else {"name": shape.name, "schema": shape.schema, "is_strict": shape.is_strict},
+        "shape": shape_facts(brief.shape),
     }
 
 

@@ -8,12 +8,15 @@ made a request, looked up.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from array import array
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from batch_llm._engine.pipeline import as_shaped
 from batch_llm.inputs import Problem, Row
-from batch_llm.runs.plan import Survey, chunks, content_of_item, look_up
-from batch_llm.runs.row_index import WIDTH
+from batch_llm.runs.plan import Plan, Survey, chunks, content_of_item, look_up
+from batch_llm.runs.row_index import WIDTH, Entry
 from batch_llm.stores.base import ItemState
 from batch_llm.stores.values import reused
 
@@ -21,10 +24,10 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 
     from batch_llm.base import LLMWorkItem, WorkItemResult
+    from batch_llm.core.schema import OutputSchema
     from batch_llm.inputs.blocks import Block
     from batch_llm.outputs.notes import Part
     from batch_llm.runs.indexed_input import IndexedInput
-    from batch_llm.runs.plan import Plan
     from batch_llm.runs.recipe import Variant
     from batch_llm.runs.row_index import IndexedBlock
     from batch_llm.stores.base import Record
@@ -33,7 +36,7 @@ if TYPE_CHECKING:
     Item = LLMWorkItem[Any, Any, Row]
     Result = WorkItemResult[Any, Row]
     #: A row; it as an item, where it is to be sent; its result, where it is not.
-    _Left = tuple[Row, Item | None, Record | None]
+    _Left = tuple[Row, Item | None, Result | None]
 
 #: What is known of a line. A row in it is to be sent, as far as is known; done; done, and where it
 #: was; done, and written; failed. Or it is no row's first.
@@ -112,10 +115,20 @@ class Passing:
         plan: The plan; it is indexed.
         ledger: The ledger, which nobody else has.
         variants: What rows were retried with.
+        shape: What the answers of earlier sessions are read as; None leaves them plain data.
     """
 
-    def __init__(self, plan: Plan, ledger: SqliteLedger, variants: Sequence[Variant] = ()) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        ledger: SqliteLedger,
+        variants: Sequence[Variant] = (),
+        shape: OutputSchema | None = None,
+    ) -> None:
         assert plan.indexed is not None  # noqa: S101 - see above
+        self._shape = shape
+        #: Rows whose result was handed over: done, and failed.
+        self.passed_over = [0, 0]
         self._plan, self._ledger, self._variants = plan, ledger, variants
         self._input: IndexedInput = plan.indexed
         self._window = _Window(ledger)
@@ -212,6 +225,20 @@ class Passing:
                     self._failed += not is_done
                 yield row, record
 
+    def moved_lines(self) -> array[int] | None:
+        """Return where the last session's lines are now, 0 for unknown; None: where they were."""
+        known = [
+            (block, block.known) for block in self._input.blocks if isinstance(block.known, Entry)
+        ]
+        if all(block.line == entry.line for block, entry in known):
+            return None
+        last = max(entry.line + entry.lines for _, entry in known)
+        moved = array("I", bytes(4 * last))
+        for block, entry in known:
+            now = array("I", range(block.line, block.line + entry.lines))
+            moved[entry.line : entry.line + entry.lines] = now
+        return moved
+
     # ---- what is left ----
 
     def all_items(self) -> Iterator[Item]:
@@ -241,13 +268,13 @@ class Passing:
         for block in self._blocks:
             is_new = block.known is None
             self._rows = self._new_rows(block) if is_new else self._known_rows(block)
-            for row, item, record in self._rows:
+            for row, item, result in self._rows:
                 if on_row is not None:
                     await on_row(row)
-                if record is None:
+                if result is None:
                     assert item is not None  # noqa: S101 - one of the two is there
                     yield item
-                elif (waiting := take(_result(record, row))) is not None:
+                elif (waiting := take(result)) is not None:
                     await waiting
             await asyncio.sleep(0)
 
@@ -273,9 +300,17 @@ class Passing:
     async def _hand_over(
         self, rows: Iterable[_Left], take: Callable[[Result], Awaitable[None] | None]
     ) -> None:
-        for row, _, record in rows:
-            if record is not None and (waiting := take(_result(record, row))) is not None:
+        for _, _, result in rows:
+            if result is not None and (waiting := take(result)) is not None:
                 await waiting
+
+    def _as_given(self, result: Result, row: Row) -> Result:
+        """Complete a kept result of a row."""
+        result.context = row
+        self.passed_over[not result.success] += 1
+        if self._shape is not None:
+            result.output = as_shaped(self._shape, result.output)
+        return result
 
     def _new_rows(self, block: Block) -> Iterator[_Left]:
         lines: list[int] = []
@@ -291,7 +326,8 @@ class Passing:
     def _looked_up(self, chunk: Sequence[Item]) -> Iterator[_Left]:
         for found in look_up(self._ledger, chunk, self._variants):
             assert found.item.context is not None  # noqa: S101 - see above
-            yield found.item.context, found.item, found.record
+            record, row = found.record, found.item.context
+            yield row, found.item, None if record is None else self._as_given(reused(record), row)
 
     def _known_rows(self, block: Block, passes: Sequence[int] = (WRITTEN,)) -> Iterator[_Left]:
         states = self.lines[block.line : block.line + block.lines]
@@ -302,28 +338,34 @@ class Passing:
         starts = known.lines_of_records()
         wanted = {place for place, start in enumerate(starts) if states[start] not in passes}
         rows = (row for row in self._input.some(block, wanted) if isinstance(row, Row))
-        both = zip(sorted(wanted), rows, strict=True)
+        # Not so many, where the input is written to at this moment.
+        both = zip(sorted(wanted), rows, strict=False)
         while some := list(islice(both, _ROWS_AT_ONCE)):
             yield from self._some_known(some, [states[starts[place]] for place, _ in some], known)
 
     def _some_known(
         self, some: Sequence[tuple[int, Row]], states: Sequence[int], known: IndexedBlock
     ) -> Iterator[_Left]:
-        to_do = {row.line for (_, row), state in zip(some, states, strict=True) if state == TO_DO}
-        pairs = [
-            (row.item_id, known.contents[place * WIDTH : (place + 1) * WIDTH])
-            for place, row in some
-            if row.line not in to_do
-        ]
-        records = iter(self._ledger.look_up(pairs))
-        kept = {row.line: next(records) for _, row in some if row.line not in to_do}
+        contents = known.contents
+        found = iter(
+            self._ledger.results_of(
+                [
+                    (row.item_id, contents[place * WIDTH : (place + 1) * WIDTH])
+                    for (place, row), state in zip(some, states, strict=True)
+                    if state != TO_DO
+                ]
+            )
+        )
+        results = [None if state == TO_DO else next(found) for state in states]
         # Those of a retry with other settings are done, and ask something else.
-        long_way = [row for _, row in some if kept.get(row.line) is None]
-        items = list(self._plan.items(long_way))
-        others = {row.line: (row, item, record) for row, item, record in self._looked_up(items)}
-        for _, row in some:
-            record = kept.get(row.line)
-            yield others[row.line] if record is None else (row, None, record)
+        long_way = [row for (_, row), one in zip(some, results, strict=True) if one is None]
+        items = list(self._plan.items(long_way)) if long_way else []
+        others = {left[0].line: left for left in self._looked_up(items)}
+        for (_, row), result in zip(some, results, strict=True):
+            if result is not None:
+                yield row, None, self._as_given(result, row)
+            elif row.line in others:
+                yield others[row.line]
 
 
 def _state_of(record: Record | None) -> int:
@@ -333,35 +375,90 @@ def _state_of(record: Record | None) -> int:
     return FAILED if record.state is ItemState.FAILED else DONE
 
 
-def _result(record: Record, row: Row) -> Result:
-    """Return a kept result of a row as it was: plain data, as files hold it."""
-    result: Result = reused(record)
-    result.context = row
-    return result
+def pass_over(
+    plan: Plan,
+    ledger: SqliteLedger,
+    variants: Sequence[Variant] = (),
+    shape: OutputSchema | None = None,
+) -> tuple[Plan, Passing | None, Survey]:
+    """Find out what of an indexed plan is done; where only reading all will do, with another one.
+
+    Args:
+        plan: It.
+        ledger: See ``Passing``.
+        variants: See ``Passing``.
+        shape: See ``Passing``.
+
+    Returns:
+        The plan to go on with; what it passes over, None where it reads all; how much is done.
+
+    Raises:
+        InputError: Rows have the same id.
+    """
+    assert plan.indexed is not None  # noqa: S101 - see above
+    if plan.indexed.settle():
+        passing = Passing(plan, ledger, variants, shape)
+        with contextlib.suppress(DuplicateRowsError):
+            return plan, passing, passing.survey()
+    plan = Plan(plan.brief, plan.source)
+    return plan, None, plan.survey(ledger, variants)
 
 
-def keep_parts(passing: Passing, parts: Iterable[Part], *, keeps_order: bool) -> list[Part]:
-    """Return the parts of an output that can be left as they are, from its beginning.
+def keep_parts(
+    passing: Passing,
+    parts: Iterable[tuple[int, Part]],
+    *,
+    keeps_order: bool,
+    has_header: bool = False,
+) -> list[tuple[int, Part]]:
+    """Return the parts of an output that can be left as they are, each with its place in it.
 
-    Their rows are done, stand where they were, and are the same: they need not be written.
+    Their rows are done, and are the same: they need not be written. Where the output has its rows
+    in the order of the input, these are the first of its parts, and no row before theirs is
+    missing. Otherwise they may be any: their rows may have moved, and be noted anew.
 
     Args:
         passing: What is done, after its survey.
-        parts: What the output has.
+        parts: What the output has, each with its place.
         keeps_order: Whether it has its rows in the order of the input.
+        has_header: Whether its first part begins with what all others need.
     """
-    lines, kept = passing.lines, []
-    for part in parts:
+    if keeps_order:
+        return _first_parts(passing.lines, parts)
+    lines, moved = passing.lines, passing.moved_lines()
+    # A row of a block that was read is another one, perhaps; no line is moved to it.
+    the_same = {IN_PLACE} if moved is None else {IN_PLACE, DONE}
+    kept: list[tuple[int, Part]] = []
+    for place, part in parts:
+        if has_header and place and not kept:
+            break
+        if moved is not None:
+            now = [moved[row] if row < len(moved) else 0 for row in part.lines()]
+            part.rows = array("I", now).tobytes()
         rows = part.lines()
-        if max(rows, default=0) >= len(lines) or any(lines[row] != IN_PLACE for row in rows):
+        if max(rows, default=0) < len(lines) and all(lines[row] in the_same for row in rows):
+            for row in rows:
+                lines[row] = WRITTEN
+            kept.append((place, part))
+    return kept
+
+
+def _first_parts(lines: bytearray, parts: Iterable[tuple[int, Part]]) -> list[tuple[int, Part]]:
+    kept: list[tuple[int, Part]] = []
+    end = 0
+    for place, part in parts:
+        rows = part.lines()
+        if place > end or max(rows, default=0) >= len(lines):
+            break
+        if any(lines[row] != IN_PLACE for row in rows):
             break
         for row in rows:
             lines[row] = WRITTEN
-        kept.append(part)
-    if keeps_order:
-        missing = [place for state in (TO_DO, DONE, IN_PLACE) if (place := lines.find(state)) >= 0]
-        first = min(missing, default=len(lines))
-        while kept and max(kept[-1].lines(), default=0) > first:
-            for row in kept.pop().lines():
-                lines[row] = IN_PLACE
+        kept.append((place, part))
+        end += part.size
+    missing = [place for state in (TO_DO, DONE, IN_PLACE) if (place := lines.find(state)) >= 0]
+    first = min(missing, default=len(lines))
+    while kept and max(kept[-1][1].lines(), default=0) > first:
+        for row in kept.pop()[1].lines():
+            lines[row] = IN_PLACE
     return kept

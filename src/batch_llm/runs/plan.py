@@ -162,11 +162,22 @@ class Plan:
         self._chosen: frozenset[int] | None = None
         self._names: dict[str, None] = dict.fromkeys(source.columns)
         self.problems: list[Problem] = []
+        #: Records that cannot be used, of which nothing is written either: as was asked for.
+        self.left_out = 0
         #: The input in blocks, some of which are known; None where nothing is known of it.
         self.indexed: IndexedInput | None = None
-        if uses_index and isinstance(source, Source):
+        if uses_index:
             self.indexed = open_index(brief, source)
-        self._read_through()
+        try:
+            self._read_through()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Let go of what is known of the input."""
+        if self.indexed is not None:
+            self.indexed.close()
 
     def _read_through(self) -> None:
         if self.indexed is None:
@@ -178,16 +189,25 @@ class Plan:
             raise InputError(f"{self.source.name} is empty; there is nothing to send")
         if self.problems and self.brief.bad_rows == "stop":
             if self.indexed is not None:
-                self.indexed.close()
                 Plan(self.brief, self.source)  # raises, with all of them: it knows every id
             raise InputError(self._explain())
         if self.brief.bad_rows == "skip":
-            self.problems = []
+            self.left_out, self.problems = len(self.problems), []
 
     def _new_facts(self, indexed: IndexedInput, block: Block) -> Facts:
         problems = len(self.problems)
-        facts = self._facts_of(indexed.records(block))
-        if len(self.problems) == problems:
+        reads_files = self._recipe.reads_files
+        named = False
+
+        def records() -> Iterator[Row | Problem]:
+            nonlocal named
+            for record in indexed.records(block):
+                named = named or (isinstance(record, Row) and reads_files(record))
+                yield record
+
+        facts = self._facts_of(records() if self.brief.image else indexed.records(block))
+        # What a picture is is not said by a row that has its name.
+        if len(self.problems) == problems and not named:
             indexed.note(block, facts)
         return facts
 
@@ -240,14 +260,15 @@ class Plan:
 
     def _explain(self) -> str:
         name, bad = self.source.name, len(self.problems)
-        noun = "line" if bad == 1 else "lines"
+        unit = self.source.unit
+        noun = unit if bad == 1 else f"{unit}s"
         lines = [f"{name} has {bad} bad {noun} of {bad + self.rows}; nothing was sent", ""]
         for problem in self.problems[:MAX_SHOWN]:
-            lines += [problem.render(name), ""]
+            lines += [problem.render(name, unit), ""]
         if bad > MAX_SHOWN:
             lines += [f"  … and {bad - MAX_SHOWN} more", ""]
         lines += [
-            "Fix the lines, or run with --bad-rows fail to record them as failed",
+            f"Fix the {unit}s, or run with --bad-rows fail to record them as failed",
             "rows and send the rest (--bad-rows skip leaves them out).",
         ]
         return "\n".join(lines)

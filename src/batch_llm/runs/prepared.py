@@ -16,6 +16,7 @@ from batch_llm.exceptions import InputError
 from batch_llm.inputs import Row
 from batch_llm.runs.ledgers import open_ledger, put_aside, variants_at
 from batch_llm.runs.options import in_python
+from batch_llm.runs.passing import pass_over
 from batch_llm.runs.plan import Plan
 from batch_llm.runs.results import RunResult
 from batch_llm.runs.session import Session, open_cache, open_pools
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from batch_llm.inputs import Problem
     from batch_llm.runs.answering_agent import AnsweringAgent
     from batch_llm.runs.brief import Brief
+    from batch_llm.runs.passing import Passing
     from batch_llm.runs.results import RowData
     from batch_llm.runs.rows_once import RowsOnce
     from batch_llm.stores.sqlite import SqliteLedger
@@ -64,6 +66,8 @@ class Prepared:
 
     def _open(self, opened: contextlib.ExitStack, *, overwrite: bool) -> None:
         brief = self.brief
+        if self.plan is not None:
+            opened.callback(self.plan.close)
         path = None if brief.ledger is None else Path(brief.ledger)
         if path is not None and path.exists() and overwrite:
             put_aside(path)
@@ -74,13 +78,21 @@ class Prepared:
             self.ledger = opened.enter_context(open_ledger(brief, self._format, pools.servers))
         cache = None if brief.cache is None else opened.enter_context(open_cache(brief))
         is_known = self.ledger is not None and any(self.ledger.counts().values())
+        #: What is known of the plan's rows without reading them; None: all are read.
+        self._passing: Passing | None = None
+        self._is_begun = bool(self._variants)
+        if self.plan is not None and self.plan.indexed is not None and self.ledger is not None:
+            self.plan, self._passing, survey = pass_over(
+                self.plan, self.ledger, self._variants, brief.shape
+            )
+            self._is_begun = self._is_begun or survey.left < survey.rows
         self.session = Session(
             brief,
             pools,
             self.ledger,
             cache=cache,
             variants=self._variants,
-            looks_up=self.plan is not None and is_known,
+            looks_up=self.plan is not None and self._passing is None and is_known,
         )
 
     def close(self) -> None:
@@ -101,11 +113,22 @@ class Prepared:
             if self.plan is not None:
                 for problem in self.plan.problems:
                     await _hand(take, failed_row(problem))
-                await self.session.run(self.plan.items(), take)
+                await self._send_plan(self.plan, take)
             elif self._once is not None:
                 await self._send_once(self._once, take)
         finally:
             await asyncio.to_thread(self.close)
+
+    async def _send_plan(
+        self, plan: Plan, take: Callable[[Result], Awaitable[None] | None]
+    ) -> None:
+        if self._passing is None:
+            await self.session.run(plan.items(), take)
+        elif not self._is_begun:
+            await self.session.run(self._passing.all_items(), take)
+        else:
+            await self.session.run(self._passing.items_left(take), take)
+            await self._passing.hand_over_rest(take)
 
     async def _send_once(
         self, once: RowsOnce, take: Callable[[Result], Awaitable[None] | None]
@@ -127,7 +150,8 @@ class Prepared:
     def statistics(self) -> Statistics:
         """Return the session's numbers; rows that it passed over count as reused."""
         now = self.session.statistics()
-        done, failed = self.session.passed_over
+        passed = self.session if self._passing is None else self._passing
+        done, failed = passed.passed_over
         if not (done or failed):
             return now
         return msgspec.structs.replace(

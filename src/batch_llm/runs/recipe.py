@@ -19,7 +19,8 @@ from batch_llm.providers import openai
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from batch_llm.inputs import Problem
+    from batch_llm.inputs import Identifier, Problem
+    from batch_llm.inputs.blocks import Body
     from batch_llm.runs.brief import Brief
 
     Item = LLMWorkItem[Any, Any, Row]
@@ -41,6 +42,10 @@ class RowSource(Protocol):
         """The shape of its records."""
 
     @property
+    def unit(self) -> str:
+        """What it is counted in: a line or a row."""
+
+    @property
     def columns(self) -> Sequence[str]:
         """The columns of the first good record."""
 
@@ -52,6 +57,14 @@ class RowSource(Protocol):
 
     def has_changed(self) -> bool:
         """Tell whether the rows are other ones than at first."""
+        ...
+
+    def identifier(self) -> Identifier:
+        """Return who gives the rows of one reading their ids."""
+        ...
+
+    def body(self) -> Body | None:
+        """Return what the rows are read with block by block; None where they cannot be."""
         ...
 
 
@@ -230,6 +243,11 @@ class Recipe:
             return request
         return with_picture(request, data.get(brief.image), Path(brief.input).parent)
 
+    def reads_files(self, row: Row) -> bool:
+        """Tell whether what a row asks is also in a file that it names: a picture."""
+        column = self._brief.image
+        return column is not None and is_path(row.data.get(column))
+
     def item_for(self, row: Row) -> Item:
         """Make a row's item.
 
@@ -273,6 +291,11 @@ def with_picture(request: Request, value: Any, folder: Path) -> Request:
     *before, turn = request.messages
     assert isinstance(turn.content, str)  # noqa: S101 - it was made so
     return replace(request, messages=(*before, Message(turn.role, (Text(turn.content), image))))
+
+
+def is_path(value: Any) -> bool:
+    """Tell whether the picture that a row names is in a file."""
+    return bool(value) and not (isinstance(value, str) and value.startswith(_ADDRESSES))
 
 
 def has_numbered_columns(brief: Brief) -> bool:

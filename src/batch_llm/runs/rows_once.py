@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from batch_llm.exceptions import InputError
 from batch_llm.inputs import Identifier, Problem, Row, id_column_of, read_value, shape_of
-from batch_llm.inputs.values import NAME
+from batch_llm.inputs.values import NAME, ValueSource
 from batch_llm.runs.plan import bad_row, look_up
 from batch_llm.runs.recipe import Recipe
 
@@ -38,7 +38,7 @@ class RowsOnce:
         self._values = _as_async(rows)
         self._first: list[Any] = []
         self._recipe: Recipe | None = None
-        self._identifier = Identifier(None)
+        self._identifier = Identifier(None, ValueSource.unit)
         self.format = "rows"
         self.id_column: str | None = None
         #: What ended the reading early.
@@ -57,11 +57,13 @@ class RowsOnce:
             raise InputError("there are no rows; there is nothing to send")
         row = read_value(self._first[0], 1)
         if isinstance(row, Problem):
-            raise InputError(f"the first row cannot be used\n\n{row.render(NAME)}")
+            raise InputError(
+                f"the first row cannot be used\n\n{row.render(NAME, ValueSource.unit)}"
+            )
         self.format = shape_of(row.data)
         self._recipe = Recipe(self._brief, NAME, self.format, list(row.data))
         self.id_column = self._brief.id_column or id_column_of(row.data)
-        self._identifier = Identifier(self.id_column)
+        self._identifier = Identifier(self.id_column, ValueSource.unit)
 
     async def items(
         self,
@@ -98,7 +100,7 @@ class RowsOnce:
                 if self._brief.bad_rows == "stop":
                     self.error = InputError(
                         f"row {number} cannot be used; the rows before it were finished\n\n"
-                        f"{record.render(NAME)}\n\n"
+                        f"{record.render(NAME, ValueSource.unit)}\n\n"
                         'bad_rows="fail" gives such rows a failed result, "skip" leaves them out.'
                     )
                     return

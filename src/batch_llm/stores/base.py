@@ -158,8 +158,8 @@ class Saving(ABC):
         return False
 
     @abstractmethod
-    def then(self, call: Callable[..., None], /, *values: Any) -> None:
-        """Have ``call`` called when it has ended, with the error or None and then ``values``.
+    def then(self, call: Callable[..., None], value: Any, /) -> None:
+        """Have ``call`` called when it has ended, with the error or None and then ``value``.
 
         In the event loop.
         """
@@ -206,6 +206,18 @@ class Keeper(Protocol):
         ...
 
 
+class NotedCall(Protocol):
+    """A call in a store's book. Nothing that is told of it after its end changes anything."""
+
+    def goes(self) -> None:
+        """Note that it leaves the process now: from here on it may cost."""
+        ...
+
+    def took(self, usage: Mapping[str, int], /) -> None:
+        """Note what its answer has told it to have taken: it is there, and not settled yet."""
+        ...
+
+
 @runtime_checkable
 class CallBook(Protocol):
     """A store that also knows which calls are under way, so that a crash hides no cost."""
@@ -217,8 +229,9 @@ class CallBook(Protocol):
         started_at: float,
         billed_as: tuple[str, str, str],
         size: Size,
+        is_held: bool,  # noqa: FBT001 - for every call
         /,
-    ) -> int | None:
+    ) -> NotedCall | None:
         """Note that a call is about to be sent.
 
         Args:
@@ -227,30 +240,20 @@ class CallBook(Protocol):
             started_at: Seconds on the event loop's clock, as the attempt will have it.
             billed_as: Model, server and tier under which its tokens are counted.
             size: What can be seen of it.
+            is_held: It has not left the process for certain, until it is told to go. Otherwise it
+                may have.
 
         Returns:
-            A token for ``call_ended``; None when it could not be noted.
+            What is told of it from now on; None when it could not be noted.
         """
         ...
 
-    def call_waits(self, token: int, /) -> None:
-        """Note that a call which was noted has not left the process yet, for certain."""
-        ...
-
-    def call_goes(self, token: int, /) -> None:
-        """Note that it leaves now: from here on it may cost. Not after it has ended."""
-        ...
-
-    def call_took(self, token: int, usage: Mapping[str, int], /) -> None:
-        """Note what its answer has told it to have taken: it is there, and not settled yet."""
-        ...
-
-    def call_ended(self, item_id: str, token: int, attempt: Attempt | None, /) -> None:
+    def call_ended(self, item_id: str, call: Any, attempt: Attempt | None, /) -> None:
         """Note how it ended, in the same step as ``attempt`` joins its item's history.
 
         Args:
             item_id: The item; it may have its result already.
-            token: From ``call_begins``.
+            call: From ``call_begins``.
             attempt: What became of it; None when it was not sent.
         """
         ...

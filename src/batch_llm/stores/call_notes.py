@@ -3,8 +3,8 @@
 The notes are in a file that is mapped into memory: writing one costs less than a microsecond and no
 system call, and what was written stays whatever becomes of the process. (A loss of power may take
 it along; then calls in flight are not known of.) A note is written before its call is sent, and
-let go of when the call is booked in the ledger. It is no note of a call that waits for its
-connection: that has cost nothing yet.
+let go of when the call is booked in the ledger. One that is held is of a call that waits for its
+connection: that has cost nothing yet, and whoever finds the note forgets it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import msgspec
 from batch_llm.core.usage import MOST_TOKENS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping
     from pathlib import Path
     from typing import BinaryIO
 
@@ -75,8 +75,32 @@ class CallNote(NamedTuple):
     usage: dict[str, int] | None
 
 
+class NotedCall(msgspec.Struct, gc=False):
+    """The note of a call that is under way; what is told of one that has ended is not noted."""
+
+    notes: CallNotes
+    #: The note's place.
+    at: int
+    #: The item's.
+    number: int
+    #: What the call has told to have taken.
+    usage: Mapping[str, int] | None = None
+    is_over: bool = False
+
+    def goes(self) -> None:
+        """Note that it leaves the process now: it may cost from here on."""
+        if not self.is_over:
+            self.notes.map[self.at + _HELD_AT] = 0
+
+    def took(self, usage: Mapping[str, int], /) -> None:
+        """Note what it took, until it is settled."""
+        if not self.is_over:
+            self.usage = usage
+            self.notes.tell(self.at, usage)
+
+
 class CallNotes:
-    """Notes of calls under way, in a file.
+    """Notes of one session's calls under way, in a file.
 
     Args:
         path: The file; made when it is not there.
@@ -94,7 +118,7 @@ class CallNotes:
                 size = 0
             if not size:
                 _extend(file, _HEAD_BYTES + _FIRST_SLOTS * _SLOT_BYTES)
-            self._map = mmap.mmap(file.fileno(), 0)
+            self.map: mmap.mmap | bytearray = mmap.mmap(file.fileno(), 0)
         self._names: dict[BilledAs, int] = {}
         #: Calls mostly have the name of the one before.
         self._named_last: BilledAs | None = None
@@ -102,32 +126,34 @@ class CallNotes:
         self._free: list[int] = []
 
     def close(self) -> None:
-        """Let go of the file."""
-        with contextlib.suppress(ValueError, BufferError):
-            self._map.close()
+        """Let go of the file. What is told later is written nowhere."""
+        mapped, self.map = self.map, bytearray(len(self.map))
+        if isinstance(mapped, mmap.mmap):
+            with contextlib.suppress(ValueError, BufferError):
+                mapped.close()
 
     @property
     def session(self) -> int | None:
         """The session that wrote the notes; None when there is none."""
-        return _session_of(self._map)
+        return _session_of(self.map)
 
     def left(self) -> Iterator[CallNote]:
         """Give the notes that were not let go of."""
-        return _notes_in(self._map)
+        return _notes_in(self.map)
 
     def begin(self, session: int) -> None:
         """Forget all, and note for a session from now on."""
         self._names.clear()
         self._named_last = None
         self._write_head(session, b"")
-        places = range(_HEAD_BYTES, len(self._map), _SLOT_BYTES)
+        places = range(_HEAD_BYTES, len(self.map), _SLOT_BYTES)
         for at in places:
-            self._map[at : at + 8] = _FREE
+            self.map[at : at + 8] = _FREE
         self._free = list(reversed(places))
 
     def _write_head(self, session: int, names: bytes) -> None:
-        self._map[_HEAD.size : _HEAD.size + len(names)] = names
-        _HEAD.pack_into(self._map, 0, _MAGIC, session, len(names))
+        self.map[_HEAD.size : _HEAD.size + len(names)] = names
+        _HEAD.pack_into(self.map, 0, _MAGIC, session, len(names))
 
     def name(self, billed_as: BilledAs) -> int:
         """Return the number of a name, which is noted the first time; -1 when there is no room."""
@@ -149,8 +175,10 @@ class CallNotes:
         billed_as: BilledAs,
         started_at: float,
         size: Size,
-    ) -> int:
-        """Note a call that is about to be sent; return the note's place."""
+        *,
+        is_held: bool = False,
+    ) -> NotedCall:
+        """Note a call that is about to be sent; one that is held has not left the process yet."""
         if not self._free:
             self._grow()
         at = self._free.pop()
@@ -159,21 +187,13 @@ class CallNotes:
         sent, further, most, is_seen, told_in, told_out = size
         # Its fields are written in this order, the first and the last of them the item's number.
         _NOTE.pack_into(
-            self._map, at, number, attempt, self._name_of_last, started_at,
+            self.map, at, number, attempt, self._name_of_last, started_at,
             sent, further, -1 if most is None else most,
             -1 if told_in is None else told_in, -1 if told_out is None else told_out, is_seen,
             len(key) if len(key) <= _LONGEST_ID else _LONGEST_ID + 1, key,
-            len(content), content, number, False,
+            len(content), content, number, is_held,
         )  # fmt: skip
-        return at
-
-    def hold(self, at: int) -> None:
-        """Note that a call has not left the process yet: whoever finds the note may forget it."""
-        self._map[at + _HELD_AT] = 1
-
-    def let_leave(self, at: int) -> None:
-        """Note that it leaves now."""
-        self._map[at + _HELD_AT] = 0
+        return NotedCall(self, at, number)
 
     def tell(self, at: int, usage: Mapping[str, int]) -> None:
         """Note what a call took."""
@@ -182,29 +202,30 @@ class CallNotes:
             if len(usage) == 3:
                 sent, got, total = get("input_tokens"), get("output_tokens"), get("total_tokens")
                 if sent is not None and got is not None and total is not None:
-                    _USAGE.pack_into(self._map, at + _USAGE_AT, sent, got, total, 0, 0, 0, 0, True)
+                    _USAGE.pack_into(self.map, at + _USAGE_AT, sent, got, total, 0, 0, 0, 0, True)
                     return
             _USAGE.pack_into(
-                self._map, at + _USAGE_AT, get("input_tokens", 0), get("output_tokens", 0),
+                self.map, at + _USAGE_AT, get("input_tokens", 0), get("output_tokens", 0),
                 get("total_tokens", 0), get("cache_read_tokens", 0), get("cache_write_tokens", 0),
                 get("cache_write_1h_tokens", 0), get("reasoning_tokens", 0), True,
             )  # fmt: skip
         except struct.error:  # too many, or fewer than none
             counts = [min(max(0, get(kind, 0)), _LARGEST) for kind in _KINDS]
-            _USAGE.pack_into(self._map, at + _USAGE_AT, *counts, True)
+            _USAGE.pack_into(self.map, at + _USAGE_AT, *counts, True)
 
-    def let_go(self, at: int) -> None:
-        """Free a note's place: its call is booked, or was not sent."""
-        self._map[at : at + 8] = _FREE
-        self._free.append(at)
+    def let_go(self, places: Collection[int]) -> None:
+        """Free the places of notes: their calls are booked, or were not sent."""
+        for at in places:
+            self.map[at : at + 8] = _FREE
+        self._free += places
 
     def _grow(self) -> None:
-        before = len(self._map)
+        before = len(self.map)
         with self._path.open("r+b") as file:
             _extend(file, before - _HEAD_BYTES)
-            self._map.close()
-            self._map = mmap.mmap(file.fileno(), 0)
-        self._free = list(range(before, len(self._map), _SLOT_BYTES))
+            self.close()
+            self.map = mmap.mmap(file.fileno(), 0)
+        self._free = list(range(before, len(self.map), _SLOT_BYTES))
 
 
 def _extend(file: BinaryIO, count: int) -> None:
@@ -241,12 +262,12 @@ def read_notes(path: Path) -> tuple[int, list[CallNote]] | None:
     return None if session is None else (session, list(_notes_in(content)))
 
 
-def _session_of(content: bytes | mmap.mmap) -> int | None:
+def _session_of(content: bytes | bytearray | mmap.mmap) -> int | None:
     magic, session, _ = _HEAD.unpack_from(content, 0)
     return session if magic.rstrip(b"\0") == _MAGIC else None
 
 
-def _notes_in(content: bytes | mmap.mmap) -> Iterator[CallNote]:
+def _notes_in(content: bytes | bytearray | mmap.mmap) -> Iterator[CallNote]:
     length = _HEAD.unpack_from(content, 0)[2]
     start = _HEAD.size
     names: list[BilledAs] = []

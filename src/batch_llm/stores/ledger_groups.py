@@ -20,6 +20,7 @@ from batch_llm.stores.values import UsageColumns, clean, key_of, to_json, usage_
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 
+    from batch_llm.base import WorkItemResult
     from batch_llm.stores.call_notes import BilledAs
 
 
@@ -34,16 +35,21 @@ _NO_USAGE: UsageColumns = (None, None, None, "{}")
 #: Models' names that are known to hold nothing that must not be kept; strangers' text, so not all.
 _MOST_NAMES = 64
 
-#: The kinds of rows in the order in which they are written, with their columns.
+#: The kinds of rows in the order in which they are written, with their columns. What nearly all
+#: results are (a new item's answer, at the first call) has kinds of its own, without the columns
+#: that are empty then: ``sqlite3`` takes longer to bind a None than all other values of a row.
 KINDS: Final = {
     "billed_as": 4,
     "reopen": 1,
     "start": 3,
     "insert": 8,
+    "insert_done": 7,
     "forget": 1,
     "finish": 6,
     "payload": 8,
+    "payload_answer": 5,
     "try": 12,
+    "try_told": 9,
 }
 
 
@@ -82,20 +88,20 @@ class Work(msgspec.Struct, gc=False):
         """Whether the groups before wait for room."""
         return self.group.pace.is_stuck
 
-    def then(self, call: Callable[..., None], /, *values: Any) -> None:
+    def then(self, call: Callable[..., None], value: Any, /) -> None:
         """Have ``call`` called when it has ended. Not for one that has."""
-        self.group.waiting += (self, call, values)
+        self.group.waiting += (self, call, value)
 
     def __await__(self) -> Generator[Any, None, None]:
         group = self.group
         if not group.is_settled:
             future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-            def wake(_error: Exception | None) -> None:
+            def wake(_error: Exception | None, _value: None) -> None:
                 if not future.done():
                     future.set_result(None)
 
-            self.then(wake)
+            self.then(wake, None)
             yield from future
         error = group.error_of(self)
         if error is not None:
@@ -127,23 +133,28 @@ class Group:
     """
 
     __slots__ = (
-        "error", "finish", "forget", "insert", "is_settled", "names", "pace", "payload", "refused",
-        "reopen", "results", "slots", "start", "taken", "tries", "waiting", "works",
+        "answers", "done", "error", "finish", "forget", "insert", "is_settled", "names", "pace",
+        "payload", "refused", "reopen", "results", "slots", "start", "taken", "told", "tries",
+        "waiting", "works",
     )  # fmt: skip
 
     def __init__(self, pace: Pace) -> None:
         self.pace = pace
-        #: Results of which no rows are made yet, field by field: item, result, attempts.
+        #: Results of which no rows are made yet, field by field: item, result, and its only attempt
+        #: or a tuple of all.
         self.taken: list[Any] = []
         # One list of values for each kind, row after row.
         self.names: list[Any] = []
         self.reopen: list[Any] = []
         self.start: list[Any] = []
         self.insert: list[Any] = []
+        self.done: list[Any] = []
         self.forget: list[Any] = []
         self.finish: list[Any] = []
         self.payload: list[Any] = []
+        self.answers: list[Any] = []
         self.tries: list[Any] = []
+        self.told: list[Any] = []
         #: The items whose last step is in here.
         self.works: list[Work] = []
         #: Notes of calls that are booked with this group.
@@ -165,10 +176,13 @@ class Group:
             ("reopen", self.reopen),
             ("start", self.start),
             ("insert", self.insert),
+            ("insert_done", self.done),
             ("forget", self.forget),
             ("finish", self.finish),
             ("payload", self.payload),
+            ("payload_answer", self.answers),
             ("try", self.tries),
+            ("try_told", self.told),
         )
 
     @property
@@ -267,12 +281,12 @@ class RowMaker:
         taken = group.taken
         if not taken:
             return
-        session, offset, now = self.session, self.clock_offset, self._now()
-        insert, payload = group.insert, group.payload
+        session, offset, names = self.session, self.clock_offset, self._billed_as
+        done, answers, told = group.done, group.answers, group.told
         each = iter(taken)
-        for work, result, history in zip(each, each, each, strict=True):
-            success, ratings, model = result.success, result.gemini_safety_ratings, result.model
-            last = history[-1] if history else None
+        for work, result, made in zip(each, each, each, strict=True):
+            attempt, history = (None, made) if made.__class__ is tuple else (made, (made,))
+            success, ratings = result.success, result.gemini_safety_ratings
             try:
                 output = to_json(result.output) if success else None
                 rated = None if ratings is None else to_json(ratings)
@@ -282,32 +296,65 @@ class RowMaker:
                 group.results -= 1
                 self.forget(group, work, history)
                 continue
-            number, item_id, code = work.number, work.item_id, result.error_code
-            if code is not None:
-                code = clean(code)
-            state = "done" if success else "failed"
-            ended_at = last.started_at + last.seconds + offset if last is not None else now
-            if work.is_new and not work.is_written:
-                insert += (
-                    number, item_id if item_id.isascii() else key_of(item_id), work.content, state,
-                    session, code, result.attempts, ended_at,
-                )  # fmt: skip
-            else:
-                if not work.is_written:
-                    self.start(group, work)
-                group.finish += (number, state, session, code, result.attempts, ended_at)
+            model, usage = result.model, result.token_usage
             if model is not None:
                 model = self._cleaned(model)
-            usage = result.token_usage
-            columns = usage_columns(usage)
-            payload += (
-                number, output, None if success else clean(result.error or "failed"), model,
-                columns[3], result.duration_seconds, rated, result.response_body,
-            )  # fmt: skip
-            for attempt in history:
-                self.book(group, number, attempt, usage, columns)
+            sent, got, further, all_kinds = columns = usage_columns(usage)
+            body = result.response_body
+            if (
+                success
+                and attempt is not None
+                and attempt.error_code is None
+                and attempt.billed_as is not None
+                and attempt.usage == usage
+                and rated is body is attempt.change is None
+                and work.is_new
+                and not work.is_written
+            ):
+                number, item_id, started_at = work.number, work.item_id, attempt.started_at + offset
+                seconds = attempt.seconds
+                done += (
+                    number, item_id if item_id.isascii() else key_of(item_id),
+                    bytearray(work.content), "done", session, result.attempts, started_at + seconds,
+                )  # fmt: skip
+                answers += (number, output, model, all_kinds, result.duration_seconds)
+                told += (
+                    number, session, attempt.number, started_at, seconds, sent, got, further,
+                    names.get(attempt.billed_as) or self._name_of(group, attempt.billed_as),
+                )  # fmt: skip
+            else:
+                self._end(group, work, result, history)
+                group.payload += (
+                    work.number, output, None if success else clean(result.error or "failed"),
+                    model, all_kinds, result.duration_seconds, rated, body,
+                )  # fmt: skip
+                for attempt in history:
+                    self.book(group, work.number, attempt, usage, columns)
             _conclude(group, work)
         taken.clear()
+
+    def _end(
+        self,
+        group: Group,
+        work: Work,
+        result: WorkItemResult[Any, Any],
+        history: Sequence[Attempt],
+    ) -> None:
+        """Write down that an item has a result."""
+        number, state = work.number, "done" if result.success else "failed"
+        code = None if result.error_code is None else clean(result.error_code)
+        ended_at = self._now()
+        if history:
+            ended_at = history[-1].started_at + history[-1].seconds + self.clock_offset
+        if work.is_new and not work.is_written:
+            group.insert += (
+                number, key_of(work.item_id), work.content, state, self.session, code,
+                result.attempts, ended_at,
+            )  # fmt: skip
+            return
+        if not work.is_written:
+            self.start(group, work)
+        group.finish += (number, state, self.session, code, result.attempts, ended_at)
 
     def book(
         self,
@@ -330,17 +377,19 @@ class RowMaker:
         sent = got = further = None
         if usage is not None:
             sent, got, further, _ = known_columns if usage == known else usage_columns(usage)
-        name = None
-        if billed_as is not None:
-            name = self._billed_as.get(billed_as)
-            if name is None:
-                name = self._billed_as[billed_as] = len(self._billed_as) + 1
-                group.names += (name, *billed_as)
+        name = None if billed_as is None else self._name_of(group, billed_as)
         group.tries += (
             number, self.session, attempt.number, attempt.started_at + self.clock_offset,
             attempt.seconds, sent, got, further, attempt.error_code,
             None if error is None else clean(error), name, attempt.change,
         )  # fmt: skip
+
+    def _name_of(self, group: Group, billed_as: BilledAs) -> int:
+        number = self._billed_as.get(billed_as)
+        if number is None:  # from 1
+            number = self._billed_as[billed_as] = len(self._billed_as) + 1
+            group.names += (number, *billed_as)
+        return number
 
     def _cleaned(self, model: Any) -> str | None:
         if model.__class__ is str and model in self._models:

@@ -12,7 +12,7 @@ from batch_llm.stores.bookings import not_booked_yet, spent_in_all, spent_so_far
 from batch_llm.stores.call_notes import notes_path
 from batch_llm.stores.cut_off import cut_off_calls
 from batch_llm.stores.ledger_file import LedgerFile, is_damage, why
-from batch_llm.stores.ledger_rows import read_attempt, read_record
+from batch_llm.stores.ledger_rows import read_attempt, read_record, result_of_row
 from batch_llm.stores.look_ahead import LookAhead
 from batch_llm.stores.values import from_json, key_of
 
@@ -20,8 +20,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
+    from batch_llm.base import WorkItemResult
     from batch_llm.stores.base import Spent
     from batch_llm.stores.call_notes import CallNote
+
+    Result = WorkItemResult[Any, Any]
 
 _ROWS_AT_ONCE = 500
 
@@ -66,6 +69,17 @@ class LedgerReader:
                 if row is not None and row[1] == content and is_settled(row[2], row[5], row[8])
                 else None
                 for row, (_, content) in zip(rows, asked, strict=True)
+            ]
+
+    def results_of(self, items: Sequence[tuple[str, bytes]], /) -> list[Result | None]:
+        """Return, for each id and content, the result that ``look_up`` finds, as it was."""
+        rows = self._ahead.rows_of([key_of(item_id) for item_id, _ in items])
+        with self._file.naming_damage():
+            return [
+                result_of_row(item_id, row)
+                if row is not None and row[1] == content and is_settled(row[2], row[5], row[8])
+                else None
+                for row, (item_id, content) in zip(rows, items, strict=True)
             ]
 
     def settled_after(self, number: int, most: int) -> list[tuple[int, bytes, bool]]:

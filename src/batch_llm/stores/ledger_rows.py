@@ -38,6 +38,17 @@ def read_record(row: tuple[Any, ...]) -> Record:
 
 
 def reused_row(item_id: str, row: tuple[Any, ...]) -> WorkItemResult[Any, Any]:
+    """Return a row's result as the engine shows it: with counts of tokens, were there any or not.
+
+    Raises:
+        DamagedTextError: A text in it is no JSON.
+    """
+    result = result_of_row(item_id, row)
+    result.token_usage = result.token_usage or no_usage()
+    return result
+
+
+def result_of_row(item_id: str, row: tuple[Any, ...]) -> WorkItemResult[Any, Any]:
     """Return a row's result as it was; what ``reused`` makes of its record, at half the price.
 
     Raises:
@@ -50,7 +61,7 @@ def reused_row(item_id: str, row: tuple[Any, ...]) -> WorkItemResult[Any, Any]:
         from_json(row[3]),
         error,
         None,
-        from_json(row[7]) or no_usage(),
+        from_json(row[7]) or {},
         None if ratings is None else from_json(ratings),
         row[5],
         row[8],

@@ -218,8 +218,8 @@ class LedgerWriter:
         last = first + _FIELDS * _AT_A_TURN
         is_good = group.error is None and not group.refused
         each = iter(waiting[first:last])
-        for work, call, values in zip(each, each, each, strict=True):
-            call(None if is_good else group.error_of(work), *values)
+        for work, call, value in zip(each, each, each, strict=True):
+            call(None if is_good else group.error_of(work), value)
         if last < len(waiting) and self._loop is not None:
             self._loop.call_soon(self._wake, group, last)
         else:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from batch_llm.exceptions import DuplicateItemError, LedgerError, StoreError
 from batch_llm.stores.base import Attempt, ItemState, Spent, is_settled
 from batch_llm.stores.bookings import book_left, booked_under, spent_in_all, spent_so_far
-from batch_llm.stores.call_notes import CallNotes, notes_path
+from batch_llm.stores.call_notes import CallNotes, NotedCall, notes_path
 from batch_llm.stores.cut_off import cut_off_calls, note_known_inputs
 from batch_llm.stores.ledger_changes import LedgerChanges
 from batch_llm.stores.ledger_file import LedgerFile
@@ -30,7 +30,7 @@ from batch_llm.stores.values import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
     from typing import Self
 
@@ -110,8 +110,8 @@ class SqliteLedger(LedgerChanges):
         self._cut_off: CutOff | None = None
         self._maker = RowMaker(self._session, 0.0, {}, _now)
         self._notes: CallNotes | None = None
-        #: The items, by number, of calls that are noted and under way, by their notes.
-        self._under_way: dict[int, int] = {}
+        #: Calls that are noted and have not ended.
+        self._under_way = 0
 
     def __enter__(self) -> Self:
         return self
@@ -166,16 +166,18 @@ class SqliteLedger(LedgerChanges):
         self._keeps_ids = keeps_ids
         self._open.clear()
         self._reused_ids.clear()
-        self._under_way.clear()
+        self._under_way = 0
         self._ahead.forget()
         self._look = loop.call_later(_LOOK_SECONDS, self._write_ripe)
         self._recording = self._writer
 
     def _begin(self, connection: sqlite3.Connection, now: float) -> None:
         """Take stock, in the writer's thread: what an earlier process has left, what it spent."""
-        if self._notes is None:
-            with contextlib.suppress(OSError, ValueError):  # a file system that maps no files
-                self._notes = CallNotes(notes_path(self.path))
+        if self._notes is not None:
+            self._notes.close()  # what is told of calls of the run before is not of this one
+            self._notes = None
+        with contextlib.suppress(OSError, ValueError):  # a file system that maps no files
+            self._notes = CallNotes(notes_path(self.path))
         session = self._session + 1
         if self._notes is not None:
             book_left(connection, self._notes)
@@ -333,7 +335,7 @@ class SqliteLedger(LedgerChanges):
         group.results += 1
         taken = group.taken
         # What is added to the history from now on is not of the result.
-        taken += (work, result, tuple(history))
+        taken += (work, result, history[0] if len(history) == 1 else tuple(history))
         if self._cut_off is not None:
             self._cut_off.learn_input(work.number, work.content, history)
             self._learn(history)
@@ -355,8 +357,7 @@ class SqliteLedger(LedgerChanges):
             if found.get(work.item_id) is work:
                 del found[work.item_id]
         if self._notes is not None and group.error is None:
-            for slot in group.slots:
-                self._notes.let_go(slot)
+            self._notes.let_go(group.slots)
 
     # ---- calls under way ----
 
@@ -367,54 +368,44 @@ class SqliteLedger(LedgerChanges):
         started_at: float,
         billed_as: BilledAs,
         size: Size,
+        is_held: bool,  # noqa: FBT001 - for every call
         /,
-    ) -> int | None:
+    ) -> NotedCall | None:
         """Note that a call is about to be sent: what is noted outlives the process."""
         notes, work = self._notes, self._open.get(item_id)
         if notes is None or work is None or self._recording is None:
             return None
+        self._under_way += 1
         key = item_id.encode("utf-8", "surrogatepass")
         at = started_at + self._clock_offset
-        slot = notes.note(work.number, key, work.content, attempt, billed_as, at, size)
-        self._under_way[slot] = work.number
-        return slot
+        return notes.note(
+            work.number, key, work.content, attempt, billed_as, at, size, is_held=is_held
+        )
 
-    def call_waits(self, token: int, /) -> None:
-        """Note that a call has not left the process yet."""
-        if self._notes is not None and token in self._under_way:
-            self._notes.hold(token)
-
-    def call_goes(self, token: int, /) -> None:
-        """Note that it leaves now."""
-        if self._notes is not None and token in self._under_way:
-            self._notes.let_leave(token)
-
-    def call_took(self, token: int, usage: Mapping[str, int], /) -> None:
-        """Note what its answer took, until it is settled."""
-        if self._notes is not None and token in self._under_way:
-            self._notes.tell(token, usage)
-
-    def call_ended(self, item_id: str, token: int, attempt: Attempt | None, /) -> None:
+    def call_ended(self, item_id: str, call: NotedCall, attempt: Attempt | None, /) -> None:
         """Note how a call ended, until it is booked with its item; alone, if that is finished."""
-        number = self._under_way.pop(token, None)
-        if self._notes is None or self._writer is None or number is None:
+        notes = self._notes
+        if call.is_over or call.notes is not notes or self._writer is None:
             return
+        self._under_way -= 1
         if attempt is None:
-            self._notes.let_go(token)
+            call.is_over = True
+            notes.let_go((call.at,))
             return
-        if attempt.usage:
-            self._notes.tell(token, attempt.usage)
+        if attempt.usage and attempt.usage is not call.usage:
+            call.took(attempt.usage)
+        call.is_over = True
         work = self._open.get(item_id)
-        if work is not None and work.is_open and work.number == number:
+        if work is not None and work.is_open and work.number == call.number:
             if work.slot is None:
-                work.slot = token
+                work.slot = call.at
             else:
-                work.slots += (token,)
+                work.slots += (call.at,)
             return
         group = self._writer.open
-        self._maker.book(group, number, attempt)
+        self._maker.book(group, call.number, attempt)
         self._learn((attempt,))
-        group.slots.append(token)
+        group.slots.append(call.at)
         self._writer.added()
 
     def _learn(self, history: Iterable[Attempt]) -> None:

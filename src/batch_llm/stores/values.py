@@ -54,13 +54,10 @@ def plain_usage(usage: Mapping[str, Any] | None) -> dict[str, int]:
 
 
 def _are_counts(usage: Mapping[str, Any]) -> bool:
-    counts = usage.values()
-    if set(map(type, counts)) != _INTS or set(map(type, usage)) != _TEXTS:
-        return False
-    return bool(min(counts) >= 0 and max(counts) <= MOST_TOKENS)
-
-
-_INTS, _TEXTS = {int}, {str}
+    for kind, value in usage.items():
+        if kind.__class__ is not str or value.__class__ is not int or not 0 <= value <= MOST_TOKENS:
+            return False
+    return True
 
 
 #: Input and output tokens, all kinds as JSON where there are others, and all as JSON.
@@ -79,7 +76,7 @@ def usage_columns(usage: Mapping[str, Any] | None) -> UsageColumns:
         ):
             text = f'{{"input_tokens":{sent},"output_tokens":{got},"total_tokens":{total}}}'
             return sent, got, None, text
-    plain = plain_usage(usage)
+    plain = usage if usage and _are_counts(usage) else plain_usage(usage)
     text = to_json(plain)
     return plain.get("input_tokens"), plain.get("output_tokens"), text, text
 

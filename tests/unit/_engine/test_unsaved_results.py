@@ -20,12 +20,12 @@ class Later(Saving):
         self.calls = []
         self.done = asyncio.get_running_loop().create_future()
 
-    def then(self, call, /, *values):
-        self.calls.append((call, values))
+    def then(self, call, value, /):
+        self.calls.append((call, value))
 
     def end(self, error=None):
-        for call, values in self.calls:
-            call(error, *values)
+        for call, value in self.calls:
+            call(error, value)
         self.done.set_result(None)
 
     def __await__(self):

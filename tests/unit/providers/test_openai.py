@@ -315,3 +315,36 @@ def test_a_placeholder_for_a_key_is_not_struck_out_of_messages():
     error = decode(b'{"error":{"message":"anything goes"}}', status=400, secret="any").error
 
     assert error.message == "anything goes"
+
+
+def test_the_messages_that_were_written_last_are_those_of_their_own_request():
+    asked = [Request.of("openai-chat:m", prompt) for prompt in ("a", "b")]
+    sent = [
+        json.loads(CHAT.encode(request))["messages"][0]["content"]
+        for request in [*asked, asked[1], asked[0]]
+    ]
+    assert sent == ["a", "b", "b", "a"]
+
+
+def test_messages_that_may_be_changed_are_written_anew():
+    facts, turns = {"name": "x"}, [Message("user", "a")]
+    named = Request("openai-chat:m", (Message("user", "a", facts),))
+    listed = Request("openai-chat:m", turns)
+    before = [json.loads(CHAT.encode(one))["messages"] for one in (named, listed)]
+    facts["name"], turns[0] = "y", Message("user", "b")
+
+    after = [json.loads(CHAT.encode(one))["messages"] for one in (named, listed)]
+
+    assert [before[0][0]["name"], after[0][0]["name"]] == ["x", "y"]
+    assert [before[1][0]["content"], after[1][0]["content"]] == ["a", "b"]
+
+
+@pytest.mark.parametrize("role", ["developer", "system", "user"])
+def test_a_dialects_words_for_roles_are_its_own_whoever_wrote_the_messages_before(role):
+    request = Request("openai-chat:m", (Message(role, "a"),))
+    dialects = [CHAT, ChatCodec(has_developers=False), CHAT]
+
+    roles = [json.loads(one.encode(request))["messages"][0]["role"] for one in dialects]
+
+    told = "system" if role == "developer" else role
+    assert roles == [role, told, role]

@@ -18,18 +18,18 @@ def path(tmp_path):
     return tmp_path / "calls"
 
 
-def noted(path, count, *, key=b"id"):
-    notes = CallNotes(path)
+def noted(path, count, *, key=b"id", is_held=False):
+    notes, size = CallNotes(path), Size(10, 20, None, False, 3, None)
     notes.begin(3)
     return notes, [
-        notes.note(n + 1, key, b"d" * 16, 2, NAMED, 1.5, Size(10, 20, None, False, 3, None))
+        notes.note(n + 1, key, b"d" * 16, 2, NAMED, 1.5, size, is_held=is_held)
         for n in range(count)
     ]
 
 
 def test_what_was_noted_is_there_without_closing_anything(path):
-    notes, places = noted(path, 2)
-    notes.tell(places[1], USAGE)
+    _, places = noted(path, 2)
+    places[1].took(USAGE)
 
     found = CallNotes(path)  # a killed process closes nothing
 
@@ -73,11 +73,11 @@ def test_what_is_no_file_has_no_notes(path):
 
 def test_what_was_let_go_of_is_gone_and_its_place_is_used_again(path):
     notes, places = noted(path, 3)
-    notes.tell(places[1], USAGE)
-    notes.let_go(places[1])
+    places[1].took(USAGE)
+    notes.let_go([places[1].at])
     assert sorted(note.number for note in notes.left()) == [1, 3]
 
-    assert notes.note(9, b"b", b"", 1, NAMED, 0.0, Size(0)) == places[1]
+    assert notes.note(9, b"b", b"", 1, NAMED, 0.0, Size(0)).at == places[1].at
 
     assert {note.number: note.usage for note in notes.left()} == {1: None, 3: None, 9: None}
 
@@ -93,7 +93,7 @@ def test_what_was_let_go_of_is_gone_and_its_place_is_used_again(path):
 )
 def test_tokens_are_noted_by_kind_as_far_as_a_ledger_can_hold_them(path, told, noted_as):
     notes, places = noted(path, 1)
-    notes.tell(places[0], told)
+    places[0].took(told)
 
     usage = next(notes.left()).usage
 
@@ -102,9 +102,9 @@ def test_tokens_are_noted_by_kind_as_far_as_a_ledger_can_hold_them(path, told, n
 
 def test_tokens_that_were_not_told_to_the_end_are_not_known(path):
     notes, places = noted(path, 1)
-    notes.tell(places[0], USAGE)
-    last = max(at for at in range(places[0], places[0] + 256) if notes._map[at])
-    notes._map[last] = 0  # killed before the last byte was written
+    places[0].took(USAGE)
+    last = max(at for at in range(places[0].at, places[0].at + 256) if notes.map[at])
+    notes.map[last] = 0  # killed before the last byte was written
 
     assert next(notes.left()).usage is None
 
@@ -117,7 +117,7 @@ def test_it_grows_and_keeps_what_it_has(path):
 
 def test_a_note_that_is_not_whole_is_none(path):
     notes, places = noted(path, 1)
-    notes._map[places[0] : places[0] + 8] = (5).to_bytes(
+    notes.map[places[0].at : places[0].at + 8] = (5).to_bytes(
         8, "little"
     )  # killed after the first field
 
@@ -155,15 +155,13 @@ def test_a_file_with_anything_else_has_no_notes(path, content):
 
 
 def test_a_call_that_has_not_left_the_process_is_not_noted_until_it_does(path):
-    notes, places = noted(path, 2)
-    for place in places:
-        notes.hold(place)
+    notes, places = noted(path, 2, is_held=True)
     assert list(notes.left()) == []
 
-    notes.let_leave(places[1])
+    places[1].goes()
 
     assert [note.number for note in CallNotes(path).left()] == [2]
-    notes.let_go(places[0])
+    notes.let_go([places[0].at])
     notes.note(7, b"b", b"", 1, NAMED, 0.0, Size(0))
     assert sorted(note.number for note in notes.left()) == [2, 7], "a new note is not held"
 
@@ -171,7 +169,7 @@ def test_a_call_that_has_not_left_the_process_is_not_noted_until_it_does(path):
 def test_notes_are_read_without_a_change_while_they_are_written(path):
     assert read_notes(path) is None
     notes, places = noted(path, 3)
-    notes.let_go(places[0])
+    notes.let_go([places[0].at])
     before = path.read_bytes()
 
     session, found = read_notes(path)
@@ -180,3 +178,23 @@ def test_notes_are_read_without_a_change_while_they_are_written(path):
     assert path.read_bytes() == before
     path.write_bytes(b"rubbish")
     assert read_notes(path) is None
+
+
+def test_what_is_told_when_the_file_is_closed_is_written_nowhere(path):
+    notes, (place,) = noted(path, 1, is_held=True)
+    before = path.read_bytes()
+
+    notes.close()
+    place.goes()
+    place.took(USAGE)
+
+    assert path.read_bytes() == before
+
+
+def test_notes_go_on_when_the_file_has_grown(path):
+    _, places = noted(path, 300, is_held=True)
+
+    places[0].goes()
+    places[0].took(USAGE)
+
+    assert [(note.number, note.usage) for note in CallNotes(path).left()] == [(1, USAGE)]

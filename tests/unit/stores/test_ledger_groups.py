@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
 from batch_llm.base import WorkItemResult
 from batch_llm.stores.base import Attempt
@@ -21,7 +22,7 @@ def taken(group, *numbers, is_new=True, **fields):
         told = {"success": True, "output": "out", "token_usage": dict(USAGE)} | fields
         result = WorkItemResult(work.item_id, **told)
         made = Attempt(1, 2.0, 0.5, dict(USAGE), billed_as=LANE)
-        group.taken += (work, result, (made,))
+        group.taken += (work, result, made)
         group.results += 1
     return group
 
@@ -42,12 +43,45 @@ def test_a_new_items_result_is_one_row_of_each_kind():
     tokens = '{"input_tokens":3,"output_tokens":2,"total_tokens":5}'
     assert rows(group) == {
         "billed_as": [1, *LANE],
-        "insert": [4, "row-4", b"digest", "done", 7, None, 0, 1002.5],
-        "payload": [4, '"out"', None, None, tokens, 0.0, None, None],
-        "try": [4, 7, 1, 1002.0, 0.5, 3, 2, None, None, None, 1, None],
+        "insert_done": [4, "row-4", b"digest", "done", 7, 0, 1002.5],
+        "payload_answer": [4, '"out"', None, tokens, 0.0],
+        "try_told": [4, 7, 1, 1002.0, 0.5, 3, 2, None, 1],
     }
     assert [work.number for work in group.works] == [4]
     assert group.taken == []
+
+
+def fail(group):
+    group.taken[1].success, group.taken[1].error = False, "no"
+
+
+def attempt(group, **fields):
+    _, result, made = group.taken
+    group.taken[2] = replace(made, **fields)
+    result.token_usage = group.taken[2].usage
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        fail,
+        lambda group: setattr(group.taken[1], "gemini_safety_ratings", {"a": "b"}),
+        lambda group: setattr(group.taken[1], "response_body", b"{}"),
+        lambda group: group.taken.__setitem__(2, 2 * (group.taken[2],)),
+        lambda group: group.taken.__setitem__(2, ()),
+        lambda group: attempt(group, error_code="timeout"),
+        lambda group: attempt(group, change="other"),
+        lambda group: attempt(group, billed_as=None),
+        lambda group: setattr(group.taken[0], "is_written", True),
+    ],
+)
+def test_a_result_of_another_kind_has_all_columns(change):
+    group = taken(new_group(), 4)
+    change(group)
+
+    maker().make_rows(group)
+
+    assert set(rows(group)) & {"insert_done", "payload_answer", "try_told"} == set()
 
 
 def test_a_known_items_result_starts_it_and_ends_it():
@@ -81,8 +115,9 @@ def test_a_result_that_is_no_plain_data_is_refused_alone_and_its_call_is_booked(
     group.is_settled = True
     assert "plain data" in str(group.error_of(second))
     assert group.error_of(first) is group.error_of(third) is None
-    assert rows(group)["payload"][::8] == [1, 3]
-    assert rows(group)["try"][::12] == [1, 2, 3]
+    assert rows(group)["payload_answer"][::5] == [1, 3]
+    assert rows(group)["try_told"][::9] == [1, 3]
+    assert rows(group)["try"][::12] == [2]
     assert rows(group)["forget"] == [2]
     assert group.results == 2
 
@@ -94,7 +129,7 @@ def test_whatever_a_hook_has_put_in_for_the_model_is_written_as_text(model):
 
     maker().make_rows(group)
 
-    assert rows(group)["payload"][3] == str(model)
+    assert rows(group)["payload_answer"][2] == str(model)
 
 
 def test_groups_of_new_items_are_written_together_and_others_in_their_turn():
@@ -105,7 +140,8 @@ def test_groups_of_new_items_are_written_together_and_others_in_their_turn():
 
     written = [dict(one) for one in in_order(groups)]
 
-    assert [one["payload"][::8] for one in written] == [[0, 1], [2], [3, 4]]
+    assert [one["payload_answer"][::5] for one in written] == [[0, 1], [], [3, 4]]
+    assert written[1]["payload"][::8] == [2]
     assert [bool(one["start"]) for one in written] == [False, True, False]
     assert written[0]["billed_as"] == [1, *LANE]
-    assert written[0]["insert"][::8] == [0, 1]
+    assert written[0]["insert_done"][::7] == [0, 1]

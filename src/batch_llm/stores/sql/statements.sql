@@ -25,6 +25,20 @@ UPDATE items SET state = 'pending' WHERE state = 'running';
 INSERT INTO items (number, item_id, content, state, session, error_code, attempts, finished_at)
 VALUES (?, ?, ?, ?, ?, ?, ?, ?);
 
+-- The usual result, see `ledger_groups.KINDS`: in three tables, without what is empty then.
+-- name: insert_done
+INSERT INTO items (number, item_id, content, state, session, attempts, finished_at)
+VALUES (?, ?, ?, ?, ?, ?, ?);
+
+-- name: payload_answer
+INSERT OR REPLACE INTO payloads (number, output, model, usage, seconds)
+VALUES (?, ?, ?, ?, ?);
+
+-- name: try_told
+INSERT INTO tries
+  (number, session, attempt, started_at, seconds, input_tokens, output_tokens, usage, billed_as)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?);
+
 -- name: reopen
 UPDATE items SET state = 'pending'
 WHERE state IN ('done', 'failed') AND number IN (VALUES (?));

@@ -14,6 +14,8 @@ operation is O(1). Its parts, and how they work together:
   ``belief.py``.
 - It closes the gate for as long as Retry-After says (``closed_gate.py``). How long that takes shows
   limits that are counted by the minute (``closure.py``, ``window_guess.py``).
+- What a told ceiling has beyond the bucket that refused is tried now and then
+  (``ceiling_room.py``).
 - Refusals that are none of a rate's: a limit on calls in flight (``slots.py``), chance
   (``noise.py``, ``fallen_rates.py``, ``second_calls.py``), an overloaded or absent provider
   (``overload.py``).

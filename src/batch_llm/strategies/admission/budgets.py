@@ -52,6 +52,7 @@ class Budget:
         "ceiling",
         "charged_at",
         "counts_output",
+        "extra_rate",
         "field",
         "full_at",
         "headers",
@@ -95,6 +96,8 @@ class Budget:
         if name == REQUESTS_PER_DAY:
             burst_seconds = DAY
         self.ceiling = self.peak = self.rate
+        #: By so much faster the bucket is tried for now: ``ceiling_room.py``.
+        self.extra_rate = 0.0
         self.capacity = self.level = self.rate * burst_seconds if limit else math.inf
         #: The told limit's own bucket: what headers say never lets more in than it holds.
         self.told_capacity = self.allowed = self.capacity
@@ -166,7 +169,8 @@ class Budget:
                 windows = math.ceil((now - self.reset_at + 1e-6) / self.window_seconds)
                 self.reset_at += self.window_seconds * windows
         elif self.rate < math.inf:
-            self.level = min(self.capacity, self.level + elapsed * self.rate)
+            refilled = self.level + elapsed * (self.rate + self.extra_rate)
+            self.level = min(self.capacity, refilled)
             if self.level >= self.capacity:
                 self.full_at = now
 
@@ -223,8 +227,8 @@ class Budget:
             counted = self.log.wait(now, max(0.0, self.capacity - amount))
             if self.told is None:
                 return counted
-        if self.told is not None and self.is_window:
-            # Whatever the provider's window has, the told limit's own bucket is kept to.
+        if self.told is not None and (self.is_window or self.extra_rate or amount > self.capacity):
+            # Whatever the provider lets in, the told limit's own bucket is kept to.
             too_much = min(amount, self.told_capacity) - self.allowed
             if too_much > 1e-9:
                 counted = max(counted, too_much * self.window_seconds / self.told)
@@ -233,7 +237,7 @@ class Budget:
             return counted
         if self.is_window:
             return max(1e-3, self.reset_at + RESET_SLACK_SECONDS - now)
-        return max(counted, missing / self.rate)
+        return max(counted, missing / (self.rate + self.extra_rate))
 
     def learn_rate(self, rate: float) -> None:
         """Take ``rate`` for the limit, as far as the ceiling allows."""
@@ -247,17 +251,22 @@ class Budget:
             self.capacity = max(min(self.rate * seconds, self.burst), self.largest, 1.0)
             self.level = min(self.level, self.capacity)
 
-    def learn_capacity(self, spent: float, seconds: float) -> None:
-        """Learn from the first refusal how much a told limit's bucket holds at the most.
+    def drawn_at(self, now: float, grant: Grant) -> float:
+        """Return what a told limit's bucket lacked of being full, right after a call was sent.
 
-        Args:
-            spent: Since the start, when the bucket was full at best.
-            seconds: Since the start.
+        A provider's bucket that refused that call holds no more, as far as its rate is the told
+        one.
         """
-        if self.source == "told" and self.window_seconds < DAY:
-            held = max(1.0, self.largest, HELD_SHARE * (spent - self.rate * seconds))
-            self.capacity = min(self.capacity, held)
-            self.level = min(self.level, self.capacity)
+        if self.told is None:
+            return 0.0
+        self.refill(now)
+        came_back = (self.updated_at - grant.at) * self.told / self.window_seconds
+        return self.told_capacity - self.allowed - self.spent + grant.spent_with(self) + came_back
+
+    def hold_at_most(self, amount: float) -> None:
+        """Believe that the bucket holds no more than that, or the largest call."""
+        self.capacity = min(self.capacity, max(1.0, self.largest, amount))
+        self.level = min(self.level, self.capacity)
 
     def drain(self, now: float, level: float) -> None:
         """Believe that the provider's bucket holds no more than ``level``."""

@@ -9,19 +9,20 @@ from typing import TYPE_CHECKING
 from batch_llm.strategies.admission.belief import Belief, Known
 from batch_llm.strategies.admission.blame import blamed
 from batch_llm.strategies.admission.budgets import Budget
+from batch_llm.strategies.admission.ceiling_room import CeilingRoom
 from batch_llm.strategies.admission.closed_gate import PROBE_SECONDS, ClosedGate
 from batch_llm.strategies.admission.closure import Closure, learn_from_closure
 from batch_llm.strategies.admission.doubt import Doubt
 from batch_llm.strategies.admission.epochs import Epoch
 from batch_llm.strategies.admission.evidence import Evidence
 from batch_llm.strategies.admission.fallen_rates import FallenRates
-from batch_llm.strategies.admission.first_refusal import FirstRefusal, explains_used_up, hold_less
+from batch_llm.strategies.admission.first_refusal import FirstRefusal, explains_used_up
 from batch_llm.strategies.admission.grants import Grant, Refusal
 from batch_llm.strategies.admission.header_belief import used_up
 from batch_llm.strategies.admission.noise import Noise
 from batch_llm.strategies.admission.overload import Overload
 from batch_llm.strategies.admission.rate_search import RateSearch
-from batch_llm.strategies.admission.rates import Rates
+from batch_llm.strategies.admission.rates import SECOND_CUT_SECONDS, Rates
 from batch_llm.strategies.admission.second_calls import FASTEST_TRIED, Bound, SecondCalls, bounds_of
 from batch_llm.strategies.admission.slots import Slots
 from batch_llm.strategies.costs import FIELDS, NOTHING, PENDING, Cost
@@ -68,6 +69,7 @@ class Admission:
     __slots__ = (
         "_accepted",
         "_belief",
+        "_ceiling_room",
         "_closure",
         "_dice",
         "_doubt",
@@ -87,7 +89,7 @@ class Admission:
         "_with_output",
         "budgets",
         "in_flight",
-        "is_calm",
+        "is_unlimited",
         "max_in_flight",
         "refusals",
     )
@@ -113,16 +115,17 @@ class Admission:
         self.in_flight = self.refusals = 0
         #: Whether nothing is known of any limit, and no call was ever refused: what calls take
         #: decides nothing as long as it is so.
-        self.is_calm = not told
+        self.is_unlimited = not told
         #: Calls let in.
         self._accepted = 0
-        #: Of them, those that were answered while calm, and have not let more be in doubt yet.
+        #: Of them, those answered while unlimited, that have not let more be in doubt yet.
         self._uncounted = 0
         self._dice = dice or random.Random()  # noqa: S311 - spreads load, protects nothing
         self._belief = Belief(is_told=bool(told))
         self._doubt = Doubt(told.get(REQUESTS, 0.0), is_told=bool(told))
         self._epoch = Epoch(now)
         self._gate = ClosedGate(self._dice)
+        self._ceiling_room = CeilingRoom(self._belief)
         self._closure = Closure()
         self._first = FirstRefusal()
         self._evidence = Evidence(self.budgets, now)
@@ -167,11 +170,10 @@ class Admission:
         if doubt.calls:
             if self._uncounted:
                 self._count()
-            while (grant := doubt.silent(now)) is not None:
-                self._confirm(now, grant)
+            self._confirm_silent(now)
             if doubt.calls >= (1 if gate.closed_again else doubt.limit):
                 return doubt.wait(now)
-        if self.is_calm:
+        if self.is_unlimited:
             return 0.0
         if self._belief.is_searching and not (self._epoch.accepted or doubt.calls):
             return (
@@ -202,7 +204,7 @@ class Admission:
         return grant
 
     def begin(self, now: float) -> Grant:
-        """Let a call in that is charged later: while calm, before anything but ``end`` is told."""
+        """Let a call in that is charged later, while unlimited, before anything but ``end``."""
         epoch, in_flight, overload = self._epoch, self.in_flight, self._overload
         epoch.calls = number = epoch.calls + 1
         overload.requests += 1
@@ -261,7 +263,7 @@ class Admission:
             self._sync(now, grant, headers)
 
     def end(self, now: float, grant: Grant) -> None:
-        """Close the grant of a call that was answered, while calm: it is settled later."""
+        """Close the grant of a call that was answered, while unlimited: it is settled later."""
         grant.is_open = False
         self.in_flight -= 1
         epoch = self._epoch
@@ -334,13 +336,15 @@ class Admission:
         """
         self._leave(grant)
         self._count()
-        self.is_calm = False
+        self.is_unlimited = False
         self.refusals += 1
         self._overload.note_answer(now, grant.is_probe)
         self._take_back(now, grant, refund=False)
         if headers:
             self._sync(now, grant, headers)
         self._doubt.note_refused(latency)
+        if self._belief.knows_limits:
+            self._confirm_silent(now)
         is_first = grant.epoch == self._epoch.number
         if self._explains_in_flight(grant, dimension, is_first=is_first):
             return Refusal(False, retry_after or 0.0)
@@ -352,7 +356,7 @@ class Admission:
             return Refusal(self._cut(now, grant, retry_after, named), 0.0)
         if grant.epoch == 0 and self._epoch.number == 1:
             self._note_follower(grant, was_accepted=False)
-            hold_less(self.budgets[REQUESTS], grant.at - self._epoch.began_at)
+            self._first.hold_less(self.budgets[REQUESTS], grant)
         if retry_after is not None:
             self._gate.keep_closed(now + retry_after)
         return Refusal(False, 0.0)
@@ -407,7 +411,7 @@ class Admission:
         if self._belief.is_told or not learned:
             return
         self._count()
-        self.is_calm = False
+        self.is_unlimited = False
         for name, (limit, rate, capacity) in learned.items():
             if name not in FIELDS:  # another version counts it
                 continue
@@ -489,6 +493,11 @@ class Admission:
             self._epoch.forget(grant, budget, amount)
         self._evidence.forget(grant)
 
+    def _confirm_silent(self, now: float) -> None:
+        """Count the calls as let in that have been silent for long enough."""
+        while (grant := self._doubt.silent(now)) is not None:
+            self._confirm(now, grant)
+
     def _confirm(self, now: float, grant: Grant) -> None:
         """Count a call in doubt as let in."""
         if self._uncounted:
@@ -508,15 +517,17 @@ class Admission:
                 self._note_second(grant)
             epoch.accepted += 1
             self._gate.closed_again = 0
-            if not (self.is_calm or belief.knows_limits):
+            if not (self.is_unlimited or belief.knows_limits):
                 self._evidence.note(now)
             if not belief.is_first and self._rates.grow(now) and not belief.knows_limits:
                 doubt.fit(self.requests_per_second, is_searching=belief.is_searching)
         if belief.is_first or belief.knows_limits:
             doubt.note_accepted(self._accepted)
+        if now >= self._ceiling_room.due:
+            self._ceiling_room.step(now, self._in_order, self.requests_per_second)
 
     def _count(self) -> None:
-        """Allow more in doubt for the calls that were answered while calm."""
+        """Allow more in doubt for the calls that were answered while unlimited."""
         if self._uncounted:
             self._doubt.note_accepted(self._accepted, self._uncounted)
             self._uncounted = 0
@@ -557,10 +568,14 @@ class Admission:
             epoch.refused_at = grant.at
         bounds = [] if is_closed_still else self._bounds()
         is_of_told = belief.is_first and belief.is_told
-        is_used_up = is_of_told and explains_used_up(self.budgets, grant, grant.at - epoch.began_at)
+        is_used_up = is_of_told and explains_used_up(
+            self.budgets, grant, now, grant.at - epoch.began_at
+        )
         emptied = self._emptied(now, named, is_closed_still=is_closed_still)
-        cut = () if is_used_up else emptied
-        if not is_closed_still and not self._cut_rates(now, grant, retry_after, cut):
+        seconds = self._seconds_since_cut(grant)
+        is_trial = self._ceiling_room.note_refused(now, self._in_order, retry_after)
+        cut = () if is_used_up or is_trial else emptied
+        if not is_closed_still and not self._cut_rates(now, grant, retry_after, cut, seconds):
             return False
         requests = self.budgets[REQUESTS]
         thought = requests.thought_at(now, grant)
@@ -574,11 +589,11 @@ class Admission:
         was_first, belief.is_first = belief.is_first, False
         if was_first:
             self._closure.expect(self.budgets.values(), retry_after)
-            self._first.note(grant, self._doubt.limit)
+            self._first.note(now, grant, self._doubt.limit, requests)
         epoch.close()
         self._rates.grown_at = now
-        is_trial = self._second_calls.begin(now + (retry_after or 0.0), grant, bounds)
-        if not is_trial or retry_after is not None:
+        is_second = self._second_calls.begin(now + (retry_after or 0.0), grant, bounds)
+        if not is_second or retry_after is not None:
             self._close_gate(now, retry_after)
         requests.keep_empty(gate.closed_until)
         if belief.sees_headers and not was_first:
@@ -593,12 +608,24 @@ class Admission:
             )
         return True
 
+    def _seconds_since_cut(self, grant: Grant) -> float:
+        """Return the seconds since the last cut, as far as they tell how much is refilled in them.
+
+        Where that was for a trial, less was let in since than could be.
+        """
+        shortest = SECOND_CUT_SECONDS if self._ceiling_room.was_refused else 1e-3
+        return max(grant.at - self._epoch.cut_at, shortest)
+
     def _cut_rates(
-        self, now: float, grant: Grant, retry_after: float | None, cut: Collection[Budget]
+        self,
+        now: float,
+        grant: Grant,
+        retry_after: float | None,
+        cut: Collection[Budget],
+        seconds: float,
     ) -> bool:
         """Cut the rates of some budgets; of none when it was chance."""
         epoch, belief, budgets = self._epoch, self._belief, self.budgets
-        seconds = max(grant.at - epoch.cut_at, 1e-3)
         self._evidence.end(now, grant, epoch.calls)
         if not belief.is_first and self._is_noise(now, grant, retry_after):
             return False
@@ -626,7 +653,7 @@ class Admission:
 
     def _drain(self, now: float, budget: Budget, grant: Grant, retry_after: float | None) -> None:
         """Take a budget for empty, because it refused a call."""
-        budget.drain(now, -budget.pending)
+        budget.drain(now, -budget.pending - self._ceiling_room.owed(budget))
         if self._belief.is_searching:  # one call probes whether the provider has room again
             one_call = min(budget.capacity, grant.cost[budget.field])
             budget.level = max(budget.level, one_call)
@@ -723,7 +750,7 @@ class Admission:
 
     def _sync(self, now: float, grant: Grant, headers: Mapping[str, LimitHeader]) -> None:
         self._count()
-        belief, is_told, self.is_calm = self._belief, False, False
+        belief, is_told, self.is_unlimited = self._belief, False, False
         for name, header in headers.items():
             if not header.is_sound:
                 continue

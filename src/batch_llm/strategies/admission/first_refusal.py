@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from batch_llm.strategies.admission.budgets import HELD_SHARE
 from batch_llm.strategies.admission.doubt import DOUBT_START
 from batch_llm.strategies.dimensions import MINUTE, REQUESTS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from batch_llm.strategies.admission.budgets import Budget
     from batch_llm.strategies.admission.grants import Grant
@@ -25,18 +26,40 @@ FOLLOWERS, FOLLOWERS_SHARE = 8, 0.8
 class FirstRefusal:
     """Watches what becomes of the calls that were sent after the one refused first."""
 
-    __slots__ = ("_accepted", "_doubt_limit", "_number", "_refused")
+    __slots__ = (
+        "_accepted",
+        "_doubt_limit",
+        "_number",
+        "_refused",
+        "_refused_at",
+        "_spent_when_full",
+    )
 
     def __init__(self) -> None:
         #: The refused call's number; how many calls might be in doubt when it was refused.
         self._number = 0
         self._doubt_limit = DOUBT_START
         self._accepted = self._refused = 0
+        #: When it was sent; what would have been spent by then of a bucket that was full still.
+        self._refused_at = self._spent_when_full = 0.0
 
-    def note(self, grant: Grant, doubt_limit: float) -> None:
+    def note(self, now: float, grant: Grant, doubt_limit: float, requests: Budget) -> None:
         """Note which call was refused first."""
-        self._number = grant.number
+        self._number, self._refused_at = grant.number, grant.at
         self._doubt_limit = doubt_limit
+        self._spent_when_full = grant.spent_with(requests) - requests.drawn_at(now, grant)
+
+    def hold_less(self, requests: Budget, grant: Grant) -> None:
+        """Learn from another call refused with the first that a small bucket holds even less.
+
+        Args:
+            requests: Told, else nothing is learned.
+            grant: The call's.
+        """
+        if requests.capacity < requests.told_capacity and requests.windows.can_be_counted:
+            came_back = (grant.at - self._refused_at) * requests.rate
+            drawn = requests.spent - self._spent_when_full - came_back
+            requests.hold_at_most(HELD_SHARE * drawn)
 
     def note_follower(self, grant: Grant, *, was_accepted: bool) -> bool:
         """Take in what became of a call that was sent under the same belief.
@@ -67,13 +90,16 @@ def start_low(budget: Budget, grant: Grant, let_in: float, seconds: float) -> No
         budget.learn_rate(budget.peak)
 
 
-def explains_used_up(budgets: Mapping[str, Budget], grant: Grant, seconds: float) -> bool:
+def explains_used_up(
+    budgets: Mapping[str, Budget], grant: Grant, now: float, seconds: float
+) -> bool:
     """Tell whether a told limit refused its first call because a minute's worth was used.
 
     Args:
         budgets: By dimension.
         grant: The refused call's.
-        seconds: Since the start.
+        now: The time.
+        seconds: From the start until it was sent.
     """
     is_counted = [
         budget.windows.seems_counted(grant.spent_before(budget), budget.spent, seconds)
@@ -83,16 +109,22 @@ def explains_used_up(budgets: Mapping[str, Budget], grant: Grant, seconds: float
         return True
     requests = budgets[REQUESTS]
     held = requests.capacity
-    requests.learn_capacity(grant.spent_with(requests), seconds)
-    return requests.capacity < held
+    if requests.windows.can_be_counted:
+        requests.hold_at_most(HELD_SHARE * requests.drawn_at(now, grant))
+    if requests.capacity >= held:
+        return False
+    hold_alike(budgets.values(), now, grant)
+    return True
 
 
-def hold_less(requests: Budget, seconds: float) -> None:
-    """Learn from another call refused with the first that a small bucket holds even less.
+def hold_alike(budgets: Iterable[Budget], now: float, grant: Grant) -> None:
+    """Take the buckets of all told limits for no larger than the one that refused a call first.
 
-    Args:
-        requests: Told, else nothing is learned.
-        seconds: From the start until the call was sent.
+    That is the one of which the most seconds of its rate were used, and a provider keeps buckets of
+    as many seconds for all its limits.
     """
-    if requests.capacity < requests.told_capacity:
-        requests.learn_capacity(requests.spent, seconds)
+    told = [budget for budget in budgets if budget.windows.can_be_counted]
+    used = ((budget.drawn_at(now, grant) - budget.pending) / budget.rate for budget in told)
+    held_seconds = HELD_SHARE * max(used, default=0.0)
+    for budget in told:
+        budget.hold_at_most(held_seconds * budget.rate)

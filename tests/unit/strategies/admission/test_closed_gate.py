@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from admissions import ONE, admission, start_all
+from admissions import ONE, admission, past_the_first_refusal, start_all
 from batch_llm import Limits
 from batch_llm.strategies.admission.closed_gate import ClosedGate
 from batch_llm.strategies.dimensions import REQUESTS
@@ -107,3 +107,15 @@ def test_a_gate_is_never_opened_by_a_shorter_wait():
     gate.close(0.0, 1.0, 10.0, is_guess=False)
 
     assert gate.closed_until == 9.0
+
+
+def test_calls_that_were_silent_for_long_enough_show_that_the_gate_is_open_when_one_is_refused():
+    one = admission(limits=Limits(requests_per_minute=6000))
+    now = past_the_first_refusal(one) + 6.0
+    one.refused(now, one.start(now, ONE), latency=0.1, retry_after=1.0)
+    silent = [one.start(now + 1.1, ONE) for _ in range(3)]
+    later = one.start(now + 3.0, ONE)
+    one.refused(now + 3.1, later, latency=0.1, retry_after=1.0)
+
+    assert not any(grant.is_in_doubt for grant in silent)
+    assert one.closed_until <= now + 3.1 + 1.0 + 0.02
