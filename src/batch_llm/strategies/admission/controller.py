@@ -46,6 +46,9 @@ if TYPE_CHECKING:
 NOT_WHOLE_WEIGHT = 0.5
 #: What was let in before a longer stretch is not compared with what came after: limits change.
 LONGEST_COMPARED_SECONDS = 60.0
+#: Beyond what a learned window has let in, this share of its calls may be in doubt, and so many at
+#: the least; nothing is tried in one with few calls, where the refusal would be a large part.
+TRIED_SHARE, TRIED_LEAST, TRIED_CALLS = 0.01, 2, 64
 #: What is remembered with less trust than this is where a search begins; else it is kept to.
 WELL_KNOWN_SHARE = 0.8
 
@@ -179,8 +182,20 @@ class Admission:
         longest = 0.0
         for budget in self._in_order:
             if budget.capacity < math.inf and (amount := cost[budget.field]) > 0:
-                longest = max(longest, budget.wait(now, amount))
+                wait = budget.wait(now, amount)
+                if wait > longest:
+                    if budget.windows.is_tried(now):
+                        wait = self._wait_to_try(now, wait)
+                    longest = max(longest, wait)
         return longest
+
+    def _wait_to_try(self, now: float, wait: float) -> float:
+        """Return the seconds until a call is tried that a learned window may not let in."""
+        calls, doubt = self.budgets[REQUESTS].capacity, self._doubt
+        if calls < TRIED_CALLS:
+            return wait
+        is_few = doubt.calls < max(TRIED_LEAST, TRIED_SHARE * calls)
+        return 0.0 if is_few else min(wait, doubt.wait(now))
 
     def start(self, now: float, cost: Cost) -> Grant:
         """Let a call in, and charge it. Whoever starts it closes the grant."""

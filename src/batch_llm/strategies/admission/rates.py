@@ -12,7 +12,12 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from batch_llm.strategies.admission.enclosure import FEWEST_CALLS, Round, measured_rate
+from batch_llm.strategies.admission.enclosure import (
+    CLOSED_SHARE,
+    FEWEST_CALLS,
+    Round,
+    measured_rate,
+)
 from batch_llm.strategies.admission.first_refusal import start_low
 from batch_llm.strategies.admission.rate_search import CUT, MEASURED_SHARE
 from batch_llm.strategies.dimensions import REQUESTS
@@ -31,6 +36,9 @@ DEEPEST_CUT, BLIND_CUT = 0.5, 0.75
 SECOND_CUT_SECONDS = 5.0
 #: The same for a told limit where each refusal is followed by a pause of many calls' time.
 PAUSED_SECONDS = 8.0
+#: A longer round measures an unknown limit where the rate was not yet back: up to so many seconds,
+#: and with so many calls at least.
+LONGEST_BELOW_SECONDS, FEWEST_BELOW_CALLS = 15.0, 100.0
 #: One in which less than this share of the rate was sent says nothing about it.
 PACED_SHARE = 0.6
 #: After so many seconds without a cut the rate is back where it was, and goes on from there.
@@ -52,6 +60,8 @@ RECALLED_SECONDS = 20.0
 UNUSED_SHARE, UNUSED_SHARE_SEARCHED = 0.9, 0.45
 #: How much a rate may grow in one step.
 GROWTH_STEP = 0.25
+#: While a rate is searched for the first time, by this factor.
+SEARCH_FACTOR = 2.0
 #: Rates grow no more often than this.
 SHORTEST_GROWTH_SECONDS = 0.002
 #: A call whose rate is known from no dimension: so many a second; and the fewest that it may be.
@@ -119,15 +129,25 @@ class Rates:
         if self._belief.is_searching:
             self._search.cut(budget)
             return
+        was_below = budget.rate < budget.peak
         budget.peak = budget.rate
-        budget.learn_rate(self._share_left(budget, last, this) * budget.peak)
+        budget.learn_rate(self._share_left(budget, last, this, was_below=was_below) * budget.peak)
         is_second = budget.source == "unknown" and seconds < SECOND_CUT_SECONDS
         if is_second and let_in >= HOLDING_CALLS * self._epoch.per_call(budget):
             # The next stretch is to be of another length, so that the two can be compared.
             budget.peak = budget.rate / CUT
 
-    def _share_left(self, budget: Budget, last: Round | None, this: Round) -> float:
-        """Return the share that a cut leaves of the peak, which may be lowered first."""
+    def _share_left(
+        self, budget: Budget, last: Round | None, this: Round, *, was_below: bool
+    ) -> float:
+        """Return the share that a cut leaves of the peak, which may be lowered first.
+
+        Args:
+            budget: The one to cut.
+            last: The round before.
+            this: The one that has just ended.
+            was_below: Whether the rate was not yet back where it was cut before.
+        """
         let_in, seconds, open_seconds = this
         # A burst was refused, and no rate, where fewer were sent than the rate allows.
         is_paced = let_in >= PACED_SHARE * budget.rate * open_seconds
@@ -135,6 +155,8 @@ class Rates:
             return CUT
         measured = self._measured_in_pauses(budget, this)
         if measured is None and seconds >= SECOND_CUT_SECONDS:
+            if was_below and self._is_telling(budget, this):
+                budget.peak = min(budget.peak, let_in / seconds / CUT)
             return CUT
         per_call = self._epoch.per_call(budget)
         measured = measured or measured_rate(last, this, per_call)
@@ -151,6 +173,17 @@ class Rates:
         if budget.burst >= closed * least:  # the bucket may have held all of it
             return max(DEEPEST_CUT, CUT * min(1, math.sqrt(least / budget.peak)))
         return BLIND_CUT
+
+    def _is_telling(self, budget: Budget, this: Round) -> bool:
+        """Tell whether a longer round measures an unknown limit that refused sooner than before.
+
+        It does when the limit hardly changed in it, no bucket can have run over for long, and so
+        much was let in that refusals at random would have come sooner.
+        """
+        is_short = this.seconds <= LONGEST_BELOW_SECONDS
+        is_open = this.seconds - this.open_seconds <= CLOSED_SHARE * this.seconds
+        is_much = this.let_in >= FEWEST_BELOW_CALLS * self._epoch.per_call(budget)
+        return budget.source == "unknown" and is_short and is_open and is_much
 
     def _measured_in_pauses(self, budget: Budget, this: Round) -> float | None:
         """Return a told limit's rate where a refusal costs a long pause, so that few are to follow.
@@ -207,7 +240,7 @@ class Rates:
                 continue
             budget.refill(now)
             if is_searching:
-                rate = self._search.grown(budget.rate, elapsed)
+                rate = self._searched(budget, now, elapsed)
             else:
                 aim = budget.peak * (1 + (1 - CUT) * distance**3)
                 step = 1 + GROWTH_STEP * max(elapsed, 0.2)
@@ -218,6 +251,16 @@ class Rates:
             belief.is_searching = True
             self._search.note_cut(REFUTED_CUTS)
         return True
+
+    def _searched(self, budget: Budget, now: float, elapsed: float) -> float:
+        """Return the rate at which the search goes on, ``elapsed`` seconds after the last time."""
+        requests, epoch = self._budgets[REQUESTS], self._epoch
+        let_in = requests.spent - requests.spent_when_empty
+        calls = self._search.calls_tried(let_in, now - epoch.cut_at)
+        if calls is None:
+            return self._search.grown(budget.rate, elapsed)
+        per_call = budget.spent / max(requests.spent, 1.0)
+        return max(budget.rate, min(calls * per_call, SEARCH_FACTOR * budget.rate))
 
     def _recovery_seconds(self) -> float:
         """Return how long after a cut a rate is back where it was."""

@@ -37,7 +37,15 @@ REQUESTS_SLACK = 1.15
 class WindowGuess:
     """What speaks for a budget's being counted by the minute; changes the budget accordingly."""
 
-    __slots__ = ("_budget", "_fitted_at", "_growth", "_opened_at", "may_be_counted", "votes")
+    __slots__ = (
+        "_budget",
+        "_fitted_at",
+        "_growth",
+        "_opened_at",
+        "_refused_at",
+        "may_be_counted",
+        "votes",
+    )
 
     def __init__(self, budget: Budget, now: float) -> None:
         self._budget = budget
@@ -50,6 +58,8 @@ class WindowGuess:
         #: When a learned window was last found too small or large; how much it grows next.
         self._fitted_at = now
         self._growth = WINDOW_GROWTH
+        #: When a learned window last refused a call.
+        self._refused_at = now
 
     @property
     def can_be_counted(self) -> bool:
@@ -150,13 +160,15 @@ class WindowGuess:
         if budget.limit is None or budget.source != "unknown":
             return
         if is_refused:
+            self._refused_at = now
             used = (
                 budget.log.used(now)
                 if budget.is_sliding and budget.log
                 else budget.spent - budget.spent_at_reset
             )
             if used > REFUTING_SHARE * budget.limit:
-                self._set_window(max(budget.largest, min(budget.limit, self._share * used)))
+                most = math.inf if budget.is_window else budget.limit
+                self._set_window(max(budget.largest, min(most, self._share * used)))
             self._fitted_at, self._growth = now, WINDOW_GROWTH
         elif now - self._fitted_at > budget.window_seconds:
             self._fitted_at = now
@@ -195,6 +207,19 @@ class WindowGuess:
             return
         budget.rate = budget.ceiling
         budget.keep_to_told()
+
+    def is_tried(self, now: float) -> bool:
+        """Tell whether a few calls more are tried: a learned window may let in more.
+
+        A fixed one is tried until it refuses; a sliding one when it has refused nothing for as long
+        as it is, because it opens and refuses all the time.
+        """
+        budget = self._budget
+        if budget.source != "unknown" or not self.is_believed:
+            return False
+        if budget.is_window:
+            return not budget.is_shut
+        return now - self._refused_at > budget.window_seconds
 
     @property
     def is_believed(self) -> bool:

@@ -13,6 +13,7 @@ from batch_llm.strategies.admission.belief import Known
 from batch_llm.strategies.admission.header_belief import LimitHeader
 from batch_llm.strategies.costs import Cost
 from batch_llm.strategies.dimensions import REQUESTS, TOKENS
+from virtual_lane import Lane, Reply
 
 
 def test_a_told_limit_is_used_up_at_once_and_then_kept():
@@ -230,3 +231,29 @@ def test_what_is_charged_before_any_limit_is_known_counts_in_the_window_that_tur
     one.cancelled(0.6, grants[0], was_sent=False)
 
     assert budget.log.used(0.7) == budget.spent == 4
+
+
+class FixedMinutes:
+    """Lets in so many calls in each minute of its own clock: one number after the other."""
+
+    def __init__(self, *limits):
+        self.limits, self.used, self.minute = limits, 0, 0
+
+    def __call__(self, now):
+        minute = int((now + 30) // 60)
+        if minute != self.minute:
+            self.minute, self.used = minute, 0
+        if self.used >= self.limits[min(minute, len(self.limits) - 1)]:
+            return Reply("refused", 0.1, 60 - (now + 30) % 60)
+        self.used += 1
+        return Reply("taken", 5.0)
+
+
+@pytest.mark.parametrize(("limits", "least"), [((200, 300), 290), ((20, 30), 20)])
+def test_a_learned_window_is_tried_on_where_a_refusal_is_a_small_part_of_it(limits, least):
+    one = admission(dimensions=(REQUESTS,))
+    lane = Lane(one, FixedMinutes(*limits)).run(89.0)
+
+    assert one.budgets[REQUESTS].is_window
+    assert sum(30 <= at < 90 for at in lane.starts) >= least
+    assert sum(at > 30 for at in lane.ends["refused"]) <= max(0.02 * limits[1], 1)

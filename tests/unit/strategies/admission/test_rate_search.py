@@ -7,7 +7,7 @@ import pytest
 from admissions import ONE, admission
 from batch_llm import Limits
 from batch_llm.strategies.admission.belief import Known
-from batch_llm.strategies.admission.evidence import Evidence
+from batch_llm.strategies.admission.evidence import Evidence, Explained
 from batch_llm.strategies.admission.header_belief import LimitHeader
 from batch_llm.strategies.dimensions import REQUESTS
 from virtual_lane import Lane, Reply
@@ -62,6 +62,52 @@ def test_after_few_calls_and_a_whole_second_the_search_goes_on(calls, is_whole, 
 
     assert one._search.judge(is_fast=False, is_whole=is_whole) == cuts
     assert one._search.goes_on == (cuts == 1)
+
+
+def test_until_the_second_refusal_thrice_what_was_let_in_is_tried():
+    one = admission(dimensions=(REQUESTS,))
+
+    assert one._search.calls_tried(10.5, 5.0) == 6.0
+
+    one._search.note_cut(1)
+
+    assert one._search.calls_tried(10.5, 5.0) is None
+
+
+def test_the_first_search_overshoots_by_no_more_than_it_tries():
+    one = admission(dimensions=(REQUESTS,))
+    lane = Lane(one, Refilled(None))
+    while one._epoch.number < 1:
+        lane.run(lane.now + 0.01)
+    rates = []
+    while one._epoch.number < 2:
+        lane.run(lane.now + 0.01)
+        rates.append(one.budgets[REQUESTS].rate)
+
+    assert max(rates[:-1]) < 3.3 * 20
+    assert lane.now < 15
+
+
+def test_a_burst_that_was_let_in_makes_the_search_go_on_no_faster_than_twice_the_rest(monkeypatch):
+    """A hundred at once could have been any rate; forty in two seconds were twenty a second."""
+    monkeypatch.setattr(Evidence, "calls_explained", lambda _: Explained(10.0, 70_000.0))
+    monkeypatch.setattr(Evidence, "calls_let_in", lambda _: 20.0)
+    monkeypatch.setattr(Evidence, "per_call", lambda *_: 1.0)
+    monkeypatch.setattr(Evidence, "last_calls", 40)
+    one = admission(dimensions=(REQUESTS,))
+    one._belief.is_first, one._belief.is_searching = False, True
+    requests = one.budgets[REQUESTS]
+    requests.learn_rate(20.0)
+    one._search.note_cut(one._search.judge(is_fast=False, is_whole=False))
+
+    one._search.cut(requests)
+
+    assert requests.peak == pytest.approx(40.0)
+
+    monkeypatch.setattr(Evidence, "last_calls", 4)  # too few to say anything
+    one._search.cut(requests)
+
+    assert requests.peak == pytest.approx((10.0 * 70_000.0) ** 0.5)
 
 
 def test_a_known_limit_is_not_searched():

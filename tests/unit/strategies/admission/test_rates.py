@@ -117,6 +117,36 @@ def holding(rate):
     return one
 
 
+@pytest.mark.parametrize(
+    ("tried", "calls", "seconds", "peak", "rate"),
+    [
+        (60.0, 250, 5.0, 65.0, 250 / 6),
+        (60.0, 250, 5.0, 60.0, 0.87 * 60),
+        (20.0, 90, 5.0, 22.0, 0.87 * 20),
+        (60.0, 800, 15.0, 65.0, 0.87 * 60),
+    ],
+    ids=["below", "back where it was", "few calls", "long ago"],
+)
+def test_a_limit_that_refuses_sooner_than_before_is_what_was_let_in_since(
+    tried, calls, seconds, peak, rate
+):
+    """A pause of a second, and then so many calls in so many seconds."""
+    one = holding(tried)
+    budget = one.budgets[REQUESTS]
+    one.accepted(9.0, one.start(9.0, ONE))
+    one.refused(10.0, one.start(10.0, ONE), latency=0.0, retry_after=1.0)
+    one._rates.grown_at = math.inf  # growth is not what is tested
+    for n in range(calls):
+        last = 11.0 + seconds * n / calls
+        one.accepted(last, one.start(last, ONE))
+        one._rates.grown_at = math.inf
+    budget.rate, budget.peak = tried, peak
+
+    one.refused(11.0 + seconds, one.start(11.0 + seconds, ONE), latency=0.0, retry_after=1.0)
+
+    assert budget.rate == pytest.approx(rate, rel=0.01)
+
+
 def seconds_until(one, rate):
     """Return how many seconds without a refusal after the gate has opened the rate is that high."""
     now = began = max(one.closed_until, one._rates.grown_at)

@@ -194,6 +194,38 @@ def test_a_dimension_that_no_refusal_was_blamed_on_has_no_limit_to_learn():
     assert not budget.is_window
 
 
+def test_more_is_tried_of_a_learned_fixed_window_until_it_refuses():
+    budget = closed()
+
+    assert budget.windows.is_tried(40.0)
+
+    budget.drain(41.0, 0.0)
+
+    assert not budget.windows.is_tried(42.0)
+
+    budget.refill(92.0)
+
+    assert budget.windows.is_tried(92.0)
+    assert not window().windows.is_tried(9.0)  # headers tell it
+
+
+def test_of_a_learned_sliding_window_when_it_has_refused_nothing_for_a_minute():
+    budget = closed(opened_at=60.1)
+    budget.windows.fit(70.0, is_refused=True)
+
+    assert not budget.windows.is_tried(129.0)
+    assert budget.windows.is_tried(131.0)
+
+
+def test_a_fixed_window_that_lets_in_more_than_was_seen_is_used_to_its_end():
+    budget = closed()
+    budget.charge(40.0, 130.0)
+
+    budget.windows.fit(41.0, is_refused=True)
+
+    assert budget.limit == 130.0
+
+
 def test_a_learned_window_that_is_believed_no_more_is_not_fitted_either():
     budget = closed()
 
