@@ -173,7 +173,7 @@ class RateLimitConfig:
 
 @dataclass(slots=True, kw_only=True)
 class Limits:
-    """What a provider allows per minute: ceilings that are never passed.
+    """What a provider allows per minute and per day: ceilings that are never passed.
 
     With none given all are learned. With some given, the others are taken for unlimited.
 
