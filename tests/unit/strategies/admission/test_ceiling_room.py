@@ -8,8 +8,18 @@ import pytest
 
 from admissions import ONE, admission
 from batch_llm import Limits
+from batch_llm.strategies.admission.belief import Belief
+from batch_llm.strategies.admission.budgets import Budget
+from batch_llm.strategies.admission.ceiling_room import (
+    MOST_OWED_SECONDS,
+    PATIENCE_SECONDS,
+    STEP_CALLS,
+    STEP_SECONDS,
+    WORTH_CALLS,
+    CeilingRoom,
+)
 from batch_llm.strategies.admission.header_belief import LimitHeader
-from batch_llm.strategies.dimensions import REQUESTS
+from batch_llm.strategies.dimensions import REQUESTS, TOKENS
 
 LIMITS = Limits(requests_per_minute=600)
 
@@ -148,3 +158,59 @@ def test_a_refusal_soon_after_a_trial_is_no_second_one_within_moments():
     provider.call()
 
     assert one.budgets[REQUESTS].rate == pytest.approx(8.7)
+
+
+def refused(*budgets):
+    """Return the room of told limits that refused a call a while ago; a step is due now."""
+    room = CeilingRoom(Belief(is_told=True))
+    room.note_refused(0.0, budgets, None)
+    assert room.due == PATIENCE_SECONDS
+    return room
+
+
+def told(name=REQUESTS, *, level=0.0, allowed=600.0):
+    """Return a limit of 10 a second, believed to have less left than its ceiling allows."""
+    budget = Budget(name, 600.0, PATIENCE_SECONDS, 60.0)
+    budget.level, budget.allowed = level, allowed
+    return budget
+
+
+def test_a_refused_trial_gives_back_a_second_of_the_rate_at_the_most():
+    budget = told()
+    room = refused(budget)
+    room.step(PATIENCE_SECONDS, [budget], 10.0)
+
+    assert room.note_refused(PATIENCE_SECONDS + 100.0, [budget], None)
+
+    assert room.owed(budget) == MOST_OWED_SECONDS * budget.ceiling
+
+
+@pytest.mark.parametrize(("calls", "is_tried"), [(WORTH_CALLS - 1, False), (WORTH_CALLS, True)])
+def test_room_for_a_few_large_calls_is_not_tried(calls, is_tried):
+    budget = told(TOKENS)
+    budget.largest = 50.0
+    budget.allowed = calls * budget.largest
+
+    refused(budget).step(PATIENCE_SECONDS, [budget], 10.0)
+
+    assert (budget.extra_rate > 0) == is_tried
+
+
+@pytest.mark.parametrize(
+    ("per_second", "seconds"), [(10.0, STEP_SECONDS), (0.1, STEP_CALLS / 0.1)], ids=["fast", "slow"]
+)
+def test_a_step_lasts_for_the_time_of_some_calls(per_second, seconds):
+    budget = told()
+    room = refused(budget)
+
+    room.step(PATIENCE_SECONDS, [budget], per_second)
+
+    assert room.due == PATIENCE_SECONDS + seconds
+
+
+def test_a_limit_that_hides_nothing_keeps_no_other_from_being_tried():
+    hiding, full = told(), told(TOKENS, level=600.0)
+
+    refused(hiding, full).step(PATIENCE_SECONDS, [hiding, full], 10.0)
+
+    assert (hiding.extra_rate > 0, full.extra_rate) == (True, 0.0)

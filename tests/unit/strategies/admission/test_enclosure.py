@@ -41,3 +41,9 @@ def test_a_long_round_is_not_compared_because_the_limit_may_have_changed():
     long = Round(500.0, LONGEST_SECONDS + 1, LONGEST_SECONDS)
 
     assert measured_rate(long, Round(55.0, 2.0, 1.0), 1.0) is None
+
+
+def test_two_rounds_tell_no_more_than_was_let_in_while_the_gate_was_open():
+    short, long = Round(20.0, 2.0, 1.0), Round(100.0, 3.0, 2.0)
+
+    assert measured_rate(short, long, 1.0) == (100.0 + 1.0) / 2.0
