@@ -85,3 +85,9 @@ def test_a_schema_beside_none_is_told_by_its_digest():
         "schema": ("1", "-")
     }
     assert differences({"schema": "-"}, {"schema": "2"}, None, now) == {"schema": ("-", "2")}
+
+
+def test_a_number_and_a_truth_that_python_takes_for_equal_are_told_apart():
+    found = of_shapes(schema(a={"default": 1}), schema(a={"default": True}))
+
+    assert found == {"schema.properties.a.default": ("1", "true")}

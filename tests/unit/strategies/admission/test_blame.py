@@ -41,6 +41,23 @@ def test_output_that_the_provider_has_not_charged_yet_is_there():
     assert blamed([requests, tokens], 0.0, is_first=False) == [requests]
 
 
+def test_output_that_the_provider_has_not_charged_yet_was_not_used():
+    requests, tokens = pair()
+    requests.charge(0.0, 60.0)
+    tokens.charge(0.0, 1000.0)
+    tokens.pending = 800.0
+
+    assert blamed([requests, tokens], 1.0, is_first=True) == [requests]
+
+
+def test_one_with_up_to_twice_as_much_left_as_the_emptiest_may_be_as_empty():
+    requests, tokens = pair()
+    requests.charge(0.0, 300.0)  # 30 seconds of its rate are left
+    tokens.charge(0.0, 500.0)  # 55 seconds
+
+    assert blamed([requests, tokens], 0.0, is_first=False) == [requests, tokens]
+
+
 def test_a_minute_s_worth_that_was_used_is_blamed_alone():
     requests, tokens = pair()
     tokens.windows.may_be_counted = True
