@@ -1,6 +1,6 @@
 """What it costs to give the command of a run again that is 99 % done.
 
-    uv run --group bench python benchmarks/resume.py [--rows N] [--format jsonl|csv]
+    uv run --group bench python benchmarks/resume.py [--rows N] [--format jsonl|csv|parquet]
 
 The run is made by the command itself, with answers that cost nothing, and kills itself when 99 % of
 its rows have their result. Each case then gives the same command again in a process of its own,
@@ -30,6 +30,9 @@ USAGE = {"input_tokens": 100, "output_tokens": 40, "total_tokens": 140}
 
 def write_input(path, rows):
     """A row has an id, a text that is asked about, and a column that no prompt uses."""
+    if path.suffix == ".parquet":
+        write_parquet(path, rows)
+        return
     with path.open("w", newline="") as file:
         table = csv.writer(file) if path.suffix == ".csv" else None
         if table:
@@ -40,6 +43,20 @@ def write_input(path, rows):
                 table.writerow(row.values())
             else:
                 file.write(json.dumps(row) + "\n")
+
+
+def write_parquet(path, rows):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = pa.schema({name: pa.string() for name in ("id", "text", "label")})
+    with pq.ParquetWriter(path, schema) as file:
+        for at in range(0, len(rows), 50_000):
+            some = [
+                {"id": f"row-{number}", "text": f"{number} {TEXT}", "label": f"l{number % 7}"}
+                for number in rows[at : at + 50_000]
+            ]
+            file.write_table(pa.Table.from_pylist(some, schema))
 
 
 def answer_for_nothing(most):
@@ -121,7 +138,7 @@ CASES = (
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--rows", type=int, default=200_000)
-    parser.add_argument("--format", default="jsonl", choices=("jsonl", "csv"))
+    parser.add_argument("--format", default="jsonl", choices=("jsonl", "csv", "parquet"))
     parser.add_argument("--cases", type=int, default=len(CASES))
     parser.add_argument("--answers", type=int)
     parser.add_argument("rest", nargs="*")
@@ -147,7 +164,10 @@ def main():
         print(
             "\n| the same command again | CPU µs a finished row | s | MB more |\n|---|---|---|---|"
         )
-        for what in CASES[: arguments.cases]:
+        cases = CASES[: arguments.cases]
+        if name == "big.parquet":  # it has no lines to be edited
+            cases = [one for one in cases if "row" not in one]
+        for what in cases:
             folder = Path(place, "case")
             shutil.copytree(made, folder)
             # Apart: a process starts with the most memory that its parent had.

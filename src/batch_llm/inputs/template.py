@@ -11,6 +11,7 @@ from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError, meta
 from jinja2.exceptions import SecurityError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from batch_llm.core.plain import as_plain
 from batch_llm.core.text import safe, width
 from batch_llm.exceptions import ConfigError
 
@@ -56,7 +57,7 @@ def _finish(value: Any) -> Any:
     """Show a value in a prompt: text as it is, nothing for null, everything else as JSON."""
     if isinstance(value, str | StrictUndefined):
         return value
-    return "" if value is None else msgspec.json.encode(value).decode()
+    return "" if value is None else msgspec.json.encode(value, enc_hook=as_plain).decode()
 
 
 def _place_of(name: str, line: str) -> int | None:
@@ -125,7 +126,8 @@ class Template:
             ValueError: A column is missing in this row, or the template may not do what it does.
         """
         values = data
-        if None in data.values():  # a filter would make the word "None" of it
+        # A filter would make the word "None" of it. By identity: an array answers `==` with arrays.
+        if any(value is None for value in data.values()):
             values = {name: "" if value is None else value for name, value in data.items()}
         if self._numbered:
             values = values | {name: values[name.removeprefix(_PREFIX)] for name in self._numbered}

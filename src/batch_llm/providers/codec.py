@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import msgspec
 
+from batch_llm.core.plain import as_plain
 from batch_llm.core.request import LENGTH_FIELDS
 from batch_llm.exceptions import BadOutputError
 from batch_llm.providers.base import Outcome
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 _SYSTEM_ROLES: Final = ("system", "developer")
 _UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
-to_json = msgspec.json.Encoder().encode
+to_json = msgspec.json.Encoder(enc_hook=as_plain).encode
 
 
 class Codec(ABC):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
+from batch_llm.core.plain import as_plain
 from batch_llm.exceptions import (
     BadOutputError,
     BatchLLMError,
@@ -295,7 +296,11 @@ def where_of(endpoint: Endpoint) -> bytes:
 def _later(request: Request) -> bytes:
     """Return the temperatures of all attempts, where they differ."""
     temperature = request.settings.temperature
-    return msgspec.json.encode(temperature) if isinstance(temperature, tuple) else b""
+    return (
+        msgspec.json.encode(temperature, enc_hook=as_plain)
+        if isinstance(temperature, tuple)
+        else b""
+    )
 
 
 def _pool(endpoints: Endpoint | Sequence[Endpoint]) -> tuple[Endpoint, ...]:

@@ -9,6 +9,8 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
+import msgspec
+
 from batch_llm.core.prices import Prices
 from batch_llm.core.request import Settings
 from batch_llm.core.schema import OutputSchema
@@ -19,6 +21,7 @@ from batch_llm.runs.brief import Brief
 from batch_llm.runs.ledgers import FOLDER, named_ledger
 from batch_llm.runs.plot import checked_plot
 from batch_llm.runs.recipe import read_settings
+from batch_llm.stores.values import from_json, to_json
 from batch_llm.strategies.policies import fallback_codes
 
 if TYPE_CHECKING:
@@ -245,6 +248,7 @@ def settings_from(given: Mapping[str, Any]) -> Settings:
     Raises:
         ConfigError: They would break the run.
     """
+    given = _plain_settings(given)
     known = {name: given[name] for name in Settings.__slots__ if name in given and name != "extra"}
     extra = {name: value for name, value in given.items() if name not in known}
     for name in ("model", "messages", "stream", "stream_options"):
@@ -253,6 +257,21 @@ def settings_from(given: Mapping[str, Any]) -> Settings:
     if isinstance(known.get("stop"), str):
         known["stop"] = (known["stop"],)
     return read_settings(known | {"extra": extra})
+
+
+def _plain_settings(given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return settings as they are, or as plain data where they have numbers of numpy, say."""
+    try:
+        msgspec.json.encode(dict(given))
+    except TypeError:
+        try:
+            plain: dict[str, Any] = from_json(to_json(dict(given)))
+        except TypeError as error:
+            raise ConfigError("settings", given, f"plain data ({error})") from error
+        return plain
+    except (ValueError, OverflowError, RecursionError):
+        pass  # the call will say what is wrong
+    return given
 
 
 def _at_least(name: str, value: Any, bound: int) -> Any:

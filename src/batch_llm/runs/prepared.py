@@ -25,14 +25,17 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from batch_llm._engine.statistics import Statistics
+    from batch_llm.base import LLMWorkItem
     from batch_llm.inputs import Problem
     from batch_llm.runs.answering_agent import AnsweringAgent
     from batch_llm.runs.brief import Brief
     from batch_llm.runs.passing import Passing
     from batch_llm.runs.results import RowData
     from batch_llm.runs.rows_once import RowsOnce
+    from batch_llm.stores.base import Record
     from batch_llm.stores.sqlite import SqliteLedger
 
+    Item = LLMWorkItem[Any, Any, Row]
     Result = WorkItemResult[Any, Row]
     Shown = WorkItemResult[Any, RowData]
 
@@ -140,7 +143,10 @@ class Prepared:
                 await _hand(take, failed_row(problems.popleft()))
             await _hand(take, result)
 
-        items = once.items(self.ledger, self._variants, problems.append)
+        async def take_kept(item: Item, record: Record) -> None:
+            await self.session.hand_over(item, record, take_all)
+
+        items = once.items(self.ledger, self._variants, problems.append, take_kept)
         await self.session.run(items, take_all)
         for problem in problems:
             await _hand(take, failed_row(problem))

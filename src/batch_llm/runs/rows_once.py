@@ -8,16 +8,24 @@ from typing import TYPE_CHECKING, Any
 from batch_llm.exceptions import InputError
 from batch_llm.inputs import Identifier, Problem, Row, id_column_of, read_value, shape_of
 from batch_llm.inputs.values import NAME, ValueSource
-from batch_llm.runs.plan import bad_row, look_up
+from batch_llm.runs.plan import Found, bad_row, look_up
 from batch_llm.runs.recipe import Recipe
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Sequence
+    from collections.abc import (
+        AsyncIterable,
+        AsyncIterator,
+        Awaitable,
+        Callable,
+        Iterable,
+        Sequence,
+    )
 
     from batch_llm.base import LLMWorkItem
     from batch_llm.runs.brief import Brief
     from batch_llm.runs.recipe import Variant
-    from batch_llm.stores.base import Ledger
+    from batch_llm.stores.base import Record
+    from batch_llm.stores.sqlite import SqliteLedger
 
     Item = LLMWorkItem[Any, Any, Row]
 
@@ -67,19 +75,21 @@ class RowsOnce:
 
     async def items(
         self,
-        ledger: Ledger | None,
+        ledger: SqliteLedger | None,
         variants: Sequence[Variant],
         on_problem: Callable[[Problem], object],
+        on_kept: Callable[[Item, Record], Awaitable[None]],
     ) -> AsyncIterator[Item]:
-        """Give the rows as items.
+        """Give the rows that are to be sent as items.
 
         Args:
-            ledger: Where rows may be known that were retried.
-            variants: With what they were.
+            ledger: Where rows may be known; it is in a run.
+            variants: With what they may have been retried.
             on_problem: Gets rows that cannot be used, where the brief says that these fail.
+            on_kept: Gets rows that have their result, and what that is.
         """
         assert self._recipe is not None  # noqa: S101 - it was opened
-        number = 0
+        number = passed = 0
         async for value in self._all():
             number += 1
             if self._brief.limit is not None and number > self._brief.limit:
@@ -93,9 +103,14 @@ class RowsOnce:
                 except ValueError as error:
                     record = bad_row(record, error)
                 else:
-                    if variants and ledger is not None:
-                        item = look_up(ledger, [item], variants)[0].item
-                    yield item
+                    found = self._found(item, ledger, variants)
+                    if found.record is None:
+                        yield found.item
+                        continue
+                    await on_kept(found.item, found.record)
+                    passed += 1
+                    if passed % _ROWS_AT_ONCE == 0:
+                        await asyncio.sleep(0)
             if isinstance(record, Problem):
                 if self._brief.bad_rows == "stop":
                     self.error = InputError(
@@ -106,6 +121,12 @@ class RowsOnce:
                     return
                 if self._brief.bad_rows == "fail":
                     on_problem(record)
+
+    @staticmethod
+    def _found(item: Item, ledger: SqliteLedger | None, variants: Sequence[Variant]) -> Found:
+        if ledger is None or not ledger.may_have(item.item_id):
+            return Found(item, None)
+        return look_up(ledger, [item], variants)[0]
 
     async def _all(self) -> AsyncIterator[Any]:
         while self._first:

@@ -396,7 +396,7 @@ class Session:
             if record is None:
                 yield item
             else:
-                await self._hand_over(item, record, take)
+                await self.hand_over(item, record, take)
             if number % _ROWS_AT_ONCE == 0:
                 await asyncio.sleep(0)
 
@@ -415,15 +415,16 @@ class Session:
         """
         for number, (item, record) in enumerate(rows, 1):
             if record is not None:
-                await self._hand_over(item, record, take)
+                await self.hand_over(item, record, take)
             if sum(self.passed_over) >= kept:
                 return
             if number % _ROWS_AT_ONCE == 0:
                 await asyncio.sleep(0)
 
-    async def _hand_over(
+    async def hand_over(
         self, item: Item, record: Record, take: Callable[[Result], Awaitable[None] | None]
     ) -> None:
+        """Hand over the kept result of a row that is not sent."""
         result = _kept(record, item)
         self.passed_over[not result.success] += 1
         if (waiting := take(result)) is not None:

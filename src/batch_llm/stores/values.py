@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from batch_llm.base import WorkItemResult
+from batch_llm.core.plain import as_plain
 from batch_llm.core.usage import MOST_TOKENS
 
 if TYPE_CHECKING:
@@ -138,9 +139,7 @@ def from_json(text: str | None) -> Any:
 
 def _fields(value: Any) -> Any:
     dump = getattr(value, "model_dump", None)
-    if dump is None:
-        raise TypeError(f"a {type(value).__name__} is no plain data")
-    return dump(mode="json")
+    return as_plain(value) if dump is None else dump(mode="json")
 
 
 _encode = msgspec.json.Encoder(enc_hook=_fields).encode

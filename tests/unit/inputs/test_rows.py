@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -203,3 +204,11 @@ def test_what_jinja_offers_elsewhere_is_a_column_here(name):
 
 def test_filters_work_on_numbered_columns_and_on_null():
     assert Template("{{ 1|upper }}{{ 2 | upper }}").render({"1": "a", "2": None}) == "A"
+
+
+def test_arrays_and_numbers_of_numpy_are_columns_like_others():
+    row = {"text": "a", "far": np.array([1.5, 2.0]), "many": np.int64(3), "none": None}
+    assert Template("{{ text }}").render(row) == "a"
+    assert Template("{{ far }} {{ many }}{{ none }}").render(row) == "[1.5,2.0] 3"
+    with pytest.raises(ValueError, match="a complex is no plain data"):
+        Template("{{ text }}").render({"text": 1j})

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import msgspec
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -91,6 +92,14 @@ def test_settings_by_name_are_known_ones_and_others():
     found = settings_from({"temperature": [0, 0.5], "stop": "x", "reasoning_effort": "low"})
 
     assert found == Settings(temperature=(0, 0.5), stop=("x",), extra={"reasoning_effort": "low"})
+
+
+def test_settings_of_numpy_are_numbers_like_others():
+    found = settings_from({"temperature": np.float64(0.5), "max_tokens": np.int64(9), "top_k": 3})
+
+    assert repr(found) == repr(Settings(temperature=0.5, max_tokens=9, extra={"top_k": 3}))
+    with pytest.raises(ConfigError, match="settings must be plain data"):
+        settings_from({"tools": object()})
 
 
 @pytest.mark.parametrize(
