@@ -162,6 +162,7 @@ def test_the_commands_of_the_readme_run(tmp_path):
         done = run_command(tmp_path, *words[1:], "--prices", "prices.toml")
         assert done.returncode == 0, done.stderr
 
+    assert "20 reused, 20 to do" in done.stderr  # the pilot's
     assert len(rows(tmp_path / "results.jsonl")) == 40
 
 
