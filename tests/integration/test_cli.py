@@ -399,7 +399,7 @@ CHAT = '{"messages":[{"role":"user","content":"x"}]}\n'
             "names that differ",
         ),
         ({"a.txt": "hi", ".env": b"K=caf\xe9"}, ["a.txt"], ".env is not UTF-8"),
-        ({}, ["none.txt"], "not a file that can be read"),
+        ({}, ["none.txt"], "none.txt is not there"),
         ({"a.txt": "hi"}, ["a.txt", "--nope"], "--nope"),
     ],
 )

@@ -239,7 +239,7 @@ def test_a_pilot_sends_so_many_rows_and_its_interval_holds(cli, tmp_path):
     assert Decimal(found["pilot"]["cost_usd"]) == billed(stats)
     known = 24 - (before.calls - stats.calls)
     assert f"{24 - known} rows sent, {known} known from before: 24 ok, 0 failed" in told.stdout
-    assert "`run` uses them, and does not send these rows again" in told.stdout
+    assert "`run` with the same output does not send these rows again" in told.stdout
     assert not (tmp_path / "q.pilot.jsonl").exists()
     assert f"{before.calls} reused, {120 - before.calls} to do" in run.stderr
     assert after.calls == 120

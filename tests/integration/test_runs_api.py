@@ -130,7 +130,7 @@ async def test_other_settings_are_refused_and_overwrite_begins_anew(there, simul
         ("no-file.jsonl", {}, "one prompt is a list"),
         ([{"text": "x"}], {}, "prompt='Classify {{ column }}' makes one"),
         ([{"text": "x"}], {"prompt": "{{ txt }}"}, "did you mean {{ text }}?"),
-        (["x", 3], {}, "expected a text, a mapping or messages, got a int"),
+        (["x", 3], {}, "expected a text, a mapping or messages, got a value of type int"),
         (["x", 3], {}, 'bad_rows="fail"'),
         (["x", 3], {}, "the input, row 2  invalid_row"),
         ([{"id": 1, "prompt": "x"}] * 2, {}, '"1" is already in row 1'),

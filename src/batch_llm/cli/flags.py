@@ -253,7 +253,8 @@ def _check(source: str, flags: Flags) -> None:
     from batch_llm.exceptions import ConfigError, InputError
 
     if source != "-" and not Path(source).is_file():
-        raise InputError(f"{source} is not a file that can be read")
+        what = "is not a file" if Path(source).exists() else "is not there"
+        raise InputError(f"{source} {what}; INPUT is a file of rows, or - for standard input")
     if flags.base_url is not None and flags.model is None:
         raise ConfigError("--model", None, "given with --base-url: openai-chat:NAME")
     if flags.cache_expires is not None and flags.cache is None:

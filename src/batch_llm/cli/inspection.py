@@ -31,7 +31,7 @@ NO_SETTINGS = (
 )
 #: A ledger knows the rows of its input that were read so far.
 _UNREAD = "   rows of the input that were not read yet are not among them"
-_WAS_RUNNING = "   in work when the process ended; they are sent again"
+_WAS_RUNNING = "   in work for a second and longer when the process ended; they are sent again"
 _SETTLED = (ItemState.DONE, ItemState.FAILED)
 
 

@@ -280,7 +280,7 @@ def pilot_lines(pilot: Pilot, command: Command) -> list[str]:
         f"            {took}; all results in {safe(pilot.output)}",
     ]
     if command.ledger is not None:
-        lines.append("            `run` uses them, and does not send these rows again")
+        lines.append("            `run` with the same output does not send these rows again")
     return lines + [f"            {safe(name, 20)}: {safe(text, 60)}" for name, text in pilot.shown]
 
 
@@ -293,9 +293,10 @@ def foreseen_lines(foreseen: Foreseen, command: Command) -> list[str]:
             " not in the numbers below"
         )
     if foreseen.same:
+        rows = "1 row asks" if foreseen.same == 1 else f"{foreseen.same:,} rows ask"
         lines.append(
-            f"  same      {foreseen.same:,} rows ask what another row asks; not sent while that one"
-            " is in flight\n            (--no-dedupe sends each)"
+            f"  same      {rows} what another row asks; not sent while that one is in flight\n"
+            "            (--no-dedupe sends each)"
         )
     return lines
 
@@ -304,7 +305,8 @@ def estimate_lines(found: Estimate) -> list[str]:
     """Return an estimate in words; what is not known is said."""
     got = found.output_tokens
     if found.is_from_pilot and got.high is not None:
-        output = f"{short(got.low)} to {short(got.high)} out, 9 times in 10"
+        low, high = short(got.low), short(got.high)
+        output = f"{low} to {high} out, 9 times in 10" if low != high else f"about {high} out"
     elif got.high is not None:
         output = f"up to {short(got.high)} out (max_tokens)"
     else:

@@ -173,7 +173,7 @@ class RateLimitConfig:
 
 @dataclass(slots=True, kw_only=True)
 class Limits:
-    """What a provider allows per minute: ceilings that are never passed.
+    """What a provider allows per minute and per day: ceilings that are never passed.
 
     With none given all are learned. With some given, the others are taken for unlimited.
 
@@ -392,4 +392,5 @@ class ProcessorConfig:
         self.retry.validate()
         self.rate_limit.validate()
         if self.limits is not None:
+            _require(isinstance(self.limits, Limits), "limits", self.limits, "Limits(...), or None")
             self.limits.validate()

@@ -67,14 +67,14 @@ class ValueBody:
         dialect: str,
         is_intact: Callable[[Block], bool] | None = None,
     ) -> None:
-        self._all, self._record, self._limit = some, read, limit
+        self._values, self._record, self._limit = some, read, limit
         self.dialect = dialect
         self._is_intact = is_intact
 
     def _some(self, place: int, count: int) -> list[Any]:
         if self._limit is not None:
             count = min(count, self._limit - place)
-        return list(self._all(place, count)) if count > 0 else []
+        return list(self._values(place, count)) if count > 0 else []
 
     def blocks(self, known: KnownBlocks, /) -> Iterator[Block]:
         """See ``Body``."""

@@ -101,4 +101,4 @@ def check_is_rows(rows: object) -> None:
 
 
 def _kind(value: object) -> str:
-    return "None" if value is None else f"a {type(value).__name__}"
+    return "None" if value is None else f"a value of type {type(value).__name__}"

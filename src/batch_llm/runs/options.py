@@ -46,7 +46,7 @@ class PaceOptions(TypedDict, total=False):
         concurrency: Calls in flight at the most; ``"auto"`` (default): as many as limits or a local
             server allow; ``"knee"``: searched.
         ignore_slots: Do not ask a local server how many calls it works on at once.
-        limits: Limits per minute that are never passed; others are learned.
+        limits: Ceilings that are never passed; others are learned.
         forget_limits: Forget what earlier runs have learned of the model's limits.
         longest_pause_seconds: Rows that would wait longer for a limit fail; None waits.
         timeout_seconds: For one call; default 120.

@@ -243,8 +243,9 @@ def parse_profile(text: str) -> Profile:
     for option, value in parse_qsl(query, keep_blank_values=True):
         if option not in options:
             near = _nearest(option, options)
-            expected = f"one of its options{near}" if near else f"one of {', '.join(options)}"
-            raise ConfigError("the simulator's option", option, expected)
+            all_of_them = f"one of {', '.join(options)}"
+            expected = "one that docs/simulator.md lists" if near else all_of_them
+            raise ConfigError("the simulator's option", option, expected + near)
         changes[option] = _read(option, value, kinds[option])
     return dataclasses.replace(base, **changes)
 

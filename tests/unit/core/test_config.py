@@ -28,6 +28,7 @@ def test_defaults_are_those_of_the_contract():
         (ProcessorConfig(max_workers=None), "max_workers must be >= 1, got None"),
         (ProcessorConfig(timeout_per_item="1"), "timeout_per_item must be > 0"),
         (ProcessorConfig(hedge="drain"), "hedge must be True or False, got 'drain'"),
+        (ProcessorConfig(limits=500), r"limits must be Limits\(...\), or None, got 500"),
         (RateLimitConfig(cooldown_seconds=None), "cooldown_seconds must be >= 0"),
         (RetryConfig(max_attempts=0), "max_attempts must be >= 1"),
         (RetryConfig(initial_wait=-1), "initial_wait must be >= 0"),

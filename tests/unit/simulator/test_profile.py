@@ -41,7 +41,7 @@ def test_a_name_alone_is_that_profile():
     ("text", "message"),
     [
         ("fsat", "profile must be one of fast, slow, flaky .did you mean fast"),
-        ("fast?rmp=1", r"option must be one of its options \(did you mean rpm\?\), got 'rmp'"),
+        ("fast?rmp=1", r"one that docs/simulator.md lists \(did you mean rpm\?\), got 'rmp'"),
         ("fast?wxyz=1", "option must be one of latency, per_token, .*, seed, got"),
         ("fast?rpm=many", "rpm must be a number such as 500"),
         ("fast?rpm", "rpm must be a number such as 500"),

@@ -4,13 +4,15 @@ The controller (``controller.py``) is for one lane (provider, account, model fam
 I/O: the caller brings the clock, asks ``wait`` before each call, and tells what became of it. Every
 operation is O(1). Its parts, and how they work together:
 
-- Each dimension of the limits is a budget (``budgets.py``), and a call starts when all of them have
-  its cost (``strategies/costs.py``). Headers with limits are believed over everything else
-  (``header_belief.py``).
+- Each dimension of the limits is a budget (``budgets.py``; of sliding minutes, ``windows.py``), and
+  a call starts when all of them have its cost (``strategies/costs.py``): it gets a grant
+  (``grants.py``). Headers with limits are believed over everything else (``header_belief.py``);
+  they also show others on the same key (``others.py``).
 - Only so many calls may be in doubt at a time (``doubt.py``): a start is fast, a refusal cheap.
 - The first refusal of an epoch (``epochs.py``) cuts the rates once, whatever comes late; then they
   grow again (``rates.py``). Limits that nobody told are searched (``first_refusal.py``,
-  ``rate_search.py``) by what explains their refusals (``evidence.py``). What is known from where:
+  ``rate_search.py``) by what explains their refusals (``evidence.py``); later cuts enclose them
+  (``enclosure.py``). Which of several told limits refused: ``blame.py``. What is known from where:
   ``belief.py``.
 - It closes the gate for as long as Retry-After says (``closed_gate.py``). How long that takes shows
   limits that are counted by the minute (``closure.py``, ``window_guess.py``).

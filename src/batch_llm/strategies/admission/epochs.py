@@ -48,6 +48,7 @@ class Epoch:
         self.pause_seconds = 0.0
         #: When the last call was sent that the gate was closed for as long as it asked.
         self.refused_at = now
+        #: When the controller was made, whatever the epoch.
         self.began_at = now
 
     def is_current(self, grant: Grant) -> bool:

@@ -26,10 +26,9 @@ MEASURED_SHARE = 0.9
 #: most. A span is so many times as long as a call is in doubt, within bounds.
 SEARCH_GROWTH, SEARCH_STEP = 1.0, 1.0
 SEARCH_SPANS, SHORTEST_SPAN_SECONDS, LONGEST_SPAN_SECONDS = 4.0, 0.3, 1.0
-#: Until the second refusal so many times the rate is tried that was let in since the first: the
-#: bucket is empty when that is the limit's rate, and few calls are under way beyond it then. Half a
-#: call may have been left in it.
-FIRST_TIMES, LEFT_CALLS = 3.0, 0.5
+#: Until the second refusal no more is tried than so many times the rate that was let in since the
+#: first, once that were enough calls: the bucket is empty when that is the limit's rate.
+FIRST_TIMES = 3.5
 #: After many calls between two refusals the search goes on at so many times their rate at the most.
 MOST_TIMES = 2.0
 #: The search goes on until the limit's rate is known up to this factor.
@@ -96,16 +95,16 @@ class RateSearch:
         """Return a rate that is searched, after ``elapsed`` more seconds."""
         return rate * (1 + min(SEARCH_GROWTH * elapsed / self.span_seconds, SEARCH_STEP))
 
-    def calls_tried(self, let_in: float, seconds: float) -> float | None:
-        """Return the rate of calls that is tried until the second refusal; None later.
+    def most_tried(self, let_in: float, seconds: float) -> float:
+        """Return the highest rate of calls that is tried until the second refusal.
 
         Args:
             let_in: Calls since the first refusal.
             seconds: Since then.
         """
-        if self._cuts or self._belief.is_recalled:
-            return None
-        return FIRST_TIMES * (let_in - LEFT_CALLS) / max(seconds, 1e-3)
+        if self._cuts or self._belief.is_recalled or let_in < FEWEST_CALLS:
+            return math.inf
+        return FIRST_TIMES * let_in / max(seconds, 1e-3)
 
     def judge(self, *, is_fast: bool, is_whole: bool) -> int:
         """See at a refusal whether the limit is enclosed well enough.

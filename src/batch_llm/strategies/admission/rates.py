@@ -60,8 +60,6 @@ RECALLED_SECONDS = 20.0
 UNUSED_SHARE, UNUSED_SHARE_SEARCHED = 0.9, 0.45
 #: How much a rate may grow in one step.
 GROWTH_STEP = 0.25
-#: While a rate is searched for the first time, by this factor.
-SEARCH_FACTOR = 2.0
 #: Rates grow no more often than this.
 SHORTEST_GROWTH_SECONDS = 0.002
 #: A call whose rate is known from no dimension: so many a second; and the fewest that it may be.
@@ -256,11 +254,9 @@ class Rates:
         """Return the rate at which the search goes on, ``elapsed`` seconds after the last time."""
         requests, epoch = self._budgets[REQUESTS], self._epoch
         let_in = requests.spent - requests.spent_when_empty
-        calls = self._search.calls_tried(let_in, now - epoch.cut_at)
-        if calls is None:
-            return self._search.grown(budget.rate, elapsed)
-        per_call = budget.spent / max(requests.spent, 1.0)
-        return max(budget.rate, min(calls * per_call, SEARCH_FACTOR * budget.rate))
+        most = self._search.most_tried(let_in, now - epoch.cut_at)
+        most *= budget.spent / max(requests.spent, 1.0)
+        return max(budget.rate, min(most, self._search.grown(budget.rate, elapsed)))
 
     def _recovery_seconds(self) -> float:
         """Return how long after a cut a rate is back where it was."""
