@@ -9,6 +9,7 @@
     ├── InputError                                a file or flag cannot be used; nothing was sent
     ├── OutputExistsError                         an output file is there already
     ├── OutputLostError                           a result could not be written; the run stops
+    │   └── OutputGoneError                       its file was removed or replaced meanwhile
     ├── StoreError                                a result could not be saved; the run stops
     ├── LedgerError                               a ledger cannot be opened, read or written
     │   ├── LedgerInUseError                      another process has it
@@ -182,6 +183,21 @@ class OutputLostError(BatchLLMError):
         return (
             f"a result could not be written to {self.path}: {self.reason}. The run was stopped; "
             "the rows before it are in the file."
+        )
+
+
+class OutputGoneError(OutputLostError):
+    """A file of results is not at its path any more: somebody removed or replaced it."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path, "it was removed or replaced")
+        self.args = (path,)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.path} was removed or replaced while it was written; it does not hold all "
+            "rows. Where the run has a ledger, the same command again writes what is missing, "
+            "and sends nothing twice."
         )
 
 

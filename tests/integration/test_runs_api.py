@@ -49,6 +49,27 @@ def is_answered(result, text):
     return result.success and answer_digest(text) in result.output
 
 
+@pytest.mark.parametrize("is_async", [True, False])
+@pytest.mark.parametrize("streams", [True, False])
+def test_a_generator_may_fill_the_same_mapping_for_each_row(there, is_async, streams):
+    def rows():
+        row = {}
+        for n in range(50):
+            row["prompt"] = f"Question {n}?"
+            yield row
+
+    async def rows_later():
+        for row in rows():
+            yield row
+
+    given = rows_later() if is_async else rows()
+    ask = bl.stream_sync if streams else bl.run_sync
+    results = list(ask(given, **there))
+
+    assert {result.context["prompt"] for result in results} == {f"Question {n}?" for n in range(50)}
+    assert all(is_answered(result, result.context["prompt"]) for result in results)
+
+
 @pytest.mark.parametrize("kind", ["texts", "mappings", "messages", "generator", "async", "file"])
 async def test_rows_of_every_kind_get_their_answers_in_their_order(there, tmp_path, kind):
     texts = [f"Question {n}?" for n in range(20)]

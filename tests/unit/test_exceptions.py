@@ -16,6 +16,7 @@ EXAMPLES = [
     exceptions.InputError("a.jsonl is empty"),
     exceptions.OutputExistsError("a.jsonl"),
     exceptions.OutputLostError("a.jsonl", "disk full"),
+    exceptions.OutputGoneError("a.jsonl"),
     exceptions.StoreError("a", "disk full"),
     exceptions.LedgerError("r.sqlite", "it is no ledger"),
     exceptions.LedgerInUseError("r.sqlite", 42),

@@ -379,6 +379,11 @@ class _Execution:
                 say(f"  continue  {again}  (or the same command again)")
         if self._plan.source.has_changed():
             say(f"\nwarning: {command.input} changed while it was read; check its rows")
+        if self._ledger is not None and not self._ledger.path.exists():
+            say(
+                f"\nwarning: {self._ledger.path} was removed while the run went on; "
+                "its answers are in the results alone"
+            )
         return code
 
     def _record(self, now: Statistics, code: ExitCode, left: int, bad: int) -> dict[str, Any]:

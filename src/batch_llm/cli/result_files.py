@@ -115,8 +115,10 @@ class ResultFiles:
     def close(self) -> None:
         """Write what is left, and make all rows durable."""
         self.write_held()
-        self.results.close()
-        self.failed.close()
+        try:
+            self.results.close()
+        finally:
+            self.failed.close()
 
 
 def _begin_notes(

@@ -85,6 +85,11 @@ def read_value(value: Any, number: int) -> Row | Problem:
     return Problem(number, "invalid_row", message, data={})
 
 
+def apart(value: Any) -> Any:
+    """Return a row that stays what it is though its generator fills the same mapping anew."""
+    return value.copy() if type(value) in {dict, list} else value
+
+
 def check_is_rows(rows: object) -> None:
     """Refuse what is no collection of rows, with the way to make one of it.
 

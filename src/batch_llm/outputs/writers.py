@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import stat
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,12 @@ from typing import IO, TYPE_CHECKING, Any
 
 import msgspec
 
-from batch_llm.exceptions import InputError, OutputExistsError, OutputLostError
+from batch_llm.exceptions import (
+    InputError,
+    OutputExistsError,
+    OutputGoneError,
+    OutputLostError,
+)
 from batch_llm.inputs.records import Problem, Row  # noqa: TC001 - a field's type
 from batch_llm.outputs.parquet import ParquetRows
 
@@ -192,11 +198,14 @@ class ResultWriter:
         """Make all rows durable. A second time it does nothing.
 
         Raises:
+            OutputGoneError: The file was removed or replaced.
             OutputLostError: A Parquet file could not be made of them.
         """
-        self._lines.close()
-        if self._notes is not None:
-            self._notes.close()
+        try:
+            self._lines.close()
+        finally:
+            if self._notes is not None:
+                self._notes.close()
         if self._parquet is not None:
             parquet, self._parquet = self._parquet, None
             names = [self._name(name, {}) for name in self._known]
@@ -285,6 +294,7 @@ class _LineFile:
         except FileExistsError:
             raise OutputExistsError(path) from None
         self._descriptor = self._file.fileno()
+        self._place = Path(path).absolute()
 
     def append(self, line: bytes, *, can_wait: bool = False) -> None:
         """Append a line; one that can wait, at the latest with the next that cannot."""
@@ -310,12 +320,29 @@ class _LineFile:
             raise OutputLostError(self._path, error.strerror or str(error)) from error
 
     def close(self) -> None:
-        """Make all lines durable."""
+        """Make all lines durable.
+
+        Raises:
+            OutputGoneError: They are in a file that nobody can find.
+        """
         self._flush()
         if self._file is not None and not self._file.closed:
-            if Path(self._path).is_file():  # a device or a pipe cannot be synchronised
+            written = os.fstat(self._descriptor)
+            is_regular = stat.S_ISREG(written.st_mode)
+            if is_regular:  # a device or a pipe cannot be synchronised
                 os.fsync(self._descriptor)
             self._file.close()
+            if is_regular and not _is_at(self._place, written):
+                raise OutputGoneError(self._path)
+
+
+def _is_at(path: Path, file: os.stat_result) -> bool:
+    try:
+        return os.path.samestat(path.stat(), file)
+    except FileNotFoundError:
+        return False
+    except OSError:  # not to be looked at, which does not say that it is gone
+        return True
 
 
 def _batch_line(finished: Finished) -> dict[str, Any]:

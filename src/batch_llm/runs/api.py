@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, Unpack, overload
 
 from batch_llm.exceptions import BatchLLMError, ConfigError, InputError, SettingsChangedError
 from batch_llm.inputs import ValueSource, check_is_rows
+from batch_llm.inputs.values import apart
 from batch_llm.runs.blocking import BlockingHandle, LoopThread, end
 from batch_llm.runs.handle import RunHandle, stream_of
 from batch_llm.runs.options import RunOptions, brief_from, in_python
@@ -424,8 +425,10 @@ async def _prepare(
         with _in_python():
             await once.open()
             return await _opened(lambda: Prepared(brief, once, overwrite=overwrite))
+    elif isinstance(rows, AsyncIterable):
+        known = [apart(row) async for row in rows]
     else:
-        known = [row async for row in rows] if isinstance(rows, AsyncIterable) else list(rows)
+        known = [apart(row) for row in rows]
     return await _opened(lambda: _prepared(brief, known, overwrite=overwrite))
 
 

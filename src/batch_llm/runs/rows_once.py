@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from batch_llm.exceptions import InputError
 from batch_llm.inputs import Identifier, Problem, Row, id_column_of, read_value, shape_of
-from batch_llm.inputs.values import NAME, ValueSource
+from batch_llm.inputs.values import NAME, ValueSource, apart
 from batch_llm.runs.plan import Found, bad_row, look_up
 from batch_llm.runs.recipe import Recipe
 
@@ -138,9 +138,9 @@ class RowsOnce:
 async def _as_async(rows: Iterable[Any] | AsyncIterable[Any]) -> AsyncIterator[Any]:
     if hasattr(rows, "__aiter__"):
         async for value in rows:
-            yield value
+            yield apart(value)
         return
     for number, value in enumerate(rows):
         if number % _ROWS_AT_ONCE == _ROWS_AT_ONCE - 1:
             await asyncio.sleep(0)
-        yield value
+        yield apart(value)

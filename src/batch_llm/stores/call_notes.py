@@ -113,9 +113,9 @@ class CallNotes:
         self._path = path
         with path.open("r+b" if path.exists() else "w+b") as file:
             size = file.seek(0, 2)
-            if size < _HEAD_BYTES or (size - _HEAD_BYTES) % _SLOT_BYTES:
-                file.truncate(0)
-                size = 0
+            torn = (size - _HEAD_BYTES) % _SLOT_BYTES if size >= _HEAD_BYTES else size
+            if torn:  # a process was killed while it made room
+                size = file.truncate(size - torn)
             if not size:
                 _extend(file, _HEAD_BYTES + _FIRST_SLOTS * _SLOT_BYTES)
             self.map: mmap.mmap | bytearray = mmap.mmap(file.fileno(), 0)
@@ -177,10 +177,14 @@ class CallNotes:
         size: Size,
         *,
         is_held: bool = False,
-    ) -> NotedCall:
-        """Note a call that is about to be sent; one that is held has not left the process yet."""
-        if not self._free:
-            self._grow()
+    ) -> NotedCall | None:
+        """Note a call that is about to be sent; one that is held has not left the process yet.
+
+        Returns:
+            The note; None where the file has no room and cannot grow: a full disk, say.
+        """
+        if not (self._free or self._grow()):
+            return None
         at = self._free.pop()
         if billed_as is not self._named_last:
             self._named_last, self._name_of_last = billed_as, self.name(billed_as)
@@ -219,20 +223,28 @@ class CallNotes:
             self.map[at : at + 8] = _FREE
         self._free += places
 
-    def _grow(self) -> None:
+    def _grow(self) -> bool:
         before = len(self.map)
-        with self._path.open("r+b") as file:
-            _extend(file, before - _HEAD_BYTES)
+        with contextlib.suppress(OSError, ValueError), self._path.open("r+b", buffering=0) as file:
+            try:
+                _extend(file, before - _HEAD_BYTES)
+                grown = mmap.mmap(file.fileno(), 0)
+            except (OSError, ValueError):
+                file.truncate(before)
+                return False
             self.close()
-            self.map = mmap.mmap(file.fileno(), 0)
-        self._free = list(range(before, len(self.map), _SLOT_BYTES))
+            self.map = grown
+            self._free = list(range(before, len(grown), _SLOT_BYTES))
+            return True
+        return False
 
 
 def _extend(file: BinaryIO, count: int) -> None:
     # Written and not just made longer: a mapped page without a place on a full disk would end the
     # process.
     file.seek(0, 2)
-    file.write(bytes(count))
+    while count:
+        count -= file.write(bytes(count))
     file.flush()
 
 

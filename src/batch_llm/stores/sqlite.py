@@ -375,12 +375,13 @@ class SqliteLedger(LedgerChanges):
         notes, work = self._notes, self._open.get(item_id)
         if notes is None or work is None or self._recording is None:
             return None
-        self._under_way += 1
         key = item_id.encode("utf-8", "surrogatepass")
         at = started_at + self._clock_offset
-        return notes.note(
+        noted = notes.note(
             work.number, key, work.content, attempt, billed_as, at, size, is_held=is_held
         )
+        self._under_way += noted is not None
+        return noted
 
     def call_ended(self, item_id: str, call: NotedCall, attempt: Attempt | None, /) -> None:
         """Note how a call ended, until it is booked with its item; alone, if that is finished."""

@@ -6,7 +6,7 @@ import json
 import pytest
 from pydantic import BaseModel
 
-from batch_llm.exceptions import OutputExistsError
+from batch_llm.exceptions import OutputExistsError, OutputGoneError
 from batch_llm.inputs import Row
 from batch_llm.outputs import FailedWriter, Finished, ResultWriter
 
@@ -96,3 +96,37 @@ def test_failed_rows_keep_the_inputs_shape_and_the_latest_error(tmp_path):
     writer.close()
 
     assert json.loads((tmp_path / "f.jsonl").read_text()) == {"id": "a", "error": "new"}
+
+
+@pytest.mark.parametrize("is_replaced", [True, False])
+def test_a_file_that_was_removed_or_replaced_meanwhile_is_told(tmp_path, is_replaced):
+    path = tmp_path / "a.jsonl"
+    writer = ResultWriter(str(path))
+    writer.write(finished())
+    if is_replaced:
+        other = tmp_path / "saved-by-an-editor"
+        other.write_bytes(path.read_bytes())
+        other.replace(path)
+    else:
+        path.unlink()
+    writer.write(finished())
+
+    with pytest.raises(OutputGoneError, match="the same command again writes what is missing"):
+        writer.close()
+    writer.close()
+
+
+def test_a_device_takes_rows_and_is_asked_for_nothing(tmp_path):
+    link = tmp_path / "o.jsonl"
+    link.symlink_to("/dev/null")
+    writer = ResultWriter(str(link), overwrite=True)
+    writer.write(finished())
+    writer.close()
+
+    link.unlink()
+    (tmp_path / "real.jsonl").touch()
+    link.symlink_to(tmp_path / "real.jsonl")
+    writer = ResultWriter(str(link), overwrite=True)
+    writer.write(finished())
+    writer.close()
+    assert link.read_text().count("\n") == 1

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import errno
 import math
 import os
 
 import pytest
 
+from batch_llm.stores import call_notes
 from batch_llm.stores.call_notes import CallNotes, read_notes
 from batch_llm.strategies.caps import Size
 
@@ -198,3 +200,39 @@ def test_notes_go_on_when_the_file_has_grown(path):
     places[0].took(USAGE)
 
     assert [(note.number, note.usage) for note in CallNotes(path).left()] == [(1, USAGE)]
+
+
+def test_on_a_full_disk_calls_go_without_notes_and_those_there_are_kept(path, monkeypatch):
+    def extend(file, count):
+        file.seek(0, 2)
+        file.write(bytes(count // 2 + 7))
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    notes, places = noted(path, 256)
+    whole = path.stat().st_size
+    monkeypatch.setattr(call_notes, "_extend", extend)
+    arguments = (257, b"id", b"d" * 16, 2, NAMED, 1.5, Size(10))
+
+    assert notes.note(*arguments) is None
+    assert path.stat().st_size == whole
+    notes.let_go([places[0].at])
+    assert notes.note(*arguments) is not None
+    monkeypatch.undo()
+    assert notes.note(*arguments) is not None, "there is room again"
+    assert len(list(CallNotes(path).left())) == 257
+
+
+def test_what_was_noted_is_kept_though_a_kill_came_while_the_file_grew(path):
+    noted(path, 256)
+    with path.open("ab") as file:
+        file.write(bytes(1000))
+
+    assert len(list(CallNotes(path).left())) == 256
+    assert path.stat().st_size % 256 == 0
+
+
+def test_calls_go_without_notes_where_the_file_was_removed(path):
+    notes, _ = noted(path, 256)
+    path.unlink()
+
+    assert notes.note(257, b"id", b"d" * 16, 2, NAMED, 1.5, Size(10)) is None
