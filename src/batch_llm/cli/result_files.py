@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from batch_llm.outputs import FailedWriter, Finished, ResultWriter
 from batch_llm.outputs.notes import OutputNotes, intact_parts, move_together
 from batch_llm.outputs.writers import FIELDS
-from batch_llm.runs.passing import keep_parts
+from batch_llm.runs.kept_parts import keep_parts
 
 if TYPE_CHECKING:
     from batch_llm.cli.command import Command

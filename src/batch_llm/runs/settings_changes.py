@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from batch_llm.core.schema import OutputSchema
     from batch_llm.runs.brief import Brief
 
-_SHOWN_CHARACTERS = 40
+_SHOWN_CHARACTERS, _NAME_CHARACTERS = 40, 100
 #: Of what two texts have in common, so much is shown before the first difference.
 _BEFORE_DIFFERENCE = 12
 #: Of two output schemas; whoever changed more wants to see no more.
@@ -87,7 +87,7 @@ def differences(
         if name == "schema" and shape_before is not None and shape_now is not None:
             parts = dict(_parts(name, shape_before, shape_facts(shape_now)))
         for part, texts in list(parts.items())[:_MOST_PARTS] or [(name, pair)]:
-            found[safe(part, _SHOWN_CHARACTERS)] = _shown(*texts)
+            found[safe(part, _NAME_CHARACTERS)] = _shown(*texts)
     return found
 
 

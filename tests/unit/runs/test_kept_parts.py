@@ -5,7 +5,8 @@ from __future__ import annotations
 from array import array
 
 from batch_llm.outputs.notes import Part
-from batch_llm.runs.passing import DONE, FAILED, IN_PLACE, NO_ROW, TO_DO, WRITTEN, keep_parts
+from batch_llm.runs.kept_parts import keep_parts
+from batch_llm.runs.passing import DONE, FAILED, IN_PLACE, NO_ROW, TO_DO, WRITTEN
 
 
 class Known:
