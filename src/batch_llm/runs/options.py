@@ -7,10 +7,11 @@ import os
 import re
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
 
 import msgspec
 
+from batch_llm.core.plain import as_plain
 from batch_llm.core.prices import Prices
 from batch_llm.core.request import Settings
 from batch_llm.core.schema import OutputSchema
@@ -157,6 +158,7 @@ def brief_from(
         near = difflib.get_close_matches(unknown[0], _KNOWN, 1)
         known = f"did you mean {near[0]}?" if near else f"it has {', '.join(sorted(_KNOWN))}"
         raise TypeError(f"a run has no argument {unknown[0]!r}; {known}")
+    options = cast("RunOptions", {name: _of_python(value) for name, value in options.items()})
     bad_rows = options.get("bad_rows", "stop")
     if bad_rows not in _BAD_ROWS:
         raise ConfigError("bad_rows", bad_rows, f"one of {', '.join(_BAD_ROWS)}")
@@ -257,6 +259,11 @@ def settings_from(given: Mapping[str, Any]) -> Settings:
     if isinstance(known.get("stop"), str):
         known["stop"] = (known["stop"],)
     return read_settings(known | {"extra": extra})
+
+
+def _of_python(value: Any) -> Any:
+    """Return a number of numpy as Python's, and anything else as it is."""
+    return as_plain(value) if type(value).__module__ == "numpy" else value
 
 
 def _plain_settings(given: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -133,3 +133,11 @@ def test_each_argument_reaches_the_brief(argument, field):
     brief = brief_from(["x"], "sim:fast", None, argument)
 
     assert {name: getattr(brief, name) for name in field} == field
+
+
+def test_arguments_of_numpy_are_numbers_like_others():
+    given = {"concurrency": np.int64(7), "timeout_seconds": np.int64(3), "retries": np.int16(2)}
+    brief = brief_from(["x"], "sim:fast", None, given)
+
+    found = (brief.concurrency, brief.timeout_seconds, brief.retries)
+    assert [(type(one), one) for one in found] == [(int, 7), (int, 3), (int, 2)]
