@@ -15,17 +15,17 @@ if TYPE_CHECKING:
     from batch_llm.strategies.admission.grants import Grant
 
 #: A call that was not refused for so long counts as let in; learned from refusals within bounds.
-DOUBT_SECONDS, SHORTEST_DOUBT_SECONDS, LONGEST_DOUBT_SECONDS = 0.5, 0.1, 2.0
-#: Calls in doubt at a time: at the start, when headers show the limits, and at the most.
+DOUBT_SECONDS, SHORTEST_DOUBT_SECONDS, LONGEST_DOUBT_SECONDS = 0.25, 0.1, 2.0
+#: Calls in doubt at a time: at the start, when headers or the user tell the limits, and at the most.
 DOUBT_START, DOUBT_SEEN, DOUBT_MOST = 2.0, 32.0, 256.0
-DOUBT_LEAST = 32.0
+DOUBT_LEAST = 16.0
 #: Where limits are told: at the start, as small buckets hold so many; and as many as were let in
 #: from such a share of a told minute's requests on, that a smaller bucket would have refused.
 DOUBT_START_TOLD, HELD_SHARE = 8.0, 0.25
 #: While a rate is searched so many, because they are refused when it is found.
 DOUBT_SEARCH = 64.0
 #: Of the calls let in, where nothing is told; of a minute's requests, where they are.
-DOUBT_SHARE, DOUBT_TOLD_SHARE = 0.2, 0.05
+DOUBT_SHARE, DOUBT_TOLD_SHARE = 0.1, 0.05
 #: Where many were let in and none refused, this share of them may be in doubt as well.
 DOUBT_LATER_SHARE = 0.05
 #: Of what a rate sends while a call is in doubt, so much may be in doubt.
@@ -148,7 +148,7 @@ class Doubt:
         Args:
             is_counted: Whether a minute's worth was used up: how it opens is not known.
         """
-        self.limit = min(self.limit, DOUBT_START if is_counted else max(DOUBT_LEAST, self._told))
+        self.limit = min(self.limit, DOUBT_START if is_counted else max(DOUBT_SEEN, self._told))
         self._held = math.inf
 
     def fit_to_memory(self, requests_per_second: float) -> None:
