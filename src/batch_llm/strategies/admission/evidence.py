@@ -39,10 +39,11 @@ SHORTEST_SECONDS = 0.05
 
 
 class Explained(NamedTuple):
-    """The rates by the second that explain the refusals, from the least to the most."""
+    """The rates by the second that explain so many of the last refusals, the least and the most."""
 
     least: float
     most: float
+    refusals: int = 1
 
 
 class Stretch(NamedTuple):
@@ -219,7 +220,8 @@ class Evidence:
                 if one is not None and per_call > 0:
                     found.append(Explained(one.least / per_call, one.most / per_call))
             if found:
-                return Explained(min(one.least for one in found), max(one.most for one in found))
+                least, most = min(one.least for one in found), max(one.most for one in found)
+                return Explained(least, most, last)
         return None
 
     def unexplained(self) -> int:

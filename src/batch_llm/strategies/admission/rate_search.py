@@ -33,8 +33,10 @@ FIRST_TIMES = 3.5
 MOST_TIMES = 2.0
 #: The search goes on until the limit's rate is known up to this factor.
 SEARCH_ENDS_WITHIN = 1.5
-#: Fewer calls between two refusals do not enclose a rate.
+#: Fewer calls between two refusals do not enclose a rate: they may be chance. But when rates within
+#: this factor explain so many refusals in a row, it is a limit that lets few calls in.
 FEWEST_CALLS = 32
+SURE_REFUSALS, SURE_WITHIN = 4, 2.0
 #: After each refusal the search is so much slower, so that the next one is closer to the limit.
 SEARCH_SLOWER = 4.0
 #: And it goes on for no more than so many refusals that ask for no whole seconds, or followed
@@ -128,9 +130,11 @@ class RateSearch:
             return min(cuts, 1)
         has_few = evidence.last_calls < FEWEST_CALLS
         is_close = found is not None and found.most <= SEARCH_ENDS_WITHIN * found.least
-        is_over = cuts > SEARCH_CUTS and not (has_few and is_whole)
-        self._is_enclosed = not belief.is_first and (is_over or (is_close and not has_few))
-        return min(cuts, 1) if has_few and is_whole else cuts
+        may_be_chance = has_few and not _is_sure(found)
+        is_over = cuts > SEARCH_CUTS and not (may_be_chance and is_whole)
+        is_found = (is_close and not has_few) or _is_sure(found)
+        self._is_enclosed = not belief.is_first and (is_over or is_found)
+        return min(cuts, 1) if may_be_chance and is_whole else cuts
 
     def begin_anew(self) -> None:
         """Search as fast as at first."""
@@ -167,3 +171,10 @@ class RateSearch:
         for budget in budgets:
             if budget.source == "unknown" and budget.rate < math.inf:
                 self.cut(budget)
+
+
+def _is_sure(found: Explained | None) -> bool:
+    """Tell whether so many refusals are explained so closely that they are not chance."""
+    if found is None or found.refusals < SURE_REFUSALS:
+        return False
+    return found.most <= SURE_WITHIN * found.least

@@ -45,7 +45,7 @@ PACED_SHARE = 0.6
 RECOVERY_SECONDS = 28.0
 #: Of an unknown limit after the time of so many calls, and so many times the pause, but no sooner
 #: than this.
-RECOVERY_CALLS, RECOVERY_PAUSES, SHORTEST_RECOVERY_SECONDS = 50.0, 10.0, 8.0
+RECOVERY_CALLS, RECOVERY_PAUSES, SHORTEST_RECOVERY_SECONDS = 150.0, 10.0, 8.0
 #: Nothing was refused up to so many times the rate where it was: the limit is not there. It is
 #: searched on as after so many refusals.
 REFUTED_FACTOR, REFUTED_CUTS = 1.15, 2
