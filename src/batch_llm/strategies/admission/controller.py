@@ -89,6 +89,7 @@ class Admission:
         "_uncounted",
         "_with_output",
         "budgets",
+        "has_answered",
         "in_flight",
         "is_unlimited",
         "max_in_flight",
@@ -114,6 +115,8 @@ class Admission:
             self._add(name, told.get(name), now, burst_seconds)
         self.max_in_flight = max_in_flight
         self.in_flight = self.refusals = 0
+        #: Whether any call was ever answered: one that is silent may be looking for the provider.
+        self.has_answered = False
         #: Whether nothing is known of any limit, and no call was ever refused: what calls take
         #: decides nothing as long as it is so.
         self.is_unlimited = not told
@@ -275,6 +278,7 @@ class Admission:
             self._end(now, grant)
             return
         # As long as nothing is limited and nothing was refused, that is all.
+        self.has_answered = True
         self._overload.note_answer(now, grant.is_probe)
         grant.is_in_doubt = False
         self._doubt.calls -= 1
@@ -283,6 +287,7 @@ class Admission:
         self._uncounted += 1
 
     def _end(self, now: float, grant: Grant) -> None:
+        self.has_answered = True
         self._overload.note_answer(now, grant.is_probe)
         if grant.epoch == 0 and self._epoch.number == 1:
             self._note_follower(grant, was_accepted=True)
@@ -455,11 +460,6 @@ class Admission:
     def calls(self) -> int:
         """Calls started so far."""
         return self._epoch.calls
-
-    @property
-    def has_answered(self) -> bool:
-        """Whether any call was ever dealt with."""
-        return self._accepted > 0
 
     @property
     def overloaded_since(self) -> float | None:
