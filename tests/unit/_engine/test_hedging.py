@@ -27,6 +27,7 @@ from batch_llm._engine.calls import Ended
 from batch_llm._engine.gate import Held
 from batch_llm.providers.base import SPENT, LaneFacts, Outcome
 from batch_llm.strategies.errors import ErrorCode
+from batch_llm.strategies.hedging import LEAST_ANSWERS
 from batch_llm.strategies.knee import Knee
 from fakes import (
     USAGE,
@@ -598,7 +599,8 @@ async def test_a_call_that_turns_out_to_be_slow_is_not_looked_at_too_late():
     running = asyncio.create_task(built.process(one))
     await asyncio.sleep(0)
     layer = built._run._hedging
-    layer._slowness.slow_factor = lambda _: 90.0
+    slowness = layer._slowness
+    slowness.slow_factor = lambda _: 90.0 if slowness.answers >= LEAST_ANSWERS else None
     await running
 
     assert 20.0 < calls.times[1] < 20.2

@@ -15,7 +15,7 @@ from batch_llm.strategies.admission.closure import Closure, learn_from_closure
 from batch_llm.strategies.admission.doubt import Doubt
 from batch_llm.strategies.admission.epochs import Epoch
 from batch_llm.strategies.admission.evidence import Evidence
-from batch_llm.strategies.admission.fallen_rates import FallenRates
+from batch_llm.strategies.admission.fallen_rates import FallenPace, FallenRates
 from batch_llm.strategies.admission.first_refusal import FirstRefusal, explains_used_up
 from batch_llm.strategies.admission.grants import Grant, Refusal
 from batch_llm.strategies.admission.header_belief import used_up
@@ -42,8 +42,8 @@ if TYPE_CHECKING:
     from batch_llm.core.config import Limits
     from batch_llm.strategies.admission.header_belief import LimitHeader
 
-#: What a refusal weighs as chance whose Retry-After is not whole seconds.
-NOT_WHOLE_WEIGHT = 0.5
+#: What a refusal weighs as chance whose Retry-After is no whole number of seconds.
+FRACTION_WEIGHT = 0.5
 #: What was let in before a longer stretch is not compared with what came after: limits change.
 LONGEST_COMPARED_SECONDS = 60.0
 #: Beyond what a learned window has let in, this share of its calls may be in doubt, and so many at
@@ -76,6 +76,7 @@ class Admission:
         "_epoch",
         "_evidence",
         "_fallen",
+        "_fallen_pace",
         "_first",
         "_gate",
         "_in_order",
@@ -88,6 +89,7 @@ class Admission:
         "_uncounted",
         "_with_output",
         "budgets",
+        "has_answered",
         "in_flight",
         "is_unlimited",
         "max_in_flight",
@@ -113,6 +115,8 @@ class Admission:
             self._add(name, told.get(name), now, burst_seconds)
         self.max_in_flight = max_in_flight
         self.in_flight = self.refusals = 0
+        #: Whether any call was ever answered: one that is silent may be looking for the provider.
+        self.has_answered = False
         #: Whether nothing is known of any limit, and no call was ever refused: what calls take
         #: decides nothing as long as it is so.
         self.is_unlimited = not told
@@ -133,6 +137,7 @@ class Admission:
         self._rates = Rates(now, self.budgets, self._belief, self._epoch, self._search)
         self._noise = Noise()
         self._fallen = FallenRates()
+        self._fallen_pace = FallenPace()
         self._second_calls = SecondCalls()
         self._slots = Slots()
         self._overload = Overload(now, self._dice)
@@ -261,6 +266,8 @@ class Admission:
             self._correct(now, grant, used)
         if headers:
             self._sync(now, grant, headers)
+            if self._belief.sees_headers:
+                self._doubt.note_accepted(self._accepted, is_seen=True)
 
     def end(self, now: float, grant: Grant) -> None:
         """Close the grant of a call that was answered, while unlimited: it is settled later."""
@@ -271,6 +278,7 @@ class Admission:
             self._end(now, grant)
             return
         # As long as nothing is limited and nothing was refused, that is all.
+        self.has_answered = True
         self._overload.note_answer(now, grant.is_probe)
         grant.is_in_doubt = False
         self._doubt.calls -= 1
@@ -279,6 +287,7 @@ class Admission:
         self._uncounted += 1
 
     def _end(self, now: float, grant: Grant) -> None:
+        self.has_answered = True
         self._overload.note_answer(now, grant.is_probe)
         if grant.epoch == 0 and self._epoch.number == 1:
             self._note_follower(grant, was_accepted=True)
@@ -451,11 +460,6 @@ class Admission:
     def calls(self) -> int:
         """Calls started so far."""
         return self._epoch.calls
-
-    @property
-    def has_answered(self) -> bool:
-        """Whether any call was ever dealt with."""
-        return self._accepted > 0
 
     @property
     def overloaded_since(self) -> float | None:
@@ -687,8 +691,12 @@ class Admission:
         if noise.is_believed:
             return False  # there are more of them now than chance brings
         knows_limits = self._belief.knows_limits
-        if knows_limits or (_is_whole(retry_after) and not self._belief.is_searching):
+        is_worked_out = retry_after is not None and not _is_whole(retry_after)
+        if knows_limits or not (is_worked_out or self._belief.is_searching):
             share = self._share_unexplained(now, grant)
+            if not (share or knows_limits):
+                rate, calls = self.requests_per_second, int(max(0, evidence.last_calls))
+                share = self._fallen_pace.note(now, rate, calls, times=noise.times_asked)
             if share:
                 noise.believe(share)
                 self._lift()
@@ -699,8 +707,8 @@ class Admission:
             noise.forget()
             return False
         unexplained: float = evidence.unexplained()
-        if not _is_whole(retry_after):
-            unexplained *= NOT_WHOLE_WEIGHT
+        if is_worked_out:
+            unexplained *= FRACTION_WEIGHT
         if not noise.weigh(unexplained, int(max(0, evidence.last_calls)), evidence.behind):
             return False
         self._lift()

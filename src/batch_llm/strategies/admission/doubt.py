@@ -11,12 +11,14 @@ import math
 from collections import deque
 from typing import TYPE_CHECKING
 
+from batch_llm.strategies.dimensions import MINUTE
+
 if TYPE_CHECKING:
     from batch_llm.strategies.admission.grants import Grant
 
 #: A call that was not refused for so long counts as let in; learned from refusals within bounds.
 DOUBT_SECONDS, SHORTEST_DOUBT_SECONDS, LONGEST_DOUBT_SECONDS = 0.25, 0.1, 2.0
-#: Calls in doubt at a time: at the start, when headers or the user tell the limits, and at the most.
+#: Calls in doubt at a time: at the start, when limits are told, and at the most.
 DOUBT_START, DOUBT_SEEN, DOUBT_MOST = 2.0, 32.0, 256.0
 DOUBT_LEAST = 16.0
 #: Where limits are told: at the start, as small buckets hold so many; and as many as were let in
@@ -44,7 +46,7 @@ class Doubt:
         is_told: Whether the user told any limit.
     """
 
-    __slots__ = ("_grants", "_held", "_share", "_told", "calls", "limit", "seconds")
+    __slots__ = ("_grants", "_held", "_share", "_silent_most", "_told", "calls", "limit", "seconds")
 
     def __init__(self, requests_per_minute: float, *, is_told: bool) -> None:
         #: In the order in which they were sent; some have ended since.
@@ -56,6 +58,8 @@ class Doubt:
         #: How many there are, and may be.
         self.calls = 0
         self.limit = max(DOUBT_START, min(DOUBT_START_TOLD, self._told))
+        #: Calls that were silent let no more than so many be in doubt.
+        self._silent_most = math.inf
         #: From so many calls let in on the bucket is taken for a whole minute's.
         self._held = HELD_SHARE * requests_per_minute if is_told else math.inf
 
@@ -95,7 +99,7 @@ class Doubt:
         learned = max(0.7 * self.seconds + 0.6 * latency, 1.3 * latency)
         self.seconds = max(SHORTEST_DOUBT_SECONDS, min(LONGEST_DOUBT_SECONDS, learned))
 
-    def note_accepted(self, accepted: int, calls: int = 1) -> None:
+    def note_accepted(self, accepted: int, calls: int = 1, *, is_seen: bool = False) -> None:
         """Allow more, one with each call let in, while nothing speaks against it.
 
         Args:
@@ -103,8 +107,11 @@ class Doubt:
             calls: How many of them are new; more than one only where no limit is told. What is
                 aimed at grows by less than one with each there, so that many at once come to the
                 same as one by one.
+            is_seen: Whether an answer's headers have shown what is left.
         """
         limit, told = self.limit, self._told
+        if limit >= self._silent_most and not is_seen:
+            return
         most = DOUBT_LATER_SHARE * accepted
         if most < DOUBT_MOST:  # noqa: PLR1730 - here and below: on the hot path, a call costs more
             most = DOUBT_MOST
@@ -123,9 +130,15 @@ class Doubt:
             self.limit = min(aim, limit + calls)
 
     def note_headers(self, requests_per_minute: float) -> None:
-        """Allow more where headers show the limits."""
+        """Allow more where headers show the limits.
+
+        More than the limit's rate needs is left to the answers: what others have taken meanwhile is
+        seen by their headers only.
+        """
         self.limit = max(self.limit, DOUBT_SEEN)
         self._told = self._share * requests_per_minute
+        paced = DOUBT_OVER_PACED * requests_per_minute / MINUTE * self.seconds
+        self._silent_most = max(DOUBT_SEEN, paced)
 
     def keep_to(self, requests_per_second: float, left: float) -> None:
         """Allow what a rate sends, or a part of what is left: others may take the rest."""

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from batch_llm.strategies.admission.budgets import Budget
     from batch_llm.strategies.admission.grants import Grant
 
-#: Stretches that are kept.
-MOST_STRETCHES = 4
+#: The search goes by so many of the last stretches; and so many are kept.
+MOST_STRETCHES, KEPT_STRETCHES = 4, 5
 #: How full the bucket was is worked out at the start of a stretch, and after each eighth more.
 POINTS_SHARE = 1.125
 #: Calls do not arrive as evenly as they were sent: by so many seconds.
@@ -133,7 +133,7 @@ class Evidence:
 
     def __init__(self, budgets: dict[str, Budget], now: float) -> None:
         self._budgets = budgets
-        self._stretches: deque[dict[str, Stretch]] = deque(maxlen=MOST_STRETCHES)
+        self._stretches: deque[dict[str, Stretch]] = deque(maxlen=KEPT_STRETCHES)
         self._points: list[tuple[float, list[float]]] = []
         self._began_at, self._is_first = now, True
         #: What had been let in of each dimension when the stretch began.
@@ -213,7 +213,7 @@ class Evidence:
 
         Any dimension may be the one that refused them.
         """
-        for last in range(len(self._stretches), 0, -1):
+        for last in range(len(self._latest), 0, -1):
             found = []
             for name in self._budgets:
                 one, per_call = self.explained(name, last), self.per_call(name)
@@ -225,18 +225,28 @@ class Evidence:
         return None
 
     def unexplained(self) -> int:
-        """Tell how little one bucket explains the last three refusals.
+        """Tell how little one bucket explains the last three refusals, and one change the others.
 
         Returns:
             0 when it does, 1 when it does with more tolerance, 2 when it does not.
         """
-        last = min(len(self._stretches), ASKED_STRETCHES)
-        if last < 2:
+        stretches = list(self._stretches)
+        if len(stretches) < 2:
             return 0
         for tolerance, how in ((SOME_TOLERANCE, 0), (MORE_TOLERANCE, 1)):
-            if any(rate for name in self._budgets for rate in self._rates(name, last, tolerance)):
+            if self._is_explained(stretches[-ASKED_STRETCHES:], tolerance) and any(
+                self._is_explained(stretches[changed:], tolerance)
+                and self._is_explained(stretches[:changed], tolerance)
+                for changed in range(max(1, len(stretches) - ASKED_STRETCHES + 1))
+            ):
                 return how
         return 2
+
+    def _is_explained(self, stretches: list[dict[str, Stretch]], tolerance: float) -> bool:
+        """Tell whether one bucket, of any dimension, explains how these stretches ended."""
+        return len(stretches) < 2 or any(
+            rate for name in self._budgets for rate in self._rates(name, stretches, tolerance)
+        )
 
     @property
     def followers(self) -> tuple[float, int]:
@@ -248,7 +258,11 @@ class Evidence:
 
     def best_rate(self) -> float:
         """Return the highest rate of calls by the second that was let in for a while."""
-        return max((one[REQUESTS].rate_at_end for one in self._stretches), default=0.0)
+        return max((one[REQUESTS].rate_at_end for one in self._latest), default=0.0)
+
+    @property
+    def _latest(self) -> list[dict[str, Stretch]]:
+        return list(self._stretches)[-MOST_STRETCHES:]
 
     @property
     def last_seconds(self) -> float:
@@ -264,15 +278,15 @@ class Evidence:
         """Return the highest rate of calls that was let in from one refusal to the next."""
         rates = (
             one[REQUESTS].let_in[-1] / max(one[REQUESTS].seconds[-1], 1e-3)
-            for one in self._stretches
+            for one in self._latest
             if not one[REQUESTS].is_first
         )
         return max(rates, default=0.0)
 
     def per_call(self, name: str) -> float:
         """Return what a call took of a dimension since the first refusal that is kept."""
-        calls = sum(max(0.0, one[REQUESTS].let_in[-1]) for one in self._stretches)
-        let_in = sum(max(0.0, one[name].let_in[-1]) for one in self._stretches if name in one)
+        calls = sum(max(0.0, one[REQUESTS].let_in[-1]) for one in self._latest)
+        let_in = sum(max(0.0, one[name].let_in[-1]) for one in self._latest if name in one)
         return let_in / max(calls, 1.0)
 
     def explained(self, name: str, last: int = MOST_STRETCHES) -> Explained | None:
@@ -282,12 +296,14 @@ class Evidence:
             name: The dimension.
             last: So many refusals.
         """
-        found = list(self._rates(name, last, 1.0))
+        found = list(self._rates(name, list(self._stretches)[-last:], 1.0))
         return Explained(found[0], found[-1]) if found else None
 
-    def _rates(self, name: str, last: int, tolerance: float) -> Iterator[float]:
-        """Yield the rates that explain the last refusals, from the least on."""
-        stretches = [one[name] for one in list(self._stretches)[-last:] if name in one]
+    def _rates(
+        self, name: str, asked: list[dict[str, Stretch]], tolerance: float
+    ) -> Iterator[float]:
+        """Yield the rates that explain how these stretches ended, from the least on."""
+        stretches = [one[name] for one in asked if name in one]
         if not stretches:
             return
         rate = max(1e-3, *(one.least(tolerance) for one in stretches))

@@ -5,6 +5,10 @@ rates far below those that were let in a moment ago, the refusals say nothing ab
 limit that has fallen refuses far below those rates as well, but not again once the rate is cut to
 what it lets in: so the rates must fall from refusal to refusal. Unknown limits that are still
 searched: ``evidence.py``.
+
+Of a limit that was found, what is let in says less where each refusal stops all calls for a second:
+a small bucket runs over meanwhile. There the rate of sending itself is watched (``FallenPace``): no
+limit goes on refusing at half the rate of a moment ago and less, unless it has fallen as far.
 """
 
 from __future__ import annotations
@@ -22,6 +26,9 @@ MEMORY_SECONDS, MEMORY_LEAST = 120.0, 3
 FEWEST_CALLS = 8
 #: A larger share of refused calls is never taken for random.
 LARGEST_SHARE = 0.15
+#: The rate of sending has fallen by refusal after refusal to this share of what it was: more than a
+#: limit that is halved, and is searched downwards, makes it fall.
+FALLEN_SHARE = 0.45
 
 
 class FallenRates:
@@ -76,3 +83,44 @@ class FallenRates:
         return bool(known) and all(
             rate <= IMPOSSIBLE_SHARE * known.get(name, 0.0) for name, rate in rates.items()
         )
+
+
+class FallenPace:
+    """The rates at which calls were sent when they were refused, as long as they fall."""
+
+    __slots__ = ("_calls", "_falls", "_highest", "_highest_at", "_lowest", "_refusals")
+
+    def __init__(self) -> None:
+        #: The rate from which they fell, and since when; and the lowest of them.
+        self._highest = self._lowest = 0.0
+        self._highest_at = -math.inf
+        self._falls = self._calls = self._refusals = 0
+
+    def note(self, now: float, rate: float, calls: int, *, times: float) -> float:
+        """Take a refusal into account that followed ``calls`` calls, at a learned rate.
+
+        Args:
+            now: The time.
+            rate: Of calls by the second, when the refused one was sent.
+            calls: How many were let in since the refusal before.
+            times: How many times as many refusals as usual are asked for.
+
+        Returns:
+            The share of calls that is refused at random; 0 when they are not.
+        """
+        is_old = now - self._highest_at > MEMORY_SECONDS
+        if is_old or rate > IMPOSSIBLE_SHARE * self._highest:
+            self._highest, self._lowest, self._highest_at = rate, rate, now
+            self._falls = self._calls = self._refusals = 0
+            return 0.0
+        self._calls += calls + 1
+        self._refusals += 1
+        if calls >= FEWEST_CALLS and rate <= IMPOSSIBLE_SHARE * self._lowest:
+            self._falls += 1
+            self._lowest = rate
+        is_few = self._falls < UNEXPLAINED_IN_A_ROW * times
+        if is_few or rate > FALLEN_SHARE * self._highest:
+            return 0.0
+        share = self._refusals / self._calls
+        self._highest = 0.0
+        return min(LARGEST_SHARE, share)

@@ -257,3 +257,14 @@ def test_a_learned_window_is_tried_on_where_a_refusal_is_a_small_part_of_it(limi
     assert one.budgets[REQUESTS].is_window
     assert sum(30 <= at < 90 for at in lane.starts) >= least
     assert sum(at > 30 for at in lane.ends["refused"]) <= max(0.02 * limits[1], 1)
+
+
+def test_a_call_that_is_only_silent_shows_nobody_who_answers():
+    one = admission()
+    grant = one.start(0.0, ONE)
+    one.wait(10.0, ONE)
+    silent = one.has_answered
+    one.accepted(11.0, grant)
+
+    assert not silent
+    assert one.has_answered

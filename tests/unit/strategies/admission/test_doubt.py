@@ -41,10 +41,10 @@ def test_calls_that_are_silent_count_as_let_in_in_the_order_in_which_they_were_s
         doubt.add(grant)
     doubt.settle(grants[0])
 
-    assert doubt.silent(0.6) is None
-    assert doubt.silent(0.625) is grants[1]
-    assert doubt.silent(0.625) is None
-    assert doubt.wait(0.625) == 0.125
+    assert doubt.silent(0.125 + 0.9 * doubt.seconds) is None
+    assert doubt.silent(0.125 + doubt.seconds) is grants[1]
+    assert doubt.silent(0.125 + doubt.seconds) is None
+    assert doubt.wait(0.125 + doubt.seconds) == 0.125
 
 
 def test_how_long_a_call_is_in_doubt_follows_the_refusals_within_bounds():
@@ -104,7 +104,7 @@ def test_whoever_let_a_quarter_of_a_told_minute_in_at_once_is_trusted_with_as_mu
 
     for accepted in range(1, 150):
         doubt.note_accepted(accepted)
-    assert doubt.limit == 32
+    assert doubt.limit == max(DOUBT_LEAST, 0.05 * 600)
     doubt.note_accepted(150)
     assert doubt.limit == 150
 
@@ -120,3 +120,16 @@ def test_after_a_refusal_a_told_limit_is_trusted_no_further_than_at_first():
 
     doubt.fit_to_told(is_counted=True)
     assert doubt.limit == 2
+
+
+def test_where_headers_are_seen_silent_calls_let_no_more_be_in_doubt_than_the_rate_needs():
+    doubt = Doubt(0.0, is_told=False)
+    doubt.note_headers(12_000.0)
+    for accepted in range(1, 500):
+        doubt.note_accepted(accepted)
+    silent = doubt.limit
+    for accepted in range(500, 600):
+        doubt.note_accepted(accepted, is_seen=True)
+
+    assert 200 * doubt.seconds <= silent < 2 * 200 * doubt.seconds
+    assert doubt.limit == silent + 100

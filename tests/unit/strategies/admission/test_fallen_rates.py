@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from batch_llm.strategies.admission.fallen_rates import FEWEST_CALLS, LARGEST_SHARE, FallenRates
+from batch_llm.strategies.admission.fallen_rates import (
+    FEWEST_CALLS,
+    LARGEST_SHARE,
+    FallenPace,
+    FallenRates,
+)
 from batch_llm.strategies.dimensions import REQUESTS, TOKENS
 
 FAST, SLOW = {REQUESTS: 100.0}, {REQUESTS: 50.0}
@@ -128,3 +133,28 @@ def test_few_calls_between_refusals_do_not_begin_the_row_anew_either():
     believed = [noted(one, float(n), slower(n), 20 if n % 2 else 2) for n in range(1, 8)]
 
     assert believed == [False] * 6 + [True]
+
+
+def paces(*rates, calls=19, between=1.0, times=1.0):
+    """Return the share that each refusal at such a rate of sending shows to be random."""
+    one = FallenPace()
+    return [one.note(between * n, rate, calls, times=times) for n, rate in enumerate(rates)]
+
+
+def test_a_rate_of_sending_that_falls_below_half_by_refusal_after_refusal_shows_chance():
+    assert paces(100, 80, 70, 60, 44) == [0.0, 0.0, 0.0, 0.0, pytest.approx(0.05)]
+    assert not any(paces(100, 44, 44, 44, 44, 44))  # a limit that fell so far
+    assert not any(paces(100, 90, 80, 70, 60, 50, 50, 50))  # one that was halved
+
+
+def test_a_rate_of_sending_that_is_back_where_it_was_is_a_limit_s():
+    assert not any(paces(100, 80, 60, 95, 80, 60, 44))
+
+
+def test_few_calls_show_no_fall_of_the_rate_of_sending():
+    assert not any(paces(100, 80, 70, 60, 44, calls=FEWEST_CALLS - 1))
+    assert not any(paces(100, 80, 70, 60, 44, times=2.0))
+
+
+def test_the_rate_of_sending_from_long_ago_is_no_measure():
+    assert not any(paces(100, 80, 70, 60, 44, 40, between=60.0))

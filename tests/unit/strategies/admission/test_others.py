@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import statistics
 
 import pytest
 
@@ -45,12 +46,12 @@ class SharedBucket:
         return Reply("refused", 0.02, 1.0, None, headers)
 
 
-def race(programs, holds_seconds, seconds):
+def race(programs, holds_seconds, seconds, run=0):
     """Run programs side by side, each with an admission of its own."""
     provider = SharedBucket(holds_seconds)
     lanes = [
         Lane(Admission(0.0, None, dimensions=(REQUESTS,), dice=random.Random(seed)), provider)
-        for seed in range(programs)
+        for seed in range(100 * run, 100 * run + programs)
     ]
     for step in range(1, int(100 * seconds) + 1):
         for lane in lanes:
@@ -62,13 +63,20 @@ def race(programs, holds_seconds, seconds):
 def test_two_programs_on_one_key_use_it_up_with_few_refused_calls_and_each_gets_its_part(
     holds_seconds,
 ):
-    lanes = race(2, holds_seconds, 60)
+    """Which of the two is refused first, and how often both are at once, is luck in a small one."""
+    used, refused, least = [], [], []
+    for run in range(5):
+        lanes = race(2, holds_seconds, 60, run)
+        taken = [len(lane.ends["taken"]) for lane in lanes]
+        used.append(sum(taken) / (RATE * (60 + holds_seconds)))
+        refused.append(sum(len(lane.ends["refused"]) for lane in lanes) / sum(taken))
+        least.append(min(taken) / sum(taken))
 
-    taken = [len(lane.ends["taken"]) for lane in lanes]
-    refused = sum(len(lane.ends["refused"]) for lane in lanes)
-    assert sum(taken) > 0.88 * RATE * (60 + holds_seconds)
-    assert refused < 0.12 * sum(taken)
-    assert min(taken) > 0.3 * sum(taken)
+    assert statistics.median(used) > 0.9
+    assert min(used) > 0.85
+    assert statistics.median(refused) < 0.08
+    assert max(refused) < 0.12
+    assert statistics.median(least) > 0.3
 
 
 def test_when_the_other_program_is_gone_all_of_the_limit_is_used():
