@@ -545,7 +545,7 @@ class Admission:
             knew_limits = belief.knows_limits
             self._closure.explain(now, grant, budgets, belief, epoch)
             if belief.is_by_window and not knew_limits:
-                self._doubt.note_headers(self.budgets[REQUESTS].limit or 0)
+                self._doubt.fit_to_limit(self.budgets[REQUESTS].limit or 0)
         if belief.is_searching:
             self._search.correct(budgets)
             learn_from_closure(grant, budgets, epoch.refused_at, self._doubt.seconds)

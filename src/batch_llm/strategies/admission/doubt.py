@@ -135,10 +135,14 @@ class Doubt:
         More than the limit's rate needs is left to the answers: what others have taken meanwhile is
         seen by their headers only.
         """
-        self.limit = max(self.limit, DOUBT_SEEN)
-        self._told = self._share * requests_per_minute
+        self.fit_to_limit(requests_per_minute)
         paced = DOUBT_OVER_PACED * requests_per_minute / MINUTE * self.seconds
         self._silent_most = max(DOUBT_SEEN, paced)
+
+    def fit_to_limit(self, requests_per_minute: float) -> None:
+        """Allow as many as when a limit per minute is told: it was found."""
+        self.limit = max(self.limit, DOUBT_SEEN)
+        self._told = self._share * requests_per_minute
 
     def keep_to(self, requests_per_second: float, left: float) -> None:
         """Allow what a rate sends, or a part of what is left: others may take the rest."""
