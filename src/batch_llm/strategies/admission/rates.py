@@ -20,7 +20,7 @@ from batch_llm.strategies.admission.enclosure import (
 )
 from batch_llm.strategies.admission.first_refusal import start_low
 from batch_llm.strategies.admission.rate_search import CUT, MEASURED_SHARE
-from batch_llm.strategies.dimensions import REQUESTS
+from batch_llm.strategies.dimensions import MINUTE, REQUESTS
 
 if TYPE_CHECKING:
     from batch_llm.strategies.admission.belief import Belief
@@ -58,6 +58,9 @@ RECALLED_SECONDS = 20.0
 #: A bucket that is fuller than this is not what holds the calls up: its rate does not grow. While a
 #: rate is searched its bucket grows as fast as it fills.
 UNUSED_SHARE, UNUSED_SHARE_SEARCHED = 0.9, 0.45
+#: A rate that is less than this share of what was let in so far is searched on, once a minute, when
+#: nothing was refused for so many seconds.
+FAR_SHARE, QUIET_SECONDS = 0.25, 5.0
 #: How much a rate may grow in one step.
 GROWTH_STEP = 0.25
 #: Rates grow no more often than this.
@@ -77,7 +80,7 @@ class Rates:
         search: The search for what is unknown.
     """
 
-    __slots__ = ("_belief", "_budgets", "_epoch", "_search", "grown_at")
+    __slots__ = ("_belief", "_budgets", "_epoch", "_search", "_tried_at", "grown_at")
 
     def __init__(
         self,
@@ -91,6 +94,8 @@ class Rates:
         self._belief = belief
         self._epoch = epoch
         self._search = search
+        #: When rates far below what was let in were last searched on.
+        self._tried_at = now
         self.grown_at = now
 
     @property
@@ -248,6 +253,10 @@ class Rates:
         if not (is_searching or belief.knows_limits) and distance > 0 and self._is_refuted():
             belief.is_searching = True
             self._search.note_cut(REFUTED_CUTS)
+        elif not (is_searching or belief.knows_limits) and self._is_far_below(now):
+            belief.is_searching = True
+            self._search.begin_anew()
+            self._tried_at = now
         return True
 
     def _searched(self, budget: Budget, now: float, elapsed: float) -> float:
@@ -265,6 +274,21 @@ class Rates:
         calls = RECOVERY_CALLS / self.requests_per_second
         pauses = RECOVERY_PAUSES * (self._epoch.open_at - self._epoch.cut_at)
         return max(SHORTEST_RECOVERY_SECONDS, min(RECOVERY_SECONDS, max(calls, pauses)))
+
+    def _is_far_below(self, now: float) -> bool:
+        """Tell whether the rate is far below what was let in so far, and that may be let in again.
+
+        Where a minute is used up the rates fall from refusal to refusal; no refusal tells that the
+        next one has begun.
+        """
+        epoch = self._epoch
+        if (
+            now - epoch.open_at < QUIET_SECONDS
+            or now - max(self._tried_at, epoch.began_at) < MINUTE
+        ):
+            return False
+        let_in = self._budgets[REQUESTS].spent / (now - epoch.began_at)
+        return self.requests_per_second < FAR_SHARE * let_in
 
     def _is_refuted(self) -> bool:
         """Tell whether calls are let in well beyond the rate where they were refused."""
