@@ -120,3 +120,19 @@ def test_after_a_refusal_a_told_limit_is_trusted_no_further_than_at_first():
 
     doubt.fit_to_told(is_counted=True)
     assert doubt.limit == 2
+
+
+@pytest.mark.parametrize(("is_guess", "passed"), [(False, 2), (True, 1)])
+def test_calls_sent_before_a_refused_one_that_are_silent_for_longer_were_let_in(is_guess, passed):
+    doubt = Doubt(0.0, is_told=False)
+    grants = [Grant(at, 0, ONE, n, 0) for n, at in enumerate((0.0, 0.2, 0.25, 0.375))]
+    for grant in grants:
+        doubt.add(grant)
+    doubt.settle(grants[2])  # refused after a quarter of a second
+
+    found = []
+    while (one := doubt.passed(0.5, grants[2], is_guess=is_guess)) is not None:
+        doubt.settle(one)
+        found.append(one)
+
+    assert found == grants[:passed]
