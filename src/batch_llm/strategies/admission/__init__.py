@@ -12,8 +12,8 @@ operation is O(1). Its parts, and how they work together:
 - The first refusal of an epoch (``epochs.py``) cuts the rates once, whatever comes late; then they
   grow again (``rates.py``). Limits that nobody told are searched (``first_refusal.py``,
   ``rate_search.py``) by what explains their refusals (``evidence.py``); later cuts enclose them
-  (``enclosure.py``). Which of several told limits refused: ``blame.py``. What is known from where:
-  ``belief.py``.
+  (``enclosure.py``). What a refusal right after the gate has opened means: ``presumption.py``.
+  Which of several told limits refused: ``blame.py``. What is known from where: ``belief.py``.
 - It closes the gate for as long as Retry-After says (``closed_gate.py``). How long that takes shows
   limits that are counted by the minute (``closure.py``, ``window_guess.py``).
 - What a told ceiling has beyond the bucket that refused is tried now and then

@@ -21,6 +21,7 @@ from batch_llm.strategies.admission.grants import Grant, Refusal
 from batch_llm.strategies.admission.header_belief import used_up
 from batch_llm.strategies.admission.noise import Noise
 from batch_llm.strategies.admission.overload import Overload
+from batch_llm.strategies.admission.presumption import Presumption
 from batch_llm.strategies.admission.rate_search import RateSearch
 from batch_llm.strategies.admission.rates import SECOND_CUT_SECONDS, Rates
 from batch_llm.strategies.admission.second_calls import FASTEST_TRIED, Bound, SecondCalls, bounds_of
@@ -82,6 +83,7 @@ class Admission:
         "_in_order",
         "_noise",
         "_overload",
+        "_presumption",
         "_rates",
         "_search",
         "_second_calls",
@@ -134,13 +136,16 @@ class Admission:
         self._first = FirstRefusal()
         self._evidence = Evidence(self.budgets, now)
         self._search = RateSearch(self._belief, self._doubt, self._evidence)
-        self._rates = Rates(now, self.budgets, self._belief, self._epoch, self._search)
+        self._rates = Rates(
+            now, self.budgets, self._belief, self._epoch, self._search, self._evidence
+        )
         self._noise = Noise()
         self._fallen = FallenRates()
         self._fallen_pace = FallenPace()
         self._second_calls = SecondCalls()
         self._slots = Slots()
         self._overload = Overload(now, self._dice)
+        self._presumption = Presumption()
 
     @property
     def closed_until(self) -> float:
@@ -366,8 +371,13 @@ class Admission:
         if grant.epoch == 0 and self._epoch.number == 1:
             self._note_follower(grant, was_accepted=False)
             self._first.hold_less(self.budgets[REQUESTS], grant)
+        if self._presumption.is_refuted(grant) and not self._epoch.accepted:
+            self._presumption.take_back()
+            self._gate.closed_again += 1
+            self._close_gate(now, retry_after)
         if retry_after is not None:
             self._gate.keep_closed(now + retry_after)
+            self.budgets[REQUESTS].keep_empty(self._gate.closed_until)
         return Refusal(False, 0.0)
 
     def failed(self, now: float, grant: Grant, *, retry_after: float | None = None) -> None:
@@ -502,6 +512,16 @@ class Admission:
         while (grant := self._doubt.silent(now)) is not None:
             self._confirm(now, grant)
 
+    def _confirm_passed(self, now: float, refused: Grant, retry_after: float | None) -> None:
+        """Count calls as let in that were sent before one refused right after the gate opened."""
+        epoch, doubt = self._epoch, self._doubt
+        first, is_guess = epoch.calls_at_cut + 1, retry_after is None
+        while (grant := doubt.passed(now, refused, is_guess=is_guess)) is not None:
+            self._confirm(now, grant)
+        if epoch.accepted:
+            self._evidence.note_reopened(epoch.reopened_at)
+            self._presumption.begin(first, self._in_order)
+
     def _confirm(self, now: float, grant: Grant) -> None:
         """Count a call in doubt as let in."""
         if self._uncounted:
@@ -559,6 +579,9 @@ class Admission:
             Whether the gate was closed because of it.
         """
         epoch, belief, gate = self._epoch, self._belief, self._gate
+        self._presumption.forget()
+        if not (epoch.accepted or belief.is_first):
+            self._confirm_passed(now, grant, retry_after)
         epoch.number += 1
         belief.is_recalled = False
         named = dimension if dimension in self.budgets else None

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 #: A call that was not refused for so long counts as let in; learned from refusals within bounds.
 DOUBT_SECONDS, SHORTEST_DOUBT_SECONDS, LONGEST_DOUBT_SECONDS = 0.25, 0.1, 2.0
+#: Calls sent before a refused one count as let in when they are silent for so many times as long as
+#: its refusal took: after a pause that the provider asked for, and after one that was guessed.
+PASSED_TIMES, PASSED_TIMES_GUESSED = 1.0, 1.5
 #: Calls in doubt at a time: at the start, when limits are told, and at the most.
 DOUBT_START, DOUBT_SEEN, DOUBT_MOST = 2.0, 32.0, 256.0
 DOUBT_LEAST = 16.0
@@ -76,13 +79,29 @@ class Doubt:
             grant.is_in_doubt = False
             self.calls -= 1
 
-    def silent(self, now: float) -> Grant | None:
-        """Return the oldest call that was silent for long enough to count as let in."""
+    def passed(self, now: float, refused: Grant, *, is_guess: bool) -> Grant | None:
+        """Return the oldest call that would have been refused before another one that was.
+
+        Args:
+            now: The time.
+            refused: The other one.
+            is_guess: Whether the provider did not say when to come back.
+        """
+        times = PASSED_TIMES_GUESSED if is_guess else PASSED_TIMES
+        return self.silent(now, times * (now - refused.at))
+
+    def silent(self, now: float, seconds: float | None = None) -> Grant | None:
+        """Return the oldest call that was silent for long enough to count as let in.
+
+        Args:
+            now: The time.
+            seconds: How long that is, when it is not what was learned.
+        """
         grants = self._grants
         while grants:
             grant = grants[0]
             if grant.is_in_doubt:
-                if grant.at > now - self.seconds:
+                if grant.at > now - (self.seconds if seconds is None else seconds):
                     return None
                 grants.popleft()
                 return grant

@@ -34,6 +34,17 @@ class Round(NamedTuple):
     open_seconds: float
 
 
+def came_back(this: Round, sent_seconds: float, fills_in: float) -> float:
+    """Return the rate by the second at which a bucket was filled that was empty at both refusals.
+
+    Args:
+        this: The round between them.
+        sent_seconds: For how long calls were sent in it, the gate not closed yet or open again.
+        fills_in: The seconds in which the bucket is full: what comes back later is lost.
+    """
+    return this.let_in / (sent_seconds + min(this.seconds - sent_seconds, fills_in))
+
+
 def measured_rate(last: Round | None, this: Round, per_call: float) -> float | None:
     """Return the limit's rate by the second, if the last two rounds tell it.
 

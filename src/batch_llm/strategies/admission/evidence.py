@@ -36,6 +36,8 @@ ASKED_STRETCHES, SOME_TOLERANCE, MORE_TOLERANCE = 3, 1.5, 3.0
 #: Rates are tried at so many places between the least and the most, no closer than this factor.
 MOST_RATES, CLOSEST = 24, 1.05
 SHORTEST_SECONDS = 0.05
+#: In a stretch with fewer calls the bucket may have filled at less than what was let in.
+FEWEST_CALLS = 32
 
 
 class Explained(NamedTuple):
@@ -120,12 +122,14 @@ class Evidence:
         "_began_at",
         "_budgets",
         "_empty",
+        "_first",
         "_is_first",
         "_last",
         "_newest",
         "_next",
         "_points",
         "_refused",
+        "_reopened_at",
         "_stretches",
         "behind",
         "is_corrected",
@@ -136,6 +140,10 @@ class Evidence:
         self._stretches: deque[dict[str, Stretch]] = deque(maxlen=KEPT_STRETCHES)
         self._points: list[tuple[float, list[float]]] = []
         self._began_at, self._is_first = now, True
+        #: When the gate opened again in this stretch, where that was noted.
+        self._reopened_at = now
+        #: The stretch before the first refusal.
+        self._first: dict[str, Stretch] = {}
         #: What had been let in of each dimension when the stretch began.
         self._empty: dict[str, float] = {}
         self._next = 1.0
@@ -162,6 +170,8 @@ class Evidence:
         """End a stretch with a refused call, known ``now`` that there were so many calls."""
         requests = self._budgets[REQUESTS]
         before, number = grant.charged_before(requests), requests.number
+        if self._points and self._reopened_at > self._points[0][0]:
+            self._points.insert(1, (self._reopened_at, list(self._points[0][1])))
         points = [point for point in self._points if point[1][number] <= before]
         self.behind = self.followers
         stretch = {}
@@ -177,11 +187,20 @@ class Evidence:
             held = budget.largest * (1 if name == REQUESTS else 2)
             stretch[name] = Stretch(self._is_first, seconds, let_in, held)
         self._stretches.append(stretch)
+        if self._is_first:
+            self._first = stretch
         self.is_corrected = False
         self._points = [(now, [budget.spent - budget.pending for budget in self._budgets.values()])]
         self._began_at, self._is_first = grant.at, False
         self._last, self._newest, self._refused = grant.number, calls, 0
         self._next = requests.spent + 1
+
+    def note_reopened(self, at: float) -> None:
+        """Note when the gate had opened, where a call was refused right behind the first one.
+
+        Nothing else says that all of them were sent since then.
+        """
+        self._reopened_at = at
 
     def forget(self, grant: Grant) -> None:
         """Take back a call that was refused later than the one that ended the last stretch.
@@ -288,6 +307,21 @@ class Evidence:
         calls = sum(max(0.0, one[REQUESTS].let_in[-1]) for one in self._latest)
         let_in = sum(max(0.0, one[name].let_in[-1]) for one in self._latest if name in one)
         return let_in / max(calls, 1.0)
+
+    def fills_in(self, name: str, rate: float) -> float:
+        """Return the seconds that the bucket takes to fill at the least.
+
+        Args:
+            name: The dimension.
+            rate: At which it filled at the most, by the second. It filled as fast at least as was
+                let in between two refusals, because it was empty at both.
+        """
+        stretches = [one[name] for one in (self._first, *self._stretches) if name in one]
+        for one in stretches:
+            if not one.is_first and one.let_in[-1] >= FEWEST_CALLS * one.held:
+                rate = max(rate, one.let_in[-1] / max(one.seconds[-1], SHORTEST_SECONDS))
+        held = max((one.sizes(CLOSEST * rate, 1.0)[0] for one in stretches), default=0.0)
+        return held / rate
 
     def explained(self, name: str, last: int = MOST_STRETCHES) -> Explained | None:
         """Return the rates that explain the last refusals; None when there are none.

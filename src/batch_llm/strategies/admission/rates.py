@@ -16,6 +16,7 @@ from batch_llm.strategies.admission.enclosure import (
     CLOSED_SHARE,
     FEWEST_CALLS,
     Round,
+    came_back,
     measured_rate,
 )
 from batch_llm.strategies.admission.first_refusal import start_low
@@ -34,6 +35,11 @@ if TYPE_CHECKING:
 #: small to tell.
 DEEPEST_CUT, BLIND_CUT = 0.5, 0.75
 SECOND_CUT_SECONDS = 5.0
+#: Below such a share of the rate that was too fast the limit has fallen: what was let in before
+#: tells nothing of it. Of calls let in the root may be chance, this many times.
+FALLEN_SHARE, CHANCE_CALLS = 0.6, 0.5
+#: The least that a cut leaves where fewer calls than so many tell how far the limit has fallen.
+DEEPEST_CUT_OF_FEW, TELLING_CALLS = 0.65, 32
 #: The same for a told limit where each refusal is followed by a pause of many calls' time.
 PAUSED_SECONDS = 8.0
 #: A longer round measures an unknown limit where the rate was not yet back: up to so many seconds,
@@ -49,8 +55,6 @@ RECOVERY_CALLS, RECOVERY_PAUSES, SHORTEST_RECOVERY_SECONDS = 150.0, 10.0, 8.0
 #: Nothing was refused up to so many times the rate where it was: the limit is not there. It is
 #: searched on as after so many refusals.
 REFUTED_FACTOR, REFUTED_CUTS = 1.15, 2
-#: A second cut of an unknown limit within moments holds when so many calls were let in before it.
-HOLDING_CALLS = 24
 #: Of the time that the gate was closed, so much counts as time without a cut.
 CLOSED_CREDIT_SECONDS = 15.0
 #: What is remembered is kept to for so long; when nothing was refused by then, it is searched on.
@@ -78,9 +82,18 @@ class Rates:
         belief: Where the limits are from.
         epoch: What was seen since the last cut.
         search: The search for what is unknown.
+        evidence: What the refusals tell.
     """
 
-    __slots__ = ("_belief", "_budgets", "_epoch", "_search", "_tried_at", "grown_at")
+    __slots__ = (
+        "_belief",
+        "_budgets",
+        "_epoch",
+        "_evidence",
+        "_search",
+        "_tried_at",
+        "grown_at",
+    )
 
     def __init__(
         self,
@@ -89,11 +102,13 @@ class Rates:
         belief: Belief,
         epoch: Epoch,
         search: RateSearch,
+        evidence: Evidence,
     ) -> None:
         self._budgets = budgets
         self._belief = belief
         self._epoch = epoch
         self._search = search
+        self._evidence = evidence
         #: When rates far below what was let in were last searched on.
         self._tried_at = now
         self.grown_at = now
@@ -132,13 +147,14 @@ class Rates:
         if self._belief.is_searching:
             self._search.cut(budget)
             return
+        fallen_to = self._fallen_to(budget, this)
         was_below = budget.rate < budget.peak
         budget.peak = budget.rate
+        if fallen_to is not None:
+            budget.peak = min(budget.rate, fallen_to)
+            budget.learn_rate(min(CUT * budget.rate, MEASURED_SHARE * fallen_to))
+            return
         budget.learn_rate(self._share_left(budget, last, this, was_below=was_below) * budget.peak)
-        is_second = budget.source == "unknown" and seconds < SECOND_CUT_SECONDS
-        if is_second and let_in >= HOLDING_CALLS * self._epoch.per_call(budget):
-            # The next stretch is to be of another length, so that the two can be compared.
-            budget.peak = budget.rate / CUT
 
     def _share_left(
         self, budget: Budget, last: Round | None, this: Round, *, was_below: bool
@@ -201,8 +217,33 @@ class Rates:
         if budget.told is None or not is_costly or let_in < fewest:
             return None
         sent_seconds = open_seconds + epoch.closed_at - epoch.cut_at
-        fills_in = budget.capacity / budget.ceiling
-        return let_in / (sent_seconds + min(seconds - sent_seconds, fills_in))
+        return came_back(this, sent_seconds, budget.capacity / budget.ceiling)
+
+    def _fallen_to(self, budget: Budget, this: Round) -> float | None:
+        """Return the rate of an unknown limit that turns out to be lower after a long pause.
+
+        How long its bucket takes to fill is known from before. A few calls more or less are let in
+        by chance: so it is taken for as high as it may be, because a rate that is too high is
+        refused soon, and one that is too low is not seen.
+        """
+        let_in, seconds, open_seconds = this
+        epoch = self._epoch
+        per_call = epoch.per_call(budget)
+        is_paced = let_in >= PACED_SHARE * budget.rate * open_seconds
+        has_many = let_in >= FEWEST_CALLS * per_call
+        if budget.source != "unknown" or seconds >= PAUSED_SECONDS or not (is_paced and has_many):
+            return None
+        closed = seconds - open_seconds
+        if closed <= CLOSED_SHARE * seconds or closed * budget.rate < FEWEST_CALLS * per_call:
+            return None
+        evidence = self._evidence
+        fills_in = evidence.fills_in(budget.name, budget.rate)
+        most = this._replace(let_in=let_in + CHANCE_CALLS * math.sqrt(let_in * per_call))
+        rate = came_back(most, open_seconds + epoch.closed_at - epoch.cut_at, fills_in)
+        if rate < FALLEN_SHARE * budget.rate:
+            evidence.clear(last=1)  # of another limit
+        deepest = DEEPEST_CUT if let_in >= TELLING_CALLS * per_call else DEEPEST_CUT_OF_FEW
+        return max(rate, deepest / MEASURED_SHARE * budget.rate)
 
     def lift(self, evidence: Evidence) -> None:
         """Go back to the rates from before the cuts that a rate limit did not cause, and beyond."""

@@ -133,3 +133,19 @@ def test_where_headers_are_seen_silent_calls_let_no_more_be_in_doubt_than_the_ra
 
     assert 200 * doubt.seconds <= silent < 2 * 200 * doubt.seconds
     assert doubt.limit == silent + 100
+
+
+@pytest.mark.parametrize(("is_guess", "passed"), [(False, 2), (True, 1)])
+def test_calls_sent_before_a_refused_one_that_are_silent_for_longer_were_let_in(is_guess, passed):
+    doubt = Doubt(0.0, is_told=False)
+    grants = [Grant(at, 0, ONE, n, 0) for n, at in enumerate((0.0, 0.2, 0.25, 0.375))]
+    for grant in grants:
+        doubt.add(grant)
+    doubt.settle(grants[2])  # refused after a quarter of a second
+
+    found = []
+    while (one := doubt.passed(0.5, grants[2], is_guess=is_guess)) is not None:
+        doubt.settle(one)
+        found.append(one)
+
+    assert found == grants[:passed]

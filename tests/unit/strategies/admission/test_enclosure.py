@@ -8,6 +8,7 @@ from batch_llm.strategies.admission.enclosure import (
     FEWEST_CALLS,
     LONGEST_SECONDS,
     Round,
+    came_back,
     measured_rate,
 )
 
@@ -47,3 +48,11 @@ def test_two_rounds_tell_no_more_than_was_let_in_while_the_gate_was_open():
     short, long = Round(20.0, 2.0, 1.0), Round(100.0, 3.0, 2.0)
 
     assert measured_rate(short, long, 1.0) == (100.0 + 1.0) / 2.0
+
+
+@pytest.mark.parametrize(
+    ("let_in", "fills_in"), [(100.0, 10.0), (100.0, 1.0), (55.0, 0.1)], ids=["ten", "one", "small"]
+)
+def test_what_came_back_is_the_rate_whatever_the_bucket_holds(let_in, fills_in):
+    """Fifty a second: a second closed, and then a second of calls."""
+    assert came_back(Round(let_in, 2.0, 1.0), 1.0, fills_in) == pytest.approx(50.0)

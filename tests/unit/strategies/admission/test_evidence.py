@@ -117,3 +117,37 @@ def test_a_stretch_knows_the_least_and_the_most_rate_that_it_allows():
 
     assert 40 < even.least(1.0) < 50  # all that was let in came back in two seconds
     assert 90 < even.most() < 101  # and it was sent in one of them
+
+
+@pytest.mark.parametrize("burst", [2.0, 20.0, 200.0])
+def test_how_long_a_bucket_takes_to_fill_is_known_from_its_first_burst(burst):
+    one = Sender(20.0, burst).stretch(80, 0.0)
+    for per_second in (25, 22):
+        one.stretch(per_second, 1.0)
+
+    assert one.evidence.fills_in(REQUESTS, 20.0) == pytest.approx(burst / 20, rel=0.15, abs=0.1)
+
+
+def test_a_bucket_is_not_taken_for_larger_because_its_rate_was_believed_to_be_lower():
+    one = Sender(20.0, 20.0).stretch(80, 0.0).stretch(21, 0.5)
+
+    assert one.evidence.fills_in(REQUESTS, 5.0) <= 1.2
+
+
+def test_calls_refused_right_after_the_gate_opened_were_sent_since_then():
+    """A call refused, ten let in a second later within a tenth of one: 100 a second were too many.
+
+    Nothing was noted of the calls, because none of them is known to be let in.
+    """
+    one = Sender(20.0, 10.0).stretch(50, 0.0)
+    before = one.evidence._began_at
+    one.now += 1.0
+    one.evidence.note_reopened(one.now)
+    for _ in range(10):
+        one.one.start(one.now, ONE)
+        one.now += 0.01
+    one.evidence.end(one.now, one.one.start(one.now, ONE), 99)
+
+    stretch = one.evidence._stretches[-1][REQUESTS]
+    assert stretch.seconds[-1] == pytest.approx(one.now - before)
+    assert stretch.most() > 90

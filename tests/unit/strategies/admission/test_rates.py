@@ -11,6 +11,7 @@ from batch_llm import Limits
 from batch_llm.strategies.admission.evidence import Evidence
 from batch_llm.strategies.costs import Cost
 from batch_llm.strategies.dimensions import REQUESTS, TOKENS
+from virtual_lane import Bucket, Lane
 
 
 def test_refusals_of_one_burst_are_one_cut():
@@ -175,21 +176,50 @@ def test_an_unknown_limit_that_is_not_where_it_was_found_is_searched_on():
     assert seconds_until(one, 60) < 25
 
 
-@pytest.mark.parametrize(("let_in", "is_held"), [(16, False), (30, True)])
-def test_a_second_cut_of_an_unknown_rate_holds_when_many_were_let_in_before_it(
-    let_in, is_held, monkeypatch
-):
+@pytest.mark.parametrize("burst_seconds", [0.1, 1.0, 10.0])
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_a_limit_that_has_fallen_is_measured_in_a_few_pauses(burst_seconds, seed):
+    """A hundred calls a second, and after half a minute half of that; whole seconds are asked."""
+    one, at = admission(dimensions=(REQUESTS,)), 30.0
+    bucket = Bucket(
+        seed, rate=100.0, burst=100 * burst_seconds, retry_after=1.0, seconds=(0.04, 0.06)
+    )
+    lane = Lane(one, bucket).run(at)
+
+    bucket.rate, bucket.burst = 50.0, 50 * burst_seconds
+    lane.run(at + 20.0)
+
+    assert lane.count("refused", at, at + 20.0) <= 25
+    assert lane.count("taken", at + 8.0, at + 20.0) >= 0.7 * 50 * 12
+
+
+@pytest.mark.parametrize(
+    ("calls", "rate"), [(12, 0.65 * 80), (40, 0.5 * 80)], ids=["few calls", "many calls"]
+)
+def test_a_limit_that_has_fallen_far_is_not_cut_to_nothing(calls, rate, monkeypatch):
+    """A bucket holds all that comes back in a pause of six seconds, and next to nothing did."""
     monkeypatch.setattr(Evidence, "unexplained", lambda _: 0)
-    one = holding(40.0)
-    one._rates.grown_at = math.inf  # growth is not what is tested
+    one = fallen(80.0, calls, pause=6.0)
+
+    assert one.budgets[REQUESTS].rate == pytest.approx(rate)
+
+
+def test_what_was_let_in_under_the_limit_before_it_fell_explains_nothing(monkeypatch):
+    monkeypatch.setattr(Evidence, "unexplained", lambda _: 0)
+    assert len(fallen(80.0, 40, pause=6.0)._evidence._stretches) == 1
+    assert len(fallen(80.0, 40, pause=0.2)._evidence._stretches) > 1
+
+
+def fallen(rate, calls, *, pause):
+    """Return an admission refused twice: after a burst of 800 calls, and so many after a pause."""
+    one = holding(rate)
     now = one.closed_until + 20.0
-    for retry_after, calls in ((1.0, 40), (1.0, let_in)):
-        for n in range(calls):
-            one.accepted(now + 0.01 * n, one.start(now + 0.01 * n, ONE))
-        now += 0.01 * calls
+    for let_in, per_second, retry_after in ((800, 800, pause), (calls, rate, pause)):
+        for n in range(let_in):
+            one.accepted(now + n / per_second, one.start(now + n / per_second, ONE))
+            one._rates.grown_at = math.inf  # growth is not what is tested
+        now += let_in / per_second
+        one.budgets[REQUESTS].peak = one.budgets[REQUESTS].rate = rate
         one.refused(now, one.start(now, ONE), latency=0.0, retry_after=retry_after)
         now = one.closed_until
-
-    budget = one.budgets[REQUESTS]
-    assert budget.rate < 0.8 * 0.87 * 40
-    assert (budget.rate == pytest.approx(0.87 * budget.peak)) == is_held
+    return one
