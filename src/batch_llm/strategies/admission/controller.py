@@ -11,7 +11,11 @@ from batch_llm.strategies.admission.blame import blamed
 from batch_llm.strategies.admission.budgets import Budget
 from batch_llm.strategies.admission.ceiling_room import CeilingRoom
 from batch_llm.strategies.admission.closed_gate import PROBE_SECONDS, ClosedGate
-from batch_llm.strategies.admission.closure import Closure, learn_from_closure
+from batch_llm.strategies.admission.closure import (
+    SHORTEST_CLOSURE_SECONDS,
+    Closure,
+    learn_from_closure,
+)
 from batch_llm.strategies.admission.doubt import Doubt
 from batch_llm.strategies.admission.epochs import Epoch
 from batch_llm.strategies.admission.evidence import Evidence
@@ -556,11 +560,18 @@ class Admission:
         belief.is_recalled = False
         named = dimension if dimension in self.budgets else None
         is_day = dimension == REQUESTS_PER_DAY and named is None
+        # It was used up before us: that says when it opens, and nothing of how much it is.
+        is_unheard = (
+            not (self._accepted or belief.is_told)
+            and belief.is_first
+            and ((retry_after or 0.0) > SHORTEST_CLOSURE_SECONDS or epoch.number > 1)
+        )
         # Still closed, which says nothing about the rate; nor does a day's limit, that is tried
         # ever more rarely.
-        is_closed_still = not epoch.accepted and (is_day or not belief.is_first)
+        was_closed = is_day or not belief.is_first or (is_unheard and self.refusals > 1)
+        is_closed_still = was_closed and not epoch.accepted
         gate.closed_again = gate.closed_again + 1 if is_closed_still else 0
-        if is_day:
+        if is_day or is_unheard:
             epoch.close()
             self._close_gate(now, retry_after)
             return True

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 #: A call that was not refused for so long counts as let in; learned from refusals within bounds.
 DOUBT_SECONDS, SHORTEST_DOUBT_SECONDS, LONGEST_DOUBT_SECONDS = 0.25, 0.1, 2.0
-#: Calls in doubt at a time: at the start, when headers or the user tell the limits, and at the most.
+#: Calls in doubt at a time: at the start, when headers or the user tell limits, and at the most.
 DOUBT_START, DOUBT_SEEN, DOUBT_MOST = 2.0, 32.0, 256.0
 DOUBT_LEAST = 16.0
 #: Where limits are told: at the start, as small buckets hold so many; and as many as were let in
