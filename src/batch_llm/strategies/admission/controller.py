@@ -459,7 +459,7 @@ class Admission:
     @property
     def has_answered(self) -> bool:
         """Whether any call was ever dealt with."""
-        return self._accepted > 0
+        return self._overload.has_answered
 
     @property
     def overloaded_since(self) -> float | None:
