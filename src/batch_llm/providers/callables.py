@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from batch_llm.core.usage import equal_parts, no_usage, read_usage, tokens, usage_of
 from batch_llm.exceptions import ConfigError
+from batch_llm.providers.agent_accounts import account_of
 from batch_llm.providers.base import (
     SPENT,
     Caller,
@@ -63,8 +64,11 @@ class CallByMode:
         """Tell what is known of an item's lane: of callables, their model where it can be seen."""
         if item.request is not None and self._requests is not None:
             return self._requests.facts(item)
-        model, _, server = self.lane(item).partition(" ")
-        return LaneFacts(model=model, server=server, keys=_key_variables(model))
+        lane = self.lane(item)
+        model, _, server = lane.partition(" ")
+        account = account_of(lane, item.agent if item.asked_model is None else None, os.environ)
+        keys = _key_variables(model)
+        return LaneFacts(model=model, server=server, keys=keys, remembered_as=(account,))
 
     def content(self, item: LLMWorkItem[Any, Any, Any], /) -> bytes:
         """Return the digest of what an item asks; of code, of its prompt and version."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from batch_llm.strategies.admission.header_belief import LimitHeader
@@ -15,7 +14,7 @@ from batch_llm.strategies.dimensions import (
     REQUESTS_PER_DAY,
     TOKENS,
 )
-from batch_llm.strategies.http_errors import go_seconds, seconds_until
+from batch_llm.strategies.http_errors import clock_of, go_seconds, seconds_until
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -49,8 +48,9 @@ MISTRAL_LIMITS = _by_pattern(
     {REQUESTS: "x-ratelimit-{}-req-minute", TOKENS: "x-ratelimit-{}-tokens-minute"}
 )
 _ALL_LIMITS = (OPENAI_LIMITS, ANTHROPIC_LIMITS, MISTRAL_LIMITS)
-#: A limit whose reset is further away is not one per minute.
-_LONGEST_RESET_SECONDS = 60.0
+#: A limit whose reset is further away is not one per minute. Resets may be rounded up, and clocks
+#: differ a little.
+_LONGEST_RESET_SECONDS = 63.0
 #: Refusals are short; what is longer is no message.
 _MOST_WORDS = 2000
 _MOST_CAUSES = 8
@@ -82,10 +82,12 @@ def read_limits(
         remaining = _number(headers.get(remaining_name))
         if limit is None or remaining is None:
             continue
-        reset = _until_minute() if names is MISTRAL_LIMITS else _reset(headers.get(reset_name))
+        is_by_clock = names is MISTRAL_LIMITS
+        reset = _until_minute(headers) if is_by_clock else _reset(headers, reset_name)
         if reset is None:
             continue
-        if limit < 1 or remaining < 0:  # less than one call ever is no limit but nonsense
+        # Less than one call ever is no limit but nonsense, and so is more left than there is.
+        if limit < 1 or not 0 <= remaining <= limit:
             continue
         if reset <= _LONGEST_RESET_SECONDS or dimension == REQUESTS_PER_DAY:
             found[dimension] = LimitHeader(limit, remaining, reset)
@@ -98,9 +100,9 @@ def _has_any(headers: Mapping[str, str], names: LimitNames) -> bool:
     return any(limit in headers for limit, _, _ in names.values())
 
 
-def _until_minute() -> float:
-    """Return the seconds until the clock's next full minute."""
-    now = datetime.now(UTC)
+def _until_minute(headers: Mapping[str, str]) -> float:
+    """Return the seconds until the next full minute of the server's clock."""
+    now = clock_of(headers)
     return 60.0 - now.second - now.microsecond / 1e6
 
 
@@ -146,8 +148,9 @@ def _number(text: str | None) -> float | None:
         return None
 
 
-def _reset(text: str | None) -> float | None:
+def _reset(headers: Mapping[str, str], name: str) -> float | None:
+    text = headers.get(name)
     if text is None:
         return None
     seconds = go_seconds(text)
-    return seconds if seconds is not None else seconds_until(text)
+    return seconds if seconds is not None else seconds_until(text, clock_of(headers))

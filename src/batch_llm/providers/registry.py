@@ -77,11 +77,7 @@ class Endpoint:
         parts = urlsplit(self.url)
         if is_simulator(self.provider) or parts.hostname in _THIS_MACHINE:
             return None
-        name = f"{self.provider}:{self.model} {parts.hostname}"
-        if not self.secret:
-            return name
-        digest = blake2b(self.secret.encode(), digest_size=6, person=b"batch-llm").hexdigest()
-        return f"{name} {digest}"
+        return account_name(f"{self.provider}:{self.model}", parts.hostname or "", self.secret)
 
     @property
     def base_url(self) -> str:
@@ -99,6 +95,14 @@ class Endpoint:
         if is_simulator(self.provider) or parts.hostname == own or own is None:
             return ""
         return parts.netloc + parts.path
+
+
+def account_name(model: str, host: str, secret: str) -> str:
+    """Name what shares limits: a model, its server, and of the key no more than a digest."""
+    if not secret:
+        return f"{model} {host}"
+    digest = blake2b(secret.encode(), digest_size=6, person=b"batch-llm").hexdigest()
+    return f"{model} {host} {digest}"
 
 
 _THIS_MACHINE = {"localhost", "127.0.0.1", "::1"}

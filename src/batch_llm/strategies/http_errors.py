@@ -10,7 +10,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import Any
 
@@ -96,6 +96,9 @@ _RETRYABLE = {
 }
 #: A day, and an hour for clocks that differ.
 LONGEST_WAIT_SECONDS = 25 * 3600.0
+#: Clocks that differ by less than this are taken for the same one.
+CLOCKS_AGREE = timedelta(seconds=2)
+_HALF_A_SECOND = timedelta(seconds=0.5)
 _GO_UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
 _GO_PART = re.compile(r"(\d+(?:\.\d+)?)(h|ms|us|µs|ns|m|s)")
 _TRY_AGAIN = re.compile(r"(?:try again|retry) in ((?:\d+(?:\.\d+)?(?:h|ms|us|µs|ns|m|s))+)")
@@ -232,7 +235,7 @@ def _told_wait(text: str, found: Mapping[str, str]) -> float | None:
     if after is not None:
         seconds = _number(after)
         if seconds is None:
-            seconds = seconds_until(after)
+            seconds = seconds_until(after, clock_of(found))
         if seconds is not None:
             return seconds
     if match := _RETRY_DELAY.search(text):
@@ -254,7 +257,7 @@ def _until_reset(headers: Mapping[str, str]) -> float | None:
             reset = headers.get(name.replace("remaining", "reset"), "")
             wait = go_seconds(reset)
             if wait is None:
-                wait = seconds_until(reset)
+                wait = seconds_until(reset, clock_of(headers))
             if wait is not None:
                 waits.append(wait)
     return max(waits, default=None)
@@ -277,16 +280,33 @@ def _number(text: str | None) -> float | None:
     return value if 0 <= value < math.inf else None
 
 
-def seconds_until(date: str) -> float | None:
+def seconds_until(date: str, now: datetime) -> float | None:
     """Return the seconds until a date, RFC 3339 or RFC 9110; None for nonsense."""
+    moment = _moment(date)
+    return None if moment is None else max(0.0, (moment - now).total_seconds())
+
+
+def clock_of(headers: Mapping[str, str]) -> datetime:
+    """Return the time by the clock of the server that sent these headers.
+
+    The dates in them are by that clock too. Its ``Date`` is of whole seconds: where ours agrees
+    with it, ours is the more exact one.
+    """
+    ours = datetime.now(UTC)
+    sent = _moment(headers.get("date", ""))
+    if sent is None:
+        return ours
+    theirs = sent + _HALF_A_SECOND
+    return ours if abs(theirs - ours) < CLOCKS_AGREE else theirs
+
+
+def _moment(date: str) -> datetime | None:
     try:
         try:
             moment = datetime.fromisoformat(date)
         except ValueError:
             moment = parsedate_to_datetime(date)
-        if moment.tzinfo is None:
-            moment = moment.replace(tzinfo=UTC)
-        return max(0.0, (moment - datetime.now(UTC)).total_seconds())
+        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
     except (ValueError, TypeError, IndexError, OverflowError):
         return None
 

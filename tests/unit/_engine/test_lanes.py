@@ -49,6 +49,10 @@ def now():
     return asyncio.get_running_loop().time()
 
 
+#: Seconds of answers, so mixed that the number of calls in flight says nothing.
+MIXED = (0.2, 3.0, 1.0, 0.7, 2.3, 0.45, 1.6)
+
+
 class Pool:
     """Answers requests; a place's answers are told by ``behaviour(place)``."""
 
@@ -335,7 +339,7 @@ async def test_what_was_learned_is_where_the_next_run_starts(tmp_path, monkeypat
             level -= 1
             return None
 
-        pool = Pool(1, behaviour, remembered_as=("p:model host",), latencies=(0.2, 3.0, 1.0))
+        pool = Pool(1, behaviour, remembered_as=("p:model host",), latencies=MIXED)
         await pool.processor(concurrency="auto").process(requests(1000))
         return len(refused)
 

@@ -188,6 +188,26 @@ def test_a_date_is_a_wait_until_then(write):
     assert suggested_wait("", {"retry-after": write(moment)}) == pytest.approx(100, abs=5)
 
 
+@pytest.mark.parametrize("hours", [-3, 3])
+def test_a_date_is_by_the_clock_of_the_server(hours):
+    theirs = datetime.now(UTC) + timedelta(hours=hours)
+    headers = {
+        "date": format_datetime(theirs, usegmt=True),
+        "retry-after": format_datetime(theirs + timedelta(seconds=100), usegmt=True),
+    }
+
+    assert suggested_wait("", headers) == pytest.approx(99.5, abs=1)
+
+
+@pytest.mark.parametrize("date", ["soon", "", "Thu, 99 Nov 2026 11:00:00 GMT"])
+def test_a_server_whose_clock_cannot_be_read_is_taken_to_have_ours(date):
+    moment = datetime.now(UTC) + timedelta(seconds=100)
+
+    headers = {"date": date, "retry-after": format_datetime(moment, usegmt=True)}
+
+    assert suggested_wait("", headers) == pytest.approx(100, abs=5)
+
+
 @pytest.mark.parametrize(
     ("text", "seconds"),
     [

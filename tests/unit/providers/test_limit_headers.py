@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from types import MappingProxyType
 
 import groq
@@ -49,6 +50,31 @@ def test_openais_headers_are_read():
     }
 
 
+@pytest.mark.parametrize("hours", [-1, 0, 1])
+def test_resets_are_by_the_clock_of_the_server(hours):
+    theirs = datetime.now(UTC) + timedelta(hours=hours)
+    found = read_limits(
+        {
+            "date": format_datetime(theirs.astimezone(UTC), usegmt=True),
+            "anthropic-ratelimit-requests-limit": "100",
+            "anthropic-ratelimit-requests-remaining": "40",
+            "anthropic-ratelimit-requests-reset": (theirs + timedelta(seconds=30)).isoformat(),
+        }
+    )
+
+    assert found[REQUESTS].reset_seconds == pytest.approx(30, abs=1)
+
+
+def test_a_reset_that_is_rounded_up_makes_a_minute_no_day():
+    headers = {
+        "x-ratelimit-limit-requests": "5000",
+        "x-ratelimit-remaining-requests": "0",
+        "x-ratelimit-reset-requests": "61s",
+    }
+
+    assert read_limits(headers).keys() == {REQUESTS}
+
+
 def test_anthropics_headers_are_read():
     reset = (datetime.now(UTC) + timedelta(seconds=30)).isoformat()
     names = ("requests", "input-tokens", "output-tokens")
@@ -68,6 +94,8 @@ def test_anthropics_headers_are_read():
         ("limit", "-1"),
         ("limit", "many"),
         ("remaining", "-1"),
+        ("remaining", "101"),
+        ("remaining", "nan"),
         ("reset", "soon"),
     ],
 )

@@ -11,7 +11,11 @@ from batch_llm.strategies.admission.blame import blamed
 from batch_llm.strategies.admission.budgets import Budget
 from batch_llm.strategies.admission.ceiling_room import CeilingRoom
 from batch_llm.strategies.admission.closed_gate import PROBE_SECONDS, ClosedGate
-from batch_llm.strategies.admission.closure import Closure, learn_from_closure
+from batch_llm.strategies.admission.closure import (
+    SHORTEST_CLOSURE_SECONDS,
+    Closure,
+    learn_from_closure,
+)
 from batch_llm.strategies.admission.doubt import Doubt
 from batch_llm.strategies.admission.epochs import Epoch
 from batch_llm.strategies.admission.evidence import Evidence
@@ -91,7 +95,6 @@ class Admission:
         "_uncounted",
         "_with_output",
         "budgets",
-        "has_answered",
         "in_flight",
         "is_unlimited",
         "max_in_flight",
@@ -117,8 +120,6 @@ class Admission:
             self._add(name, told.get(name), now, burst_seconds)
         self.max_in_flight = max_in_flight
         self.in_flight = self.refusals = 0
-        #: Whether any call was ever answered: one that is silent may be looking for the provider.
-        self.has_answered = False
         #: Whether nothing is known of any limit, and no call was ever refused: what calls take
         #: decides nothing as long as it is so.
         self.is_unlimited = not told
@@ -283,7 +284,6 @@ class Admission:
             self._end(now, grant)
             return
         # As long as nothing is limited and nothing was refused, that is all.
-        self.has_answered = True
         self._overload.note_answer(now, grant.is_probe)
         grant.is_in_doubt = False
         self._doubt.calls -= 1
@@ -292,7 +292,6 @@ class Admission:
         self._uncounted += 1
 
     def _end(self, now: float, grant: Grant) -> None:
-        self.has_answered = True
         self._overload.note_answer(now, grant.is_probe)
         if grant.epoch == 0 and self._epoch.number == 1:
             self._note_follower(grant, was_accepted=True)
@@ -472,6 +471,11 @@ class Admission:
         return self._epoch.calls
 
     @property
+    def has_answered(self) -> bool:
+        """Whether any call was ever dealt with."""
+        return self._overload.has_answered
+
+    @property
     def overloaded_since(self) -> float | None:
         """When the provider stopped dealing with calls; None while it does."""
         return self._overload.since
@@ -586,11 +590,18 @@ class Admission:
         belief.is_recalled = False
         named = dimension if dimension in self.budgets else None
         is_day = dimension == REQUESTS_PER_DAY and named is None
+        # It was used up before us: that says when it opens, and nothing of how much it is.
+        is_unheard = (
+            not (self._accepted or belief.is_told)
+            and belief.is_first
+            and ((retry_after or 0.0) > SHORTEST_CLOSURE_SECONDS or epoch.number > 1)
+        )
         # Still closed, which says nothing about the rate; nor does a day's limit, that is tried
         # ever more rarely.
-        is_closed_still = not epoch.accepted and (is_day or not belief.is_first)
+        was_closed = is_day or not belief.is_first or (is_unheard and self.refusals > 1)
+        is_closed_still = was_closed and not epoch.accepted
         gate.closed_again = gate.closed_again + 1 if is_closed_still else 0
-        if is_day:
+        if is_day or is_unheard:
             epoch.close()
             self._close_gate(now, retry_after)
             return True

@@ -47,6 +47,7 @@ class Overload:
         "_told_until",
         "accepted",
         "concurrency",
+        "has_answered",
         "requests",
         "since",
     )
@@ -54,6 +55,8 @@ class Overload:
     def __init__(self, now: float, dice: random.Random) -> None:
         self._dice = dice
         self.requests = self.accepted = 0.0
+        #: Whether it ever dealt with a call. One that is silent may still be connecting.
+        self.has_answered = False
         #: Calls at a time.
         self.concurrency = math.inf
         #: When the breaker opened; None while it is closed.
@@ -86,6 +89,7 @@ class Overload:
     def note_answer(self, now: float, is_probe: bool) -> None:  # noqa: FBT001 - on the hot path
         """Note that the provider dealt with a call, be it by a refusal."""
         self.accepted += 1
+        self.has_answered = True
         self._failures = 0
         self._told_until = 0.0
         if self.since is not None:
