@@ -23,12 +23,15 @@ from batch_llm.strategies.admission.noise import Noise
 from batch_llm.strategies.admission.overload import Overload
 from batch_llm.strategies.admission.rate_search import RateSearch
 from batch_llm.strategies.admission.rates import SECOND_CUT_SECONDS, Rates
+from batch_llm.strategies.admission.ready_points import ReadyPoints
+from batch_llm.strategies.admission.retry_hints import RetryHints
 from batch_llm.strategies.admission.second_calls import FASTEST_TRIED, Bound, SecondCalls, bounds_of
 from batch_llm.strategies.admission.slots import Slots
 from batch_llm.strategies.costs import FIELDS, NOTHING, PENDING, Cost
 from batch_llm.strategies.dimensions import (
     CONCURRENCY,
     INPUT,
+    MINUTE,
     OUTPUT,
     REQUESTS,
     REQUESTS_PER_DAY,
@@ -78,10 +81,12 @@ class Admission:
         "_fallen",
         "_first",
         "_gate",
+        "_hints",
         "_in_order",
         "_noise",
         "_overload",
         "_rates",
+        "_ready",
         "_search",
         "_second_calls",
         "_slots",
@@ -129,7 +134,9 @@ class Admission:
         self._closure = Closure()
         self._first = FirstRefusal()
         self._evidence = Evidence(self.budgets, now)
-        self._search = RateSearch(self._belief, self._doubt, self._evidence)
+        self._hints = RetryHints()
+        self._ready = ReadyPoints(self.budgets)
+        self._search = RateSearch(self._belief, self._doubt, self._evidence, self._hints)
         self._rates = Rates(now, self.budgets, self._belief, self._epoch, self._search)
         self._noise = Noise()
         self._fallen = FallenRates()
@@ -354,9 +361,12 @@ class Admission:
         if is_first:
             named = dimension or used_up(grant.cost, headers)
             return Refusal(self._cut(now, grant, retry_after, named), 0.0)
+        self._note_hint(grant, retry_after)
         if grant.epoch == 0 and self._epoch.number == 1:
             self._note_follower(grant, was_accepted=False)
             self._first.hold_less(self.budgets[REQUESTS], grant)
+            if not self._epoch.accepted:
+                self._search.start(self.budgets.values(), self._epoch.per_call)
         if retry_after is not None:
             self._gate.keep_closed(now + retry_after)
         return Refusal(False, 0.0)
@@ -492,6 +502,7 @@ class Admission:
             budget.uncharge(now, amount, grant.at, refund=refund)
             self._epoch.forget(grant, budget, amount)
         self._evidence.forget(grant)
+        self._ready.forget(grant)
 
     def _confirm_silent(self, now: float) -> None:
         """Count the calls as let in that have been silent for long enough."""
@@ -539,6 +550,7 @@ class Admission:
         epoch.reopened_at = grant.at
         if not belief.is_first:
             self._closure.explain(now, grant, budgets, belief, epoch)
+        self._measure()
         if belief.is_searching:
             self._search.correct(budgets)
             learn_from_closure(grant, budgets, epoch.refused_at, self._doubt.seconds)
@@ -608,6 +620,38 @@ class Admission:
             )
         return True
 
+    def _note_hint(self, grant: Grant, retry_after: float | None) -> None:
+        """Take in what Retry-After tells of a limit that nobody told."""
+        if retry_after is None or self._belief.knows_limits:
+            return
+        requests = self.budgets[REQUESTS]
+        calls = max(requests.spent, 1.0)
+        sizes = [
+            grant.charged(budget) * calls / budget.spent
+            for budget in self.budgets.values()
+            if budget is not requests and budget.spent > 0
+        ]
+        least = self._accepted / (MINUTE + grant.at - self._epoch.began_at)
+        self._hints.note(grant.at, retry_after, max(sizes, default=1.0), least)
+        # Random refusals ask for a second; two and more are asked for by slow limits.
+        is_whole = _is_whole(retry_after)
+        if not is_whole or self._hints.most < math.inf:
+            self._ready.note(grant, retry_after, is_whole=is_whole)
+
+    def _measure(self) -> None:
+        """Go on at the rate that exact Retry-Afters measure."""
+        if self._belief.knows_limits or self._noise.is_believed:
+            self._ready.clear()
+            return
+        measured = self._ready.measure(self._evidence)
+        if measured is not None and self._hints.contradicts(measured.calls):
+            measured = None
+        if measured is not None and not self._noise.is_suspected:
+            self._belief.is_searching = False
+            self._search.take(measured, self.budgets.values(), self._epoch.per_call)
+        elif self._ready.has_measured:
+            self._search.forget_measured()
+
     def _seconds_since_cut(self, grant: Grant) -> float:
         """Return the seconds since the last cut, as far as they tell how much is refilled in them.
 
@@ -630,9 +674,14 @@ class Admission:
         if not belief.is_first and self._is_noise(now, grant, retry_after):
             return False
         is_fast = self._noise.is_suspected and _is_whole(retry_after)
+        self._hints.begin()
+        self._ready.begin(grant, epoch.calls, is_first=belief.is_first)
+        self._note_hint(grant, retry_after)
         cuts = self._search.judge(is_fast=is_fast, is_whole=_is_whole(retry_after))
         for budget in cut:
             self._rates.cut(now, budget, grant, seconds)
+        if belief.is_first:
+            self._search.start(budgets.values(), epoch.per_call)
         self._search.note_cut(cuts)
         self._rates.keep_in_step()
         belief.is_searching = self._search.goes_on

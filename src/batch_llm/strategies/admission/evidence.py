@@ -36,6 +36,8 @@ ASKED_STRETCHES, SOME_TOLERANCE, MORE_TOLERANCE = 3, 1.5, 3.0
 #: Rates are tried at so many places between the least and the most, no closer than this factor.
 MOST_RATES, CLOSEST = 24, 1.05
 SHORTEST_SECONDS = 0.05
+#: A bucket was never full when no more than this share of what it holds was ever in it.
+NEVER_FULL_SHARE = 0.8
 
 
 class Explained(NamedTuple):
@@ -119,6 +121,7 @@ class Evidence:
         "_began_at",
         "_budgets",
         "_empty",
+        "_first",
         "_is_first",
         "_last",
         "_newest",
@@ -135,6 +138,8 @@ class Evidence:
         self._stretches: deque[dict[str, Stretch]] = deque(maxlen=MOST_STRETCHES)
         self._points: list[tuple[float, list[float]]] = []
         self._began_at, self._is_first = now, True
+        #: The stretch up to the first refusal.
+        self._first: dict[str, Stretch] = {}
         #: What had been let in of each dimension when the stretch began.
         self._empty: dict[str, float] = {}
         self._next = 1.0
@@ -176,6 +181,8 @@ class Evidence:
             held = budget.largest * (1 if name == REQUESTS else 2)
             stretch[name] = Stretch(self._is_first, seconds, let_in, held)
         self._stretches.append(stretch)
+        if self._is_first:
+            self._first = stretch
         self.is_corrected = False
         self._points = [(now, [budget.spent - budget.pending for budget in self._budgets.values()])]
         self._began_at, self._is_first = grant.at, False
@@ -221,6 +228,18 @@ class Evidence:
             if found:
                 return Explained(min(one.least for one in found), max(one.most for one in found))
         return None
+
+    def was_never_full(self, name: str, rate: float) -> bool:
+        """Tell whether a bucket with this rate had room left all the time since the last refusal.
+
+        How much it holds is known from the first refusal.
+        """
+        first = self._first.get(name)
+        last = self._stretches[-1].get(name) if self._stretches else None
+        if first is None or last is None:
+            return False
+        held = first.sizes(rate, 1.0)[1]
+        return last is not first and last.sizes(rate, 1.0)[0] < NEVER_FULL_SHARE * held
 
     def unexplained(self) -> int:
         """Tell how little one bucket explains the last three refusals.

@@ -46,6 +46,8 @@ RECOVERY_SECONDS = 28.0
 #: Of an unknown limit after the time of so many calls, and so many times the pause, but no sooner
 #: than this.
 RECOVERY_CALLS, RECOVERY_PAUSES, SHORTEST_RECOVERY_SECONDS = 50.0, 10.0, 8.0
+#: Of one that was measured to the fraction of a call.
+MEASURED_RECOVERY_CALLS, LONGEST_RECOVERY_SECONDS = 100.0, 120.0
 #: Nothing was refused up to so many times the rate where it was: the limit is not there. It is
 #: searched on as after so many refusals.
 REFUTED_FACTOR, REFUTED_CUTS = 1.15, 2
@@ -262,6 +264,9 @@ class Rates:
         """Return how long after a cut a rate is back where it was."""
         if self._belief.knows_limits:
             return RECOVERY_SECONDS
+        if self._search.has_measured:
+            calls = MEASURED_RECOVERY_CALLS / self.requests_per_second
+            return max(RECOVERY_SECONDS, min(LONGEST_RECOVERY_SECONDS, calls))
         calls = RECOVERY_CALLS / self.requests_per_second
         pauses = RECOVERY_PAUSES * (self._epoch.open_at - self._epoch.cut_at)
         return max(SHORTEST_RECOVERY_SECONDS, min(RECOVERY_SECONDS, max(calls, pauses)))
@@ -278,6 +283,8 @@ class Rates:
         if requests.source != "unknown" or requests.rate == math.inf:
             return
         for budget in self._budgets.values():
+            if self._search.is_measured(budget):
+                continue
             if budget is not requests and budget.source == "unknown" and budget.rate < math.inf:
                 per_call = budget.spent / max(requests.spent, 1.0)
                 budget.peak = max(budget.peak, requests.peak * per_call)
