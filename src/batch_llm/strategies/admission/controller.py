@@ -633,10 +633,7 @@ class Admission:
         ]
         least = self._accepted / (MINUTE + grant.at - self._epoch.began_at)
         self._hints.note(grant.at, retry_after, max(sizes, default=1.0), least)
-        # Random refusals ask for a second; two and more are asked for by slow limits.
-        is_whole = _is_whole(retry_after)
-        if not is_whole or self._hints.most < math.inf:
-            self._ready.note(grant, retry_after, is_whole=is_whole)
+        self._ready.note(grant, retry_after, is_whole=_is_whole(retry_after))
 
     def _measure(self) -> None:
         """Go on at the rate that exact Retry-Afters measure."""

@@ -23,6 +23,8 @@ FEWEST_CALLS, MOST_UNKNOWN_SHARE = 4.0, 0.05
 #: A moment is known but for so many seconds, because calls take not always as long to arrive; and
 #: where Retry-After is in whole seconds.
 JITTER_SECONDS, WHOLE_SECONDS = 0.03, 0.5
+#: Whole seconds measure no faster rates: what refuses at random asks for a second too.
+FASTEST_WHOLE = 3.0
 #: Two rates are the same when they differ by no more than this share, and what is not known.
 SAME_SHARE = 0.015
 #: How much what was before counts for which dimension's rates are the same; and by how much less
@@ -73,6 +75,7 @@ class ReadyPoints:
         "_cost",
         "_differ",
         "_is_first",
+        "_is_whole",
         "_newest",
         "_rates",
         "_unknown_seconds",
@@ -90,6 +93,8 @@ class ReadyPoints:
         self._newest = 0
         #: Whether it is the first burst: its calls were sent at once, and the last moment counts.
         self._is_first = True
+        #: Whether Retry-After is in whole seconds.
+        self._is_whole = False
         #: The moment from which on it is measured.
         self._before: Point | None = None
         #: The rates that were measured last, and the share by which they may be wrong.
@@ -116,6 +121,7 @@ class ReadyPoints:
 
     def note(self, grant: Grant, retry_after: float, *, is_whole: bool) -> None:
         """Take in when the bucket has room for a refused call."""
+        self._is_whole = is_whole
         unknown = WHOLE_SECONDS if is_whole else 0.0
         at = grant.at + retry_after - unknown
         if at > self._at and (self._is_first or self._at == -math.inf):
@@ -180,7 +186,10 @@ class ReadyPoints:
             differ = 1 - least / most
             self._differ[name] = MEMORY_SHARE * self._differ.get(name, differ) + differ
             is_best = self._differ[name] < best - (CLEARLY_LESS if found else 0.0)
+            most_calls = most * calls / amounts[name]
+            if self._is_whole and most_calls > FASTEST_WHOLE:
+                continue
             if differ < same and is_best and evidence.was_never_full(name, most):
                 best = self._differ[name]
-                found = Measured(name, most, most * calls / amounts[name])
+                found = Measured(name, most, most_calls)
         return found
