@@ -16,7 +16,7 @@ from batch_llm.strategies.admission.doubt import Doubt
 from batch_llm.strategies.admission.epochs import Epoch
 from batch_llm.strategies.admission.evidence import Evidence
 from batch_llm.strategies.admission.fallen_rates import FallenRates
-from batch_llm.strategies.admission.first_refusal import FirstRefusal, explains_used_up
+from batch_llm.strategies.admission.first_refusal import FirstRefusal, expect_tiny, explains_used_up
 from batch_llm.strategies.admission.grants import Grant, Refusal
 from batch_llm.strategies.admission.header_belief import used_up
 from batch_llm.strategies.admission.noise import Noise
@@ -553,6 +553,7 @@ class Admission:
         self._measure()
         if belief.is_searching:
             self._search.correct(budgets)
+            self._search.keep_to_least(budgets, self._ready.least)
             learn_from_closure(grant, budgets, epoch.refused_at, self._doubt.seconds)
 
     def _cut(
@@ -678,6 +679,8 @@ class Admission:
         for budget in cut:
             self._rates.cut(now, budget, grant, seconds)
         if belief.is_first:
+            if retry_after is not None:
+                expect_tiny(budgets.values(), grant)
             self._search.start(budgets.values(), epoch.per_call)
         self._search.note_cut(cuts)
         self._rates.keep_in_step()

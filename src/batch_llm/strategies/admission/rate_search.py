@@ -11,7 +11,7 @@ import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
     from batch_llm.strategies.admission.belief import Belief
     from batch_llm.strategies.admission.budgets import Budget
@@ -44,7 +44,9 @@ SEARCH_SLOWER = 4.0
 SEARCH_CUTS = 3
 #: Of a rate that was measured to the fraction of a call so much is used; the other dimensions have
 #: so many times as much.
-KEPT_SHARE, ROOM_BESIDE = 0.99, 1.3
+KEPT_SHARE, ROOM_BESIDE = 0.99, 2.0
+#: Of the least that the rate may be so much is used.
+LEAST_SHARE = 0.95
 #: What is remembered is searched on so slowly.
 RECALLED_SPAN_SECONDS = 4.0
 
@@ -148,6 +150,14 @@ class RateSearch:
         for budget in budgets:
             if budget.source == "unknown" and budget.rate < math.inf:
                 budget.learn_rate(max(budget.peak, self._hints.least * per_call(budget)))
+
+    def keep_to_least(self, budgets: Iterable[Budget], least: Mapping[str, float]) -> None:
+        """Go on at no less than what came back since the refusal before the last."""
+        for budget in budgets:
+            rate = LEAST_SHARE * least.get(budget.name, 0.0)
+            if budget.source == "unknown" and budget.rate < rate:
+                budget.peak = max(budget.peak, rate)
+                budget.learn_rate(rate)
 
     def take(
         self,

@@ -80,6 +80,7 @@ class ReadyPoints:
         "_rates",
         "_unknown_seconds",
         "_unknown_share",
+        "least",
     )
 
     def __init__(self, budgets: dict[str, Budget]) -> None:
@@ -100,6 +101,8 @@ class ReadyPoints:
         #: The rates that were measured last, and the share by which they may be wrong.
         self._rates: dict[str, float] = {}
         self._unknown_share = 0.0
+        #: By dimension, what the rate is at the least if the last burst was refused by its bucket.
+        self.least: dict[str, float] = {}
         #: By how much a dimension's rates differed lately.
         self._differ: dict[str, float] = {}
 
@@ -161,7 +164,7 @@ class ReadyPoints:
             {name: self._charged.get(name, 0.0) + cost for name, cost in self._cost.items()},
             self._unknown_seconds,
         )
-        self._at, before = -math.inf, self._before
+        self._at, before, self.least = -math.inf, self._before, {}
         if before is None or point.at <= before.at:
             self._before = point
             return None
@@ -173,6 +176,11 @@ class ReadyPoints:
             if name in before.charged
         }
         calls = amounts.get(REQUESTS, 0.0)
+        # Had the bucket been full meanwhile, the rate would be higher.
+        self.least = {
+            name: amount / (seconds + point.unknown_seconds + before.unknown_seconds)
+            for name, amount in amounts.items()
+        }
         if calls < FEWEST_CALLS or unknown_share > MOST_UNKNOWN_SHARE:
             return None  # too little: it is measured from the same moment to a later one
         last, same = self._rates, SAME_SHARE + (unknown_share + self._unknown_share) / 2
