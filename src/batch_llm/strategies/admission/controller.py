@@ -673,7 +673,7 @@ class Admission:
             return False
         is_fast = self._noise.is_suspected and _is_whole(retry_after)
         self._hints.begin()
-        self._ready.begin(grant, epoch.calls, is_first=belief.is_first)
+        self._ready.begin(now, grant, epoch.calls, is_first=belief.is_first)
         self._note_hint(grant, retry_after)
         cuts = self._search.judge(is_fast=is_fast, is_whole=_is_whole(retry_after))
         for budget in cut:

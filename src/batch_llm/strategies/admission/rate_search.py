@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from batch_llm.strategies.dimensions import REQUESTS
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
@@ -45,8 +47,9 @@ SEARCH_CUTS = 3
 #: Of a rate that was measured to the fraction of a call so much is used; the other dimensions have
 #: so many times as much.
 KEPT_SHARE, ROOM_BESIDE = 0.99, 2.0
-#: Of the least that the rate may be so much is used.
-LEAST_SHARE = 0.95
+#: Of the least that the rate may be so much is used, where it is slow: faster ones are searched up
+#: again soon, and may be others' limits too.
+LEAST_SHARE, FASTEST_LEAST = 0.95, 2.0
 #: What is remembered is searched on so slowly.
 RECALLED_SPAN_SECONDS = 4.0
 
@@ -114,7 +117,7 @@ class RateSearch:
             let_in: Calls since the first refusal.
             seconds: Since then.
         """
-        most = self._hints.most_tried(let_in)
+        most = self._hints.most_tried(let_in, seconds)
         if self._cuts or self._belief.is_recalled or let_in < FEWEST_CALLS:
             return most
         return min(most, FIRST_TIMES * let_in / max(seconds, 1e-3))
@@ -153,6 +156,8 @@ class RateSearch:
 
     def keep_to_least(self, budgets: Iterable[Budget], least: Mapping[str, float]) -> None:
         """Go on at no less than what came back since the refusal before the last."""
+        if least.get(REQUESTS, 0.0) > FASTEST_LEAST:
+            return
         for budget in budgets:
             rate = LEAST_SHARE * least.get(budget.name, 0.0)
             if budget.source == "unknown" and budget.rate < rate:
@@ -198,6 +203,12 @@ class RateSearch:
     def note_cut(self, cuts: int) -> None:
         """Go on more slowly."""
         self._cuts = cuts
+
+    def note_refuted(self, cuts: int) -> None:
+        """Search on as after so many refusals: the limit is a higher one than it was."""
+        self._cuts = cuts
+        self._measured = ""
+        self._hints.forget()
 
     def cut(self, budget: Budget) -> None:
         """Set the rate to go on with after a refusal."""

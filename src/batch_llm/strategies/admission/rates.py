@@ -46,8 +46,9 @@ RECOVERY_SECONDS = 28.0
 #: Of an unknown limit after the time of so many calls, and so many times the pause, but no sooner
 #: than this.
 RECOVERY_CALLS, RECOVERY_PAUSES, SHORTEST_RECOVERY_SECONDS = 50.0, 10.0, 8.0
-#: Of one that was measured to the fraction of a call.
-MEASURED_RECOVERY_CALLS, LONGEST_RECOVERY_SECONDS = 100.0, 120.0
+#: Of one that was measured to the fraction of a call; and no sooner, or later, than this.
+MEASURED_RECOVERY_CALLS = 100.0
+MEASURED_RECOVERY_SECONDS, LONGEST_RECOVERY_SECONDS = 28.0, 120.0
 #: Nothing was refused up to so many times the rate where it was: the limit is not there. It is
 #: searched on as after so many refusals.
 REFUTED_FACTOR, REFUTED_CUTS = 1.15, 2
@@ -249,7 +250,7 @@ class Rates:
         self.keep_in_step()
         if not (is_searching or belief.knows_limits) and distance > 0 and self._is_refuted():
             belief.is_searching = True
-            self._search.note_cut(REFUTED_CUTS)
+            self._search.note_refuted(REFUTED_CUTS)
         return True
 
     def _searched(self, budget: Budget, now: float, elapsed: float) -> float:
@@ -266,7 +267,7 @@ class Rates:
             return RECOVERY_SECONDS
         if self._search.has_measured:
             calls = MEASURED_RECOVERY_CALLS / self.requests_per_second
-            return max(RECOVERY_SECONDS, min(LONGEST_RECOVERY_SECONDS, calls))
+            return max(MEASURED_RECOVERY_SECONDS, min(LONGEST_RECOVERY_SECONDS, calls))
         calls = RECOVERY_CALLS / self.requests_per_second
         pauses = RECOVERY_PAUSES * (self._epoch.open_at - self._epoch.cut_at)
         return max(SHORTEST_RECOVERY_SECONDS, min(RECOVERY_SECONDS, max(calls, pauses)))

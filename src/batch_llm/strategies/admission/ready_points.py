@@ -19,10 +19,12 @@ if TYPE_CHECKING:
     from batch_llm.strategies.admission.grants import Grant
 
 #: From fewer calls nothing is measured; nor in a time of which more than a share is not known.
-FEWEST_CALLS, MOST_UNKNOWN_SHARE = 4.0, 0.05
+FEWEST_CALLS, MOST_UNKNOWN_SHARE = 4.0, 0.1
 #: A moment is known but for so many seconds, because calls take not always as long to arrive; and
 #: where Retry-After is in whole seconds.
 JITTER_SECONDS, WHOLE_SECONDS = 0.03, 0.5
+#: No more calls than so many behind a refused one are taken for sent in time after it.
+FEW_BEHIND = 6
 #: Whole seconds measure no faster rates: what refuses at random asks for a second too.
 FASTEST_WHOLE = 3.0
 #: Two rates are the same when they differ by no more than this share, and what is not known.
@@ -30,6 +32,8 @@ SAME_SHARE = 0.015
 #: How much what was before counts for which dimension's rates are the same; and by how much less
 #: those of another one than the requests' must differ.
 MEMORY_SHARE, CLEARLY_LESS = 0.5, 0.005
+#: A dimension whose rates differed by more lately has a limit that changes.
+MOST_DIFFER = 0.1
 
 
 class Measured(NamedTuple):
@@ -53,11 +57,13 @@ class Point(NamedTuple):
         at: The time.
         charged: By dimension, what was charged by then, with the call that has room.
         unknown_seconds: By so much it may have been sooner or later.
+        unknown_calls: So many calls more or less may have been charged by then.
     """
 
     at: float
     charged: dict[str, float]
     unknown_seconds: float
+    unknown_calls: float
 
 
 class ReadyPoints:
@@ -78,6 +84,7 @@ class ReadyPoints:
         "_is_whole",
         "_newest",
         "_rates",
+        "_unknown_calls",
         "_unknown_seconds",
         "_unknown_share",
         "least",
@@ -87,7 +94,7 @@ class ReadyPoints:
         self._budgets = budgets
         #: When there is room again for the call that this burst of refusals is measured by, and for
         #: how long that is not known; what the call costs, and what was charged before it.
-        self._at, self._unknown_seconds = -math.inf, 0.0
+        self._at, self._unknown_seconds, self._unknown_calls = -math.inf, 0.0, 0.0
         self._cost: dict[str, float] = {}
         self._charged: dict[str, float] = {}
         #: The number of the last call that was charged by then.
@@ -106,9 +113,12 @@ class ReadyPoints:
         #: By how much a dimension's rates differed lately.
         self._differ: dict[str, float] = {}
 
-    def begin(self, grant: Grant, calls: int, *, is_first: bool) -> None:
+    def begin(self, now: float, grant: Grant, calls: int, *, is_first: bool) -> None:
         """Begin a burst of refusals with a refused call, when so many calls were sent."""
         self._at, self._cost, self._is_first = -math.inf, {}, is_first
+        # Calls that were sent at about the same time did not arrive in that order.
+        per_second = max(0, calls - grant.number - FEW_BEHIND) / max(now - grant.at, JITTER_SECONDS)
+        self._unknown_calls = 2 * JITTER_SECONDS * per_second
         if is_first:
             self._newest = calls
             self._charged = {
@@ -163,24 +173,27 @@ class ReadyPoints:
             self._at,
             {name: self._charged.get(name, 0.0) + cost for name, cost in self._cost.items()},
             self._unknown_seconds,
+            self._unknown_calls,
         )
         self._at, before, self.least = -math.inf, self._before, {}
         if before is None or point.at <= before.at:
             self._before = point
             return None
         seconds = point.at - before.at
-        unknown_share = (point.unknown_seconds + before.unknown_seconds) / seconds
+        unknown_seconds = point.unknown_seconds + before.unknown_seconds
         amounts = {
             name: charged - before.charged[name]
             for name, charged in point.charged.items()
             if name in before.charged
         }
         calls = amounts.get(REQUESTS, 0.0)
+        unknown_calls = point.unknown_calls + before.unknown_calls
+        if calls <= unknown_calls:
+            return None
         # Had the bucket been full meanwhile, the rate would be higher.
-        self.least = {
-            name: amount / (seconds + point.unknown_seconds + before.unknown_seconds)
-            for name, amount in amounts.items()
-        }
+        known = (1 - unknown_calls / calls) / (seconds + unknown_seconds)
+        self.least = {name: amount * known for name, amount in amounts.items()}
+        unknown_share = unknown_seconds / seconds + unknown_calls / calls
         if calls < FEWEST_CALLS or unknown_share > MOST_UNKNOWN_SHARE:
             return None  # too little: it is measured from the same moment to a later one
         last, same = self._rates, SAME_SHARE + (unknown_share + self._unknown_share) / 2
@@ -193,6 +206,8 @@ class ReadyPoints:
                 continue
             differ = 1 - least / most
             self._differ[name] = MEMORY_SHARE * self._differ.get(name, differ) + differ
+            if self._differ[name] > MOST_DIFFER:
+                continue
             is_best = self._differ[name] < best - (CLEARLY_LESS if found else 0.0)
             most_calls = most * calls / amounts[name]
             if self._is_whole and most_calls > FASTEST_WHOLE:

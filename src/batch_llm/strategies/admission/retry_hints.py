@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 
-#: The rate that is believed is exceeded by the limit's with about this probability, were the
+#: The rate that is believed is higher than the limit's with about this probability, were the
 #: bucket's levels independent of each other.
 DOUBTED_SHARE = 0.2
 #: When the shortest time is no longer than so many times the longest over their number, the level
@@ -26,8 +26,9 @@ SLACK = 1.1
 #: A bucket that charges refused calls too, or answers when they have come, is in debt: by so many
 #: times a call's cost at the most.
 DEBT = 2.0
-#: With each call that is let in since the last refusal so much more than the most is tried.
-TRIED_SHARE = 0.01
+#: With each call that is let in since the last refusal so much more than the most is tried, but by
+#: no more for each second.
+TRIED_SHARE, TRIED_SHARE_PER_SECOND = 0.01, 0.1
 
 
 class RetryHints:
@@ -102,9 +103,14 @@ class RetryHints:
         share: float = DOUBTED_SHARE ** (1 / told)
         return min(self.most, share / longest)
 
-    def most_tried(self, let_in: float) -> float:
-        """Return the highest rate that is tried after so many calls since the last refusal."""
-        return self.most * (1 + TRIED_SHARE * let_in)
+    def most_tried(self, let_in: float, seconds: float) -> float:
+        """Return the highest rate that is tried.
+
+        Args:
+            let_in: Calls since the last refusal.
+            seconds: Since then.
+        """
+        return self.most * (1 + min(TRIED_SHARE * let_in, TRIED_SHARE_PER_SECOND * seconds))
 
     def contradicts(self, rate: float) -> bool:
         """Tell whether a rate is higher than that of any bucket that may be in debt."""
@@ -113,4 +119,8 @@ class RetryHints:
     def refute(self, rate: float) -> None:
         """Forget the most when more than that was let in for a while."""
         if rate > SLACK * self.most:
-            self.most = math.inf
+            self.forget()
+
+    def forget(self) -> None:
+        """Forget the most: it was another limit's."""
+        self.most = math.inf

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 import pytest
 
 from admissions import admission
+from batch_llm.strategies.admission.ready_points import Measured
 from batch_llm.strategies.costs import Cost
 from batch_llm.strategies.dimensions import REQUESTS, TOKENS
 from virtual_lane import ExactBucket, Lane, Reply
@@ -37,7 +39,7 @@ def test_the_rate_is_known_to_a_hundredth_after_few_refusals(rate):
     while not one._search.has_measured:
         lane.run(lane.now + 0.1)
 
-    assert one._epoch.number <= 6
+    assert one._epoch.number <= 8
     assert one.budgets[REQUESTS].rate == pytest.approx(0.99 * rate, rel=0.015)
     assert not one._belief.is_searching
 
@@ -89,3 +91,37 @@ def test_refusals_at_random_with_a_fraction_of_a_second_measure_nothing():
     Lane(one, chance).run(60.0)
 
     assert not one._search.has_measured
+
+
+@pytest.mark.parametrize(("let_in", "is_tiny"), [(1, True), (5, False)])
+def test_a_bucket_that_refuses_the_second_call_is_not_taken_to_hold_the_largest(let_in, is_tiny):
+    one, cost = admission(dimensions=(REQUESTS, TOKENS)), Cost(1.0, 1400.0, 1400.0)
+    for number in range(let_in):
+        one.accepted(float(number), one.start(float(number), cost))
+    one.refused(6.1, one.start(6.0, cost), latency=0.1, retry_after=0.9)
+
+    tokens = one.budgets[TOKENS]
+    tokens.learn_rate(100.0)
+    assert tokens.capacity == (100 if is_tiny else 1400)
+
+
+@pytest.mark.parametrize(("shown", "found"), [(0.3, 0.95 * 0.3), (0.05, 0.1), (3.0, 0.1)])
+def test_a_slow_limit_is_searched_from_no_less_than_what_came_back(shown, found):
+    one = admission(dimensions=(REQUESTS,))
+    one.budgets[REQUESTS].learn_rate(0.1)
+    one._search.keep_to_least(one.budgets.values(), {REQUESTS: shown})
+
+    assert one.budgets[REQUESTS].rate == pytest.approx(found)
+
+
+def test_where_nothing_is_refused_beyond_a_measured_rate_it_is_forgotten():
+    one = admission(dimensions=(REQUESTS,))
+    one.budgets[REQUESTS].learn_rate(5.0)
+    one._search.take(Measured(REQUESTS, 6.0, 6.0), one.budgets.values(), lambda _: 1.0)
+    assert one.budgets[REQUESTS].rate == pytest.approx(0.99 * 6)
+
+    one._hints.note(0.0, 0.5, 1.0, 0.0)
+    one._search.note_refuted(2)
+
+    assert not one._search.has_measured
+    assert one._hints.most == math.inf
