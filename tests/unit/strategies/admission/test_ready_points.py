@@ -8,7 +8,7 @@ import random
 import pytest
 
 from admissions import admission
-from batch_llm.strategies.admission.ready_points import Measured
+from batch_llm.strategies.admission.ready_points import Measured, ReadyPoints
 from batch_llm.strategies.costs import Cost
 from batch_llm.strategies.dimensions import REQUESTS, TOKENS
 from virtual_lane import ExactBucket, Lane, Reply
@@ -125,3 +125,29 @@ def test_where_nothing_is_refused_beyond_a_measured_rate_it_is_forgotten():
 
     assert not one._search.has_measured
     assert one._hints.most == math.inf
+
+
+class NeverFull:
+    """Tells that no bucket was ever full."""
+
+    def was_never_full(self, _name, _rate):
+        return True
+
+
+@pytest.mark.parametrize(
+    ("bursts_at", "measured"),
+    [((0, 10, 20, 30), 2.0), ((0, 20, 25, 35, 45), None), ((0, 10, 30), None)],
+)
+def test_a_rate_that_was_the_same_twice_is_measured_where_it_is_steady(bursts_at, measured):
+    one = admission(dimensions=(REQUESTS,))
+    points, found = ReadyPoints(one.budgets), None
+    for at in bursts_at:
+        for _ in range(20):  # let in since the last burst
+            one.accepted(at - 0.5, one.start(at - 0.5, Cost()))
+        refused = one.start(float(at), Cost())
+        points.begin(at + 0.1, refused, one.calls, is_first=False)
+        points.note(refused, 0.25, is_whole=False)
+        one.cancelled(at + 0.1, refused, was_sent=False)
+        found = points.measure(NeverFull())
+
+    assert found == (measured and Measured(REQUESTS, measured, measured))
