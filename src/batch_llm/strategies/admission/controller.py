@@ -719,6 +719,8 @@ class Admission:
         was_known = self._slots.is_known
         if dimension == CONCURRENCY:
             is_so = self._slots.told(grant.others)
+        elif self._search.has_measured and not was_known:
+            return False  # the limit of a rate explains it
         else:
             is_so = self._slots.explains(grant.others, is_first=is_first)
         if is_so and not was_known:

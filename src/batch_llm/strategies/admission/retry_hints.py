@@ -28,7 +28,7 @@ SLACK = 1.1
 DEBT = 2.0
 #: With each call that is let in since the last refusal so much more than the most is tried, but by
 #: no more for each second.
-TRIED_SHARE, TRIED_SHARE_PER_SECOND = 0.01, 0.1
+TRIED_SHARE, TRIED_SHARE_PER_SECOND = 0.01, 0.2
 
 
 class RetryHints:

@@ -76,7 +76,7 @@ def test_more_than_the_most_is_tried_only_after_many_calls():
 
     assert one.most_tried(0, 100.0) == 2.0
     assert one.most_tried(100, 100.0) == pytest.approx(4.0)
-    assert one.most_tried(100, 1.0) == pytest.approx(2.2)
+    assert one.most_tried(100, 1.0) == pytest.approx(2.4)
 
 
 def test_what_is_far_beyond_the_most_contradicts_it():
@@ -94,7 +94,7 @@ def test_the_rate_starts_near_the_limit_where_retry_after_is_exact():
     lane.run(lane.now + 3.0)
 
     assert lane.count("taken", lane.now - 2.5, lane.now) >= 0.7 * 2.5 * 100
-    assert one.budgets[REQUESTS].rate < 1.35 * 100
+    assert one.budgets[REQUESTS].rate < 2 * 100
 
 
 @pytest.mark.parametrize("whole", [False, True])
