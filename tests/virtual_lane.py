@@ -107,3 +107,20 @@ class Bucket:
             return Reply("refused", min(0.1, self.seconds[0]), self.retry_after)
         self.level -= 1
         return Reply("taken", self.dice.uniform(*self.seconds))
+
+
+class ExactBucket:
+    """A bucket of calls that says when it has room again: to the fraction of a second, or not."""
+
+    def __init__(self, rate, burst, *, is_whole=False):
+        self.rate, self.burst, self.is_whole = rate, burst, is_whole
+        self.level, self.at = burst, 0.0
+
+    def __call__(self, now):
+        self.level = min(self.burst, self.level + (now - self.at) * self.rate)
+        self.at = now
+        if self.level < 1:
+            wait = (1 - self.level) / self.rate
+            return Reply("refused", 0.1, math.ceil(wait) if self.is_whole else wait)
+        self.level -= 1
+        return Reply("taken", 0.3)

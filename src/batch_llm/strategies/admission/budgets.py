@@ -28,6 +28,8 @@ LOWEST_RATE = 1 / 600
 #: buckets are checked by the second; tokens come in larger pieces.
 LEARNED_SECONDS = {REQUESTS: 1.0}
 LEARNED_TOKEN_SECONDS = 5.0
+#: The same of a bucket that held next to nothing when it was full.
+TINY_SECONDS = 1.0
 #: Of what was let in before the first refusal so much is used of a told limit's burst.
 HELD_SHARE = 0.8
 #: Lateness that is granted to the provider's clock at the end of a fixed window.
@@ -121,7 +123,8 @@ class Budget:
         #: Whether this window is used up.
         self.is_shut = False
         self.reset_at = math.inf
-        #: What was let in before the first refusal of an unknown limit.
+        #: What was let in before the first refusal of an unknown limit; 0 when that was next to
+        #: nothing: its bucket is tiny, and a larger call than it holds leaves a debt.
         self.burst = math.inf
         #: What tells whether it is counted by the minute, and what responses say of it.
         self.windows = WindowGuess(self, now)
@@ -245,10 +248,13 @@ class Budget:
         self.fit_capacity()
 
     def fit_capacity(self) -> None:
-        """Fit the bucket to a learned rate: it must hold the largest call."""
+        """Fit the bucket to a learned rate: it must hold the largest call, unless it is tiny."""
         if self.source == "unknown" and self.limit is None:
-            seconds = LEARNED_SECONDS.get(self.name, LEARNED_TOKEN_SECONDS)
-            self.capacity = max(min(self.rate * seconds, self.burst), self.largest, 1.0)
+            if self.burst:
+                seconds = LEARNED_SECONDS.get(self.name, LEARNED_TOKEN_SECONDS)
+                self.capacity = max(min(self.rate * seconds, self.burst), self.largest, 1.0)
+            else:
+                self.capacity = max(self.rate * TINY_SECONDS, 1.0)
             self.level = min(self.level, self.capacity)
 
     def drawn_at(self, now: float, grant: Grant) -> float:

@@ -20,7 +20,7 @@ from batch_llm.strategies.admission.doubt import Doubt
 from batch_llm.strategies.admission.epochs import Epoch
 from batch_llm.strategies.admission.evidence import Evidence
 from batch_llm.strategies.admission.fallen_rates import FallenPace, FallenRates
-from batch_llm.strategies.admission.first_refusal import FirstRefusal, explains_used_up
+from batch_llm.strategies.admission.first_refusal import FirstRefusal, expect_tiny, explains_used_up
 from batch_llm.strategies.admission.grants import Grant, Refusal
 from batch_llm.strategies.admission.header_belief import used_up
 from batch_llm.strategies.admission.noise import Noise
@@ -28,12 +28,15 @@ from batch_llm.strategies.admission.overload import Overload
 from batch_llm.strategies.admission.presumption import Presumption
 from batch_llm.strategies.admission.rate_search import RateSearch
 from batch_llm.strategies.admission.rates import SECOND_CUT_SECONDS, Rates
+from batch_llm.strategies.admission.ready_points import ReadyPoints
+from batch_llm.strategies.admission.retry_hints import RetryHints
 from batch_llm.strategies.admission.second_calls import FASTEST_TRIED, Bound, SecondCalls, bounds_of
 from batch_llm.strategies.admission.slots import Slots
 from batch_llm.strategies.costs import FIELDS, NOTHING, PENDING, Cost
 from batch_llm.strategies.dimensions import (
     CONCURRENCY,
     INPUT,
+    MINUTE,
     OUTPUT,
     REQUESTS,
     REQUESTS_PER_DAY,
@@ -84,11 +87,13 @@ class Admission:
         "_fallen_pace",
         "_first",
         "_gate",
+        "_hints",
         "_in_order",
         "_noise",
         "_overload",
         "_presumption",
         "_rates",
+        "_ready",
         "_search",
         "_second_calls",
         "_slots",
@@ -136,7 +141,9 @@ class Admission:
         self._closure = Closure()
         self._first = FirstRefusal()
         self._evidence = Evidence(self.budgets, now)
-        self._search = RateSearch(self._belief, self._doubt, self._evidence)
+        self._hints = RetryHints()
+        self._ready = ReadyPoints(self.budgets)
+        self._search = RateSearch(self._belief, self._doubt, self._evidence, self._hints)
         self._rates = Rates(
             now, self.budgets, self._belief, self._epoch, self._search, self._evidence
         )
@@ -367,9 +374,12 @@ class Admission:
         if is_first:
             named = dimension or used_up(grant.cost, headers)
             return Refusal(self._cut(now, grant, retry_after, named), 0.0)
+        self._note_hint(grant, retry_after)
         if grant.epoch == 0 and self._epoch.number == 1:
             self._note_follower(grant, was_accepted=False)
             self._first.hold_less(self.budgets[REQUESTS], grant)
+            if not self._epoch.accepted:
+                self._search.start(self.budgets.values(), self._epoch.per_call)
         if self._presumption.is_refuted(grant) and not self._epoch.accepted:
             self._presumption.take_back()
             self._gate.closed_again += 1
@@ -510,6 +520,7 @@ class Admission:
             budget.uncharge(now, amount, grant.at, refund=refund)
             self._epoch.forget(grant, budget, amount)
         self._evidence.forget(grant)
+        self._ready.forget(grant)
 
     def _confirm_silent(self, now: float) -> None:
         """Count the calls as let in that have been silent for long enough."""
@@ -570,8 +581,10 @@ class Admission:
             self._closure.explain(now, grant, budgets, belief, epoch)
             if belief.is_by_window and not knew_limits:
                 self._doubt.fit_to_limit(self.budgets[REQUESTS].limit or 0)
+        self._measure()
         if belief.is_searching:
             self._search.correct(budgets)
+            self._search.keep_to_least(budgets, self._ready.least)
             learn_from_closure(grant, budgets, epoch.refused_at, self._doubt.seconds)
 
     def _cut(
@@ -584,7 +597,7 @@ class Admission:
         """
         epoch, belief, gate = self._epoch, self._belief, self._gate
         self._presumption.forget()
-        if not (epoch.accepted or belief.is_first):
+        if not (epoch.accepted or belief.is_first or self._second_calls.are_tried):
             self._confirm_passed(now, grant, retry_after)
         epoch.number += 1
         belief.is_recalled = False
@@ -607,7 +620,7 @@ class Admission:
             return True
         if retry_after is not None or not is_closed_still:
             epoch.refused_at = grant.at
-        bounds = [] if is_closed_still else self._bounds()
+        bounds = [] if is_closed_still else self._bounds(retry_after)
         is_of_told = belief.is_first and belief.is_told
         is_used_up = is_of_told and explains_used_up(
             self.budgets, grant, now, grant.at - epoch.began_at
@@ -649,6 +662,35 @@ class Admission:
             )
         return True
 
+    def _note_hint(self, grant: Grant, retry_after: float | None) -> None:
+        """Take in what Retry-After tells of a limit that nobody told."""
+        if retry_after is None or self._belief.knows_limits:
+            return
+        requests = self.budgets[REQUESTS]
+        calls = max(requests.spent, 1.0)
+        sizes = [
+            grant.charged(budget) * calls / budget.spent
+            for budget in self.budgets.values()
+            if budget is not requests and budget.spent > 0
+        ]
+        least = self._accepted / (MINUTE + grant.at - self._epoch.began_at)
+        self._hints.note(grant.at, retry_after, max(sizes, default=1.0), least)
+        self._ready.note(grant, retry_after, is_whole=_is_whole(retry_after))
+
+    def _measure(self) -> None:
+        """Go on at the rate that exact Retry-Afters measure."""
+        if self._belief.knows_limits or self._noise.is_believed:
+            self._ready.clear()
+            return
+        measured = self._ready.measure(self._evidence)
+        if measured is not None and self._hints.contradicts(measured.calls):
+            measured = None
+        if measured is not None and not self._noise.is_suspected:
+            self._belief.is_searching = False
+            self._search.take(measured, self.budgets.values(), self._epoch.per_call)
+        elif self._ready.has_measured:
+            self._search.forget_measured()
+
     def _seconds_since_cut(self, grant: Grant) -> float:
         """Return the seconds since the last cut, as far as they tell how much is refilled in them.
 
@@ -671,9 +713,16 @@ class Admission:
         if not belief.is_first and self._is_noise(now, grant, retry_after):
             return False
         is_fast = self._noise.is_suspected and _is_whole(retry_after)
+        self._hints.begin()
+        self._ready.begin(now, grant, epoch.calls, is_first=belief.is_first)
+        self._note_hint(grant, retry_after)
         cuts = self._search.judge(is_fast=is_fast, is_whole=_is_whole(retry_after))
         for budget in cut:
             self._rates.cut(now, budget, grant, seconds)
+        if belief.is_first:
+            if retry_after is not None:
+                expect_tiny(budgets.values(), grant)
+            self._search.start(budgets.values(), epoch.per_call)
         self._search.note_cut(cuts)
         self._rates.keep_in_step()
         belief.is_searching = self._search.goes_on
@@ -711,6 +760,8 @@ class Admission:
         was_known = self._slots.is_known
         if dimension == CONCURRENCY:
             is_so = self._slots.told(grant.others)
+        elif self._search.has_measured and not was_known:
+            return False  # the limit of a rate explains it
         else:
             is_so = self._slots.explains(grant.others, is_first=is_first)
         if is_so and not was_known:
@@ -725,7 +776,7 @@ class Admission:
         if noise.is_believed:
             return False  # there are more of them now than chance brings
         knows_limits = self._belief.knows_limits
-        is_worked_out = retry_after is not None and not _is_whole(retry_after)
+        is_worked_out = _is_worked_out(retry_after)
         if knows_limits or not (is_worked_out or self._belief.is_searching):
             share = self._share_unexplained(now, grant)
             if not (share or knows_limits):
@@ -765,10 +816,11 @@ class Admission:
         self._search.begin_anew()
         self._evidence.clear()
 
-    def _bounds(self) -> list[Bound]:
+    def _bounds(self, retry_after: float | None) -> list[Bound]:
         """Return the rates that two calls right after a refusal are to be compared with."""
         is_tried = not (
             self._belief.is_first
+            or _is_worked_out(retry_after)
             or self._belief.knows_limits
             or self._noise.is_believed
             or self.requests_per_second > FASTEST_TRIED
@@ -821,11 +873,16 @@ class Admission:
 
 
 def _is_whole(retry_after: float | None) -> bool:
-    """Tell whether a Retry-After is whole seconds: one with fractions was worked out from a limit.
+    """Tell whether a Retry-After is whole seconds.
 
     Where there is none the gate is closed for moments only, and chance costs little.
     """
     return retry_after is not None and retry_after % 1 == 0
+
+
+def _is_worked_out(retry_after: float | None) -> bool:
+    """Tell whether a Retry-After was worked out from a limit: it has a fraction of a second."""
+    return retry_after is not None and retry_after % 1 != 0
 
 
 def _told(limits: Limits | None) -> dict[str, float]:

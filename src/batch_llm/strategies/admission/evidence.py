@@ -38,6 +38,8 @@ MOST_RATES, CLOSEST = 24, 1.05
 SHORTEST_SECONDS = 0.05
 #: In a stretch with fewer calls the bucket may have filled at less than what was let in.
 FEWEST_CALLS = 32
+#: A bucket was never full when no more than this share of what it holds was ever in it.
+NEVER_FULL_SHARE = 0.8
 
 
 class Explained(NamedTuple):
@@ -242,6 +244,18 @@ class Evidence:
                 least, most = min(one.least for one in found), max(one.most for one in found)
                 return Explained(least, most, last)
         return None
+
+    def was_never_full(self, name: str, rate: float) -> bool:
+        """Tell whether a bucket with this rate had room left all the time since the last refusal.
+
+        How much it holds is known from the first refusal.
+        """
+        first = self._first.get(name)
+        last = self._stretches[-1].get(name) if self._stretches else None
+        if first is None or last is None:
+            return False
+        held = first.sizes(rate, 1.0)[1]
+        return last is not first and last.sizes(rate, 1.0)[0] < NEVER_FULL_SHARE * held
 
     def unexplained(self) -> int:
         """Tell how little one bucket explains the last three refusals, and one change the others.

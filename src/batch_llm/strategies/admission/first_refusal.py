@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 FOLLOWERS, FOLLOWERS_SHARE = 8, 0.8
 
 
+#: A limit that refuses the first call or the second has a bucket that holds about one.
+TINY_CALLS = 2
+
+
 class FirstRefusal:
     """Watches what becomes of the calls that were sent after the one refused first."""
 
@@ -88,6 +92,14 @@ def start_low(budget: Budget, grant: Grant, let_in: float, seconds: float) -> No
         budget.peak = let_in / (MINUTE + seconds)
         budget.burst = let_in
         budget.learn_rate(budget.peak)
+
+
+def expect_tiny(budgets: Iterable[Budget], grant: Grant) -> None:
+    """Take unknown buckets for tiny, when the first call or the second is asked to wait."""
+    if grant.number <= TINY_CALLS:
+        for budget in budgets:
+            if budget.source == "unknown":
+                budget.burst = 0.0
 
 
 def explains_used_up(

@@ -10,13 +10,17 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from batch_llm.strategies.dimensions import REQUESTS
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
     from batch_llm.strategies.admission.belief import Belief
     from batch_llm.strategies.admission.budgets import Budget
     from batch_llm.strategies.admission.doubt import Doubt
     from batch_llm.strategies.admission.evidence import Evidence, Explained
+    from batch_llm.strategies.admission.ready_points import Measured
+    from batch_llm.strategies.admission.retry_hints import RetryHints
 
 #: The share of the rate that a cut leaves.
 CUT = 0.87
@@ -42,6 +46,12 @@ SEARCH_SLOWER = 4.0
 #: And it goes on for no more than so many refusals that ask for no whole seconds, or followed
 #: many calls: after few calls the next one costs little, and may be chance.
 SEARCH_CUTS = 3
+#: Of a rate that was measured to the fraction of a call so much is used; the other dimensions have
+#: so many times as much.
+KEPT_SHARE, ROOM_BESIDE = 0.99, 2.0
+#: Of the least that the rate may be so much is used, where it is slow: faster ones are searched up
+#: again soon, and may be others' limits too.
+LEAST_SHARE, FASTEST_LEAST = 0.95, 2.0
 #: What is remembered is searched on so slowly.
 RECALLED_SPAN_SECONDS = 4.0
 
@@ -61,14 +71,17 @@ class RateSearch:
         "_doubt",
         "_evidence",
         "_found",
+        "_hints",
         "_is_enclosed",
         "_is_fast",
+        "_measured",
     )
 
-    def __init__(self, belief: Belief, doubt: Doubt, evidence: Evidence) -> None:
+    def __init__(self, belief: Belief, doubt: Doubt, evidence: Evidence, hints: RetryHints) -> None:
         self._belief = belief
         self._doubt = doubt
         self._evidence = evidence
+        self._hints = hints
         #: Refusals in the search so far.
         self._cuts = 0
         #: The rates of calls that explain the last refusals.
@@ -77,6 +90,8 @@ class RateSearch:
         self._is_fast = False
         #: Whether the last refusal has enclosed the limit well enough.
         self._is_enclosed = False
+        #: The dimension whose rate was measured, if any.
+        self._measured = ""
 
     @property
     def goes_on(self) -> bool:
@@ -104,9 +119,10 @@ class RateSearch:
             let_in: Calls since the first refusal.
             seconds: Since then.
         """
+        most = self._hints.most_tried(let_in, seconds)
         if self._cuts or self._belief.is_recalled or let_in < FEWEST_CALLS:
-            return math.inf
-        return FIRST_TIMES * let_in / max(seconds, 1e-3)
+            return most
+        return min(most, FIRST_TIMES * let_in / max(seconds, 1e-3))
 
     def judge(self, *, is_fast: bool, is_whole: bool) -> int:
         """See at a refusal whether the limit is enclosed well enough.
@@ -136,13 +152,67 @@ class RateSearch:
         self._is_enclosed = not belief.is_first and (is_over or is_found)
         return min(cuts, 1) if may_be_chance and is_whole else cuts
 
+    def start(self, budgets: Iterable[Budget], per_call: Callable[[Budget], float]) -> None:
+        """Start from what Retry-After tells, where that is more than is believed."""
+        for budget in budgets:
+            if budget.source == "unknown" and budget.rate < math.inf:
+                budget.learn_rate(max(budget.peak, self._hints.least * per_call(budget)))
+
+    def keep_to_least(self, budgets: Iterable[Budget], least: Mapping[str, float]) -> None:
+        """Go on at no less than what came back since the refusal before the last."""
+        if least.get(REQUESTS, 0.0) > FASTEST_LEAST:
+            return
+        for budget in budgets:
+            rate = LEAST_SHARE * least.get(budget.name, 0.0)
+            if budget.source == "unknown" and budget.rate < rate:
+                budget.peak = max(budget.peak, rate)
+                budget.learn_rate(rate)
+
+    def take(
+        self,
+        measured: Measured,
+        budgets: Iterable[Budget],
+        per_call: Callable[[Budget], float],
+    ) -> None:
+        """Take over a rate that was measured; leave the other dimensions room beside it."""
+        self._measured = measured.name
+        for budget in budgets:
+            if budget.source != "unknown" or budget.rate == math.inf:
+                continue
+            if budget.name == measured.name:
+                budget.peak = measured.rate
+                budget.learn_rate(KEPT_SHARE * measured.rate)
+            else:
+                budget.peak = ROOM_BESIDE * measured.calls * per_call(budget)
+                budget.learn_rate(budget.peak)
+
+    def forget_measured(self) -> None:
+        """Forget what was measured, because the last refusal says something else."""
+        self._measured = ""
+
+    @property
+    def has_measured(self) -> bool:
+        """Whether a limit's rate was measured to the fraction of a call."""
+        return bool(self._measured)
+
+    def is_measured(self, budget: Budget) -> bool:
+        """Tell whether a budget's rate was measured: it is not kept in step with others."""
+        return budget.name == self._measured
+
     def begin_anew(self) -> None:
         """Search as fast as at first."""
         self._cuts = 0
+        self._measured = ""
 
     def note_cut(self, cuts: int) -> None:
         """Go on more slowly."""
         self._cuts = cuts
+
+    def note_refuted(self, cuts: int) -> None:
+        """Search on as after so many refusals: the limit is a higher one than it was."""
+        self._cuts = cuts
+        self._measured = ""
+        self._hints.forget()
 
     def cut(self, budget: Budget) -> None:
         """Set the rate to go on with after a refusal."""
@@ -158,6 +228,8 @@ class RateSearch:
                 calls = min(calls, MOST_TIMES * max(found.least, let_in))
             if self._is_fast:
                 calls = max(calls, evidence.best_rate())
+            self._hints.refute(found.least)
+            calls = min(calls, self._hints.most)
             budget.peak = calls * per_call
             if self._is_enclosed:
                 budget.peak *= MEASURED_SHARE / CUT

@@ -52,6 +52,9 @@ RECOVERY_SECONDS = 28.0
 #: Of an unknown limit after the time of so many calls, and so many times the pause, but no sooner
 #: than this.
 RECOVERY_CALLS, RECOVERY_PAUSES, SHORTEST_RECOVERY_SECONDS = 150.0, 10.0, 8.0
+#: Of one that was measured to the fraction of a call; and no sooner, or later, than this.
+MEASURED_RECOVERY_CALLS = 100.0
+MEASURED_RECOVERY_SECONDS, LONGEST_RECOVERY_SECONDS = 28.0, 120.0
 #: Nothing was refused up to so many times the rate where it was: the limit is not there. It is
 #: searched on as after so many refusals.
 REFUTED_FACTOR, REFUTED_CUTS = 1.15, 2
@@ -293,7 +296,7 @@ class Rates:
         self.keep_in_step()
         if not (is_searching or belief.knows_limits) and distance > 0 and self._is_refuted():
             belief.is_searching = True
-            self._search.note_cut(REFUTED_CUTS)
+            self._search.note_refuted(REFUTED_CUTS)
         elif not (is_searching or belief.knows_limits) and self._is_far_below(now):
             belief.is_searching = True
             self._search.begin_anew()
@@ -312,6 +315,9 @@ class Rates:
         """Return how long after a cut a rate is back where it was."""
         if self._belief.knows_limits:
             return RECOVERY_SECONDS
+        if self._search.has_measured:
+            calls = MEASURED_RECOVERY_CALLS / self.requests_per_second
+            return max(MEASURED_RECOVERY_SECONDS, min(LONGEST_RECOVERY_SECONDS, calls))
         calls = RECOVERY_CALLS / self.requests_per_second
         pauses = RECOVERY_PAUSES * (self._epoch.open_at - self._epoch.cut_at)
         return max(SHORTEST_RECOVERY_SECONDS, min(RECOVERY_SECONDS, max(calls, pauses)))
@@ -343,6 +349,8 @@ class Rates:
         if requests.source != "unknown" or requests.rate == math.inf:
             return
         for budget in self._budgets.values():
+            if self._search.is_measured(budget):
+                continue
             if budget is not requests and budget.source == "unknown" and budget.rate < math.inf:
                 per_call = budget.spent / max(requests.spent, 1.0)
                 budget.peak = max(budget.peak, requests.peak * per_call)

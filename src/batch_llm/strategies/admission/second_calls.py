@@ -44,6 +44,11 @@ class SecondCalls:
         self._first: Grant | None = None
         self._bounds: list[Bound] = []
 
+    @property
+    def are_tried(self) -> bool:
+        """Whether two calls were sent together, of which a limit refuses the second."""
+        return self._refused is not None
+
     def begin(self, until: float, refused: Grant, bounds: list[Bound]) -> bool:
         """Note a refusal that rates were cut for.
 

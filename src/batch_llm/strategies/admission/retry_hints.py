@@ -1,0 +1,126 @@
+"""What Retry-After tells of a limit's rate, where nobody told the limit.
+
+A bucket asks a call that it refuses for the time in which what is missing comes back. No more than
+the call's cost is missing, so the rate is no higher than that cost over that time. And of many
+calls that are refused one after the other, at whatever level, the longest time comes close to what
+a whole call needs. A limit that counts minutes asks for what is left of its minute: that is longer
+than any bucket with a minute's burst can ask for that let in so much before, and tells nothing.
+
+Everything is in calls by the second; what tokens a call costs is taken as a share of what one costs
+on average, because a refusal does not tell which dimension it is for.
+"""
+
+from __future__ import annotations
+
+import math
+
+#: The rate that is believed is higher than the limit's with about this probability, were the
+#: bucket's levels independent of each other.
+DOUBTED_SHARE = 0.2
+#: When the shortest time is no longer than so many times the longest over their number, the level
+#: went up and down between.
+SPREAD = 2.0
+#: What was let in may be so much more than a bucket is thought to have let in: clocks and calls in
+#: flight.
+SLACK = 1.1
+#: A bucket that charges refused calls too, or answers when they have come, is in debt: by so many
+#: times a call's cost at the most.
+DEBT = 2.0
+#: With each call that is let in since the last refusal so much more than the most is tried, but by
+#: no more for each second.
+TRIED_SHARE, TRIED_SHARE_PER_SECOND = 0.01, 0.2
+
+
+class RetryHints:
+    """The rates that Retry-After leaves possible. Every operation is O(1)."""
+
+    __slots__ = (
+        "_calls",
+        "_first_at",
+        "_is_void",
+        "_last_at",
+        "_per_call",
+        "_per_size",
+        "_shortest",
+        "most",
+    )
+
+    def __init__(self) -> None:
+        #: The highest rate that no Retry-After contradicts.
+        self.most = math.inf
+        #: Of the refusals of one burst: how many there are, when the first and the last were sent,
+        #: and the longest time asked for, as it is and over the call's size.
+        self._calls = 0
+        self._first_at = self._last_at = 0.0
+        self._per_call = self._per_size = 0.0
+        #: The shortest time asked for.
+        self._shortest = math.inf
+        #: Whether the burst was not refused by a bucket.
+        self._is_void = False
+
+    def begin(self) -> None:
+        """Begin another burst of refusals."""
+        self._calls, self._per_call, self._per_size = 0, 0.0, 0.0
+        self._shortest = math.inf
+        self._is_void = False
+
+    def note(self, sent_at: float, retry_after: float, size: float, least: float) -> None:
+        """Take in what a refused call is asked to wait.
+
+        Args:
+            sent_at: When it was sent.
+            retry_after: What it is asked to wait, in seconds. Where those are whole they are taken
+                for rounded up.
+            size: Its cost, as a share of what calls cost on average.
+            least: A bucket with a minute's burst has let in what it did with no lower rate.
+        """
+        if self._is_void or retry_after <= 0:
+            return
+        at_least = retry_after - 1 if retry_after % 1 == 0 else retry_after
+        most = max(1.0, size) / at_least if at_least > 0 else math.inf
+        if SLACK * most < least:
+            self._is_void = True
+            return
+        if not self._calls:
+            self._first_at = self._last_at = sent_at
+        self._first_at, self._last_at = min(self._first_at, sent_at), max(self._last_at, sent_at)
+        self._calls += 1
+        self._shortest = min(self._shortest, retry_after)
+        self._per_call = max(self._per_call, retry_after)
+        self._per_size = max(self._per_size, retry_after / max(size, 1e-3))
+        self.most = min(self.most, most)
+
+    @property
+    def least(self) -> float:
+        """The rate that the burst makes likely to be there at the least; 0 when it tells none."""
+        longest = min(self._per_call, self._per_size)
+        if self._is_void or longest <= 0:
+            return 0.0
+        told = float(self._calls)
+        if self._shortest * told > SPREAD * self._per_call:
+            # Within the time that one call needs all of them are asked for the same moment.
+            told = min(told, 1 + (self._last_at - self._first_at) / longest)
+        share: float = DOUBTED_SHARE ** (1 / told)
+        return min(self.most, share / longest)
+
+    def most_tried(self, let_in: float, seconds: float) -> float:
+        """Return the highest rate that is tried.
+
+        Args:
+            let_in: Calls since the last refusal.
+            seconds: Since then.
+        """
+        return self.most * (1 + min(TRIED_SHARE * let_in, TRIED_SHARE_PER_SECOND * seconds))
+
+    def contradicts(self, rate: float) -> bool:
+        """Tell whether a rate is higher than that of any bucket that may be in debt."""
+        return rate > DEBT * SLACK * self.most
+
+    def refute(self, rate: float) -> None:
+        """Forget the most when more than that was let in for a while."""
+        if rate > SLACK * self.most:
+            self.forget()
+
+    def forget(self) -> None:
+        """Forget the most: it was another limit's."""
+        self.most = math.inf

@@ -1,0 +1,112 @@
+"""What Retry-After tells of an unknown limit's rate: no more than a cost over the time asked."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from admissions import admission
+from batch_llm import Limits
+from batch_llm.strategies.admission.retry_hints import RetryHints
+from batch_llm.strategies.costs import Cost
+from batch_llm.strategies.dimensions import REQUESTS
+from virtual_lane import ExactBucket, Lane
+
+
+def noted(*asked, size=1.0, least=0.0, apart=0.0):
+    one = RetryHints()
+    one.begin()
+    for number, retry_after in enumerate(asked):
+        one.note(number * apart, retry_after, size, least)
+    return one
+
+
+@pytest.mark.parametrize(
+    ("retry_after", "size", "most"),
+    [(0.5, 1.0, 2.0), (0.5, 3.0, 6.0), (0.5, 0.2, 2.0), (3.0, 1.0, 0.5), (1.0, 1.0, math.inf)],
+)
+def test_the_rate_is_no_higher_than_the_cost_over_the_time_asked(retry_after, size, most):
+    assert noted(retry_after, size=size).most == most
+
+
+def test_without_time_asked_nothing_is_told():
+    assert noted(0.0).most == math.inf
+    assert noted(0.0).least == 0.0
+
+
+def test_many_refusals_at_all_levels_tell_the_rate_closely():
+    one = noted(*[0.02 * share / 20 for share in range(1, 20)])
+
+    assert 0.85 * 50 < one.least <= 50 < one.most < 1.1 * 50
+
+
+def test_refusals_that_ask_for_the_same_moment_are_one():
+    one = noted(1.00, 0.99, 0.98, 0.97, apart=0.01)
+
+    assert one.least < 0.25
+
+
+def test_what_a_minutes_count_asks_for_is_no_bound():
+    one = noted(40.0, 0.5, least=10.0)
+
+    assert one.most == math.inf
+    assert one.least == 0.0
+
+
+def test_a_new_burst_is_judged_anew():
+    one = noted(40.0, least=10.0)
+    one.begin()
+    one.note(60.0, 0.05, 1.0, 10.0)
+
+    assert one.most == pytest.approx(20.0)
+
+
+def test_calls_let_in_refute_the_most():
+    one = noted(0.5)
+    one.refute(2.1)
+    assert one.most == 2.0
+
+    one.refute(2.5)
+    assert one.most == math.inf
+
+
+def test_more_than_the_most_is_tried_only_after_many_calls():
+    one = noted(0.5)
+
+    assert one.most_tried(0, 100.0) == 2.0
+    assert one.most_tried(100, 100.0) == pytest.approx(4.0)
+    assert one.most_tried(100, 1.0) == pytest.approx(2.4)
+
+
+def test_what_is_far_beyond_the_most_contradicts_it():
+    one = noted(0.5)
+
+    assert not one.contradicts(4.3)
+    assert one.contradicts(4.5)
+
+
+def test_the_rate_starts_near_the_limit_where_retry_after_is_exact():
+    one = admission(dimensions=(REQUESTS,))
+    lane = Lane(one, ExactBucket(100.0, 200.0))
+    while one._belief.is_first:
+        lane.run(lane.now + 0.05)
+    lane.run(lane.now + 3.0)
+
+    assert lane.count("taken", lane.now - 2.5, lane.now) >= 0.7 * 2.5 * 100
+    assert one.budgets[REQUESTS].rate < 2 * 100
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_slow_limit_is_found_with_few_refused_calls(whole):
+    lane = Lane(admission(dimensions=(REQUESTS,)), ExactBucket(0.4, 4.0, is_whole=whole)).run(400.0)
+
+    assert len(lane.ends["refused"]) <= (12 if whole else 9)
+    assert lane.count("taken", 60.0, 400.0) >= (0.8 if whole else 0.93) * 0.4 * 340
+
+
+def test_where_the_limit_is_told_nothing_is_taken_from_retry_after():
+    one = admission(limits=Limits(requests_per_minute=600))
+    one.refused(0.1, one.start(0.0, Cost()), latency=0.1, retry_after=5.5)
+
+    assert one._hints.most == math.inf
