@@ -48,4 +48,4 @@ def test_the_controller_believes_the_bound_too(seed, rate, seconds):
     one = Admission(0.0, dimensions=(REQUESTS,), dice=random.Random(seed))
     Lane(one, ExactBucket(rate, max(1.0, rate * seconds))).run(min(120.0, 400 / rate))
 
-    assert one._hints.most >= rate * (1 - 1e-6)
+    assert one._retry_after.hints.most >= rate * (1 - 1e-6)

@@ -14,15 +14,15 @@ operation is O(1). Its parts, and how they work together:
   ``rate_search.py``) by what explains their refusals (``evidence.py``); later cuts enclose them
   (``enclosure.py``). What a refusal right after the gate has opened means: ``presumption.py``.
   Which of several told limits refused: ``blame.py``. What is known from where: ``belief.py``.
-- What Retry-After tells of an unknown limit's rate: ``retry_hints.py``; where it is exact, two such
-  moments measure it: ``ready_points.py``.
+- What Retry-After tells of an unknown limit's rate (``retry_after.py``): ``retry_hints.py``; where
+  it is exact, two such moments measure it: ``ready_points.py``.
 - It closes the gate for as long as Retry-After says (``closed_gate.py``). How long that takes shows
   limits that are counted by the minute (``closure.py``, ``window_guess.py``).
 - What a told ceiling has beyond the bucket that refused is tried now and then
   (``ceiling_room.py``).
 - Refusals that are none of a rate's: a limit on calls in flight (``slots.py``), chance
-  (``noise.py``, ``fallen_rates.py``, ``second_calls.py``), an overloaded or absent provider
-  (``overload.py``).
+  (``chance.py``, by ``noise.py``, ``fallen_rates.py`` and ``second_calls.py``), an overloaded or
+  absent provider (``overload.py``).
 
 What it reaches on the test bench is in ``docs/admission.md``.
 """

@@ -10,6 +10,7 @@ from batch_llm.strategies.admission.belief import Belief, Known
 from batch_llm.strategies.admission.blame import blamed
 from batch_llm.strategies.admission.budgets import Budget
 from batch_llm.strategies.admission.ceiling_room import CeilingRoom
+from batch_llm.strategies.admission.chance import Chance
 from batch_llm.strategies.admission.closed_gate import PROBE_SECONDS, ClosedGate
 from batch_llm.strategies.admission.closure import (
     SHORTEST_CLOSURE_SECONDS,
@@ -19,7 +20,6 @@ from batch_llm.strategies.admission.closure import (
 from batch_llm.strategies.admission.doubt import Doubt
 from batch_llm.strategies.admission.epochs import Epoch
 from batch_llm.strategies.admission.evidence import Evidence
-from batch_llm.strategies.admission.fallen_rates import FallenPace, FallenRates
 from batch_llm.strategies.admission.first_refusal import FirstRefusal, expect_tiny, explains_used_up
 from batch_llm.strategies.admission.grants import Grant, Refusal
 from batch_llm.strategies.admission.header_belief import used_up
@@ -28,15 +28,12 @@ from batch_llm.strategies.admission.overload import Overload
 from batch_llm.strategies.admission.presumption import Presumption
 from batch_llm.strategies.admission.rate_search import RateSearch
 from batch_llm.strategies.admission.rates import SECOND_CUT_SECONDS, Rates
-from batch_llm.strategies.admission.ready_points import ReadyPoints
-from batch_llm.strategies.admission.retry_hints import RetryHints
-from batch_llm.strategies.admission.second_calls import FASTEST_TRIED, Bound, SecondCalls, bounds_of
+from batch_llm.strategies.admission.retry_after import RetryAfter, is_whole
 from batch_llm.strategies.admission.slots import Slots
 from batch_llm.strategies.costs import FIELDS, NOTHING, PENDING, Cost
 from batch_llm.strategies.dimensions import (
     CONCURRENCY,
     INPUT,
-    MINUTE,
     OUTPUT,
     REQUESTS,
     REQUESTS_PER_DAY,
@@ -50,10 +47,6 @@ if TYPE_CHECKING:
     from batch_llm.core.config import Limits
     from batch_llm.strategies.admission.header_belief import LimitHeader
 
-#: What a refusal weighs as chance whose Retry-After is no whole number of seconds.
-FRACTION_WEIGHT = 0.5
-#: What was let in before a longer stretch is not compared with what came after: limits change.
-LONGEST_COMPARED_SECONDS = 60.0
 #: Beyond what a learned window has let in, this share of its calls may be in doubt, and so many at
 #: the least; nothing is tried in one with few calls, where the refusal would be a large part.
 TRIED_SHARE, TRIED_LEAST, TRIED_CALLS = 0.01, 2, 64
@@ -78,24 +71,21 @@ class Admission:
         "_accepted",
         "_belief",
         "_ceiling_room",
+        "_chance",
         "_closure",
         "_dice",
         "_doubt",
         "_epoch",
         "_evidence",
-        "_fallen",
-        "_fallen_pace",
         "_first",
         "_gate",
-        "_hints",
         "_in_order",
         "_noise",
         "_overload",
         "_presumption",
         "_rates",
-        "_ready",
+        "_retry_after",
         "_search",
-        "_second_calls",
         "_slots",
         "_uncounted",
         "_with_output",
@@ -141,16 +131,19 @@ class Admission:
         self._closure = Closure()
         self._first = FirstRefusal()
         self._evidence = Evidence(self.budgets, now)
-        self._hints = RetryHints()
-        self._ready = ReadyPoints(self.budgets)
-        self._search = RateSearch(self._belief, self._doubt, self._evidence, self._hints)
+        self._noise = Noise()
+        self._retry_after = RetryAfter(
+            self.budgets, self._belief, self._epoch, self._evidence, self._noise
+        )
+        self._search = RateSearch(
+            self._belief, self._doubt, self._evidence, self._retry_after.hints
+        )
         self._rates = Rates(
             now, self.budgets, self._belief, self._epoch, self._search, self._evidence
         )
-        self._noise = Noise()
-        self._fallen = FallenRates()
-        self._fallen_pace = FallenPace()
-        self._second_calls = SecondCalls()
+        self._chance = Chance(
+            self._noise, self.budgets, self._belief, self._epoch, self._evidence, self._rates
+        )
         self._slots = Slots()
         self._overload = Overload(now, self._dice)
         self._presumption = Presumption()
@@ -374,7 +367,7 @@ class Admission:
         if is_first:
             named = dimension or used_up(grant.cost, headers)
             return Refusal(self._cut(now, grant, retry_after, named), 0.0)
-        self._note_hint(grant, retry_after)
+        self._retry_after.note(grant, retry_after, self._accepted)
         if grant.epoch == 0 and self._epoch.number == 1:
             self._note_follower(grant, was_accepted=False)
             self._first.hold_less(self.budgets[REQUESTS], grant)
@@ -520,7 +513,7 @@ class Admission:
             budget.uncharge(now, amount, grant.at, refund=refund)
             self._epoch.forget(grant, budget, amount)
         self._evidence.forget(grant)
-        self._ready.forget(grant)
+        self._retry_after.forget(grant)
 
     def _confirm_silent(self, now: float) -> None:
         """Count the calls as let in that have been silent for long enough."""
@@ -553,7 +546,7 @@ class Admission:
             if not epoch.accepted:
                 self._reopen(now, grant)
             if epoch.accepted <= 1 and self.refusals:
-                self._note_second(grant)
+                self._chance.note_second(grant, self.refusals)
             epoch.accepted += 1
             self._gate.closed_again = 0
             if not (self.is_unlimited or belief.knows_limits):
@@ -581,10 +574,10 @@ class Admission:
             self._closure.explain(now, grant, budgets, belief, epoch)
             if belief.is_by_window and not knew_limits:
                 self._doubt.fit_to_limit(self.budgets[REQUESTS].limit or 0)
-        self._measure()
+        self._retry_after.measure(self._search)
         if belief.is_searching:
             self._search.correct(budgets)
-            self._search.keep_to_least(budgets, self._ready.least)
+            self._search.keep_to_least(budgets, self._retry_after.least)
             learn_from_closure(grant, budgets, epoch.refused_at, self._doubt.seconds)
 
     def _cut(
@@ -597,7 +590,7 @@ class Admission:
         """
         epoch, belief, gate = self._epoch, self._belief, self._gate
         self._presumption.forget()
-        if not (epoch.accepted or belief.is_first or self._second_calls.are_tried):
+        if not (epoch.accepted or belief.is_first or self._chance.tries_two):
             self._confirm_passed(now, grant, retry_after)
         epoch.number += 1
         belief.is_recalled = False
@@ -620,7 +613,7 @@ class Admission:
             return True
         if retry_after is not None or not is_closed_still:
             epoch.refused_at = grant.at
-        bounds = [] if is_closed_still else self._bounds(retry_after)
+        bounds = [] if is_closed_still else self._chance.bounds(retry_after)
         is_of_told = belief.is_first and belief.is_told
         is_used_up = is_of_told and explains_used_up(
             self.budgets, grant, now, grant.at - epoch.began_at
@@ -646,7 +639,7 @@ class Admission:
             self._first.note(now, grant, self._doubt.limit, requests)
         epoch.close()
         self._rates.grown_at = now
-        is_second = self._second_calls.begin(now + (retry_after or 0.0), grant, bounds)
+        is_second = self._chance.try_two(now + (retry_after or 0.0), grant, bounds)
         if not is_second or retry_after is not None:
             self._close_gate(now, retry_after)
         requests.keep_empty(gate.closed_until)
@@ -661,35 +654,6 @@ class Admission:
                 is_counted=any(budget.windows.may_be_counted for budget in emptied)
             )
         return True
-
-    def _note_hint(self, grant: Grant, retry_after: float | None) -> None:
-        """Take in what Retry-After tells of a limit that nobody told."""
-        if retry_after is None or self._belief.knows_limits:
-            return
-        requests = self.budgets[REQUESTS]
-        calls = max(requests.spent, 1.0)
-        sizes = [
-            grant.charged(budget) * calls / budget.spent
-            for budget in self.budgets.values()
-            if budget is not requests and budget.spent > 0
-        ]
-        least = self._accepted / (MINUTE + grant.at - self._epoch.began_at)
-        self._hints.note(grant.at, retry_after, max(sizes, default=1.0), least)
-        self._ready.note(grant, retry_after, is_whole=_is_whole(retry_after))
-
-    def _measure(self) -> None:
-        """Go on at the rate that exact Retry-Afters measure."""
-        if self._belief.knows_limits or self._noise.is_believed:
-            self._ready.clear()
-            return
-        measured = self._ready.measure(self._evidence)
-        if measured is not None and self._hints.contradicts(measured.calls):
-            measured = None
-        if measured is not None and not self._noise.is_suspected:
-            self._belief.is_searching = False
-            self._search.take(measured, self.budgets.values(), self._epoch.per_call)
-        elif self._ready.has_measured:
-            self._search.forget_measured()
 
     def _seconds_since_cut(self, grant: Grant) -> float:
         """Return the seconds since the last cut, as far as they tell how much is refilled in them.
@@ -710,13 +674,12 @@ class Admission:
         """Cut the rates of some budgets; of none when it was chance."""
         epoch, belief, budgets = self._epoch, self._belief, self.budgets
         self._evidence.end(now, grant, epoch.calls)
-        if not belief.is_first and self._is_noise(now, grant, retry_after):
+        if not belief.is_first and self._chance.explains(now, grant, retry_after):
             return False
-        is_fast = self._noise.is_suspected and _is_whole(retry_after)
-        self._hints.begin()
-        self._ready.begin(now, grant, epoch.calls, is_first=belief.is_first)
-        self._note_hint(grant, retry_after)
-        cuts = self._search.judge(is_fast=is_fast, is_whole=_is_whole(retry_after))
+        is_fast = self._noise.is_suspected and is_whole(retry_after)
+        self._retry_after.begin(now, grant)
+        self._retry_after.note(grant, retry_after, self._accepted)
+        cuts = self._search.judge(is_fast=is_fast, is_whole=is_whole(retry_after))
         for budget in cut:
             self._rates.cut(now, budget, grant, seconds)
         if belief.is_first:
@@ -765,74 +728,10 @@ class Admission:
         else:
             is_so = self._slots.explains(grant.others, is_first=is_first)
         if is_so and not was_known:
-            self._lift()
+            self._rates.lift()
         elif was_known and not self._slots.is_known:
             self._rates.land()
         return is_so
-
-    def _is_noise(self, now: float, grant: Grant, retry_after: float | None) -> bool:
-        """Tell whether refusals have turned out to come at random: no cut was due then."""
-        noise, evidence = self._noise, self._evidence
-        if noise.is_believed:
-            return False  # there are more of them now than chance brings
-        knows_limits = self._belief.knows_limits
-        is_worked_out = _is_worked_out(retry_after)
-        if knows_limits or not (is_worked_out or self._belief.is_searching):
-            share = self._share_unexplained(now, grant)
-            if not (share or knows_limits):
-                rate, calls = self.requests_per_second, int(max(0, evidence.last_calls))
-                share = self._fallen_pace.note(now, rate, calls, times=noise.times_asked)
-            if share:
-                noise.believe(share)
-                self._lift()
-            if share or knows_limits:
-                return share > 0
-        if evidence.last_seconds > LONGEST_COMPARED_SECONDS:
-            evidence.clear(last=1)
-            noise.forget()
-            return False
-        unexplained: float = evidence.unexplained()
-        if is_worked_out:
-            unexplained *= FRACTION_WEIGHT
-        if not noise.weigh(unexplained, int(max(0, evidence.last_calls)), evidence.behind):
-            return False
-        self._lift()
-        return True
-
-    def _share_unexplained(self, now: float, grant: Grant) -> float:
-        """Return the share of calls that is refused although known limits were kept to."""
-        seconds = max(grant.at - self._epoch.cut_at, 1e-3)
-        rates, let_in = {}, 0.0
-        for name, budget in self.budgets.items():
-            amount = grant.spent_with(budget) - budget.spent_when_empty
-            rates[name] = amount / seconds
-            if name == REQUESTS:
-                let_in = amount - 1
-        return self._fallen.note(now, rates, int(let_in), times=self._noise.times_asked)
-
-    def _lift(self) -> None:
-        """Go back to the rates from before cuts that no limit of a rate had caused."""
-        self._rates.lift(self._evidence)
-        self._search.begin_anew()
-        self._evidence.clear()
-
-    def _bounds(self, retry_after: float | None) -> list[Bound]:
-        """Return the rates that two calls right after a refusal are to be compared with."""
-        is_tried = not (
-            self._belief.is_first
-            or _is_worked_out(retry_after)
-            or self._belief.knows_limits
-            or self._noise.is_believed
-            or self.requests_per_second > FASTEST_TRIED
-        )
-        return bounds_of(self.budgets.values()) if is_tried else []
-
-    def _note_second(self, grant: Grant) -> None:
-        """See from the first two calls let in since a refusal whether it was chance."""
-        noise = self._noise
-        if self._second_calls.note_accepted(grant, 2) and not noise.is_believed:
-            noise.believe(self.refusals / self._epoch.calls)
-            self._lift()
 
     def _note_follower(self, grant: Grant, *, was_accepted: bool) -> None:
         """See from the calls after the first refusal whether it meant that the bucket was empty."""
@@ -870,19 +769,6 @@ class Admission:
         self._doubt.note_headers(requests.limit or 0)
         if requests.headers.others.are_there(now, requests.ceiling):
             self._doubt.keep_to(requests.rate, requests.level)
-
-
-def _is_whole(retry_after: float | None) -> bool:
-    """Tell whether a Retry-After is whole seconds.
-
-    Where there is none the gate is closed for moments only, and chance costs little.
-    """
-    return retry_after is not None and retry_after % 1 == 0
-
-
-def _is_worked_out(retry_after: float | None) -> bool:
-    """Tell whether a Retry-After was worked out from a limit: it has a fraction of a second."""
-    return retry_after is not None and retry_after % 1 != 0
 
 
 def _told(limits: Limits | None) -> dict[str, float]:

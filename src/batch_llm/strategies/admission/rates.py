@@ -248,14 +248,20 @@ class Rates:
         deepest = DEEPEST_CUT if let_in >= TELLING_CALLS * per_call else DEEPEST_CUT_OF_FEW
         return max(rate, deepest / MEASURED_SHARE * budget.rate)
 
-    def lift(self, evidence: Evidence) -> None:
-        """Go back to the rates from before the cuts that a rate limit did not cause, and beyond."""
+    def lift(self) -> None:
+        """Go back to the rates from before the cuts that a rate limit did not cause, and beyond.
+
+        They are searched on as at first: what the refusals told was of no rate.
+        """
+        evidence = self._evidence
         self._belief.is_searching = not self._belief.knows_limits
         best = evidence.best_rate()
         for name, budget in self._budgets.items():
             if budget.rate < math.inf:
                 budget.peak = max(budget.peak, budget.rate, best * evidence.per_call(name))
                 budget.learn_rate(budget.ceiling if budget.limit else budget.peak)
+        self._search.begin_anew()
+        evidence.clear()
 
     def land(self) -> None:
         """Go back to rates that were in use: what grew under another limit was never tried."""

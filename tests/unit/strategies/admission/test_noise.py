@@ -65,7 +65,7 @@ def test_a_limit_is_kept_among_refusals_at_random():
 
 def test_one_refusal_at_random_waits_for_itself_only():
     one = Admission(0.0, dice=random.Random(1))
-    one._noise = believing()
+    one._noise.believe(0.05)
     grant = one.start(0.0, Cost())
 
     refusal = one.refused(0.1, grant, latency=0.1)

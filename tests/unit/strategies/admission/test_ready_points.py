@@ -120,11 +120,11 @@ def test_where_nothing_is_refused_beyond_a_measured_rate_it_is_forgotten():
     one._search.take(Measured(REQUESTS, 6.0, 6.0), one.budgets.values(), lambda _: 1.0)
     assert one.budgets[REQUESTS].rate == pytest.approx(0.99 * 6)
 
-    one._hints.note(0.0, 0.5, 1.0, 0.0)
+    one._retry_after.hints.note(0.0, 0.5, 1.0, 0.0)
     one._search.note_refuted(2)
 
     assert not one._search.has_measured
-    assert one._hints.most == math.inf
+    assert one._retry_after.hints.most == math.inf
 
 
 class NeverFull:

@@ -109,4 +109,4 @@ def test_where_the_limit_is_told_nothing_is_taken_from_retry_after():
     one = admission(limits=Limits(requests_per_minute=600))
     one.refused(0.1, one.start(0.0, Cost()), latency=0.1, retry_after=5.5)
 
-    assert one._hints.most == math.inf
+    assert one._retry_after.hints.most == math.inf

@@ -127,5 +127,5 @@ def test_headers_leave_nothing_to_be_tried():
     one.refused(0.2, one.start(0.1, Cost()), latency=0.1)
     one.accepted(9.0, one.start(8.9, Cost()))
 
-    assert one._bounds(None) == []
+    assert one._chance.bounds(None) == []
     assert math.isfinite(one.budgets[REQUESTS].rate)

@@ -1,0 +1,167 @@
+"""Are refusals chance? Whatever tells those at random from a limit's, asked in one place.
+
+What cannot be explained by one bucket (``evidence.py``) is weighed (``noise.py``). Where a limit is
+known or found, what tells is that refusals go on however far the rates fall (``fallen_rates.py``).
+Where rates are low, two calls right after a refusal tell (``second_calls.py``). As soon as refusals
+are believed to be chance, the cuts that were made for them are taken back.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from batch_llm.strategies.admission.fallen_rates import FallenPace, FallenRates
+from batch_llm.strategies.admission.retry_after import is_worked_out
+from batch_llm.strategies.admission.second_calls import FASTEST_TRIED, Bound, SecondCalls, bounds_of
+from batch_llm.strategies.dimensions import REQUESTS
+
+if TYPE_CHECKING:
+    from batch_llm.strategies.admission.belief import Belief
+    from batch_llm.strategies.admission.budgets import Budget
+    from batch_llm.strategies.admission.epochs import Epoch
+    from batch_llm.strategies.admission.evidence import Evidence
+    from batch_llm.strategies.admission.grants import Grant
+    from batch_llm.strategies.admission.noise import Noise
+    from batch_llm.strategies.admission.rates import Rates
+
+#: What a refusal weighs as chance whose Retry-After was worked out from a limit.
+WORKED_OUT_WEIGHT = 0.5
+#: What was let in before a longer stretch is not compared with what came after: limits change.
+LONGEST_COMPARED_SECONDS = 60.0
+#: So many trials of two calls in a row are to speak for chance.
+PROOFS_ASKED = 2
+
+
+class Chance:
+    """Judges at each refusal whether it was chance.
+
+    Args:
+        noise: What is believed of it.
+        budgets: By dimension; some may be added later.
+        belief: Where the limits are from.
+        epoch: What was seen since the last cut.
+        evidence: What the refusals tell.
+        rates: What was cut for refusals that turn out to be chance.
+    """
+
+    __slots__ = (
+        "_belief",
+        "_budgets",
+        "_epoch",
+        "_evidence",
+        "_fallen",
+        "_fallen_pace",
+        "_noise",
+        "_rates",
+        "_second_calls",
+    )
+
+    def __init__(
+        self,
+        noise: Noise,
+        budgets: dict[str, Budget],
+        belief: Belief,
+        epoch: Epoch,
+        evidence: Evidence,
+        rates: Rates,
+    ) -> None:
+        self._noise = noise
+        self._budgets = budgets
+        self._belief = belief
+        self._epoch = epoch
+        self._evidence = evidence
+        self._rates = rates
+        self._fallen = FallenRates()
+        self._fallen_pace = FallenPace()
+        self._second_calls = SecondCalls()
+
+    def explains(self, now: float, grant: Grant, retry_after: float | None) -> bool:
+        """Tell whether refusals have turned out to come at random: no cut is due then.
+
+        Args:
+            now: The time.
+            grant: The refused call's, which has just ended a stretch of the evidence.
+            retry_after: Seconds that it asks to wait.
+        """
+        noise, evidence, belief = self._noise, self._evidence, self._belief
+        if noise.is_believed:
+            return False  # there are more of them now than chance brings
+        worked_out = is_worked_out(retry_after)
+        if belief.knows_limits or not (worked_out or belief.is_searching):
+            share = self._share_unexplained(now, grant)
+            if share:
+                self._believe(share)
+            if share or belief.knows_limits:
+                return share > 0
+        if evidence.last_seconds > LONGEST_COMPARED_SECONDS:
+            evidence.clear(last=1)
+            noise.forget()
+            return False
+        unexplained: float = evidence.unexplained()
+        if worked_out:
+            unexplained *= WORKED_OUT_WEIGHT
+        if not noise.weigh(unexplained, int(max(0, evidence.last_calls)), evidence.behind):
+            return False
+        self._rates.lift()
+        return True
+
+    def _share_unexplained(self, now: float, grant: Grant) -> float:
+        """Return the share of calls that is refused although known or found limits were kept to."""
+        seconds = max(grant.at - self._epoch.cut_at, 1e-3)
+        rates, let_in = {}, 0.0
+        for name, budget in self._budgets.items():
+            amount = grant.spent_with(budget) - budget.spent_when_empty
+            rates[name] = amount / seconds
+            if name == REQUESTS:
+                let_in = amount - 1
+        times = self._noise.times_asked
+        share = self._fallen.note(now, rates, int(let_in), times=times)
+        if share or self._belief.knows_limits:
+            return share
+        rate, calls = self._rates.requests_per_second, int(max(0, self._evidence.last_calls))
+        return self._fallen_pace.note(now, rate, calls, times=times)
+
+    def _believe(self, share: float) -> None:
+        """Take refusals for chance, and take back what was cut for them."""
+        self._noise.believe(share)
+        self._rates.lift()
+
+    @property
+    def tries_two(self) -> bool:
+        """Whether two calls were sent together, of which a limit refuses the second."""
+        return self._second_calls.are_tried
+
+    def bounds(self, retry_after: float | None) -> list[Bound]:
+        """Return the rates that two calls right after a refusal are to be compared with."""
+        is_tried = not (
+            self._belief.is_first
+            or is_worked_out(retry_after)
+            or self._belief.knows_limits
+            or self._noise.is_believed
+            or self._rates.requests_per_second > FASTEST_TRIED
+        )
+        return bounds_of(self._budgets.values()) if is_tried else []
+
+    def try_two(self, until: float, refused: Grant, bounds: list[Bound]) -> bool:
+        """Note a refusal that rates were cut for.
+
+        Args:
+            until: When the next call may be sent.
+            refused: The call.
+            bounds: From before the cut.
+
+        Returns:
+            Whether two calls are to be sent now.
+        """
+        return self._second_calls.begin(until, refused, bounds)
+
+    def note_second(self, grant: Grant, refusals: int) -> None:
+        """See from the first two calls let in since a refusal whether it was chance.
+
+        Args:
+            grant: One of the two.
+            refusals: So many there were so far.
+        """
+        is_proven = self._second_calls.note_accepted(grant, PROOFS_ASKED)
+        if is_proven and not self._noise.is_believed:
+            self._believe(refusals / self._epoch.calls)

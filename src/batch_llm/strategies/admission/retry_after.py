@@ -1,0 +1,116 @@
+"""What Retry-After tells of a limit that nobody told.
+
+Each leaves a highest rate, and many of them a likely one (``retry_hints.py``); where they are exact
+they measure the rate (``ready_points.py``). What the wait is for the gate: ``closed_gate.py``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from batch_llm.strategies.admission.ready_points import ReadyPoints
+from batch_llm.strategies.admission.retry_hints import RetryHints
+from batch_llm.strategies.dimensions import MINUTE, REQUESTS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from batch_llm.strategies.admission.belief import Belief
+    from batch_llm.strategies.admission.budgets import Budget
+    from batch_llm.strategies.admission.epochs import Epoch
+    from batch_llm.strategies.admission.evidence import Evidence
+    from batch_llm.strategies.admission.grants import Grant
+    from batch_llm.strategies.admission.noise import Noise
+    from batch_llm.strategies.admission.rate_search import RateSearch
+
+
+class RetryAfter:
+    """Takes in each Retry-After, and what it tells of a rate.
+
+    Args:
+        budgets: By dimension; some may be added later.
+        belief: Where the limits are from.
+        epoch: What was seen since the last cut.
+        evidence: What the refusals tell.
+        noise: Whether they are chance.
+    """
+
+    __slots__ = ("_belief", "_budgets", "_epoch", "_evidence", "_noise", "_ready", "hints")
+
+    def __init__(
+        self,
+        budgets: dict[str, Budget],
+        belief: Belief,
+        epoch: Epoch,
+        evidence: Evidence,
+        noise: Noise,
+    ) -> None:
+        self._budgets = budgets
+        self._belief = belief
+        self._epoch = epoch
+        self._evidence = evidence
+        self._noise = noise
+        self.hints = RetryHints()
+        self._ready = ReadyPoints(budgets)
+
+    def begin(self, now: float, grant: Grant) -> None:
+        """Begin a burst of refusals with a refused call."""
+        self.hints.begin()
+        self._ready.begin(now, grant, self._epoch.calls, is_first=self._belief.is_first)
+
+    def note(self, grant: Grant, retry_after: float | None, accepted: int) -> None:
+        """Take in what a refused call is asked to wait.
+
+        Args:
+            grant: The call's.
+            retry_after: In seconds; None where it is not asked.
+            accepted: Calls let in so far.
+        """
+        if retry_after is None or self._belief.knows_limits:
+            return
+        requests = self._budgets[REQUESTS]
+        calls = max(requests.spent, 1.0)
+        sizes = [
+            grant.charged(budget) * calls / budget.spent
+            for budget in self._budgets.values()
+            if budget is not requests and budget.spent > 0
+        ]
+        least = accepted / (MINUTE + grant.at - self._epoch.began_at)
+        self.hints.note(grant.at, retry_after, max(sizes, default=1.0), least)
+        self._ready.note(grant, retry_after, is_whole=is_whole(retry_after))
+
+    def forget(self, grant: Grant) -> None:
+        """Take back the charge of a call that was not let in."""
+        self._ready.forget(grant)
+
+    def measure(self, search: RateSearch) -> None:
+        """Go on at the rate that exact ones measure, once a burst is over."""
+        if self._belief.knows_limits or self._noise.is_believed:
+            self._ready.clear()
+            return
+        measured = self._ready.measure(self._evidence)
+        if measured is not None and self.hints.contradicts(measured.calls):
+            measured = None
+        if measured is not None and not self._noise.is_suspected:
+            self._belief.is_searching = False
+            search.take(measured, self._budgets.values(), self._epoch.per_call)
+        elif self._ready.has_measured:
+            search.forget_measured()
+
+    @property
+    def least(self) -> Mapping[str, float]:
+        """By dimension, what the rate is at the least if the last burst was its refusal."""
+        return self._ready.least
+
+
+def is_whole(retry_after: float | None) -> bool:
+    """Tell whether a Retry-After is whole seconds.
+
+    Where there is none the gate is closed for moments only, and chance costs little.
+    """
+    return retry_after is not None and retry_after % 1 == 0
+
+
+def is_worked_out(retry_after: float | None) -> bool:
+    """Tell whether a Retry-After was worked out from a limit: it has a fraction of a second."""
+    return retry_after is not None and retry_after % 1 != 0
