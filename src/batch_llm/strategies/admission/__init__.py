@@ -9,11 +9,12 @@ operation is O(1). Its parts, and how they work together:
   (``grants.py``). Headers with limits are believed over everything else (``header_belief.py``);
   they also show others on the same key (``others.py``).
 - Only so many calls may be in doubt at a time (``doubt.py``): a start is fast, a refusal cheap.
-- The first refusal of an epoch (``epochs.py``) cuts the rates once, whatever comes late; then they
-  grow again (``rates.py``). Limits that nobody told are searched (``first_refusal.py``,
-  ``rate_search.py``) by what explains their refusals (``evidence.py``); later cuts enclose them
-  (``enclosure.py``). What a refusal right after the gate has opened means: ``presumption.py``.
-  Which of several told limits refused: ``blame.py``. What is known from where: ``belief.py``.
+- The first refusal of an epoch (``epochs.py``) cuts the rates once (``cuts.py``), whatever comes
+  late; then they grow again (``rates.py``). Limits that nobody told are searched
+  (``first_refusal.py``, ``rate_search.py``) by what explains their refusals (``evidence.py``,
+  ``stretches.py``); later cuts enclose them (``enclosure.py``). What a refusal right
+  after the gate has opened means: ``presumption.py``. Which of several told limits refused:
+  ``blame.py``. What is known from where: ``belief.py``.
 - What Retry-After tells of an unknown limit's rate (``retry_after.py``): ``retry_hints.py``; where
   it is exact, two such moments measure it: ``ready_points.py``.
 - It closes the gate for as long as Retry-After says (``closed_gate.py``). How long that takes shows

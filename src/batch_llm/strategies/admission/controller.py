@@ -17,6 +17,7 @@ from batch_llm.strategies.admission.closure import (
     Closure,
     learn_from_closure,
 )
+from batch_llm.strategies.admission.cuts import SECOND_CUT_SECONDS, Cuts
 from batch_llm.strategies.admission.doubt import Doubt
 from batch_llm.strategies.admission.epochs import Epoch
 from batch_llm.strategies.admission.evidence import Evidence
@@ -27,7 +28,7 @@ from batch_llm.strategies.admission.noise import Noise
 from batch_llm.strategies.admission.overload import Overload
 from batch_llm.strategies.admission.presumption import Presumption
 from batch_llm.strategies.admission.rate_search import RateSearch
-from batch_llm.strategies.admission.rates import SECOND_CUT_SECONDS, Rates
+from batch_llm.strategies.admission.rates import Rates
 from batch_llm.strategies.admission.retry_after import RetryAfter, is_whole
 from batch_llm.strategies.admission.slots import Slots
 from batch_llm.strategies.costs import FIELDS, NOTHING, PENDING, Cost
@@ -73,6 +74,7 @@ class Admission:
         "_ceiling_room",
         "_chance",
         "_closure",
+        "_cuts",
         "_dice",
         "_doubt",
         "_epoch",
@@ -141,6 +143,7 @@ class Admission:
         self._rates = Rates(
             now, self.budgets, self._belief, self._epoch, self._search, self._evidence
         )
+        self._cuts = Cuts(self._belief, self._epoch, self._search, self._evidence)
         self._chance = Chance(
             self._noise, self.budgets, self._belief, self._epoch, self._evidence, self._rates
         )
@@ -681,7 +684,7 @@ class Admission:
         self._retry_after.note(grant, retry_after, self._accepted)
         cuts = self._search.judge(is_fast=is_fast, is_whole=is_whole(retry_after))
         for budget in cut:
-            self._rates.cut(now, budget, grant, seconds)
+            self._cuts.cut(now, budget, grant, seconds)
         if belief.is_first:
             if retry_after is not None:
                 expect_tiny(budgets.values(), grant)

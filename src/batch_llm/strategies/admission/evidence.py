@@ -1,22 +1,26 @@
-"""Which buckets explain all the refusals? What they tell of an unknown limit's rate.
+"""The last refusals of a lane, and what was let in between them: which buckets explain them all?
 
-A provider's bucket is full at the start, and empty when it refuses a call. So for each rate that it
-may have, what was let in since the last refusal tells how much it held: either all that has come
-back was let in again, or it was full at some moment, and what was let in beyond the rate since then
-is its size. A rate explains the refusals when one size fits them all, and all that was let in
-between. The more refusals, the fewer rates are left; when none is, no bucket with one rate has
-refused them all.
+What was let in up to each refusal is a stretch (``stretches.py``). The more of them, the fewer
+rates are left that explain how each ended; when none is, no bucket with one rate has refused them
+all.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
+from batch_llm.strategies.admission.stretches import (
+    CLOSEST,
+    SHORTEST_SECONDS,
+    Explained,
+    Stretch,
+    explaining_rates,
+)
 from batch_llm.strategies.dimensions import REQUESTS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable
 
     from batch_llm.strategies.admission.budgets import Budget
     from batch_llm.strategies.admission.grants import Grant
@@ -25,91 +29,12 @@ if TYPE_CHECKING:
 MOST_STRETCHES, KEPT_STRETCHES = 4, 5
 #: How full the bucket was is worked out at the start of a stretch, and after each eighth more.
 POINTS_SHARE = 1.125
-#: Calls do not arrive as evenly as they were sent: by so many seconds.
-JITTER_SECONDS = 0.05
-#: Further tolerance, as a share of what was let in, and of what the bucket holds.
-LET_IN_SHARE, HELD_SHARE = 0.1, 0.2
-#: The rate at the end of a stretch is that of this share of its calls, over so long at least.
-ENDING_SHARE, SHORTEST_ENDING_SECONDS = 0.3, 0.2
 #: So many of the last refusals one bucket is to explain, with tolerances so many times as large.
 ASKED_STRETCHES, SOME_TOLERANCE, MORE_TOLERANCE = 3, 1.5, 3.0
-#: Rates are tried at so many places between the least and the most, no closer than this factor.
-MOST_RATES, CLOSEST = 24, 1.05
-SHORTEST_SECONDS = 0.05
 #: In a stretch with fewer calls the bucket may have filled at less than what was let in.
 FEWEST_CALLS = 32
 #: A bucket was never full when no more than this share of what it holds was ever in it.
 NEVER_FULL_SHARE = 0.8
-
-
-class Explained(NamedTuple):
-    """The rates by the second that explain so many of the last refusals, the least and the most."""
-
-    least: float
-    most: float
-    refusals: int = 1
-
-
-class Stretch(NamedTuple):
-    """What was let in of one dimension from one refusal, or the start, to the next.
-
-    Attributes:
-        is_first: Whether it began with a full bucket, at the start.
-        seconds: Of each point, since the stretch began; the first is 0.
-        let_in: Up to each point; the last one is the refusal.
-        held: Within so many calls' worth the bucket was empty.
-    """
-
-    is_first: bool
-    seconds: list[float]
-    let_in: list[float]
-    held: float
-
-    def least(self, tolerance: float) -> float:
-        """Return the lowest rate at which so much can have been let in."""
-        if self.is_first:
-            return 0.0
-        slack = tolerance * self.slack
-        return max(
-            (let_in * (1 - tolerance * LET_IN_SHARE) - slack) / max(seconds, SHORTEST_SECONDS)
-            for seconds, let_in in zip(self.seconds, self.let_in, strict=True)
-        )
-
-    def most(self) -> float:
-        """Return the highest rate that was exceeded before the refusal."""
-        end, total = self.seconds[-1], self.let_in[-1]
-        return max(
-            (total - let_in - self.held / 2) / max(end - seconds, 1e-3)
-            for seconds, let_in in zip(self.seconds, self.let_in, strict=True)
-        )
-
-    @property
-    def slack(self) -> float:
-        """How much may have been in the bucket when it refused, as far as can be told."""
-        return self.held + JITTER_SECONDS * self.rate_at_end
-
-    @property
-    def rate_at_end(self) -> float:
-        """How much was let in by the second before the refusal."""
-        total, place = self.let_in[-1], len(self.let_in) - 1
-        while place and self.let_in[place] > (1 - ENDING_SHARE) * total - self.held:
-            place -= 1
-        seconds = max(self.seconds[-1] - self.seconds[place], SHORTEST_ENDING_SECONDS)
-        return (total - self.let_in[place]) / seconds
-
-    def sizes(self, rate: float, tolerance: float) -> tuple[float, float, bool]:
-        """Return what the bucket held at the least, and at the end, if it refilled at ``rate``.
-
-        The third value tells whether it was full in between, so that the second is its size.
-        """
-        fullest = level = largest = 0.0
-        for seconds, let_in in zip(self.seconds, self.let_in, strict=True):
-            level = rate * seconds - let_in
-            fullest = max(fullest, level)
-            largest = max(largest, fullest - level)
-        total = self.let_in[-1]
-        was_full = self.is_first or level > tolerance * (self.slack + LET_IN_SHARE * total)
-        return largest, fullest - level, was_full
 
 
 class Evidence:
@@ -278,7 +203,9 @@ class Evidence:
     def _is_explained(self, stretches: list[dict[str, Stretch]], tolerance: float) -> bool:
         """Tell whether one bucket, of any dimension, explains how these stretches ended."""
         return len(stretches) < 2 or any(
-            rate for name in self._budgets for rate in self._rates(name, stretches, tolerance)
+            rate
+            for name in self._budgets
+            for rate in explaining_rates(_of(name, stretches), tolerance)
         )
 
     @property
@@ -330,7 +257,7 @@ class Evidence:
             rate: At which it filled at the most, by the second. It filled as fast at least as was
                 let in between two refusals, because it was empty at both.
         """
-        stretches = [one[name] for one in (self._first, *self._stretches) if name in one]
+        stretches = _of(name, (self._first, *self._stretches))
         for one in stretches:
             if not one.is_first and one.let_in[-1] >= FEWEST_CALLS * one.held:
                 rate = max(rate, one.let_in[-1] / max(one.seconds[-1], SHORTEST_SECONDS))
@@ -344,32 +271,10 @@ class Evidence:
             name: The dimension.
             last: So many refusals.
         """
-        found = list(self._rates(name, list(self._stretches)[-last:], 1.0))
+        found = list(explaining_rates(_of(name, list(self._stretches)[-last:]), 1.0))
         return Explained(found[0], found[-1]) if found else None
 
-    def _rates(
-        self, name: str, asked: list[dict[str, Stretch]], tolerance: float
-    ) -> Iterator[float]:
-        """Yield the rates that explain how these stretches ended, from the least on."""
-        stretches = [one[name] for one in asked if name in one]
-        if not stretches:
-            return
-        rate = max(1e-3, *(one.least(tolerance) for one in stretches))
-        most = min(one.most() for one in stretches)
-        slack = max(one.slack for one in stretches)
-        factor = max(CLOSEST, (most / rate) ** (1 / MOST_RATES)) if most > rate else CLOSEST
-        while rate <= most:
-            if _is_one_size(rate, stretches, slack, tolerance):
-                yield rate
-            rate *= factor
 
-
-def _is_one_size(rate: float, stretches: list[Stretch], slack: float, tolerance: float) -> bool:
-    """Tell whether one bucket with this rate explains how each stretch went and ended."""
-    largest, smallest = 0.0, float("inf")
-    for stretch in stretches:
-        held, at_end, was_full = stretch.sizes(rate, tolerance)
-        largest = max(largest, held)
-        if was_full:
-            smallest = min(smallest, at_end)
-    return largest - smallest <= tolerance * (slack + HELD_SHARE * largest)
+def _of(name: str, stretches: Iterable[dict[str, Stretch]]) -> list[Stretch]:
+    """Return the stretches of one dimension, where it was counted."""
+    return [one[name] for one in stretches if name in one]

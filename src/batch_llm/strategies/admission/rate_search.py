@@ -18,9 +18,10 @@ if TYPE_CHECKING:
     from batch_llm.strategies.admission.belief import Belief
     from batch_llm.strategies.admission.budgets import Budget
     from batch_llm.strategies.admission.doubt import Doubt
-    from batch_llm.strategies.admission.evidence import Evidence, Explained
+    from batch_llm.strategies.admission.evidence import Evidence
     from batch_llm.strategies.admission.ready_points import Measured
     from batch_llm.strategies.admission.retry_hints import RetryHints
+    from batch_llm.strategies.admission.stretches import Explained
 
 #: The share of the rate that a cut leaves.
 CUT = 0.87

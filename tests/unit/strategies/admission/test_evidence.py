@@ -7,7 +7,8 @@ import random
 import pytest
 
 from admissions import ONE, admission, start_all
-from batch_llm.strategies.admission.evidence import Evidence, Stretch
+from batch_llm.strategies.admission.evidence import Evidence
+from batch_llm.strategies.admission.stretches import Stretch
 from batch_llm.strategies.dimensions import REQUESTS
 
 
