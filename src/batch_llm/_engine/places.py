@@ -18,8 +18,8 @@ from batch_llm.strategies.knee import Knee, work_of
 if TYPE_CHECKING:
     from batch_llm.providers.base import Capacity
     from batch_llm.strategies.admission import Admission
-    from batch_llm.strategies.admission.belief import Known
     from batch_llm.strategies.admission.grants import Grant
+    from batch_llm.strategies.admission.known_limits import Known
     from batch_llm.strategies.costs import Cost
 
 #: A place that failed is set aside for so long; twice as long each further time.

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import msgspec
 from platformdirs import user_state_path
 
-from batch_llm.strategies.admission.belief import Known  # noqa: TC001 - msgspec reads the annotation
+from batch_llm.strategies.admission.known_limits import Known  # noqa: TC001 - msgspec reads the annotation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping

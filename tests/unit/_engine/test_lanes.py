@@ -25,7 +25,7 @@ from batch_llm.core.request import Request
 from batch_llm.providers.base import LaneFacts, Outcome
 from batch_llm.stores.limit_memory import VARIABLE, LimitMemory
 from batch_llm.strategies import FixedDelayStrategy
-from batch_llm.strategies.admission.belief import Known
+from batch_llm.strategies.admission.known_limits import Known
 from fakes import USAGE, Classifier, RateLimited, item
 
 

@@ -10,7 +10,7 @@ import pytest
 from batch_llm.providers.registry import resolve
 from batch_llm.stores import limit_memory
 from batch_llm.stores.limit_memory import LimitMemory, limits_file
-from batch_llm.strategies.admission.belief import Known
+from batch_llm.strategies.admission.known_limits import Known
 
 KNOWN = {"requests": Known(None, 12.5, 12.5), "tokens": Known(60_000.0, 1000.0, 60_000.0)}
 HOUR, DAY = 3600.0, 86_400.0

@@ -2,22 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
-
-class Known(NamedTuple):
-    """What is known of one dimension at the end of a run.
-
-    Attributes:
-        limit: Per minute or day, where the provider told it; None where it was learned.
-        rate: Per second.
-        capacity: What the bucket holds.
-    """
-
-    limit: float | None
-    rate: float
-    capacity: float
-
 
 class Belief:
     """Where the believed limits are from.

@@ -6,7 +6,7 @@ import math
 import random
 from typing import TYPE_CHECKING
 
-from batch_llm.strategies.admission.belief import Belief, Known
+from batch_llm.strategies.admission.belief import Belief
 from batch_llm.strategies.admission.blame import blamed
 from batch_llm.strategies.admission.budgets import Budget
 from batch_llm.strategies.admission.ceiling_room import CeilingRoom
@@ -24,6 +24,11 @@ from batch_llm.strategies.admission.evidence import Evidence
 from batch_llm.strategies.admission.first_refusal import FirstRefusal, expect_tiny, explains_used_up
 from batch_llm.strategies.admission.grants import Grant, Refusal
 from batch_llm.strategies.admission.header_belief import used_up
+from batch_llm.strategies.admission.known_limits import (
+    limits_to_remember,
+    shown_limits,
+    told_limits,
+)
 from batch_llm.strategies.admission.noise import Noise
 from batch_llm.strategies.admission.overload import Overload
 from batch_llm.strategies.admission.presumption import Presumption
@@ -34,8 +39,6 @@ from batch_llm.strategies.admission.slots import Slots
 from batch_llm.strategies.costs import FIELDS, NOTHING, PENDING, Cost
 from batch_llm.strategies.dimensions import (
     CONCURRENCY,
-    INPUT,
-    OUTPUT,
     REQUESTS,
     REQUESTS_PER_DAY,
     TOKENS,
@@ -47,10 +50,8 @@ if TYPE_CHECKING:
 
     from batch_llm.core.config import Limits
     from batch_llm.strategies.admission.header_belief import LimitHeader
+    from batch_llm.strategies.admission.known_limits import Known
 
-#: Beyond what a learned window has let in, this share of its calls may be in doubt, and so many at
-#: the least; nothing is tried in one with few calls, where the refusal would be a large part.
-TRIED_SHARE, TRIED_LEAST, TRIED_CALLS = 0.01, 2, 64
 #: What is remembered with less trust than this is where a search begins; else it is kept to.
 WELL_KNOWN_SHARE = 0.8
 
@@ -108,7 +109,7 @@ class Admission:
         max_in_flight: float = 1000,
         dice: random.Random | None = None,
     ) -> None:
-        told = _told(limits)
+        told = told_limits(limits)
         self.budgets: dict[str, Budget] = {}
         #: The same, and those of them that count output at the end of a call: for the hot path.
         self._in_order: tuple[Budget, ...] = ()
@@ -199,17 +200,9 @@ class Admission:
                 wait = budget.wait(now, amount)
                 if wait > longest:
                     if budget.windows.is_tried(now):
-                        wait = self._wait_to_try(now, wait)
+                        wait = doubt.wait_to_try(now, wait, self.budgets[REQUESTS].capacity)
                     longest = max(longest, wait)
         return longest
-
-    def _wait_to_try(self, now: float, wait: float) -> float:
-        """Return the seconds until a call is tried that a learned window may not let in."""
-        calls, doubt = self.budgets[REQUESTS].capacity, self._doubt
-        if calls < TRIED_CALLS:
-            return wait
-        is_few = doubt.calls < max(TRIED_LEAST, TRIED_SHARE * calls)
-        return 0.0 if is_few else min(wait, doubt.wait(now))
 
     def start(self, now: float, cost: Cost) -> Grant:
         """Let a call in, and charge it. Whoever starts it closes the grant."""
@@ -413,15 +406,7 @@ class Admission:
 
     def learned(self) -> dict[str, Known]:
         """Return what is worth knowing in the next run: not what was told."""
-        return {
-            name: Known(
-                budget.limit if budget.source != "unknown" else None,
-                budget.limit / budget.window_seconds if budget.limit else budget.rate,
-                budget.capacity,
-            )
-            for name, budget in self.budgets.items()
-            if self._is_known(budget) and budget.source != "told"
-        }
+        return limits_to_remember(self.budgets.values(), self._slots)
 
     def recall(self, learned: Mapping[str, Known], *, share: float) -> None:
         """Start from what an earlier run learned.
@@ -454,22 +439,7 @@ class Admission:
 
         Limits are per minute; ``requests_per_day`` is per day, ``concurrency`` a number.
         """
-        limits = [
-            (
-                name,
-                budget.limit_believed,
-                budget.shown_source,
-            )
-            for name, budget in self.budgets.items()
-            if self._is_known(budget)
-        ]
-        if self._slots.is_known:
-            limits.append((CONCURRENCY, self._slots.most, "learned"))
-        return limits
-
-    def _is_known(self, budget: Budget) -> bool:
-        """Tell whether a rate means something: under a limit on calls in flight it floats."""
-        return budget.rate < math.inf and not (budget.source == "unknown" and self._slots.is_known)
+        return shown_limits(self.budgets.values(), self._slots)
 
     @property
     def calls(self) -> int:
@@ -738,14 +708,9 @@ class Admission:
 
     def _note_follower(self, grant: Grant, *, was_accepted: bool) -> None:
         """See from the calls after the first refusal whether it meant that the bucket was empty."""
-        is_clear = self._first.note_follower(grant, was_accepted=was_accepted)
-        if not is_clear or self._epoch.accepted:
-            return
-        for budget in self.budgets.values():
-            if budget.source == "unknown" and budget.rate < math.inf:
-                rate = self._first.rate(self._epoch.per_call(budget), self._doubt.seconds)
-                budget.peak = max(budget.peak, rate)
-                budget.learn_rate(budget.peak)
+        epoch, first = self._epoch, self._first
+        if first.note_follower(grant, was_accepted=was_accepted) and not epoch.accepted:
+            first.raise_rates(self.budgets.values(), epoch.per_call, self._doubt.seconds)
 
     def _sync(self, now: float, grant: Grant, headers: Mapping[str, LimitHeader]) -> None:
         self._count()
@@ -772,16 +737,3 @@ class Admission:
         self._doubt.note_headers(requests.limit or 0)
         if requests.headers.others.are_there(now, requests.ceiling):
             self._doubt.keep_to(requests.rate, requests.level)
-
-
-def _told(limits: Limits | None) -> dict[str, float]:
-    if limits is None:
-        return {}
-    named = {
-        REQUESTS: limits.requests_per_minute,
-        TOKENS: limits.tokens_per_minute,
-        INPUT: limits.input_tokens_per_minute,
-        OUTPUT: limits.output_tokens_per_minute,
-        REQUESTS_PER_DAY: limits.requests_per_day,
-    }
-    return {name: limit for name, limit in named.items() if limit}

@@ -39,6 +39,9 @@ DOUBT_OVER_PACED = 1.2
 DOUBT_SHARED = 4.0
 #: Where others use the same limit, so much of what is left may be in doubt.
 DOUBT_SHARE_LEFT = 0.25
+#: Beyond what a learned window has let in, this share of its calls may be in doubt, and so many at
+#: the least; nothing is tried in one with few calls, where the refusal would be a large part.
+TRIED_SHARE, TRIED_LEAST, TRIED_CALLS = 0.01, 2, 64
 
 
 class Doubt:
@@ -112,6 +115,19 @@ class Doubt:
         """Return the seconds until the oldest call counts as let in."""
         oldest = self._grants[0].at if self._grants else now
         return max(1e-3, oldest + self.seconds - now)
+
+    def wait_to_try(self, now: float, wait: float, calls: float) -> float:
+        """Return the seconds until a call is tried that a learned window may not let in.
+
+        Args:
+            now: The time.
+            wait: Until it is sure to have room.
+            calls: So many it lets in.
+        """
+        if calls < TRIED_CALLS:
+            return wait
+        is_few = self.calls < max(TRIED_LEAST, TRIED_SHARE * calls)
+        return 0.0 if is_few else min(wait, self.wait(now))
 
     def note_refused(self, latency: float) -> None:
         """Learn from a refusal how long they take."""

@@ -6,6 +6,7 @@ calls that were sent after the refused one are answered well, it was no such buc
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from batch_llm.strategies.admission.budgets import HELD_SHARE
@@ -13,7 +14,7 @@ from batch_llm.strategies.admission.doubt import DOUBT_START
 from batch_llm.strategies.dimensions import MINUTE, REQUESTS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from batch_llm.strategies.admission.budgets import Budget
     from batch_llm.strategies.admission.grants import Grant
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
 #: Calls sent after the first refusal, before it was known, that were answered: so many, and of all
 #: of them so large a share, and the refusal did not mean that the bucket was empty.
 FOLLOWERS, FOLLOWERS_SHARE = 8, 0.8
-
-
 #: A limit that refuses the first call or the second has a bucket that holds about one.
 TINY_CALLS = 2
 
@@ -80,9 +79,24 @@ class FirstRefusal:
         accepted = self._accepted
         return accepted >= FOLLOWERS and accepted >= FOLLOWERS_SHARE * (accepted + self._refused)
 
-    def rate(self, per_call: float, doubt_seconds: float) -> float:
-        """Return the rate that was being let in then, of what a call takes ``per_call`` of."""
-        return self._doubt_limit * per_call / doubt_seconds
+    def raise_rates(
+        self,
+        budgets: Iterable[Budget],
+        per_call: Callable[[Budget], float],
+        doubt_seconds: float,
+    ) -> None:
+        """Take unknown limits for no lower than the rate that was being let in then.
+
+        Args:
+            budgets: Those of the lane.
+            per_call: What a call takes of each.
+            doubt_seconds: How long a call is in doubt.
+        """
+        for budget in budgets:
+            if budget.source == "unknown" and budget.rate < math.inf:
+                rate = self._doubt_limit * per_call(budget) / doubt_seconds
+                budget.peak = max(budget.peak, rate)
+                budget.learn_rate(budget.peak)
 
 
 def start_low(budget: Budget, grant: Grant, let_in: float, seconds: float) -> None:

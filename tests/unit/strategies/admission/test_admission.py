@@ -9,8 +9,8 @@ import pytest
 from admissions import ONE, admission, past_the_first_refusal, start_all
 from batch_llm import Limits
 from batch_llm.strategies.admission import Admission
-from batch_llm.strategies.admission.belief import Known
 from batch_llm.strategies.admission.header_belief import LimitHeader
+from batch_llm.strategies.admission.known_limits import Known
 from batch_llm.strategies.costs import Cost
 from batch_llm.strategies.dimensions import REQUESTS, TOKENS
 from virtual_lane import Lane, Reply

@@ -8,9 +8,9 @@ import pytest
 
 from admissions import ONE, admission
 from batch_llm import Limits
-from batch_llm.strategies.admission.belief import Known
 from batch_llm.strategies.admission.evidence import Evidence
 from batch_llm.strategies.admission.header_belief import LimitHeader
+from batch_llm.strategies.admission.known_limits import Known
 from batch_llm.strategies.admission.stretches import Explained
 from batch_llm.strategies.dimensions import REQUESTS
 from virtual_lane import Lane, Reply
