@@ -17,7 +17,7 @@ operation is O(1). Its parts, and how they work together:
   ``blame.py``. What is known from where: ``belief.py``; as users tell it, as it is shown, and for
   the next run: ``known_limits.py``.
 - What Retry-After tells of an unknown limit's rate (``retry_after.py``): ``retry_hints.py``; where
-  it is exact, two such moments measure it: ``ready_points.py``.
+  it is exact, two such moments measure it: ``ready_points.py``, ``exact_rate.py``.
 - It closes the gate for as long as Retry-After says (``closed_gate.py``). How long that takes shows
   limits that are counted by the minute (``closure.py``, ``window_guess.py``).
 - What a told ceiling has beyond the bucket that refused is tried now and then

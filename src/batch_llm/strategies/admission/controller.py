@@ -138,11 +138,10 @@ class Admission:
         self._retry_after = RetryAfter(
             self.budgets, self._belief, self._epoch, self._evidence, self._noise
         )
-        self._search = RateSearch(
-            self._belief, self._doubt, self._evidence, self._retry_after.hints
-        )
+        hints, exact = self._retry_after.hints, self._retry_after.exact
+        self._search = RateSearch(self._belief, self._doubt, self._evidence, hints, exact)
         self._rates = Rates(
-            now, self.budgets, self._belief, self._epoch, self._search, self._evidence
+            now, self.budgets, self._belief, self._epoch, self._search, self._evidence, exact
         )
         self._cuts = Cuts(self._belief, self._epoch, self._search, self._evidence)
         self._chance = Chance(
@@ -368,7 +367,7 @@ class Admission:
             self._note_follower(grant, was_accepted=False)
             self._first.hold_less(self.budgets[REQUESTS], grant)
             if not self._epoch.accepted:
-                self._search.start(self.budgets.values(), self._epoch.per_call)
+                self._retry_after.raise_to_likely()
         if self._presumption.is_refuted(grant) and not self._epoch.accepted:
             self._presumption.take_back()
             self._gate.closed_again += 1
@@ -547,10 +546,10 @@ class Admission:
             self._closure.explain(now, grant, budgets, belief, epoch)
             if belief.is_by_window and not knew_limits:
                 self._doubt.fit_to_limit(self.budgets[REQUESTS].limit or 0)
-        self._retry_after.measure(self._search)
+        self._retry_after.measure()
         if belief.is_searching:
             self._search.correct(budgets)
-            self._search.keep_to_least(budgets, self._retry_after.least)
+            self._retry_after.raise_to_least()
             learn_from_closure(grant, budgets, epoch.refused_at, self._doubt.seconds)
 
     def _cut(
@@ -658,7 +657,7 @@ class Admission:
         if belief.is_first:
             if retry_after is not None:
                 expect_tiny(budgets.values(), grant)
-            self._search.start(budgets.values(), epoch.per_call)
+            self._retry_after.raise_to_likely()
         self._search.note_cut(cuts)
         self._rates.keep_in_step()
         belief.is_searching = self._search.goes_on
@@ -696,7 +695,7 @@ class Admission:
         was_known = self._slots.is_known
         if dimension == CONCURRENCY:
             is_so = self._slots.told(grant.others)
-        elif self._search.has_measured and not was_known:
+        elif self._retry_after.exact.is_known and not was_known:
             return False  # the limit of a rate explains it
         else:
             is_so = self._slots.explains(grant.others, is_first=is_first)

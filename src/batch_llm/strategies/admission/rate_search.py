@@ -10,26 +10,25 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from batch_llm.strategies.dimensions import REQUESTS
-
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Iterable
 
     from batch_llm.strategies.admission.belief import Belief
     from batch_llm.strategies.admission.budgets import Budget
     from batch_llm.strategies.admission.doubt import Doubt
     from batch_llm.strategies.admission.evidence import Evidence
-    from batch_llm.strategies.admission.ready_points import Measured
+    from batch_llm.strategies.admission.exact_rate import ExactRate
     from batch_llm.strategies.admission.retry_hints import RetryHints
     from batch_llm.strategies.admission.stretches import Explained
 
 #: The share of the rate that a cut leaves.
 CUT = 0.87
-#: Of a rate that was measured between two refusals so much is used.
+#: Of a rate that was measured by what was let in between two refusals so much is used.
 MEASURED_SHARE = 0.9
-#: A rate is searched upwards after the first cut: by so much in each span, and per step at the
-#: most. A span is so many times as long as a call is in doubt, within bounds.
+#: A rate is searched upwards after the first cut: by so much in each span, and in a step at the
+#: most.
 SEARCH_GROWTH, SEARCH_STEP = 1.0, 1.0
+#: A span is so many times as long as a call is in doubt, within bounds.
 SEARCH_SPANS, SHORTEST_SPAN_SECONDS, LONGEST_SPAN_SECONDS = 4.0, 0.3, 1.0
 #: Until the second refusal no more is tried than so many times the rate that was let in since the
 #: first, once that were enough calls: the bucket is empty when that is the limit's rate.
@@ -38,21 +37,17 @@ FIRST_TIMES = 3.5
 MOST_TIMES = 2.0
 #: The search goes on until the limit's rate is known up to this factor.
 SEARCH_ENDS_WITHIN = 1.5
-#: Fewer calls between two refusals do not enclose a rate: they may be chance. But when rates within
-#: this factor explain so many refusals in a row, it is a limit that lets few calls in.
+#: Fewer calls between two refusals do not enclose a rate: they may be chance.
 FEWEST_CALLS = 32
+#: But when rates within this factor explain so many refusals in a row, it is a limit that lets few
+#: calls in.
 SURE_REFUSALS, SURE_WITHIN = 4, 2.0
-#: After each refusal the search is so much slower, so that the next one is closer to the limit.
+#: After each refusal the search is so many times as slow, so that the next one is closer to the
+#: limit.
 SEARCH_SLOWER = 4.0
-#: And it goes on for no more than so many refusals that ask for no whole seconds, or followed
-#: many calls: after few calls the next one costs little, and may be chance.
+#: It goes on for no more than so many refusals that ask for no whole seconds, or followed many
+#: calls: after few calls the next one costs little, and may be chance.
 SEARCH_CUTS = 3
-#: Of a rate that was measured to the fraction of a call so much is used; the other dimensions have
-#: so many times as much.
-KEPT_SHARE, ROOM_BESIDE = 0.99, 2.0
-#: Of the least that the rate may be so much is used, where it is slow: faster ones are searched up
-#: again soon, and may be others' limits too.
-LEAST_SHARE, FASTEST_LEAST = 0.95, 2.0
 #: What is remembered is searched on so slowly.
 RECALLED_SPAN_SECONDS = 4.0
 
@@ -64,6 +59,8 @@ class RateSearch:
         belief: Whether there is a search, and from what.
         doubt: How long calls are in doubt.
         evidence: What the refusals tell.
+        hints: What Retry-After leaves possible.
+        exact: What it measured, which a new search forgets.
     """
 
     __slots__ = (
@@ -71,18 +68,26 @@ class RateSearch:
         "_cuts",
         "_doubt",
         "_evidence",
+        "_exact",
         "_found",
         "_hints",
         "_is_enclosed",
         "_is_fast",
-        "_measured",
     )
 
-    def __init__(self, belief: Belief, doubt: Doubt, evidence: Evidence, hints: RetryHints) -> None:
+    def __init__(
+        self,
+        belief: Belief,
+        doubt: Doubt,
+        evidence: Evidence,
+        hints: RetryHints,
+        exact: ExactRate,
+    ) -> None:
         self._belief = belief
         self._doubt = doubt
         self._evidence = evidence
         self._hints = hints
+        self._exact = exact
         #: Refusals in the search so far.
         self._cuts = 0
         #: The rates of calls that explain the last refusals.
@@ -91,8 +96,6 @@ class RateSearch:
         self._is_fast = False
         #: Whether the last refusal has enclosed the limit well enough.
         self._is_enclosed = False
-        #: The dimension whose rate was measured, if any.
-        self._measured = ""
 
     @property
     def goes_on(self) -> bool:
@@ -153,57 +156,10 @@ class RateSearch:
         self._is_enclosed = not belief.is_first and (is_over or is_found)
         return min(cuts, 1) if may_be_chance and is_whole else cuts
 
-    def start(self, budgets: Iterable[Budget], per_call: Callable[[Budget], float]) -> None:
-        """Start from what Retry-After tells, where that is more than is believed."""
-        for budget in budgets:
-            if budget.source == "unknown" and budget.rate < math.inf:
-                budget.learn_rate(max(budget.peak, self._hints.least * per_call(budget)))
-
-    def keep_to_least(self, budgets: Iterable[Budget], least: Mapping[str, float]) -> None:
-        """Go on at no less than what came back since the refusal before the last."""
-        if least.get(REQUESTS, 0.0) > FASTEST_LEAST:
-            return
-        for budget in budgets:
-            rate = LEAST_SHARE * least.get(budget.name, 0.0)
-            if budget.source == "unknown" and budget.rate < rate:
-                budget.peak = max(budget.peak, rate)
-                budget.learn_rate(rate)
-
-    def take(
-        self,
-        measured: Measured,
-        budgets: Iterable[Budget],
-        per_call: Callable[[Budget], float],
-    ) -> None:
-        """Take over a rate that was measured; leave the other dimensions room beside it."""
-        self._measured = measured.name
-        for budget in budgets:
-            if budget.source != "unknown" or budget.rate == math.inf:
-                continue
-            if budget.name == measured.name:
-                budget.peak = measured.rate
-                budget.learn_rate(KEPT_SHARE * measured.rate)
-            else:
-                budget.peak = ROOM_BESIDE * measured.calls * per_call(budget)
-                budget.learn_rate(budget.peak)
-
-    def forget_measured(self) -> None:
-        """Forget what was measured, because the last refusal says something else."""
-        self._measured = ""
-
-    @property
-    def has_measured(self) -> bool:
-        """Whether a limit's rate was measured to the fraction of a call."""
-        return bool(self._measured)
-
-    def is_measured(self, budget: Budget) -> bool:
-        """Tell whether a budget's rate was measured: it is not kept in step with others."""
-        return budget.name == self._measured
-
     def begin_anew(self) -> None:
         """Search as fast as at first."""
         self._cuts = 0
-        self._measured = ""
+        self._exact.forget()
 
     def note_cut(self, cuts: int) -> None:
         """Go on more slowly."""
@@ -212,7 +168,7 @@ class RateSearch:
     def note_refuted(self, cuts: int) -> None:
         """Search on as after so many refusals: the limit is a higher one than it was."""
         self._cuts = cuts
-        self._measured = ""
+        self._exact.forget()
         self._hints.forget()
 
     def cut(self, budget: Budget) -> None:

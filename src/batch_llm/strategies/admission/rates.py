@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from batch_llm.strategies.admission.budgets import Budget
     from batch_llm.strategies.admission.epochs import Epoch
     from batch_llm.strategies.admission.evidence import Evidence
+    from batch_llm.strategies.admission.exact_rate import ExactRate
     from batch_llm.strategies.admission.rate_search import RateSearch
 
 #: After so many seconds without a cut the rate is back where it was, and goes on from there.
@@ -60,6 +61,7 @@ class Rates:
         epoch: What was seen since the last cut.
         search: The search for what is unknown.
         evidence: What the refusals tell.
+        exact: The rate that was measured to the fraction of a call.
     """
 
     __slots__ = (
@@ -67,6 +69,7 @@ class Rates:
         "_budgets",
         "_epoch",
         "_evidence",
+        "_exact",
         "_search",
         "_tried_at",
         "grown_at",
@@ -80,12 +83,14 @@ class Rates:
         epoch: Epoch,
         search: RateSearch,
         evidence: Evidence,
+        exact: ExactRate,
     ) -> None:
         self._budgets = budgets
         self._belief = belief
         self._epoch = epoch
         self._search = search
         self._evidence = evidence
+        self._exact = exact
         #: When rates far below what was let in were last searched on.
         self._tried_at = now
         self.grown_at = now
@@ -177,7 +182,7 @@ class Rates:
         """Return how long after a cut a rate is back where it was."""
         if self._belief.knows_limits:
             return RECOVERY_SECONDS
-        if self._search.has_measured:
+        if self._exact.is_known:
             calls = MEASURED_RECOVERY_CALLS / self.requests_per_second
             return max(MEASURED_RECOVERY_SECONDS, min(LONGEST_RECOVERY_SECONDS, calls))
         calls = RECOVERY_CALLS / self.requests_per_second
@@ -211,7 +216,7 @@ class Rates:
         if requests.source != "unknown" or requests.rate == math.inf:
             return
         for budget in self._budgets.values():
-            if self._search.is_measured(budget):
+            if self._exact.is_of(budget):
                 continue
             if budget is not requests and budget.source == "unknown" and budget.rate < math.inf:
                 per_call = budget.spent / max(requests.spent, 1.0)

@@ -1,19 +1,22 @@
 """What Retry-After tells of a limit that nobody told.
 
 Each leaves a highest rate, and many of them a likely one (``retry_hints.py``); where they are exact
-they measure the rate (``ready_points.py``). What the wait is for the gate: ``closed_gate.py``.
+they measure the rate (``ready_points.py``, ``exact_rate.py``). How long they close the gate:
+``closed_gate.py``.
 """
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
+from batch_llm.strategies.admission.exact_rate import ExactRate
 from batch_llm.strategies.admission.ready_points import ReadyPoints
 from batch_llm.strategies.admission.retry_hints import RetryHints
 from batch_llm.strategies.dimensions import MINUTE, REQUESTS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator
 
     from batch_llm.strategies.admission.belief import Belief
     from batch_llm.strategies.admission.budgets import Budget
@@ -21,7 +24,10 @@ if TYPE_CHECKING:
     from batch_llm.strategies.admission.evidence import Evidence
     from batch_llm.strategies.admission.grants import Grant
     from batch_llm.strategies.admission.noise import Noise
-    from batch_llm.strategies.admission.rate_search import RateSearch
+
+#: Of the least that the rate may be so much is used, where it is slow: faster ones are searched up
+#: again soon, and may be others' limits too.
+LEAST_SHARE, FASTEST_LEAST = 0.95, 2.0
 
 
 class RetryAfter:
@@ -35,7 +41,7 @@ class RetryAfter:
         noise: Whether they are chance.
     """
 
-    __slots__ = ("_belief", "_budgets", "_epoch", "_evidence", "_noise", "_ready", "hints")
+    __slots__ = ("_belief", "_budgets", "_epoch", "_evidence", "_noise", "_ready", "exact", "hints")
 
     def __init__(
         self,
@@ -51,6 +57,7 @@ class RetryAfter:
         self._evidence = evidence
         self._noise = noise
         self.hints = RetryHints()
+        self.exact = ExactRate()
         self._ready = ReadyPoints(budgets)
 
     def begin(self, now: float, grant: Grant) -> None:
@@ -83,7 +90,7 @@ class RetryAfter:
         """Take back the charge of a call that was not let in."""
         self._ready.forget(grant)
 
-    def measure(self, search: RateSearch) -> None:
+    def measure(self) -> None:
         """Go on at the rate that exact ones measure, once a burst is over."""
         if self._belief.knows_limits or self._noise.is_believed:
             self._ready.clear()
@@ -93,14 +100,32 @@ class RetryAfter:
             measured = None
         if measured is not None and not self._noise.is_suspected:
             self._belief.is_searching = False
-            search.take(measured, self._budgets.values(), self._epoch.per_call)
+            self.exact.take(measured, self._budgets.values(), self._epoch.per_call)
         elif self._ready.has_measured:
-            search.forget_measured()
+            self.exact.forget()
 
-    @property
-    def least(self) -> Mapping[str, float]:
-        """By dimension, what the rate is at the least if the last burst was its refusal."""
-        return self._ready.least
+    def raise_to_likely(self) -> None:
+        """Go on at the rate that this burst makes likely, where that is more than is believed."""
+        for budget in self._unknown():
+            likely = self.hints.least * self._epoch.per_call(budget)
+            budget.learn_rate(max(budget.peak, likely))
+
+    def raise_to_least(self) -> None:
+        """Go on at no less than what came back from the last burst but one to the last."""
+        least = self._ready.least
+        if least.get(REQUESTS, 0.0) > FASTEST_LEAST:
+            return
+        for budget in self._unknown():
+            rate = LEAST_SHARE * least.get(budget.name, 0.0)
+            if budget.rate < rate:
+                budget.peak = max(budget.peak, rate)
+                budget.learn_rate(rate)
+
+    def _unknown(self) -> Iterator[Budget]:
+        """Yield the budgets whose limit nobody told, and that refused something."""
+        for budget in self._budgets.values():
+            if budget.source == "unknown" and budget.rate < math.inf:
+                yield budget
 
 
 def is_whole(retry_after: float | None) -> bool:

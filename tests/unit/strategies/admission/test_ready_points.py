@@ -36,7 +36,7 @@ class Tokens:
 def test_the_rate_is_known_to_a_hundredth_after_few_refusals(rate):
     one = admission(dimensions=(REQUESTS, TOKENS))
     lane = Lane(one, ExactBucket(rate, 20 * rate), cost=Cost(1.0, 100.0, 100.0))
-    while not one._search.has_measured:
+    while not one._retry_after.exact.is_known:
         lane.run(lane.now + 0.1)
 
     assert one._epoch.number <= 8
@@ -50,7 +50,7 @@ def test_the_dimension_that_refuses_is_the_one_that_is_measured():
     bucket.lane = Lane(one, bucket, cost=Cost(1.0, 1000.0, 1000.0))
     bucket.lane.run(120.0)
 
-    assert one._search.is_measured(one.budgets[TOKENS])
+    assert one._retry_after.exact.is_of(one.budgets[TOKENS])
     assert one.budgets[TOKENS].rate == pytest.approx(8000, rel=0.02)
     assert one.budgets[REQUESTS].rate > 1.1 * one.budgets[TOKENS].rate / 1100
 
@@ -77,7 +77,7 @@ def test_a_bucket_that_runs_over_is_not_measured():
     one = admission(dimensions=(REQUESTS,))
     lane = Lane(one, ExactBucket(2.0, 1.0)).run(120.0)
 
-    assert not one._search.has_measured
+    assert not one._retry_after.exact.is_known
     assert lane.count("taken", 30.0, 120.0) >= 0.75 * 2 * 90
 
 
@@ -90,7 +90,7 @@ def test_refusals_at_random_with_a_fraction_of_a_second_measure_nothing():
     one = admission(dimensions=(REQUESTS,), max_in_flight=50)
     Lane(one, chance).run(60.0)
 
-    assert not one._search.has_measured
+    assert not one._retry_after.exact.is_known
 
 
 @pytest.mark.parametrize(("let_in", "is_tiny"), [(1, True), (5, False)])
@@ -109,7 +109,8 @@ def test_a_bucket_that_refuses_the_second_call_is_not_taken_to_hold_the_largest(
 def test_a_slow_limit_is_searched_from_no_less_than_what_came_back(shown, found):
     one = admission(dimensions=(REQUESTS,))
     one.budgets[REQUESTS].learn_rate(0.1)
-    one._search.keep_to_least(one.budgets.values(), {REQUESTS: shown})
+    one._retry_after._ready.least = {REQUESTS: shown}
+    one._retry_after.raise_to_least()
 
     assert one.budgets[REQUESTS].rate == pytest.approx(found)
 
@@ -117,13 +118,13 @@ def test_a_slow_limit_is_searched_from_no_less_than_what_came_back(shown, found)
 def test_where_nothing_is_refused_beyond_a_measured_rate_it_is_forgotten():
     one = admission(dimensions=(REQUESTS,))
     one.budgets[REQUESTS].learn_rate(5.0)
-    one._search.take(Measured(REQUESTS, 6.0, 6.0), one.budgets.values(), lambda _: 1.0)
+    one._retry_after.exact.take(Measured(REQUESTS, 6.0, 6.0), one.budgets.values(), lambda _: 1.0)
     assert one.budgets[REQUESTS].rate == pytest.approx(0.99 * 6)
 
     one._retry_after.hints.note(0.0, 0.5, 1.0, 0.0)
     one._search.note_refuted(2)
 
-    assert not one._search.has_measured
+    assert not one._retry_after.exact.is_known
     assert one._retry_after.hints.most == math.inf
 
 
