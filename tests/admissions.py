@@ -6,6 +6,7 @@ import random
 
 from batch_llm.strategies.admission import Admission
 from batch_llm.strategies.costs import Cost
+from batch_llm.strategies.dimensions import REQUESTS
 
 ONE = Cost()
 
@@ -28,3 +29,14 @@ def past_the_first_refusal(one, cost=ONE):
     now = one.closed_until + 20.0
     one.accepted(now, one.start(now, cost))
     return now
+
+
+def holding(rate):
+    """Return an admission whose unknown limit was searched, found and cut to ``rate`` a second."""
+    one = admission(dimensions=(REQUESTS,))
+    one.refused(0.1, one.start(0.0, ONE), latency=0.1)
+    one._belief.is_searching = False
+    budget = one.budgets[REQUESTS]
+    budget.peak = rate / 0.87
+    budget.learn_rate(rate)
+    return one

@@ -30,8 +30,6 @@ LEARNED_SECONDS = {REQUESTS: 1.0}
 LEARNED_TOKEN_SECONDS = 5.0
 #: The same of a bucket that held next to nothing when it was full.
 TINY_SECONDS = 1.0
-#: Of what was let in before the first refusal so much is used of a told limit's burst.
-HELD_SHARE = 0.8
 #: Lateness that is granted to the provider's clock at the end of a fixed window.
 RESET_SLACK_SECONDS = 0.1
 
@@ -114,14 +112,17 @@ class Budget:
         self.round: Round | None = None
         #: Output of the calls in flight that the provider will charge when they end.
         self.pending = 0.0
+        #: What the largest call took.
         self.largest = 1.0
+        #: Whether it counts fixed minutes, or what was spent within the last one.
         self.is_window = self.is_sliding = False
-        #: The charges of the last minute, where the limit was told.
+        #: The charges of the last minute, as long as it may be minutes that are counted.
         self.log = MinuteLog(MINUTE) if self.window_seconds == MINUTE else None
         #: When the first charge was made.
         self.charged_at = math.inf
         #: Whether this window is used up.
         self.is_shut = False
+        #: When it ends.
         self.reset_at = math.inf
         #: What was let in before the first refusal of an unknown limit; 0 when that was next to
         #: nothing: its bucket is tiny, and a larger call than it holds leaves a debt.

@@ -46,12 +46,14 @@ from batch_llm.strategies.dimensions import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from batch_llm.core.config import Limits
     from batch_llm.strategies.admission.header_belief import LimitHeader
     from batch_llm.strategies.admission.known_limits import Known
 
+#: A window that refused a call opens so much later than it says.
+LATE_SECONDS = 0.05
 #: What is remembered with less trust than this is where a search begins; else it is kept to.
 WELL_KNOWN_SHARE = 0.8
 
@@ -568,12 +570,7 @@ class Admission:
         belief.is_recalled = False
         named = dimension if dimension in self.budgets else None
         is_day = dimension == REQUESTS_PER_DAY and named is None
-        # It was used up before us: that says when it opens, and nothing of how much it is.
-        is_unheard = (
-            not (self._accepted or belief.is_told)
-            and belief.is_first
-            and ((retry_after or 0.0) > SHORTEST_CLOSURE_SECONDS or epoch.number > 1)
-        )
+        is_unheard = self._was_used_up(retry_after)
         # Still closed, which says nothing about the rate; nor does a day's limit, that is tried
         # ever more rarely.
         was_closed = is_day or not belief.is_first or (is_unheard and self.refusals > 1)
@@ -619,13 +616,25 @@ class Admission:
             requests.headers.others.note_refused(
                 now, gate.closed_until, thought, requests.capacity, requests.ceiling
             )
-        if not belief.knows_limits:
-            self._doubt.fit_to_cut(self.requests_per_second)
-        elif belief.is_told:
-            self._doubt.fit_to_told(
-                is_counted=any(budget.windows.may_be_counted for budget in emptied)
-            )
+        self._fit_doubt(emptied)
         return True
+
+    def _was_used_up(self, retry_after: float | None) -> bool:
+        """Tell whether a limit was used up before the first call.
+
+        That says when it opens, and nothing of how much it is.
+        """
+        is_unheard = self._belief.is_first and not (self._accepted or self._belief.is_told)
+        is_closed = (retry_after or 0.0) > SHORTEST_CLOSURE_SECONDS or self._epoch.number > 1
+        return is_unheard and is_closed
+
+    def _fit_doubt(self, emptied: Iterable[Budget]) -> None:
+        """Allow fewer calls in doubt after a refusal."""
+        if not self._belief.knows_limits:
+            self._doubt.fit_to_cut(self.requests_per_second)
+        elif self._belief.is_told:
+            is_counted = any(budget.windows.may_be_counted for budget in emptied)
+            self._doubt.fit_to_told(is_counted=is_counted)
 
     def _seconds_since_cut(self, grant: Grant) -> float:
         """Return the seconds since the last cut, as far as they tell how much is refilled in them.
@@ -683,7 +692,7 @@ class Admission:
             one_call = min(budget.capacity, grant.cost[budget.field])
             budget.level = max(budget.level, one_call)
         if budget.is_window and retry_after is not None:
-            budget.windows.opens_again(now, now + retry_after + 0.05)
+            budget.windows.opens_again(now, now + retry_after + LATE_SECONDS)
 
     def _close_gate(self, now: float, retry_after: float | None) -> None:
         # The rate that the first refusal left is a guess, and no reason to wait.

@@ -21,12 +21,17 @@ DOUBT_SECONDS, SHORTEST_DOUBT_SECONDS, LONGEST_DOUBT_SECONDS = 0.25, 0.1, 2.0
 #: Calls sent before a refused one count as let in when they are silent for so many times as long as
 #: its refusal took: after a pause that the provider asked for, and after one that was guessed.
 PASSED_TIMES, PASSED_TIMES_GUESSED = 1.0, 1.5
-#: Calls in doubt at a time: at the start, when limits are told, and at the most.
-DOUBT_START, DOUBT_SEEN, DOUBT_MOST = 2.0, 32.0, 256.0
+#: Calls in doubt at a time: at the start, and at the most until many were let in.
+DOUBT_START, DOUBT_MOST = 2.0, 256.0
+#: There come to be so many, one by one with each call let in, while nothing is refused.
 DOUBT_LEAST = 16.0
-#: Where limits are told: at the start, as small buckets hold so many; and as many as were let in
-#: from such a share of a told minute's requests on, that a smaller bucket would have refused.
-DOUBT_START_TOLD, HELD_SHARE = 8.0, 0.25
+#: So many may be at once where a limit was seen: in headers, found, or by a told one's refusal.
+DOUBT_SEEN = 32.0
+#: So many at the start where limits are told, as small buckets hold so many.
+DOUBT_START_TOLD = 8.0
+#: As many as were let in, once that is such a share of a told minute's requests: a smaller bucket
+#: would have refused some.
+HELD_SHARE = 0.25
 #: While a rate is searched so many, because they are refused when it is found.
 DOUBT_SEARCH = 64.0
 #: Of the calls let in, where nothing is told; of a minute's requests, where they are.

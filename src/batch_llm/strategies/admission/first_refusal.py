@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from batch_llm.strategies.admission.budgets import HELD_SHARE
 from batch_llm.strategies.admission.doubt import DOUBT_START
 from batch_llm.strategies.dimensions import MINUTE, REQUESTS
 
@@ -22,6 +21,8 @@ if TYPE_CHECKING:
 #: Calls sent after the first refusal, before it was known, that were answered: so many, and of all
 #: of them so large a share, and the refusal did not mean that the bucket was empty.
 FOLLOWERS, FOLLOWERS_SHARE = 8, 0.8
+#: Of what was let in before the first refusal so much is used of a told limit's burst.
+HELD_SHARE = 0.8
 #: A limit that refuses the first call or the second has a bucket that holds about one.
 TINY_CALLS = 2
 

@@ -8,7 +8,6 @@ import pytest
 
 from admissions import ONE, admission, start_all
 from batch_llm.strategies.admission.evidence import Evidence
-from batch_llm.strategies.admission.stretches import Stretch
 from batch_llm.strategies.dimensions import REQUESTS
 
 
@@ -111,13 +110,6 @@ def test_calls_behind_a_refused_one_are_counted_by_what_became_of_them():
     one.refused(0.9, grants[2], latency=0.2)
 
     assert one._evidence.followers == (behind - 1, 1)
-
-
-def test_a_stretch_knows_the_least_and_the_most_rate_that_it_allows():
-    even = Stretch(is_first=False, seconds=[0.0, 1.0, 2.0], let_in=[0.0, 0.0, 100.0], held=1.0)
-
-    assert 40 < even.least(1.0) < 50  # all that was let in came back in two seconds
-    assert 90 < even.most() < 101  # and it was sent in one of them
 
 
 @pytest.mark.parametrize("burst", [2.0, 20.0, 200.0])

@@ -9,7 +9,6 @@ import statistics
 import pytest
 
 from batch_llm.strategies.admission import Admission, noise
-from batch_llm.strategies.admission.evidence import Evidence
 from batch_llm.strategies.admission.noise import Noise
 from batch_llm.strategies.costs import Cost
 from batch_llm.strategies.dimensions import REQUESTS, TOKENS
@@ -243,24 +242,3 @@ def test_refusals_at_random_cost_little_more_than_the_pauses_they_ask_for(
 
     assert seconds[4] < usual
     assert seconds[-1] < most
-
-
-def test_refusals_that_go_on_however_far_a_found_rate_falls_are_random(monkeypatch):
-    """Although a bucket explains the last ones."""
-    monkeypatch.setattr(Evidence, "unexplained", lambda _: 0)
-    one = Admission(0.0, dimensions=(REQUESTS,), dice=random.Random(1))
-    now, refusals = 0.1, 0
-    one.refused(now, one.start(0.0, Cost()), latency=0.1, retry_after=1.0)
-    one._belief.is_searching = False
-    one.budgets[REQUESTS].learn_rate(100.0)  # too many for two calls to be tried
-    for calls in (90, 60, 40, 27, 18, 12, 8):
-        now = max(now, one.closed_until)
-        for _ in range(calls):
-            one.accepted(now, one.start(now, Cost()))
-            now += 1.0 / calls
-        one.refused(now + 0.05, one.start(now, Cost()), latency=0.05, retry_after=1.0)
-        refusals += 1
-        if one._noise.is_believed:
-            break
-
-    assert refusals == 5

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 
 import pytest
@@ -103,29 +102,6 @@ def test_a_bucket_that_refuses_the_second_call_is_not_taken_to_hold_the_largest(
     tokens = one.budgets[TOKENS]
     tokens.learn_rate(100.0)
     assert tokens.capacity == (100 if is_tiny else 1400)
-
-
-@pytest.mark.parametrize(("shown", "found"), [(0.3, 0.95 * 0.3), (0.05, 0.1), (3.0, 0.1)])
-def test_a_slow_limit_is_searched_from_no_less_than_what_came_back(shown, found):
-    one = admission(dimensions=(REQUESTS,))
-    one.budgets[REQUESTS].learn_rate(0.1)
-    one._retry_after._ready.least = {REQUESTS: shown}
-    one._retry_after.raise_to_least()
-
-    assert one.budgets[REQUESTS].rate == pytest.approx(found)
-
-
-def test_where_nothing_is_refused_beyond_a_measured_rate_it_is_forgotten():
-    one = admission(dimensions=(REQUESTS,))
-    one.budgets[REQUESTS].learn_rate(5.0)
-    one._retry_after.exact.take(Measured(REQUESTS, 6.0, 6.0), one.budgets.values(), lambda _: 1.0)
-    assert one.budgets[REQUESTS].rate == pytest.approx(0.99 * 6)
-
-    one._retry_after.hints.note(0.0, 0.5, 1.0, 0.0)
-    one._search.note_refuted(2)
-
-    assert not one._retry_after.exact.is_known
-    assert one._retry_after.hints.most == math.inf
 
 
 class NeverFull:

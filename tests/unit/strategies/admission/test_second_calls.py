@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 
 import pytest
@@ -10,7 +9,6 @@ import pytest
 from batch_llm.strategies.admission import Admission
 from batch_llm.strategies.admission.budgets import Budget
 from batch_llm.strategies.admission.grants import Grant
-from batch_llm.strategies.admission.header_belief import LimitHeader
 from batch_llm.strategies.admission.second_calls import SecondCalls, bounds_of
 from batch_llm.strategies.costs import Cost
 from batch_llm.strategies.dimensions import REQUESTS, TOKENS
@@ -119,13 +117,3 @@ def test_one_in_ten_refused_at_random_slows_a_run_down_for_no_more_than_half_a_m
         speeds.append(lane.count("taken", 30, 60) / 30)
 
     assert sorted(speeds)[1] > 70
-
-
-def test_headers_leave_nothing_to_be_tried():
-    one = Admission(0.0, dimensions=(REQUESTS,), dice=random.Random(1))
-    one.accepted(0.1, one.start(0.0, Cost()), None, {REQUESTS: LimitHeader(60, 50, 10.0)})
-    one.refused(0.2, one.start(0.1, Cost()), latency=0.1)
-    one.accepted(9.0, one.start(8.9, Cost()))
-
-    assert one._chance.bounds(None) == []
-    assert math.isfinite(one.budgets[REQUESTS].rate)
