@@ -88,6 +88,9 @@ def test_what_was_let_in_before_a_long_stretch_is_not_compared(monkeypatch):
     one = admission(dimensions=(REQUESTS,))
     one.refused(0.1, one.start(0.0, ONE), latency=0.1)
 
+    one._noise.weigh(1.0, 100, (0.0, 0))
+    assert one._noise.is_suspected
+
     assert not one._chance.explains(90.0, one.start(90.0, ONE), 1.0)
     assert not one._noise.is_suspected
 

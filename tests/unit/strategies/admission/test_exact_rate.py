@@ -44,10 +44,10 @@ def test_the_other_dimensions_are_left_room_beside_it():
 
 
 def test_no_limit_that_is_told_or_was_never_met_is_set_by_it():
-    told, unmet = Budget(REQUESTS, 60.0, 0.0, 60.0), Budget(TOKENS, None, 0.0, 60.0)
+    told, unmet = Budget(REQUESTS, 600.0, 0.0, 60.0), Budget(TOKENS, None, 0.0, 60.0)
     ExactRate().take(Measured(REQUESTS, 5.0, 5.0), [told, unmet], lambda _: 1.0)
 
-    assert told.rate == 1.0
+    assert told.rate == 10.0
     assert unmet.rate == math.inf
 
 

@@ -53,6 +53,16 @@ def test_no_bucket_explains_a_refusal_far_below_the_rate_that_it_has_let_in():
     assert list(explaining_rates([fast, slow], 1.0)) == []
 
 
+def test_no_bucket_explains_refusals_that_need_two_sizes_of_it():
+    """One let ten in at once beyond its rate, the other a hundred; both were full at the start."""
+    small = stretch(10.0, 10.0, 40.0, is_first=True)
+    large = stretch(10.0, 100.0, 40.0, is_first=True)
+
+    assert list(explaining_rates([small], 1.0))
+    assert list(explaining_rates([large], 1.0))
+    assert list(explaining_rates([small, large], 1.0)) == []
+
+
 def test_without_a_stretch_there_is_nothing_to_explain():
     assert list(explaining_rates([], 1.0)) == []
 
