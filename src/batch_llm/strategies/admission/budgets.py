@@ -137,6 +137,11 @@ class Budget:
         return self.capacity < math.inf
 
     @property
+    def has_learned_rate(self) -> bool:
+        """Whether nobody told the limit, and a rate was learned, now or in an earlier run."""
+        return self.source == "unknown" and self.rate < math.inf
+
+    @property
     def shown_source(self) -> str:
         """How it is known: ``told``, ``header``, ``remembered`` or ``learned``."""
         is_learned = self.source == "unknown" or self._is_outgrown

@@ -94,7 +94,7 @@ def learn_from_closure(
     """Take the time since the first refusal for what this call's cost needs to come back."""
     seconds = max(grant.at - cut_at, doubt_seconds)
     for budget in budgets:
-        if budget.source == "unknown" and budget.rate < math.inf:
+        if budget.has_learned_rate:
             came_back = CLOSURE_SHARE * grant.cost[budget.field] / seconds
             budget.level = max(budget.level, 0.0)
             budget.learn_rate(max(budget.rate, came_back))

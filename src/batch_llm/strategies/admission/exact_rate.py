@@ -6,7 +6,6 @@ calls tell nothing, are left room beside it.
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -52,7 +51,7 @@ class ExactRate:
         """
         self._name = measured.name
         for budget in budgets:
-            if budget.source != "unknown" or budget.rate == math.inf:
+            if not budget.has_learned_rate:
                 continue
             if budget.name == measured.name:
                 budget.peak = measured.rate

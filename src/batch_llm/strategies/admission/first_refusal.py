@@ -6,7 +6,6 @@ calls that were sent after the refused one are answered well, it was no such buc
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 from batch_llm.strategies.admission.doubt import DOUBT_START
@@ -94,7 +93,7 @@ class FirstRefusal:
             doubt_seconds: How long a call is in doubt.
         """
         for budget in budgets:
-            if budget.source == "unknown" and budget.rate < math.inf:
+            if budget.has_learned_rate:
                 rate = self._doubt_limit * per_call(budget) / doubt_seconds
                 budget.peak = max(budget.peak, rate)
                 budget.learn_rate(budget.peak)

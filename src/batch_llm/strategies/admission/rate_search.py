@@ -198,7 +198,7 @@ class RateSearch:
             return
         self._found = self._evidence.calls_explained()
         for budget in budgets:
-            if budget.source == "unknown" and budget.rate < math.inf:
+            if budget.has_learned_rate:
                 self.cut(budget)
 
 

@@ -127,7 +127,7 @@ class Rates:
     def land(self) -> None:
         """Go back to rates that were in use: what grew under another limit was never tried."""
         for budget in self._budgets.values():
-            if budget.source == "unknown" and budget.rate < math.inf:
+            if budget.has_learned_rate:
                 budget.learn_rate(min(budget.rate, budget.peak))
 
     def grow(self, now: float) -> bool:

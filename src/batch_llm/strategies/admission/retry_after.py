@@ -7,7 +7,6 @@ they measure the rate (``ready_points.py``, ``exact_rate.py``). How long they cl
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 from batch_llm.strategies.admission.exact_rate import ExactRate
@@ -16,8 +15,6 @@ from batch_llm.strategies.admission.retry_hints import RetryHints
 from batch_llm.strategies.dimensions import MINUTE, REQUESTS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from batch_llm.strategies.admission.belief import Belief
     from batch_llm.strategies.admission.budgets import Budget
     from batch_llm.strategies.admission.epochs import Epoch
@@ -106,26 +103,21 @@ class RetryAfter:
 
     def raise_to_likely(self) -> None:
         """Go on at the rate that this burst makes likely, where that is more than is believed."""
-        for budget in self._unknown():
-            likely = self.hints.least * self._epoch.per_call(budget)
-            budget.learn_rate(max(budget.peak, likely))
+        for budget in self._budgets.values():
+            if budget.has_learned_rate:
+                likely = self.hints.least * self._epoch.per_call(budget)
+                budget.learn_rate(max(budget.peak, likely))
 
     def raise_to_least(self) -> None:
         """Go on at no less than what came back from the last burst but one to the last."""
         least = self._ready.least
         if least.get(REQUESTS, 0.0) > FASTEST_LEAST:
             return
-        for budget in self._unknown():
+        for budget in self._budgets.values():
             rate = LEAST_SHARE * least.get(budget.name, 0.0)
-            if budget.rate < rate:
+            if budget.has_learned_rate and budget.rate < rate:
                 budget.peak = max(budget.peak, rate)
                 budget.learn_rate(rate)
-
-    def _unknown(self) -> Iterator[Budget]:
-        """Yield the budgets whose limit nobody told, and that refused something."""
-        for budget in self._budgets.values():
-            if budget.source == "unknown" and budget.rate < math.inf:
-                yield budget
 
 
 def is_whole(retry_after: float | None) -> bool:
