@@ -12,10 +12,10 @@ operation is O(1). Its parts, and how they work together:
 - The first refusal of an epoch (``epochs.py``) cuts the rates once (``cuts.py``), whatever comes
   late; then they grow again (``rates.py``). Limits that nobody told are searched
   (``first_refusal.py``, ``rate_search.py``) by what explains their refusals (``evidence.py``,
-  ``stretches.py``); later cuts enclose them (``enclosure.py``). What a refusal right
-  after the gate has opened means: ``presumption.py``. Which of several told limits refused:
-  ``blame.py``. What is known from where: ``belief.py``; as users tell it, as it is shown, and for
-  the next run: ``known_limits.py``.
+  ``stretches.py``); later cuts enclose them (``enclosure.py``). What a refusal right after the
+  gate has opened means: ``presumption.py``. Which of several told limits refused: ``blame.py``.
+- What is known from where: ``belief.py``; as users tell it, as it is shown, and for the next run:
+  ``known_limits.py``.
 - What Retry-After tells of an unknown limit's rate (``retry_after.py``): ``retry_hints.py``; where
   it is exact, two such moments measure it: ``ready_points.py``, ``exact_rate.py``.
 - It closes the gate for as long as Retry-After says (``closed_gate.py``). How long that takes shows

@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from batch_llm.strategies.admission.header_belief import LimitHeader
     from batch_llm.strategies.admission.known_limits import Known
 
-#: A window that refused a call opens so much later than it says.
+#: A window that refused a call is taken to open so much later than its Retry-After says.
 LATE_SECONDS = 0.05
 #: What is remembered with less trust than this is where a search begins; else it is kept to.
 WELL_KNOWN_SHARE = 0.8

@@ -19,7 +19,6 @@ from batch_llm.strategies.admission.enclosure import (
     measured_rate,
 )
 from batch_llm.strategies.admission.first_refusal import start_low
-from batch_llm.strategies.admission.rate_search import CUT, MEASURED_SHARE
 
 if TYPE_CHECKING:
     from batch_llm.strategies.admission.belief import Belief
@@ -29,6 +28,10 @@ if TYPE_CHECKING:
     from batch_llm.strategies.admission.grants import Grant
     from batch_llm.strategies.admission.rate_search import RateSearch
 
+#: The share of the rate that a cut leaves.
+CUT = 0.87
+#: Of a rate that was measured by what was let in between two refusals so much is used.
+MEASURED_SHARE = 0.9
 #: The least that a cut leaves; and what one leaves when the bucket is too small to tell.
 DEEPEST_CUT, BLIND_CUT = 0.5, 0.75
 #: A second cut comes sooner than this after the first; later it is a first one again.

@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from batch_llm.strategies.admission.cuts import CUT, MEASURED_SHARE
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -21,10 +23,6 @@ if TYPE_CHECKING:
     from batch_llm.strategies.admission.retry_hints import RetryHints
     from batch_llm.strategies.admission.stretches import Explained
 
-#: The share of the rate that a cut leaves.
-CUT = 0.87
-#: Of a rate that was measured by what was let in between two refusals so much is used.
-MEASURED_SHARE = 0.9
 #: A rate is searched upwards after the first cut: by so much in each span, and in a step at the
 #: most.
 SEARCH_GROWTH, SEARCH_STEP = 1.0, 1.0

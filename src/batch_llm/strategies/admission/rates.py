@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from batch_llm.strategies.admission.rate_search import CUT
+from batch_llm.strategies.admission.cuts import CUT
 from batch_llm.strategies.dimensions import MINUTE, REQUESTS
 
 if TYPE_CHECKING:
