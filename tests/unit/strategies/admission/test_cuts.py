@@ -8,6 +8,7 @@ import pytest
 
 from admissions import ONE, admission, holding, past_the_first_refusal
 from batch_llm import Limits
+from batch_llm.strategies.admission.enclosure import Round
 from batch_llm.strategies.admission.evidence import Evidence
 from batch_llm.strategies.dimensions import REQUESTS
 from virtual_lane import Bucket, Lane
@@ -139,3 +140,14 @@ def fallen(rate, calls, *, pause):
         one.refused(now, one.start(now, ONE), latency=0.0, retry_after=retry_after)
         now = one.closed_until
     return one
+
+
+@pytest.mark.parametrize(("burst", "share"), [(1.0, 0.75), (100.0, 0.87 * (20 / 3 / 20) ** 0.5)])
+def test_a_bucket_that_holds_less_than_comes_back_in_a_pause_tells_little(burst, share):
+    """Twenty calls in a second, after two in which the gate was closed."""
+    one = holding(20.0)
+    budget = one.budgets[REQUESTS]
+    budget.burst, budget.peak = burst, 20.0
+    left = one._cuts._share_left(budget, None, Round(20.0, 3.0, 1.0), was_below=False)
+
+    assert left == pytest.approx(max(0.5, share))

@@ -33,8 +33,10 @@ def test_a_charge_that_was_not_made_is_taken_back_from_what_was_spent_at_the_cut
     assert (requests.spent_at_cut, requests.spent_when_empty) == (3, 1)
     epoch.forget(late, requests, 1.0)
     assert (requests.spent_at_cut, requests.spent_when_empty) == (2, 1)
+    epoch.forget(refused, requests, 1.0)
+    assert (requests.spent_at_cut, requests.spent_when_empty) == (1, 1)
     epoch.forget(early, requests, 1.0)
-    assert (requests.spent_at_cut, requests.spent_when_empty) == (1, 0)
+    assert (requests.spent_at_cut, requests.spent_when_empty) == (0, 0)
 
 
 def test_what_a_call_takes_is_known_from_all_that_were_sent():
