@@ -25,6 +25,7 @@ from batch_llm.strategies.admission.grants import Grant, Refusal
 from batch_llm.strategies.admission.header_belief import used_up
 from batch_llm.strategies.admission.noise import Noise
 from batch_llm.strategies.admission.overload import Overload
+from batch_llm.strategies.admission.overstated import Overstated
 from batch_llm.strategies.admission.presumption import Presumption
 from batch_llm.strategies.admission.rate_search import RateSearch
 from batch_llm.strategies.admission.rates import SECOND_CUT_SECONDS, Rates
@@ -91,6 +92,7 @@ class Admission:
         "_in_order",
         "_noise",
         "_overload",
+        "_overstated",
         "_presumption",
         "_rates",
         "_ready",
@@ -153,6 +155,7 @@ class Admission:
         self._second_calls = SecondCalls()
         self._slots = Slots()
         self._overload = Overload(now, self._dice)
+        self._overstated = Overstated(self._doubt)
         self._presumption = Presumption()
 
     @property
@@ -279,6 +282,7 @@ class Admission:
             self._correct(now, grant, used)
         if headers:
             self._sync(now, grant, headers)
+            self._overstated.note_accepted(grant, headers)
             if self._belief.sees_headers:
                 self._doubt.note_accepted(self._accepted, is_seen=True)
 
@@ -368,6 +372,8 @@ class Admission:
         is_first = grant.epoch == self._epoch.number
         if self._explains_in_flight(grant, dimension, is_first=is_first):
             return Refusal(False, retry_after or 0.0)
+        if self._overstates(grant, headers, is_first=is_first):
+            self._overstated.set_aside(now, self.budgets, self._belief, self._evidence)
         if is_first and self._noise.is_believed and not self._noise.note_refused():
             wait = PROBE_SECONDS * self._dice.uniform(0.5, 1.5)
             return Refusal(False, wait if retry_after is None else retry_after)
@@ -770,6 +776,16 @@ class Admission:
             self._rates.land()
         return is_so
 
+    def _overstates(
+        self, grant: Grant, headers: Mapping[str, LimitHeader] | None, *, is_first: bool
+    ) -> bool:
+        """Tell whether headers have promised too much once more than chance would explain."""
+        return (
+            self._belief.sees_headers
+            and not self._noise.is_believed
+            and self._overstated.note_refused(grant, headers, is_first=is_first)
+        )
+
     def _is_noise(self, now: float, grant: Grant, retry_after: float | None) -> bool:
         """Tell whether refusals have turned out to come at random: no cut was due then."""
         noise, evidence = self._noise, self._evidence
@@ -812,6 +828,7 @@ class Admission:
 
     def _lift(self) -> None:
         """Go back to the rates from before cuts that no limit of a rate had caused."""
+        self._overstated.believe()
         self._rates.lift(self._evidence)
         self._search.begin_anew()
         self._evidence.clear()
@@ -846,6 +863,8 @@ class Admission:
                 budget.learn_rate(budget.peak)
 
     def _sync(self, now: float, grant: Grant, headers: Mapping[str, LimitHeader]) -> None:
+        if self._overstated.is_set_aside:
+            return
         self._count()
         belief, is_told, self.is_unlimited = self._belief, False, False
         for name, header in headers.items():
