@@ -722,7 +722,9 @@ class Admission:
         self._hints.begin()
         self._ready.begin(now, grant, epoch.calls, is_first=belief.is_first)
         self._note_hint(grant, retry_after)
-        cuts = self._search.judge(is_fast=is_fast, is_whole=_is_whole(retry_after))
+        cuts = self._search.judge(
+            is_fast=is_fast, is_whole=_is_whole(retry_after) and not self._hints.vary
+        )
         for budget in cut:
             self._rates.cut(now, budget, grant, seconds)
         if belief.is_first:
@@ -792,7 +794,7 @@ class Admission:
         if noise.is_believed:
             return False  # there are more of them now than chance brings
         knows_limits = self._belief.knows_limits
-        is_worked_out = _is_worked_out(retry_after)
+        is_worked_out = _is_worked_out(retry_after) or self._hints.vary
         if knows_limits or not (is_worked_out or self._belief.is_searching):
             share = self._share_unexplained(now, grant)
             if not (share or knows_limits):
