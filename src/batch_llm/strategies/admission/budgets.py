@@ -314,6 +314,18 @@ class Budget:
         self.rate = self.ceiling = self.peak = math.inf
         self.capacity = self.level = math.inf
 
+    def disbelieve_header(self, now: float, rate: float) -> None:
+        """Go back to what was told, or else to ``rate`` per second; 0 is unlimited."""
+        if self.told is None:
+            self.release()
+            self.source, self.peak = "unknown", rate
+            if rate > 0:
+                self.learn_rate(rate)
+        elif self.source == "header":
+            self.refill(now)
+            self.limit, self.source = self.told, "told"
+            self.ceiling = self.told / self.window_seconds
+
     def recall(self, limit: float | None, rate: float, capacity: float) -> None:
         """Start from what was known at the end of an earlier run."""
         if limit is None:

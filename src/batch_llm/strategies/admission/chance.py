@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from batch_llm.strategies.admission.grants import Grant
     from batch_llm.strategies.admission.noise import Noise
     from batch_llm.strategies.admission.rates import Rates
+    from batch_llm.strategies.admission.retry_hints import RetryHints
 
 #: What a refusal weighs as chance whose Retry-After was worked out from a limit.
 WORKED_OUT_WEIGHT = 0.5
@@ -42,6 +43,7 @@ class Chance:
         epoch: What was seen since the last cut.
         evidence: What the refusals tell.
         rates: What was cut for refusals that turn out to be chance.
+        hints: What Retry-After tells.
     """
 
     __slots__ = (
@@ -51,6 +53,7 @@ class Chance:
         "_evidence",
         "_fallen",
         "_fallen_pace",
+        "_hints",
         "_noise",
         "_rates",
         "_second_calls",
@@ -64,6 +67,7 @@ class Chance:
         epoch: Epoch,
         evidence: Evidence,
         rates: Rates,
+        hints: RetryHints,
     ) -> None:
         self._noise = noise
         self._budgets = budgets
@@ -71,6 +75,7 @@ class Chance:
         self._epoch = epoch
         self._evidence = evidence
         self._rates = rates
+        self._hints = hints
         self._fallen = FallenRates()
         self._fallen_pace = FallenPace()
         self._second_calls = SecondCalls()
@@ -86,7 +91,7 @@ class Chance:
         noise, evidence, belief = self._noise, self._evidence, self._belief
         if noise.is_believed:
             return False  # there are more of them now than chance brings
-        worked_out = is_worked_out(retry_after)
+        worked_out = is_worked_out(retry_after) or self._hints.vary
         if belief.knows_limits or not (worked_out or belief.is_searching):
             share = self._share_unexplained(now, grant)
             if share:

@@ -31,6 +31,7 @@ from batch_llm.strategies.admission.known_limits import (
 )
 from batch_llm.strategies.admission.noise import Noise
 from batch_llm.strategies.admission.overload import Overload
+from batch_llm.strategies.admission.overstated import Overstated
 from batch_llm.strategies.admission.presumption import Presumption
 from batch_llm.strategies.admission.rate_search import RateSearch
 from batch_llm.strategies.admission.rates import Rates
@@ -87,6 +88,7 @@ class Admission:
         "_in_order",
         "_noise",
         "_overload",
+        "_overstated",
         "_presumption",
         "_rates",
         "_retry_after",
@@ -142,12 +144,20 @@ class Admission:
         )
         hints, exact = self._retry_after.hints, self._retry_after.exact
         self._search = RateSearch(self._belief, self._doubt, self._evidence, hints, exact)
+        self._overstated = Overstated(self._doubt)
         self._rates = Rates(
-            now, self.budgets, self._belief, self._epoch, self._search, self._evidence, exact
+            now,
+            self.budgets,
+            self._belief,
+            self._epoch,
+            self._search,
+            self._evidence,
+            exact,
+            self._overstated,
         )
         self._cuts = Cuts(self._belief, self._epoch, self._search, self._evidence)
         self._chance = Chance(
-            self._noise, self.budgets, self._belief, self._epoch, self._evidence, self._rates
+            self._noise, self.budgets, self._belief, self._epoch, self._evidence, self._rates, hints
         )
         self._slots = Slots()
         self._overload = Overload(now, self._dice)
@@ -269,6 +279,7 @@ class Admission:
             self._correct(now, grant, used)
         if headers:
             self._sync(now, grant, headers)
+            self._overstated.note_accepted(grant, headers)
             if self._belief.sees_headers:
                 self._doubt.note_accepted(self._accepted, is_seen=True)
 
@@ -358,6 +369,8 @@ class Admission:
         is_first = grant.epoch == self._epoch.number
         if self._explains_in_flight(grant, dimension, is_first=is_first):
             return Refusal(False, retry_after or 0.0)
+        if self._overstates(grant, headers, is_first=is_first):
+            self._overstated.set_aside(now, self.budgets, self._belief, self._evidence)
         if is_first and self._noise.is_believed and not self._noise.note_refused():
             wait = PROBE_SECONDS * self._dice.uniform(0.5, 1.5)
             return Refusal(False, wait if retry_after is None else retry_after)
@@ -660,7 +673,8 @@ class Admission:
         is_fast = self._noise.is_suspected and is_whole(retry_after)
         self._retry_after.begin(now, grant)
         self._retry_after.note(grant, retry_after, self._accepted)
-        cuts = self._search.judge(is_fast=is_fast, is_whole=is_whole(retry_after))
+        may_be_chance = is_whole(retry_after) and not self._retry_after.hints.vary
+        cuts = self._search.judge(is_fast=is_fast, is_whole=may_be_chance)
         for budget in cut:
             self._cuts.cut(now, budget, grant, seconds)
         if belief.is_first:
@@ -714,6 +728,16 @@ class Admission:
             self._rates.land()
         return is_so
 
+    def _overstates(
+        self, grant: Grant, headers: Mapping[str, LimitHeader] | None, *, is_first: bool
+    ) -> bool:
+        """Tell whether headers have promised too much once more than chance would explain."""
+        return (
+            self._belief.sees_headers
+            and not self._noise.is_believed
+            and self._overstated.note_refused(grant, headers, is_first=is_first)
+        )
+
     def _note_follower(self, grant: Grant, *, was_accepted: bool) -> None:
         """See from the calls after the first refusal whether it meant that the bucket was empty."""
         epoch, first = self._epoch, self._first
@@ -721,6 +745,8 @@ class Admission:
             first.raise_rates(self.budgets.values(), epoch.per_call, self._doubt.seconds)
 
     def _sync(self, now: float, grant: Grant, headers: Mapping[str, LimitHeader]) -> None:
+        if self._overstated.is_set_aside:
+            return
         self._count()
         belief, is_told, self.is_unlimited = self._belief, False, False
         for name, header in headers.items():

@@ -208,6 +208,10 @@ class Doubt:
         self.limit = min(self.limit, DOUBT_START if is_counted else max(DOUBT_SEEN, self._told))
         self._held = math.inf
 
+    def keep_small(self) -> None:
+        """Allow few: refusals go on although headers show plenty left."""
+        self.limit = min(self.limit, DOUBT_START_TOLD)
+
     def fit_to_memory(self, requests_per_second: float) -> None:
         """Allow what a remembered rate sends."""
         self.limit = max(2.0, min(DOUBT_SEARCH, 2 * requests_per_second * self.seconds))

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from batch_llm.strategies.admission.epochs import Epoch
     from batch_llm.strategies.admission.evidence import Evidence
     from batch_llm.strategies.admission.exact_rate import ExactRate
+    from batch_llm.strategies.admission.overstated import Overstated
     from batch_llm.strategies.admission.rate_search import RateSearch
 
 #: After so many seconds without a cut the rate is back where it was, and goes on from there.
@@ -62,6 +63,7 @@ class Rates:
         search: The search for what is unknown.
         evidence: What the refusals tell.
         exact: The rate that was measured to the fraction of a call.
+        overstated: Headers that promised too much, or were thought to.
     """
 
     __slots__ = (
@@ -70,6 +72,7 @@ class Rates:
         "_epoch",
         "_evidence",
         "_exact",
+        "_overstated",
         "_search",
         "_tried_at",
         "grown_at",
@@ -84,6 +87,7 @@ class Rates:
         search: RateSearch,
         evidence: Evidence,
         exact: ExactRate,
+        overstated: Overstated,
     ) -> None:
         self._budgets = budgets
         self._belief = belief
@@ -91,6 +95,7 @@ class Rates:
         self._search = search
         self._evidence = evidence
         self._exact = exact
+        self._overstated = overstated
         #: When rates far below what was let in were last searched on.
         self._tried_at = now
         self.grown_at = now
@@ -114,6 +119,7 @@ class Rates:
 
         They are searched on as at first: what the refusals told was of no rate.
         """
+        self._overstated.believe()
         evidence = self._evidence
         self._belief.is_searching = not self._belief.knows_limits
         best = evidence.best_rate()

@@ -29,6 +29,8 @@ DEBT = 2.0
 #: With each call that is let in since the last refusal so much more than the most is tried, but by
 #: no more for each second.
 TRIED_SHARE, TRIED_SHARE_PER_SECOND = 0.01, 0.2
+#: Times in whole seconds that differ by so much come of a limit.
+WORKED_OUT_SECONDS = 2.0
 
 
 class RetryHints:
@@ -39,6 +41,8 @@ class RetryHints:
         "_first_at",
         "_is_void",
         "_last_at",
+        "_least_asked",
+        "_most_asked",
         "_per_call",
         "_per_size",
         "_shortest",
@@ -55,6 +59,8 @@ class RetryHints:
         self._per_call = self._per_size = 0.0
         #: The shortest time asked for.
         self._shortest = math.inf
+        #: The shortest and the longest time that was ever asked for.
+        self._least_asked, self._most_asked = math.inf, 0.0
         #: Whether the burst was not refused by a bucket.
         self._is_void = False
 
@@ -74,6 +80,8 @@ class RetryHints:
             size: Its cost, as a share of what calls cost on average.
             least: A bucket with a minute's burst has let in what it did with no lower rate.
         """
+        self._least_asked = min(self._least_asked, retry_after)
+        self._most_asked = max(self._most_asked, retry_after)
         if self._is_void or retry_after <= 0:
             return
         at_least = retry_after - 1 if retry_after % 1 == 0 else retry_after
@@ -89,6 +97,14 @@ class RetryHints:
         self._per_call = max(self._per_call, retry_after)
         self._per_size = max(self._per_size, retry_after / max(size, 1e-3))
         self.most = min(self.most, most)
+
+    @property
+    def vary(self) -> bool:
+        """Whether the times differ so much that they were worked out, whole seconds or not.
+
+        What refuses at random asks for the same each time.
+        """
+        return self._most_asked >= self._least_asked + WORKED_OUT_SECONDS
 
     @property
     def least(self) -> float:

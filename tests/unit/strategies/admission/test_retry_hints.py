@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import random
 
 import pytest
 
 from admissions import admission
 from batch_llm import Limits
+from batch_llm.strategies.admission import Admission
 from batch_llm.strategies.admission.retry_hints import RetryHints
 from batch_llm.strategies.costs import Cost
 from batch_llm.strategies.dimensions import REQUESTS
@@ -110,3 +112,24 @@ def test_where_the_limit_is_told_nothing_is_taken_from_retry_after():
     one.refused(0.1, one.start(0.0, Cost()), latency=0.1, retry_after=5.5)
 
     assert one._retry_after.hints.most == math.inf
+
+
+def test_times_that_differ_by_seconds_were_worked_out():
+    hints = RetryHints()
+    for asked in (1.0, 1.0, 2.0):
+        hints.note(0.0, asked, 1.0, 0.0)
+    assert not hints.vary
+
+    hints.begin()
+    hints.note(0.0, 3.0, 1.0, 0.0)
+
+    assert hints.vary
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_a_slow_bucket_that_asks_for_whole_seconds_is_not_taken_for_chance(seed):
+    one = Admission(0.0, dice=random.Random(seed))
+    lane = Lane(one, ExactBucket(20 / 60, 20, is_whole=True)).run(360.0)
+
+    assert len(lane.ends["taken"]) >= 0.95 * (20 + 360 * 20 / 60)
+    assert len(lane.ends["refused"]) < 0.3 * len(lane.ends["taken"])
