@@ -29,6 +29,9 @@ DEBT = 2.0
 #: With each call that is let in since the last refusal so much more than the most is tried, but by
 #: no more for each second.
 TRIED_SHARE, TRIED_SHARE_PER_SECOND = 0.01, 0.2
+#: After so many seconds without a refusal twice the most is tried, after twice as many five times
+#: and so on: some ask for the same time always, however fast the limit is.
+DOUBLED_SECONDS = 60.0
 
 
 class RetryHints:
@@ -110,7 +113,8 @@ class RetryHints:
             let_in: Calls since the last refusal.
             seconds: Since then.
         """
-        return self.most * (1 + min(TRIED_SHARE * let_in, TRIED_SHARE_PER_SECOND * seconds))
+        by_calls = min(TRIED_SHARE * let_in, TRIED_SHARE_PER_SECOND * seconds)
+        return self.most * (1 + by_calls + (seconds / DOUBLED_SECONDS) ** 2)
 
     def contradicts(self, rate: float) -> bool:
         """Tell whether a rate is higher than that of any bucket that may be in debt."""

@@ -71,12 +71,32 @@ def test_calls_let_in_refute_the_most():
     assert one.most == math.inf
 
 
-def test_more_than_the_most_is_tried_only_after_many_calls():
+def test_more_than_the_most_is_tried_soon_only_after_many_calls():
     one = noted(0.5)
 
-    assert one.most_tried(0, 100.0) == 2.0
-    assert one.most_tried(100, 100.0) == pytest.approx(4.0)
-    assert one.most_tried(100, 1.0) == pytest.approx(2.4)
+    assert one.most_tried(0, 0.0) == 2.0
+    assert one.most_tried(100, 10.0) == pytest.approx(4.0, rel=0.05)
+    assert one.most_tried(100, 1.0) == pytest.approx(2.4, rel=0.05)
+
+
+def test_more_than_the_most_is_tried_after_long_without_a_refusal_however_few_calls_that_were():
+    one = noted(10.0)
+
+    assert one.most_tried(2, 10.0) < 1.1 * one.most
+    assert one.most_tried(10, 600.0) > 100 * one.most
+
+
+@pytest.mark.parametrize("asked", [2.5, 5])
+def test_a_limit_that_asks_for_the_same_long_pause_always_is_found(asked):
+    bucket = ExactBucket(2.0, 20.0)
+
+    def reply(now):
+        found = bucket(now)
+        return found._replace(retry_after=asked) if found.end == "refused" else found
+
+    lane = Lane(admission(dimensions=(REQUESTS,)), reply).run(400.0)
+
+    assert lane.count("taken", 150.0, 400.0) >= 0.85 * 2.0 * 250
 
 
 def test_what_is_far_beyond_the_most_contradicts_it():
