@@ -29,7 +29,7 @@ from batch_llm.strategies.admission.presumption import Presumption
 from batch_llm.strategies.admission.rate_search import RateSearch
 from batch_llm.strategies.admission.rates import SECOND_CUT_SECONDS, Rates
 from batch_llm.strategies.admission.ready_points import ReadyPoints
-from batch_llm.strategies.admission.retry_hints import RetryHints
+from batch_llm.strategies.admission.retry_hints import Asked, RetryHints
 from batch_llm.strategies.admission.second_calls import FASTEST_TRIED, Bound, SecondCalls, bounds_of
 from batch_llm.strategies.admission.slots import Slots
 from batch_llm.strategies.costs import FIELDS, NOTHING, PENDING, Cost
@@ -76,6 +76,7 @@ class Admission:
 
     __slots__ = (
         "_accepted",
+        "_asked",
         "_belief",
         "_ceiling_room",
         "_closure",
@@ -141,6 +142,7 @@ class Admission:
         self._closure = Closure()
         self._first = FirstRefusal()
         self._evidence = Evidence(self.budgets, now)
+        self._asked = Asked()
         self._hints = RetryHints()
         self._ready = ReadyPoints(self.budgets)
         self._search = RateSearch(self._belief, self._doubt, self._evidence, self._hints)
@@ -366,6 +368,8 @@ class Admission:
         if self._belief.knows_limits:
             self._confirm_silent(now)
         is_first = grant.epoch == self._epoch.number
+        if is_first:
+            self._asked.note(retry_after)
         if self._explains_in_flight(grant, dimension, is_first=is_first):
             return Refusal(False, retry_after or 0.0)
         if is_first and self._noise.is_believed and not self._noise.note_refused():
@@ -666,6 +670,9 @@ class Admission:
         """Take in what Retry-After tells of a limit that nobody told."""
         if retry_after is None or self._belief.knows_limits:
             return
+        if self._asked.is_same(retry_after):
+            self._hints.forget()
+            return
         requests = self.budgets[REQUESTS]
         calls = max(requests.spent, 1.0)
         sizes = [
@@ -675,7 +682,7 @@ class Admission:
         ]
         least = self._accepted / (MINUTE + grant.at - self._epoch.began_at)
         self._hints.note(grant.at, retry_after, max(sizes, default=1.0), least)
-        self._ready.note(grant, retry_after, is_whole=_is_whole(retry_after))
+        self._ready.note(grant, retry_after, is_whole=self._asked.is_whole(retry_after))
 
     def _measure(self) -> None:
         """Go on at the rate that exact Retry-Afters measure."""
@@ -712,11 +719,11 @@ class Admission:
         self._evidence.end(now, grant, epoch.calls)
         if not belief.is_first and self._is_noise(now, grant, retry_after):
             return False
-        is_fast = self._noise.is_suspected and _is_whole(retry_after)
+        is_fast = self._noise.is_suspected and self._asked.is_whole(retry_after)
         self._hints.begin()
         self._ready.begin(now, grant, epoch.calls, is_first=belief.is_first)
         self._note_hint(grant, retry_after)
-        cuts = self._search.judge(is_fast=is_fast, is_whole=_is_whole(retry_after))
+        cuts = self._search.judge(is_fast=is_fast, is_whole=self._asked.is_whole(retry_after))
         for budget in cut:
             self._rates.cut(now, budget, grant, seconds)
         if belief.is_first:
@@ -776,7 +783,7 @@ class Admission:
         if noise.is_believed:
             return False  # there are more of them now than chance brings
         knows_limits = self._belief.knows_limits
-        is_worked_out = _is_worked_out(retry_after)
+        is_worked_out = self._asked.is_worked_out(retry_after)
         if knows_limits or not (is_worked_out or self._belief.is_searching):
             share = self._share_unexplained(now, grant)
             if not (share or knows_limits):
@@ -820,7 +827,7 @@ class Admission:
         """Return the rates that two calls right after a refusal are to be compared with."""
         is_tried = not (
             self._belief.is_first
-            or _is_worked_out(retry_after)
+            or self._asked.is_worked_out(retry_after)
             or self._belief.knows_limits
             or self._noise.is_believed
             or self.requests_per_second > FASTEST_TRIED
@@ -870,19 +877,6 @@ class Admission:
         self._doubt.note_headers(requests.limit or 0)
         if requests.headers.others.are_there(now, requests.ceiling):
             self._doubt.keep_to(requests.rate, requests.level)
-
-
-def _is_whole(retry_after: float | None) -> bool:
-    """Tell whether a Retry-After is whole seconds.
-
-    Where there is none the gate is closed for moments only, and chance costs little.
-    """
-    return retry_after is not None and retry_after % 1 == 0
-
-
-def _is_worked_out(retry_after: float | None) -> bool:
-    """Tell whether a Retry-After was worked out from a limit: it has a fraction of a second."""
-    return retry_after is not None and retry_after % 1 != 0
 
 
 def _told(limits: Limits | None) -> dict[str, float]:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+import random
+import statistics
 
 import pytest
 
 from admissions import admission
 from batch_llm import Limits
-from batch_llm.strategies.admission.retry_hints import RetryHints
+from batch_llm.strategies.admission import Admission
+from batch_llm.strategies.admission.retry_hints import Asked, RetryHints
 from batch_llm.strategies.costs import Cost
 from batch_llm.strategies.dimensions import REQUESTS
-from virtual_lane import ExactBucket, Lane
+from virtual_lane import Bucket, ExactBucket, Lane
 
 
 def noted(*asked, size=1.0, least=0.0, apart=0.0):
@@ -130,3 +133,40 @@ def test_where_the_limit_is_told_nothing_is_taken_from_retry_after():
     one.refused(0.1, one.start(0.0, Cost()), latency=0.1, retry_after=5.5)
 
     assert one._hints.most == math.inf
+
+
+def test_the_same_fraction_again_and_again_is_worked_out_from_nothing():
+    one = Asked()
+    for _ in range(3):
+        assert one.is_worked_out(0.5)
+        assert not one.is_whole(0.5)
+        one.note(0.5)
+
+    assert not one.is_worked_out(0.5)
+    assert one.is_whole(0.5)
+    assert one.is_worked_out(0.4)
+    one.note(0.4)
+    assert one.is_worked_out(0.5)
+
+
+def test_whole_seconds_are_not_worked_out_and_nothing_is_neither():
+    one = Asked()
+
+    assert one.is_whole(3.0)
+    assert not one.is_worked_out(3.0)
+    assert not one.is_worked_out(None)
+    assert not one.is_whole(None)
+
+
+def test_refusals_at_random_that_ask_for_half_a_second_do_not_starve_a_run():
+    limit = 50.0
+    lanes = [
+        Lane(
+            Admission(0.0, dimensions=(REQUESTS,), dice=random.Random(seed)),
+            Bucket(seed, rate=limit, burst=500.0, chance=0.03, retry_after=0.5),
+        ).run(400.0)
+        for seed in range(1, 6)
+    ]
+
+    shares = [lane.count("taken", 200.0, 400.0) / (200 * limit) for lane in lanes]
+    assert statistics.median(shares) >= 0.5
