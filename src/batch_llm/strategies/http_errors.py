@@ -296,7 +296,10 @@ def clock_of(headers: Mapping[str, str]) -> datetime:
     sent = _moment(headers.get("date", ""))
     if sent is None:
         return ours
-    theirs = sent + _HALF_A_SECOND
+    try:
+        theirs = sent + _HALF_A_SECOND
+    except OverflowError:  # the year 9999
+        return ours
     return ours if abs(theirs - ours) < CLOCKS_AGREE else theirs
 
 

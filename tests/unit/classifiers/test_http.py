@@ -199,7 +199,9 @@ def test_a_date_is_by_the_clock_of_the_server(hours):
     assert suggested_wait("", headers) == pytest.approx(99.5, abs=1)
 
 
-@pytest.mark.parametrize("date", ["soon", "", "Thu, 99 Nov 2026 11:00:00 GMT"])
+@pytest.mark.parametrize(
+    "date", ["soon", "", "Thu, 99 Nov 2026 11:00:00 GMT", "9999-12-31T23:59:59.9+00:00"]
+)
 def test_a_server_whose_clock_cannot_be_read_is_taken_to_have_ours(date):
     moment = datetime.now(UTC) + timedelta(seconds=100)
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from batch_llm.strategies.admission.fallen_rates import FallenPace, FallenRates
-from batch_llm.strategies.admission.retry_after import is_worked_out
 from batch_llm.strategies.admission.second_calls import FASTEST_TRIED, Bound, SecondCalls, bounds_of
 from batch_llm.strategies.dimensions import REQUESTS
 
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from batch_llm.strategies.admission.grants import Grant
     from batch_llm.strategies.admission.noise import Noise
     from batch_llm.strategies.admission.rates import Rates
-    from batch_llm.strategies.admission.retry_hints import RetryHints
+    from batch_llm.strategies.admission.retry_after import RetryAfter
 
 #: What a refusal weighs as chance whose Retry-After was worked out from a limit.
 WORKED_OUT_WEIGHT = 0.5
@@ -43,17 +42,17 @@ class Chance:
         epoch: What was seen since the last cut.
         evidence: What the refusals tell.
         rates: What was cut for refusals that turn out to be chance.
-        hints: What Retry-After tells.
+        asked: What Retry-After tells.
     """
 
     __slots__ = (
+        "_asked",
         "_belief",
         "_budgets",
         "_epoch",
         "_evidence",
         "_fallen",
         "_fallen_pace",
-        "_hints",
         "_noise",
         "_rates",
         "_second_calls",
@@ -67,7 +66,7 @@ class Chance:
         epoch: Epoch,
         evidence: Evidence,
         rates: Rates,
-        hints: RetryHints,
+        asked: RetryAfter,
     ) -> None:
         self._noise = noise
         self._budgets = budgets
@@ -75,7 +74,7 @@ class Chance:
         self._epoch = epoch
         self._evidence = evidence
         self._rates = rates
-        self._hints = hints
+        self._asked = asked
         self._fallen = FallenRates()
         self._fallen_pace = FallenPace()
         self._second_calls = SecondCalls()
@@ -91,7 +90,7 @@ class Chance:
         noise, evidence, belief = self._noise, self._evidence, self._belief
         if noise.is_believed:
             return False  # there are more of them now than chance brings
-        worked_out = is_worked_out(retry_after) or self._hints.vary
+        worked_out = self._asked.is_worked_out(retry_after)
         if belief.knows_limits or not (worked_out or belief.is_searching):
             share = self._share_unexplained(now, grant)
             if share:
@@ -140,7 +139,7 @@ class Chance:
         """Return the rates that two calls right after a refusal are to be compared with."""
         is_tried = not (
             self._belief.is_first
-            or is_worked_out(retry_after)
+            or self._asked.is_worked_out(retry_after)
             or self._belief.knows_limits
             or self._noise.is_believed
             or self._rates.requests_per_second > FASTEST_TRIED

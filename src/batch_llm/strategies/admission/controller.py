@@ -35,7 +35,7 @@ from batch_llm.strategies.admission.overstated import Overstated
 from batch_llm.strategies.admission.presumption import Presumption
 from batch_llm.strategies.admission.rate_search import RateSearch
 from batch_llm.strategies.admission.rates import Rates
-from batch_llm.strategies.admission.retry_after import RetryAfter, is_whole
+from batch_llm.strategies.admission.retry_after import RetryAfter
 from batch_llm.strategies.admission.slots import Slots
 from batch_llm.strategies.costs import FIELDS, NOTHING, PENDING, Cost
 from batch_llm.strategies.dimensions import (
@@ -157,7 +157,13 @@ class Admission:
         )
         self._cuts = Cuts(self._belief, self._epoch, self._search, self._evidence)
         self._chance = Chance(
-            self._noise, self.budgets, self._belief, self._epoch, self._evidence, self._rates, hints
+            self._noise,
+            self.budgets,
+            self._belief,
+            self._epoch,
+            self._evidence,
+            self._rates,
+            self._retry_after,
         )
         self._slots = Slots()
         self._overload = Overload(now, self._dice)
@@ -367,6 +373,8 @@ class Admission:
         if self._belief.knows_limits:
             self._confirm_silent(now)
         is_first = grant.epoch == self._epoch.number
+        if is_first:
+            self._retry_after.note_first(retry_after)
         if self._explains_in_flight(grant, dimension, is_first=is_first):
             return Refusal(False, retry_after or 0.0)
         if self._overstates(grant, headers, is_first=is_first):
@@ -670,11 +678,11 @@ class Admission:
         self._evidence.end(now, grant, epoch.calls)
         if not belief.is_first and self._chance.explains(now, grant, retry_after):
             return False
-        is_fast = self._noise.is_suspected and is_whole(retry_after)
         self._retry_after.begin(now, grant)
         self._retry_after.note(grant, retry_after, self._accepted)
-        may_be_chance = is_whole(retry_after) and not self._retry_after.hints.vary
-        cuts = self._search.judge(is_fast=is_fast, is_whole=may_be_chance)
+        is_whole = self._retry_after.is_whole(retry_after)
+        is_fast = self._noise.is_suspected and is_whole
+        cuts = self._search.judge(is_fast=is_fast, is_whole=is_whole)
         for budget in cut:
             self._cuts.cut(now, budget, grant, seconds)
         if belief.is_first:

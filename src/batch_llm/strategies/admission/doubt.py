@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 #: A call that was not refused for so long counts as let in; learned from refusals within bounds.
 DOUBT_SECONDS, SHORTEST_DOUBT_SECONDS, LONGEST_DOUBT_SECONDS = 0.25, 0.1, 2.0
+#: The same at the start where limits are told: as many are in doubt there as a minute tells, and
+#: of all that is sent until the first refusal comes back a small bucket refuses most.
+DOUBT_SECONDS_TOLD = 0.5
 #: Calls sent before a refused one count as let in when they are silent for so many times as long as
 #: its refusal took: after a pause that the provider asked for, and after one that was guessed.
 PASSED_TIMES, PASSED_TIMES_GUESSED = 1.0, 1.5
@@ -63,7 +66,7 @@ class Doubt:
         #: In the order in which they were sent; some have ended since.
         self._grants: deque[Grant] = deque()
         #: How long a call is in doubt.
-        self.seconds = DOUBT_SECONDS
+        self.seconds = DOUBT_SECONDS_TOLD if is_told else DOUBT_SECONDS
         self._share = DOUBT_TOLD_SHARE if is_told else DOUBT_SHARE
         self._told = self._share * requests_per_minute
         #: How many there are, and may be.

@@ -42,7 +42,8 @@ def came_back(this: Round, sent_seconds: float, fills_in: float) -> float:
         sent_seconds: For how long calls were sent in it, the gate not closed yet or open again.
         fills_in: The seconds in which the bucket is full: what comes back later is lost.
     """
-    return this.let_in / (sent_seconds + min(this.seconds - sent_seconds, fills_in))
+    seconds = sent_seconds + min(this.seconds - sent_seconds, fills_in)
+    return this.let_in / max(seconds, 1e-3)  # all may have been sent in the same moment
 
 
 def measured_rate(last: Round | None, this: Round, per_call: float) -> float | None:

@@ -46,7 +46,8 @@ class LimitHeader(NamedTuple):
     @property
     def is_sound(self) -> bool:
         """Whether it can be believed: servers that count nothing send -1 and 0."""
-        return 0 < self.limit < math.inf and self.remaining >= 0 and self.reset_seconds >= 0
+        is_limit = 0 < self.limit < math.inf and self.remaining >= 0
+        return is_limit and 0 <= self.reset_seconds < math.inf
 
 
 class HeaderBelief:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from batch_llm.strategies.admission.exact_rate import ExactRate
 from batch_llm.strategies.admission.ready_points import ReadyPoints
-from batch_llm.strategies.admission.retry_hints import RetryHints
+from batch_llm.strategies.admission.retry_hints import Asked, RetryHints
 from batch_llm.strategies.dimensions import MINUTE, REQUESTS
 
 if TYPE_CHECKING:
@@ -38,7 +38,17 @@ class RetryAfter:
         noise: Whether they are chance.
     """
 
-    __slots__ = ("_belief", "_budgets", "_epoch", "_evidence", "_noise", "_ready", "exact", "hints")
+    __slots__ = (
+        "_asked",
+        "_belief",
+        "_budgets",
+        "_epoch",
+        "_evidence",
+        "_noise",
+        "_ready",
+        "exact",
+        "hints",
+    )
 
     def __init__(
         self,
@@ -53,9 +63,22 @@ class RetryAfter:
         self._epoch = epoch
         self._evidence = evidence
         self._noise = noise
+        self._asked = Asked()
         self.hints = RetryHints()
         self.exact = ExactRate()
         self._ready = ReadyPoints(budgets)
+
+    def note_first(self, retry_after: float | None) -> None:
+        """Take in what the first refusal of a burst asks for."""
+        self._asked.note(retry_after)
+
+    def is_whole(self, retry_after: float | None) -> bool:
+        """Tell whether whole seconds, or the same time always, are asked for: it may be chance."""
+        return self._asked.is_whole(retry_after) and not self.hints.vary
+
+    def is_worked_out(self, retry_after: float | None) -> bool:
+        """Tell whether what is asked for was worked out from a limit."""
+        return self._asked.is_worked_out(retry_after) or self.hints.vary
 
     def begin(self, now: float, grant: Grant) -> None:
         """Begin a burst of refusals with a refused call."""
@@ -72,6 +95,9 @@ class RetryAfter:
         """
         if retry_after is None or self._belief.knows_limits:
             return
+        if self._asked.is_same(retry_after):
+            self.hints.forget()
+            return
         requests = self._budgets[REQUESTS]
         calls = max(requests.spent, 1.0)
         sizes = [
@@ -81,7 +107,7 @@ class RetryAfter:
         ]
         least = accepted / (MINUTE + grant.at - self._epoch.began_at)
         self.hints.note(grant.at, retry_after, max(sizes, default=1.0), least)
-        self._ready.note(grant, retry_after, is_whole=is_whole(retry_after))
+        self._ready.note(grant, retry_after, is_whole=self._asked.is_whole(retry_after))
 
     def forget(self, grant: Grant) -> None:
         """Take back the charge of a call that was not let in."""
@@ -118,16 +144,3 @@ class RetryAfter:
             if budget.has_learned_rate and budget.rate < rate:
                 budget.peak = max(budget.peak, rate)
                 budget.learn_rate(rate)
-
-
-def is_whole(retry_after: float | None) -> bool:
-    """Tell whether a Retry-After is whole seconds.
-
-    Where there is none the gate is closed for moments only, and chance costs little.
-    """
-    return retry_after is not None and retry_after % 1 == 0
-
-
-def is_worked_out(retry_after: float | None) -> bool:
-    """Tell whether a Retry-After was worked out from a limit: it has a fraction of a second."""
-    return retry_after is not None and retry_after % 1 != 0

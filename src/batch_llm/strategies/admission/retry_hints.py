@@ -31,6 +31,44 @@ DEBT = 2.0
 TRIED_SHARE, TRIED_SHARE_PER_SECOND = 0.01, 0.2
 #: Times in whole seconds that differ by so much come of a limit.
 WORKED_OUT_SECONDS = 2.0
+#: After so many seconds without a refusal twice the most is tried, after twice as many five times
+#: and so on: some ask for the same time always, however fast the limit is.
+DOUBLED_SECONDS = 60.0
+#: The same fraction of a second so many times, one burst of refusals after the other, is worked out
+#: from no limit.
+SAME_ASKED = 3
+
+
+class Asked:
+    """Tells Retry-Afters that were worked out from a limit from those that are the same always."""
+
+    __slots__ = ("_last", "_times")
+
+    def __init__(self) -> None:
+        #: The last one that began a burst of refusals, and how many were the same one by one.
+        self._last: float | None = None
+        self._times = 0
+
+    def note(self, retry_after: float | None) -> None:
+        """Take in what the first refusal of a burst asks for."""
+        self._times = self._times + 1 if retry_after == self._last else 1
+        self._last = retry_after
+
+    def is_whole(self, retry_after: float | None) -> bool:
+        """Tell whether a Retry-After is whole seconds, or a fraction that is the same always.
+
+        Where there is none the gate is closed for moments only, and chance costs little.
+        """
+        return retry_after is not None and (retry_after % 1 == 0 or self.is_same(retry_after))
+
+    def is_worked_out(self, retry_after: float | None) -> bool:
+        """Tell whether a Retry-After was worked out from a limit: its fraction changes."""
+        return retry_after is not None and not self.is_whole(retry_after)
+
+    def is_same(self, retry_after: float) -> bool:
+        """Tell whether it is a fraction that is the same always, which bounds no rate."""
+        is_last = self._times >= SAME_ASKED and retry_after == self._last
+        return is_last and retry_after % 1 != 0
 
 
 class RetryHints:
@@ -126,7 +164,8 @@ class RetryHints:
             let_in: Calls since the last refusal.
             seconds: Since then.
         """
-        return self.most * (1 + min(TRIED_SHARE * let_in, TRIED_SHARE_PER_SECOND * seconds))
+        by_calls = min(TRIED_SHARE * let_in, TRIED_SHARE_PER_SECOND * seconds)
+        return self.most * (1 + by_calls + (seconds / DOUBLED_SECONDS) ** 2)
 
     def contradicts(self, rate: float) -> bool:
         """Tell whether a rate is higher than that of any bucket that may be in debt."""

@@ -11,6 +11,7 @@ from batch_llm.core.config import Limits
 from batch_llm.strategies.admission.doubt import DOUBT_LEAST, Doubt
 from batch_llm.strategies.admission.grants import Grant
 from batch_llm.strategies.dimensions import REQUESTS
+from virtual_lane import ExactBucket, Lane
 
 
 def test_few_calls_are_in_doubt_at_the_start_and_silence_is_consent():
@@ -91,6 +92,20 @@ def test_more_calls_are_in_doubt_at_the_start_the_higher_the_told_limit_is():
 
     assert [Doubt(limit, is_told=True).limit for limit in limits] == [2.0, 5.0, 8.0]
     assert Doubt(0.0, is_told=True).limit == 2.0
+
+
+def test_a_told_limit_whose_bucket_is_small_refuses_few_calls_where_refusals_take_their_time():
+    limits = Limits(requests_per_minute=3000)
+    one = admission(limits=limits, dimensions=(REQUESTS,))
+    bucket = ExactBucket(50.0, 100.0)
+
+    def reply(now):
+        found = bucket(now)
+        return found._replace(seconds=0.3 if found.end == "refused" else 2.0)
+
+    lane = Lane(one, reply).run(20.0)
+
+    assert len(lane.ends["refused"]) < 120
 
 
 def test_a_told_limit_whose_bucket_holds_a_tenth_of_a_second_refuses_none_at_the_start():

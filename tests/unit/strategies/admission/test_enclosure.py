@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from batch_llm.strategies.admission.enclosure import (
@@ -56,3 +58,7 @@ def test_two_rounds_tell_no_more_than_was_let_in_while_the_gate_was_open():
 def test_what_came_back_is_the_rate_whatever_the_bucket_holds(let_in, fills_in):
     """Fifty a second: a second closed, and then a second of calls."""
     assert came_back(Round(let_in, 2.0, 1.0), 1.0, fills_in) == pytest.approx(50.0)
+
+
+def test_what_was_sent_in_the_same_moment_has_a_finite_rate():
+    assert 0 < came_back(Round(10.0, 2.0, 0.0), 0.0, 0.0) < math.inf

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from batch_llm.strategies.admission.budgets import Budget
@@ -228,3 +230,8 @@ def test_a_late_answer_does_not_bring_an_old_limit_back():
     assert not synced(budget, 21.0, 300.0, 30.0, limit=600.0, sent_at=15.0)
 
     assert budget.limit == 300.0
+
+
+def test_a_reset_that_never_comes_is_nonsense():
+    assert LimitHeader(600.0, 0.0, 60.0).is_sound
+    assert not LimitHeader(600.0, 0.0, math.inf).is_sound

@@ -8,7 +8,6 @@ import pytest
 
 from admissions import ONE, admission
 from batch_llm import Limits
-from batch_llm.strategies.admission.retry_after import is_whole, is_worked_out
 from batch_llm.strategies.dimensions import REQUESTS
 
 
@@ -27,8 +26,10 @@ def test_a_slow_limit_is_searched_from_no_less_than_what_came_back(shown, found)
     [(None, False, False), (2.0, True, False), (0.0, True, False), (1.25, False, True)],
 )
 def test_a_fraction_of_a_second_was_worked_out_from_a_limit(retry_after, whole, worked_out):
-    assert is_whole(retry_after) is whole
-    assert is_worked_out(retry_after) is worked_out
+    asked = admission(dimensions=(REQUESTS,))._retry_after
+
+    assert asked.is_whole(retry_after) is whole
+    assert asked.is_worked_out(retry_after) is worked_out
 
 
 @pytest.mark.parametrize(

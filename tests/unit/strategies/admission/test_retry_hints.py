@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 import random
+import statistics
 
 import pytest
 
 from admissions import admission
 from batch_llm import Limits
 from batch_llm.strategies.admission import Admission
-from batch_llm.strategies.admission.retry_hints import RetryHints
+from batch_llm.strategies.admission.retry_hints import Asked, RetryHints
 from batch_llm.strategies.costs import Cost
 from batch_llm.strategies.dimensions import REQUESTS
-from virtual_lane import ExactBucket, Lane
+from virtual_lane import Bucket, ExactBucket, Lane
 
 
 def noted(*asked, size=1.0, least=0.0, apart=0.0):
@@ -73,12 +74,32 @@ def test_calls_let_in_refute_the_most():
     assert one.most == math.inf
 
 
-def test_more_than_the_most_is_tried_only_after_many_calls():
+def test_more_than_the_most_is_tried_soon_only_after_many_calls():
     one = noted(0.5)
 
-    assert one.most_tried(0, 100.0) == 2.0
-    assert one.most_tried(100, 100.0) == pytest.approx(4.0)
-    assert one.most_tried(100, 1.0) == pytest.approx(2.4)
+    assert one.most_tried(0, 0.0) == 2.0
+    assert one.most_tried(100, 10.0) == pytest.approx(4.0, rel=0.05)
+    assert one.most_tried(100, 1.0) == pytest.approx(2.4, rel=0.05)
+
+
+def test_more_than_the_most_is_tried_after_long_without_a_refusal_however_few_calls_that_were():
+    one = noted(10.0)
+
+    assert one.most_tried(2, 10.0) < 1.1 * one.most
+    assert one.most_tried(10, 600.0) > 100 * one.most
+
+
+@pytest.mark.parametrize("asked", [2.5, 5])
+def test_a_limit_that_asks_for_the_same_long_pause_always_is_found(asked):
+    bucket = ExactBucket(2.0, 20.0)
+
+    def reply(now):
+        found = bucket(now)
+        return found._replace(retry_after=asked) if found.end == "refused" else found
+
+    lane = Lane(admission(dimensions=(REQUESTS,)), reply).run(400.0)
+
+    assert lane.count("taken", 150.0, 400.0) >= 0.85 * 2.0 * 250
 
 
 def test_what_is_far_beyond_the_most_contradicts_it():
@@ -133,3 +154,40 @@ def test_a_slow_bucket_that_asks_for_whole_seconds_is_not_taken_for_chance(seed)
 
     assert len(lane.ends["taken"]) >= 0.95 * (20 + 360 * 20 / 60)
     assert len(lane.ends["refused"]) < 0.3 * len(lane.ends["taken"])
+
+
+def test_the_same_fraction_again_and_again_is_worked_out_from_nothing():
+    one = Asked()
+    for _ in range(3):
+        assert one.is_worked_out(0.5)
+        assert not one.is_whole(0.5)
+        one.note(0.5)
+
+    assert not one.is_worked_out(0.5)
+    assert one.is_whole(0.5)
+    assert one.is_worked_out(0.4)
+    one.note(0.4)
+    assert one.is_worked_out(0.5)
+
+
+def test_whole_seconds_are_not_worked_out_and_nothing_is_neither():
+    one = Asked()
+
+    assert one.is_whole(3.0)
+    assert not one.is_worked_out(3.0)
+    assert not one.is_worked_out(None)
+    assert not one.is_whole(None)
+
+
+def test_refusals_at_random_that_ask_for_half_a_second_do_not_starve_a_run():
+    limit = 50.0
+    lanes = [
+        Lane(
+            Admission(0.0, dimensions=(REQUESTS,), dice=random.Random(seed)),
+            Bucket(seed, rate=limit, burst=500.0, chance=0.03, retry_after=0.5),
+        ).run(400.0)
+        for seed in range(1, 6)
+    ]
+
+    shares = [lane.count("taken", 200.0, 400.0) / (200 * limit) for lane in lanes]
+    assert statistics.median(shares) >= 0.5
