@@ -30,7 +30,7 @@ RECOVERY_SECONDS = 28.0
 RECOVERY_CALLS, RECOVERY_PAUSES, SHORTEST_RECOVERY_SECONDS = 150.0, 10.0, 8.0
 #: Of one that was measured to the fraction of a call; and no sooner, or later, than this.
 MEASURED_RECOVERY_CALLS = 100.0
-MEASURED_RECOVERY_SECONDS, LONGEST_RECOVERY_SECONDS = 28.0, 120.0
+MEASURED_RECOVERY_SECONDS, LONGEST_RECOVERY_SECONDS = 28.0, 60.0
 #: When nothing is refused up to so many times the rate where it was, the limit is not there: it is
 #: searched on as after so many refusals.
 REFUTED_FACTOR, REFUTED_CUTS = 1.15, 2
