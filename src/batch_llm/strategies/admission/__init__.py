@@ -1,8 +1,9 @@
 """Full speed under limits that nobody told us: when may the next call start?
 
 The controller (``controller.py``) is for one lane (provider, account, model family), without any
-I/O: the caller brings the clock, asks ``wait`` before each call, and tells what became of it. Every
-operation is O(1). Its parts, and how they work together:
+I/O: the caller brings the clock, asks ``wait`` before each call, and tells what became of it. No
+operation depends on how many calls there were, but for weighing a refusal: that grows with the
+logarithm of the calls since the last one. The parts, and how they work together:
 
 - Each dimension of the limits is a budget (``budgets.py``; of sliding minutes, ``windows.py``), and
   a call starts when all of them have its cost (``strategies/costs.py``): it gets a grant
@@ -15,15 +16,16 @@ operation is O(1). Its parts, and how they work together:
   (``first_refusal.py``, ``rate_search.py``) by what explains their refusals (``evidence.py``,
   ``stretches.py``); later cuts enclose them (``enclosure.py``). What a refusal right after the
   gate has opened means: ``presumption.py``. Which of several told limits refused: ``blame.py``.
-- What is known from where: ``belief.py``; as users tell it, as it is shown, and for the next run:
-  ``known_limits.py``.
-- What Retry-After tells of an unknown limit's rate (``retry_after.py``): ``retry_hints.py``; where
-  it is exact, two such moments measure it: ``ready_points.py``, ``exact_rate.py``.
-- It closes the gate for as long as Retry-After says (``closed_gate.py``). How long that takes shows
-  limits that are counted by the minute (``closure.py``, ``window_guess.py``).
+- Where the limits are known from: ``belief.py``. How users tell them, how they are shown, and what
+  is kept for the next run: ``known_limits.py``.
+- What Retry-After tells of an unknown limit's rate (``retry_after.py``): bounds and likely values
+  (``retry_hints.py``). Where it is exact, the moments that it names measure the rate
+  (``ready_points.py``, ``exact_rate.py``).
+- A refusal closes the gate for as long as Retry-After says (``closed_gate.py``). How long it stays
+  closed shows limits that are counted by the minute (``closure.py``, ``window_guess.py``).
 - What a told ceiling has beyond the bucket that refused is tried now and then
   (``ceiling_room.py``).
-- Refusals that are none of a rate's: a limit on calls in flight (``slots.py``), chance
+- Refusals that say nothing of a rate: a limit on calls in flight (``slots.py``), chance
   (``chance.py``, by ``noise.py``, ``fallen_rates.py`` and ``second_calls.py``), an overloaded or
   absent provider (``overload.py``).
 

@@ -21,6 +21,7 @@ class Belief:
 
     def __init__(self, *, is_told: bool) -> None:
         self.is_told = is_told
+        #: Whether headers tell limits, and are believed.
         self.sees_headers = False
         #: Whether the limits were found to be counted by the minute.
         self.is_by_window = False

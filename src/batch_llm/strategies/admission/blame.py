@@ -1,4 +1,4 @@
-"""Which of several told limits refused a call, where the refusal does not say it.
+"""Which of several told limits refused a call, where the refusal does not say so?
 
 Each told limit's rate is known, so what is left of it is too, or how much of it was used before the
 first refusal: in seconds of its rate these can be compared. One with far more left than another is
@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 
     from batch_llm.strategies.admission.budgets import Budget
 
-#: One that has left so many times what the emptiest has, and so many seconds, may be as empty.
-#: Before the first refusal: one that was used by this share of what the most used was.
+#: A limit that has left no more than so many times what the emptiest has, and so many seconds more,
+#: may have refused. At the first refusal: one of which no less than this share was used of what was
+#: used of the most used one.
 LEFT_FACTOR, LEFT_SECONDS, USED_SHARE = 2.0, 1.0, 0.5
 
 

@@ -4,8 +4,8 @@ A budget is a bucket: it refills at a rate up to its capacity, each call takes i
 call may start when its cost is there. Where the limit is not known, rate and capacity are what was
 learned. All amounts are requests or tokens, all times seconds on the caller's clock.
 
-What headers say of it: ``header_belief.py``; whether it counts minutes: ``window_guess.py``. What
-follows for the rate from a refusal: ``rates.py``.
+What headers say of it: ``header_belief.py``; whether it counts minutes: ``window_guess.py``. How
+its rate is cut: ``cuts.py``; how it grows: ``rates.py``.
 """
 
 from __future__ import annotations
@@ -91,10 +91,12 @@ class Budget:
         self.window_seconds = DAY if name == REQUESTS_PER_DAY else MINUTE
         self.limit = limit
         self.told = limit
+        #: ``told``, ``header``, ``remembered``, or ``unknown``: learned, or not limited yet.
         self.source = "told" if limit else "unknown"
         self.rate = limit / self.window_seconds if limit else math.inf
         if name == REQUESTS_PER_DAY:
             burst_seconds = DAY
+        #: What the rate never exceeds; and where it was refused last, to which it grows back.
         self.ceiling = self.peak = self.rate
         #: By so much faster the bucket is tried for now: ``ceiling_room.py``.
         self.extra_rate = 0.0

@@ -1,7 +1,7 @@
-"""Are refusals chance? Whatever tells those at random from a limit's, asked in one place.
+"""Are refusals chance? All that tells refusals at random from a limit's is asked here.
 
-What cannot be explained by one bucket (``evidence.py``) is weighed (``noise.py``). Where a limit is
-known or found, what tells is that refusals go on however far the rates fall (``fallen_rates.py``).
+Refusals that one bucket cannot explain (``evidence.py``) are weighed (``noise.py``). Where a limit
+is known or found, refusals that go on however far the rates fall are chance (``fallen_rates.py``).
 Where rates are low, two calls right after a refusal tell (``second_calls.py``). As soon as refusals
 are believed to be chance, the cuts that were made for them are taken back.
 """
@@ -24,11 +24,12 @@ if TYPE_CHECKING:
     from batch_llm.strategies.admission.rates import Rates
     from batch_llm.strategies.admission.retry_after import RetryAfter
 
-#: What a refusal weighs as chance whose Retry-After was worked out from a limit.
+#: A refusal whose Retry-After was worked out from a limit weighs so many times as much as others
+#: when it speaks for chance.
 WORKED_OUT_WEIGHT = 0.5
 #: What was let in before a longer stretch is not compared with what came after: limits change.
 LONGEST_COMPARED_SECONDS = 60.0
-#: So many trials of two calls in a row are to speak for chance.
+#: So many trials of two calls, one after the other, must speak for chance.
 PROOFS_ASKED = 2
 
 
@@ -36,12 +37,12 @@ class Chance:
     """Judges at each refusal whether it was chance.
 
     Args:
-        noise: What is believed of it.
+        noise: Whether refusals are believed to come at random.
         budgets: By dimension; some may be added later.
         belief: Where the limits are from.
         epoch: What was seen since the last cut.
         evidence: What the refusals tell.
-        rates: What was cut for refusals that turn out to be chance.
+        rates: Were cut for refusals that turn out to be chance.
         asked: What Retry-After tells.
     """
 

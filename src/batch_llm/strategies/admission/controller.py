@@ -578,7 +578,7 @@ class Admission:
     def _cut(
         self, now: float, grant: Grant, retry_after: float | None, dimension: str | None
     ) -> bool:
-        """Take the first refusal of an epoch for what it is: we were too fast, by how much?
+        """Work out what the first refusal of an epoch means: which rates are cut, and how far.
 
         Returns:
             Whether the gate was closed because of it.
@@ -717,7 +717,7 @@ class Admission:
             budget.windows.opens_again(now, now + retry_after + LATE_SECONDS)
 
     def _close_gate(self, now: float, retry_after: float | None) -> None:
-        # The rate that the first refusal left is a guess, and no reason to wait.
+        # Until a call is let in after the first refusal the rate is a guess, and no reason to wait.
         is_guess = self._epoch.number <= self._gate.closed_again + 1
         self._gate.close(now, retry_after, self.requests_per_second, is_guess=is_guess)
 

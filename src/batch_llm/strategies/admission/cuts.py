@@ -1,9 +1,9 @@
 """What does a refusal leave of a rate that it shows to be too high?
 
-An eighth less as a rule. Where the last refusal was a moment ago, what was let in between the two
-measures the rate (``enclosure.py``); and where the pause between them was long, what came back in
-it. Unknown limits: ``first_refusal.py`` at the first refusal, and ``rate_search.py`` as long as
-they are searched.
+Seven eighths as a rule. Where the refusal before was a moment ago, what was let in between the two
+measures the limit's rate (``enclosure.py``); a long pause between them counts as time in which the
+bucket filled. Unknown limits: ``first_refusal.py`` at the first refusal, and ``rate_search.py`` as
+long as they are searched.
 """
 
 from __future__ import annotations
@@ -30,24 +30,26 @@ if TYPE_CHECKING:
 
 #: The share of the rate that a cut leaves.
 CUT = 0.87
-#: Of a rate that was measured by what was let in between two refusals so much is used.
+#: The share that is used of a rate that was measured by what was let in between two refusals.
 MEASURED_SHARE = 0.9
-#: The least that a cut leaves; and what one leaves when the bucket is too small to tell.
+#: The smallest share that a cut leaves; and the share when the bucket is too small to tell.
 DEEPEST_CUT, BLIND_CUT = 0.5, 0.75
-#: A second cut comes sooner than this after the first; later it is a first one again.
+#: A cut that comes sooner than this after the one before is a second one; else it is a first one.
 SECOND_CUT_SECONDS = 5.0
 #: A round in which less than this share of the rate was sent says nothing about it.
 PACED_SHARE = 0.6
-#: A longer round than between two such cuts measures an unknown limit that refused before the rate
-#: was back: up to so many seconds, and with so many calls at least.
+#: A round (the time between two refusals) that is longer than ``SECOND_CUT_SECONDS`` measures an
+#: unknown limit that refused before the rate was back where it was: if it is no longer than this,
+#: and let in so many calls at least.
 LONGEST_BELOW_SECONDS, FEWEST_BELOW_CALLS = 15.0, 100.0
-#: A shorter round is measured by its pause, where that is the time of many calls.
+#: A shorter round measures the rate with its pause, where many calls' time went by in that.
 PAUSED_SECONDS = 8.0
-#: Of the calls let in before such a pause, so many times the root may be chance.
+#: Of the calls let in in such a round, so many times their square root may be chance.
 CHANCE_CALLS = 0.5
 #: When a limit has fallen below this share of the rate, what was let in before tells nothing of it.
 FALLEN_SHARE = 0.6
-#: The least that a cut leaves where fewer calls than so many tell how far the limit has fallen.
+#: The smallest share that a cut leaves where fewer calls than this tell how far the limit has
+#: fallen.
 DEEPEST_CUT_OF_FEW, TELLING_CALLS = 0.65, 32
 
 

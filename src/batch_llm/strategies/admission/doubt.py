@@ -16,32 +16,35 @@ from batch_llm.strategies.dimensions import MINUTE
 if TYPE_CHECKING:
     from batch_llm.strategies.admission.grants import Grant
 
-#: A call that was not refused for so long counts as let in; learned from refusals within bounds.
+#: A call that was not refused for so long counts as let in. How long that is at the start, and the
+#: bounds within which it is learned from refusals.
 DOUBT_SECONDS, SHORTEST_DOUBT_SECONDS, LONGEST_DOUBT_SECONDS = 0.25, 0.1, 2.0
-#: The same at the start where limits are told: as many are in doubt there as a minute tells, and
-#: of all that is sent until the first refusal comes back a small bucket refuses most.
+#: The same at the start where limits are told. More may be in doubt there, and a small bucket
+#: refuses most of what is sent until the first refusal comes back.
 DOUBT_SECONDS_TOLD = 0.5
 #: Calls sent before a refused one count as let in when they are silent for so many times as long as
 #: its refusal took: after a pause that the provider asked for, and after one that was guessed.
 PASSED_TIMES, PASSED_TIMES_GUESSED = 1.0, 1.5
 #: Calls in doubt at a time: at the start, and at the most until many were let in.
 DOUBT_START, DOUBT_MOST = 2.0, 256.0
-#: There come to be so many, one by one with each call let in, while nothing is refused.
+#: While nothing is refused there come to be so many at least, one more with each call let in.
 DOUBT_LEAST = 16.0
-#: So many may be at once where a limit was seen: in headers, found, or by a told one's refusal.
+#: So many may be in doubt where a limit was seen: in headers, as a minute's that was learned, or by
+#: a refusal of a told one.
 DOUBT_SEEN = 32.0
 #: So many at the start where limits are told, as small buckets hold so many.
 DOUBT_START_TOLD = 8.0
-#: As many as were let in, once that is such a share of a told minute's requests: a smaller bucket
-#: would have refused some.
+#: Once this share of a told minute's requests was let in, as many may be in doubt as were let in: a
+#: smaller bucket would have refused some.
 HELD_SHARE = 0.25
-#: While a rate is searched so many, because they are refused when it is found.
+#: So many at the most while a rate is searched: they are refused when it turns out too high.
 DOUBT_SEARCH = 64.0
-#: Of the calls let in, where nothing is told; of a minute's requests, where they are.
+#: This share of the calls let in, where nothing is told; and of a told minute's requests.
 DOUBT_SHARE, DOUBT_TOLD_SHARE = 0.1, 0.05
-#: Where many were let in and none refused, this share of them may be in doubt as well.
+#: Where many were let in and none refused, this share of them may be in doubt, beyond
+#: ``DOUBT_MOST``.
 DOUBT_LATER_SHARE = 0.05
-#: Of what a rate sends while a call is in doubt, so much may be in doubt.
+#: So many times what a rate sends while one call is in doubt may be in doubt.
 DOUBT_OVER_PACED = 1.2
 #: So many are always allowed where others use the same limit.
 DOUBT_SHARED = 4.0
@@ -183,7 +186,7 @@ class Doubt:
         self._silent_most = max(DOUBT_SEEN, paced)
 
     def fit_to_limit(self, requests_per_minute: float) -> None:
-        """Allow as many as when a limit per minute is told: it was found."""
+        """Allow as many as when a limit per minute is told: headers or refusals showed it."""
         self.limit = max(self.limit, DOUBT_SEEN)
         self._told = self._share * requests_per_minute
 
@@ -193,7 +196,7 @@ class Doubt:
         self.limit = min(self.limit, max(DOUBT_SHARED, paced, DOUBT_SHARE_LEFT * left))
 
     def fit(self, requests_per_second: float, *, is_searching: bool) -> None:
-        """Allow what a learned rate sends while a call is in doubt, twice that within bounds."""
+        """Allow twice what a learned rate sends while a call is in doubt, within bounds."""
         paced = requests_per_second * self.seconds
         bound = DOUBT_SEARCH if is_searching else DOUBT_MOST
         self.limit = max(2.0, min(2 * paced, bound), DOUBT_OVER_PACED * paced)

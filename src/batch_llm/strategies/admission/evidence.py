@@ -27,11 +27,12 @@ if TYPE_CHECKING:
 
 #: The search goes by so many of the last stretches; and so many are kept.
 MOST_STRETCHES, KEPT_STRETCHES = 4, 5
-#: How full the bucket was is worked out at the start of a stretch, and after each eighth more.
+#: A point is noted at the start of a stretch, and whenever so many times as much was let in since.
 POINTS_SHARE = 1.125
-#: So many of the last refusals one bucket is to explain, with tolerances so many times as large.
+#: One bucket must explain so many of the last refusals; tolerances are so many times the usual
+#: ones, at first and in a second try.
 ASKED_STRETCHES, SOME_TOLERANCE, MORE_TOLERANCE = 3, 1.5, 3.0
-#: In a stretch with fewer calls the bucket may have filled at less than what was let in.
+#: A stretch with fewer calls does not show how fast the bucket filled.
 FEWEST_CALLS = 32
 #: A bucket was never full when no more than this share of what it holds was ever in it.
 NEVER_FULL_SHARE = 0.8
@@ -65,6 +66,7 @@ class Evidence:
     def __init__(self, budgets: dict[str, Budget], now: float) -> None:
         self._budgets = budgets
         self._stretches: deque[dict[str, Stretch]] = deque(maxlen=KEPT_STRETCHES)
+        #: Of the stretch under way: when a point was noted, and by budget what was let in by then.
         self._points: list[tuple[float, list[float]]] = []
         self._began_at, self._is_first = now, True
         #: When the gate opened again in this stretch, where that was noted.
@@ -73,6 +75,7 @@ class Evidence:
         self._first: dict[str, Stretch] = {}
         #: What had been let in of each dimension when the stretch began.
         self._empty: dict[str, float] = {}
+        #: The requests let in at which the next point is noted.
         self._next = 1.0
         #: The number of the refused call that ended the last stretch; and of the newest one then.
         self._last = self._newest = 0
@@ -94,7 +97,7 @@ class Evidence:
         self._points.append((now, let_in))
 
     def end(self, now: float, grant: Grant, calls: int) -> None:
-        """End a stretch with a refused call, known ``now`` that there were so many calls."""
+        """End a stretch with a refused call; ``calls`` were sent by ``now``, when it is known."""
         requests = self._budgets[REQUESTS]
         before, number = grant.charged_before(requests), requests.number
         if self._points and self._reopened_at > self._points[0][0]:
@@ -183,10 +186,11 @@ class Evidence:
         return last is not first and last.sizes(rate, 1.0)[0] < NEVER_FULL_SHARE * held
 
     def unexplained(self) -> int:
-        """Tell how little one bucket explains the last three refusals, and one change the others.
+        """Tell how badly one bucket explains the last three refusals, and another one those before.
 
         Returns:
-            0 when it does, 1 when it does with more tolerance, 2 when it does not.
+            0 when they do, 1 when they do with more tolerance, 2 when they do not. So a limit that
+            changed once is explained.
         """
         stretches = list(self._stretches)
         if len(stretches) < 2:

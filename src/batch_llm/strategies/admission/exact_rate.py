@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from batch_llm.strategies.admission.budgets import Budget
     from batch_llm.strategies.admission.ready_points import Measured
 
-#: Of the measured rate so much is used; the other dimensions have so many times as much.
+#: The share that is used of the measured rate; the other dimensions may let in so many times as
+#: many calls.
 KEPT_SHARE, ROOM_BESIDE = 0.99, 2.0
 
 
@@ -61,5 +62,5 @@ class ExactRate:
                 budget.learn_rate(budget.peak)
 
     def forget(self) -> None:
-        """Forget it, because a refusal, or that there is none, says something else."""
+        """Forget it: later refusals, or that there are none, contradict it."""
         self._name = ""

@@ -26,8 +26,8 @@ MEMORY_SECONDS, MEMORY_LEAST = 120.0, 3
 FEWEST_CALLS = 8
 #: A larger share of refused calls is never taken for random.
 LARGEST_SHARE = 0.15
-#: The rate of sending has fallen by refusal after refusal to this share of what it was: more than a
-#: limit that is halved, and is searched downwards, makes it fall.
+#: Refusals are random when, one after the other, they have made the rate of sending fall below this
+#: share of what it was: a limit that is halved makes it fall less.
 FALLEN_SHARE = 0.45
 
 

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from batch_llm.strategies.admission.budgets import Budget
     from batch_llm.strategies.admission.grants import Grant
 
-#: Calls sent after the first refusal, before it was known, that were answered: so many, and of all
-#: of them so large a share, and the refusal did not mean that the bucket was empty.
+#: The first refusal did not mean that the bucket was empty when so many calls that were sent behind
+#: it, before it was known, are answered, and so large a share of them.
 FOLLOWERS, FOLLOWERS_SHARE = 8, 0.8
-#: Of what was let in before the first refusal so much is used of a told limit's burst.
+#: A told limit's bucket is taken to hold this share of what was let in before the first refusal.
 HELD_SHARE = 0.8
 #: A limit that refuses the first call or the second has a bucket that holds about one.
 TINY_CALLS = 2

@@ -1,4 +1,4 @@
-"""Calls that were let in, and what follows when one is refused."""
+"""Calls that may start, and what follows when one is refused."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Grant:
-    """One call that was let in. It is closed once: taken, refused, failed or cancelled."""
+    """One call that may start. It is closed once: answered, refused, failed or cancelled."""
 
     __slots__ = (
         "at",
@@ -38,9 +38,11 @@ class Grant:
         others: int,
         is_probe: bool = False,  # noqa: FBT001, FBT002 - on the hot path: a keyword costs more
     ) -> None:
+        #: When it was sent, and in which epoch.
         self.at = at
         self.epoch = epoch
         self.cost = cost
+        #: Its place among the lane's calls, from 1.
         self.number = number
         #: Calls in flight beside it when it was sent.
         self.others = others

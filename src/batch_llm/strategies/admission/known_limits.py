@@ -1,4 +1,4 @@
-"""What is known of a lane's limits: as users tell it, as it is shown, as the next run begins."""
+"""A lane's limits as users tell them, as they are shown, and as the next run remembers them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Known(NamedTuple):
     Attributes:
         limit: Per minute or day, where the provider told it; None where it was learned.
         rate: Per second.
-        capacity: What the bucket holds.
+        capacity: What the bucket holds, in requests or tokens.
     """
 
     limit: float | None

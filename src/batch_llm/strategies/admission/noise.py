@@ -3,17 +3,17 @@
 A limit refuses what is beyond it, and what it refused can be explained by one bucket
 (``evidence.py``). When that cannot be done, again and again, and of the calls that were under way
 behind a refused one most were let in, the refusals say nothing about the rate: slowing down for
-them would only starve the run. A limit that has changed cannot be explained either, but for a few
-refusals only. Those at random are answered one by one then, and the rate is cut only when they
-become many more than they were.
+them would only starve the run. Those of a limit that has changed cannot be explained either, but
+they are few. Once refusals are believed to be random, each refused call waits for itself, and the
+rate is cut only when there are many more of them than before.
 """
 
 from __future__ import annotations
 
-#: So much weight makes refusals random: one that no bucket explains weighs 1, and 1 more when it
-#: is not even explained with more tolerance; each that one bucket explains takes so much off.
+#: Refusals are random from so much weight on: one that no bucket explains weighs 1, or 2 when it is
+#: not even explained with more tolerance; each that one bucket explains takes so much off.
 WEIGHT_ASKED, EXPLAINED_WEIGHT = 4.0, 2.0
-#: With fewer calls let in since the one before it weighs less.
+#: A refusal weighs less when fewer calls than this were let in since the one before.
 FEW_CALLS = 8
 #: Calls under way behind a refused one that were let in weigh so much each, up to so much; when
 #: more than a share was refused, that speaks for a limit.

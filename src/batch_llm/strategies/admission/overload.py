@@ -20,6 +20,7 @@ ACCEPTED_SHARE = 0.5
 SHORTEST_SECONDS = 0.05
 #: The number at a time changes no more often than this, so that a change can show its effect.
 SETTLING_SECONDS = 1.0
+#: It is multiplied by this when too few calls get through, and by this when one is answered.
 SHRINK, GROWTH = 0.7, 1.25
 #: More at a time than this is no restriction.
 UNRESTRICTED = 100_000
@@ -54,6 +55,8 @@ class Overload:
 
     def __init__(self, now: float, dice: random.Random) -> None:
         self._dice = dice
+        #: Calls sent, and those that the provider dealt with, be it by a refusal; old ones count
+        #: less.
         self.requests = self.accepted = 0.0
         #: Whether it ever dealt with a call. One that is silent may still be connecting.
         self.has_answered = False

@@ -1,11 +1,11 @@
 """Headers that promise more than is let in: set aside, and the limit is learned.
 
-What headers tell is believed over everything else, and each answer's lifts what a refusal had shown
-to be empty. A refusal whose own headers show plenty left is none of the limits that they tell:
-something else refuses, of which they know nothing. Once or twice that may be chance; where such
-refusals come thick, in one epoch after another, the limits are learned as if nobody told them, from
-what was let in between the refusals so far. Where it turns out that chance refused, or a limit on
-calls in flight, the headers are believed again.
+What headers tell is believed over everything else: after a refusal has shown a bucket to be empty,
+the headers of each answer fill it again. A refusal whose own headers show plenty left does not come
+from the limits that they tell: something else refuses, of which they know nothing. Once or twice
+that may be chance. Where such refusals come thick, in one epoch after another, the limits are
+learned as if nobody told them, from what was let in between the refusals so far. Where it turns
+out that chance refused, or a limit on calls in flight, the headers are believed again.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 #: has no headers, this share in those of an answer whose call was sent so few seconds before.
 PLENTY_TIMES, PLENTY_SHARE = 2.0, 0.1
 PLENTY_BEFORE, SECONDS_BEFORE = 0.5, 2.0
-#: So many more such refusals than this share of the calls answered meanwhile, in so many epochs.
+#: Headers are set aside after so many such refusals more than this share of the calls answered
+#: meanwhile, in so many epochs at least.
 REFUSALS, CHANCE_SHARE, EPOCHS = 8.0, 0.1, 2
 
 
@@ -39,7 +40,7 @@ class Overstated:
     """Counts refusals that came although headers show plenty left.
 
     Args:
-        doubt: Of which fewer are allowed where such refusals come thick.
+        doubt: The calls in doubt: fewer are allowed where such refusals come thick.
     """
 
     __slots__ = (
@@ -56,7 +57,7 @@ class Overstated:
         self._doubt = doubt
         #: Whether headers are not believed for now.
         self.is_set_aside = False
-        #: The headers of an answer, and when its call was sent.
+        #: The headers of the newest answer, and when its call was sent.
         self._latest: Mapping[str, LimitHeader] = {}
         self._latest_at = -math.inf
         self.believe()

@@ -2,7 +2,7 @@
 
 The first call sent since then tells: when it is let in, the provider was open, and those behind it
 were too many. What became of it is not known yet when one of these is refused. It is taken for let
-in, and the rates are cut; when it is refused as well, that is taken back.
+in, and the rates are cut; when it turns out to be refused as well, the cut is taken back.
 """
 
 from __future__ import annotations

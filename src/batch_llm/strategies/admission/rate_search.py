@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from batch_llm.strategies.admission.retry_hints import RetryHints
     from batch_llm.strategies.admission.stretches import Explained
 
-#: A rate is searched upwards after the first cut: by so much in each span, and in a step at the
-#: most.
+#: A rate is searched upwards after the first cut: it grows by this share of itself in each span,
+#: and by no more than this share in one step.
 SEARCH_GROWTH, SEARCH_STEP = 1.0, 1.0
 #: A span is so many times as long as a call is in doubt, within bounds.
 SEARCH_SPANS, SHORTEST_SPAN_SECONDS, LONGEST_SPAN_SECONDS = 4.0, 0.3, 1.0
-#: Until the second refusal no more is tried than so many times the rate that was let in since the
-#: first, once that were enough calls: the bucket is empty when that is the limit's rate.
+#: Until the second refusal no more is tried than so many times the average rate let in since the
+#: first one, as soon as ``FEWEST_CALLS`` were let in.
 FIRST_TIMES = 3.5
 #: After many calls between two refusals the search goes on at so many times their rate at the most.
 MOST_TIMES = 2.0
@@ -37,16 +37,16 @@ MOST_TIMES = 2.0
 SEARCH_ENDS_WITHIN = 1.5
 #: Fewer calls between two refusals do not enclose a rate: they may be chance.
 FEWEST_CALLS = 32
-#: But when rates within this factor explain so many refusals in a row, it is a limit that lets few
-#: calls in.
+#: But when rates that lie within this factor explain so many refusals in a row, it is a limit that
+#: lets few calls in.
 SURE_REFUSALS, SURE_WITHIN = 4, 2.0
 #: After each refusal the search is so many times as slow, so that the next one is closer to the
 #: limit.
 SEARCH_SLOWER = 4.0
-#: It goes on for no more than so many refusals that ask for no whole seconds, or followed many
-#: calls: after few calls the next one costs little, and may be chance.
+#: The search ends after so many refusals. One that asks for whole seconds after few calls does not
+#: end it: it may be chance.
 SEARCH_CUTS = 3
-#: What is remembered is searched on so slowly.
+#: The span where the search starts from a remembered limit: that is likely to hold still.
 RECALLED_SPAN_SECONDS = 4.0
 
 
@@ -57,8 +57,8 @@ class RateSearch:
         belief: Whether there is a search, and from what.
         doubt: How long calls are in doubt.
         evidence: What the refusals tell.
-        hints: What Retry-After leaves possible.
-        exact: What it measured, which a new search forgets.
+        hints: The rates that Retry-After leaves possible.
+        exact: The rate that Retry-After measured, which a new search forgets.
     """
 
     __slots__ = (
@@ -103,8 +103,8 @@ class RateSearch:
 
     @property
     def span_seconds(self) -> float:
-        """The time in which a rate that is searched doubles and more."""
-        if self._belief.is_recalled:  # what is remembered is likely to hold still
+        """The seconds in which a rate that is searched doubles at least."""
+        if self._belief.is_recalled:
             return RECALLED_SPAN_SECONDS
         span = SEARCH_SPANS * self._doubt.seconds
         span = max(SHORTEST_SPAN_SECONDS, min(LONGEST_SPAN_SECONDS, span))
@@ -115,10 +115,10 @@ class RateSearch:
         return rate * (1 + min(SEARCH_GROWTH * elapsed / self.span_seconds, SEARCH_STEP))
 
     def most_tried(self, let_in: float, seconds: float) -> float:
-        """Return the highest rate of calls that is tried until the second refusal.
+        """Return the highest rate of calls that is tried now.
 
         Args:
-            let_in: Calls since the first refusal.
+            let_in: Calls since the last refusal.
             seconds: Since then.
         """
         most = self._hints.most_tried(let_in, seconds)

@@ -23,18 +23,19 @@ if TYPE_CHECKING:
     from batch_llm.strategies.admission.overstated import Overstated
     from batch_llm.strategies.admission.rate_search import RateSearch
 
-#: After so many seconds without a cut the rate is back where it was, and goes on from there.
+#: After so many seconds without a refusal the rate is back where it was, and goes on from there.
 RECOVERY_SECONDS = 28.0
-#: Of an unknown limit after the time of so many calls, or so many times the pause where that is
-#: longer, but no sooner than this.
+#: That of an unknown limit is back after the time of so many calls, or so many times the pause
+#: where that is longer; but no sooner than this, and no later than ``RECOVERY_SECONDS``.
 RECOVERY_CALLS, RECOVERY_PAUSES, SHORTEST_RECOVERY_SECONDS = 150.0, 10.0, 8.0
-#: Of one that was measured to the fraction of a call; and no sooner, or later, than this.
+#: One that was measured to the fraction of a call is back after the time of so many calls; but no
+#: sooner than the first of these, and no later than the second.
 MEASURED_RECOVERY_CALLS = 100.0
 MEASURED_RECOVERY_SECONDS, LONGEST_RECOVERY_SECONDS = 28.0, 60.0
-#: When nothing is refused up to so many times the rate where it was, the limit is not there: it is
-#: searched on as after so many refusals.
+#: When nothing is refused up to so many times the rate that was refused, the limit is not there:
+#: the search goes on, as slowly as after so many refusals.
 REFUTED_FACTOR, REFUTED_CUTS = 1.15, 2
-#: Of the time that the gate was closed, so much counts as time without a cut.
+#: Of the time that the gate was closed, so much at the most counts as time without a refusal.
 CLOSED_CREDIT_SECONDS = 15.0
 #: What is remembered is kept to for so long; when nothing was refused by then, it is searched on.
 RECALLED_SECONDS = 20.0
@@ -48,7 +49,7 @@ FAR_SHARE, QUIET_SECONDS = 0.25, 5.0
 GROWTH_STEP, SHORTEST_STEP_SECONDS = 0.25, 0.2
 #: Rates grow no more often than this.
 SHORTEST_GROWTH_SECONDS = 0.002
-#: Calls by the second where no dimension tells how many there may be; and the fewest there are.
+#: Calls per second that are assumed where nothing is known; and the fewest that are believed.
 ASSUMED_RATE, FEWEST_PER_SECOND = 10.0, 0.02
 
 
@@ -115,9 +116,10 @@ class Rates:
         return max(rate, FEWEST_PER_SECOND)
 
     def lift(self) -> None:
-        """Go back to the rates from before the cuts that a rate limit did not cause, and beyond.
+        """Take back cuts that were made for refusals of no rate limit.
 
-        They are searched on as at first: what the refusals told was of no rate.
+        Rates go back to where they were before, or to the best that was let in, and are searched on
+        as at first.
         """
         self._overstated.believe()
         evidence = self._evidence
@@ -131,7 +133,7 @@ class Rates:
         evidence.clear()
 
     def land(self) -> None:
-        """Go back to rates that were in use: what grew under another limit was never tried."""
+        """Go back to rates that were tried: what grew under a limit on calls in flight was not."""
         for budget in self._budgets.values():
             if budget.has_learned_rate:
                 budget.learn_rate(min(budget.rate, budget.peak))

@@ -18,21 +18,25 @@ if TYPE_CHECKING:
     from batch_llm.strategies.admission.evidence import Evidence
     from batch_llm.strategies.admission.grants import Grant
 
-#: From fewer calls nothing is measured; nor in a time of which more than a share is not known.
+#: Nothing is measured from fewer calls, nor where more than this share of the rate is uncertain.
 FEWEST_CALLS, MOST_UNKNOWN_SHARE = 4.0, 0.1
-#: A moment is known but for so many seconds, because calls take not always as long to arrive; and
-#: where Retry-After is in whole seconds.
+#: A moment may be wrong by so many seconds, because calls do not always take equally long to
+#: arrive; and by so many more where Retry-After is in whole seconds.
 JITTER_SECONDS, WHOLE_SECONDS = 0.03, 0.5
-#: No more calls than so many behind a refused one are taken for sent in time after it.
+#: So many calls right behind a refused one do not count when it is estimated how fast calls were
+#: sent: they may have been sent together with it.
 FEW_BEHIND = 6
-#: Whole seconds measure no faster rates: what refuses at random asks for a second too.
+#: Whole seconds measure no faster rates, in requests per second: refusals at random ask for whole
+#: seconds too.
 FASTEST_WHOLE = 3.0
-#: Two rates are the same when they differ by no more than this share, and what is not known.
+#: Two rates are the same when they differ by no more than this share and half of what is uncertain
+#: in both.
 SAME_SHARE = 0.015
-#: How much what was before counts for which dimension's rates are the same; and by how much less
-#: those of another one than the requests' must differ.
+#: The dimension whose rates differ least is the one that refuses. So much of the earlier difference
+#: is added to the newest one; and a further dimension is chosen only when its rates differ by so
+#: much less than those of the one chosen before it.
 MEMORY_SHARE, CLEARLY_LESS = 0.5, 0.005
-#: A dimension whose rates differed by more lately has a limit that changes.
+#: A dimension whose rates differed by a larger share lately has a limit that changes.
 MOST_DIFFER = 0.1
 
 
@@ -92,18 +96,19 @@ class ReadyPoints:
 
     def __init__(self, budgets: dict[str, Budget]) -> None:
         self._budgets = budgets
-        #: When there is room again for the call that this burst of refusals is measured by, and for
-        #: how long that is not known; what the call costs, and what was charged before it.
+        #: When there is room again for the call that this burst of refusals is measured by; by how
+        #: many seconds that may be wrong, and by how many calls what was charged; what the call
+        #: costs, and what was charged before it.
         self._at, self._unknown_seconds, self._unknown_calls = -math.inf, 0.0, 0.0
         self._cost: dict[str, float] = {}
         self._charged: dict[str, float] = {}
-        #: The number of the last call that was charged by then.
+        #: The number of the newest call that is in what was charged.
         self._newest = 0
         #: Whether it is the first burst: its calls were sent at once, and the last moment counts.
         self._is_first = True
         #: Whether Retry-After is in whole seconds.
         self._is_whole = False
-        #: The moment from which on it is measured.
+        #: The earlier moment, from which the rate is measured to the newest one.
         self._before: Point | None = None
         #: The rates that were measured last, and the share by which they may be wrong.
         self._rates: dict[str, float] = {}
@@ -114,7 +119,7 @@ class ReadyPoints:
         self._differ: dict[str, float] = {}
 
     def begin(self, now: float, grant: Grant, calls: int, *, is_first: bool) -> None:
-        """Begin a burst of refusals with a refused call, when so many calls were sent."""
+        """Begin a burst of refusals with a refused call, when ``calls`` calls had been sent."""
         self._at, self._cost, self._is_first = -math.inf, {}, is_first
         # Calls that were sent at about the same time did not arrive in that order.
         per_second = max(0, calls - grant.number - FEW_BEHIND) / max(now - grant.at, JITTER_SECONDS)
@@ -133,7 +138,7 @@ class ReadyPoints:
             }
 
     def note(self, grant: Grant, retry_after: float, *, is_whole: bool) -> None:
-        """Take in when the bucket has room for a refused call."""
+        """Take in when the bucket has room for a refused call: after ``retry_after`` seconds."""
         self._is_whole = is_whole
         unknown = WHOLE_SECONDS if is_whole else 0.0
         at = grant.at + retry_after - unknown
@@ -153,7 +158,7 @@ class ReadyPoints:
                     self._charged[name] -= grant.charged(budget)
 
     def clear(self) -> None:
-        """Forget all: what was refused was refused by no bucket, or by another one."""
+        """Forget all: no bucket refused, or one of which the limit is known by other means."""
         self._at, self._before, self._rates = -math.inf, None, {}
 
     @property

@@ -1,8 +1,8 @@
 """What Retry-After tells of a limit that nobody told.
 
-Each leaves a highest rate, and many of them a likely one (``retry_hints.py``); where they are exact
-they measure the rate (``ready_points.py``, ``exact_rate.py``). How long they close the gate:
-``closed_gate.py``.
+Each one bounds the rate from above, and many of them make a rate likely (``retry_hints.py``). Where
+they are exact they measure the rate (``ready_points.py``, ``exact_rate.py``). For how long they
+close the gate: ``closed_gate.py``.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from batch_llm.strategies.admission.grants import Grant
     from batch_llm.strategies.admission.noise import Noise
 
-#: Of the least that the rate may be so much is used, where it is slow: faster ones are searched up
-#: again soon, and may be others' limits too.
+#: The share that is used of the lowest rate that two bursts of refusals leave possible; and the
+#: highest such rate, in requests per second, at which it is used. Faster ones are soon found by the
+#: search, and may be other limits'.
 LEAST_SHARE, FASTEST_LEAST = 0.95, 2.0
 
 
@@ -73,7 +74,7 @@ class RetryAfter:
         self._asked.note(retry_after)
 
     def is_whole(self, retry_after: float | None) -> bool:
-        """Tell whether whole seconds, or the same time always, are asked for: it may be chance."""
+        """Tell whether whole seconds, or always the same time, are asked for: it may be chance."""
         return self._asked.is_whole(retry_after) and not self.hints.vary
 
     def is_worked_out(self, retry_after: float | None) -> bool:
@@ -90,7 +91,7 @@ class RetryAfter:
 
         Args:
             grant: The call's.
-            retry_after: In seconds; None where it is not asked.
+            retry_after: In seconds; None where the refusal does not say.
             accepted: Calls let in so far.
         """
         if retry_after is None or self._belief.knows_limits:
@@ -114,7 +115,7 @@ class RetryAfter:
         self._ready.forget(grant)
 
     def measure(self) -> None:
-        """Go on at the rate that exact ones measure, once a burst is over."""
+        """Go on at the rate that exact Retry-Afters measure, once a burst is over."""
         if self._belief.knows_limits or self._noise.is_believed:
             self._ready.clear()
             return
@@ -135,7 +136,7 @@ class RetryAfter:
                 budget.learn_rate(max(budget.peak, likely))
 
     def raise_to_least(self) -> None:
-        """Go on at no less than what came back from the last burst but one to the last."""
+        """Raise slow rates to what came back between the last two bursts of refusals."""
         least = self._ready.least
         if least.get(REQUESTS, 0.0) > FASTEST_LEAST:
             return

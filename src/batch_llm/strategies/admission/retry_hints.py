@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import math
 
-#: The rate that is believed is higher than the limit's with about this probability, were the
-#: bucket's levels independent of each other.
+#: The likely rate is higher than the limit's with about this probability, if the bucket's levels at
+#: the refusals are independent of each other.
 DOUBTED_SHARE = 0.2
 #: When the shortest time is no longer than so many times the longest over their number, the level
 #: went up and down between.
@@ -26,21 +26,21 @@ SLACK = 1.1
 #: A bucket that charges refused calls too, or answers when they have come, is in debt: by so many
 #: times a call's cost at the most.
 DEBT = 2.0
-#: With each call that is let in since the last refusal so much more than the most is tried, but by
-#: no more for each second.
+#: What is tried beyond the highest rate that is possible: this share of it more for each call let
+#: in since the last refusal, but no more than this share for each second.
 TRIED_SHARE, TRIED_SHARE_PER_SECOND = 0.01, 0.2
-#: Times in whole seconds that differ by so much come of a limit.
+#: Times that differ by so many seconds were worked out from a limit, even if they are whole.
 WORKED_OUT_SECONDS = 2.0
-#: After so many seconds without a refusal twice the most is tried, after twice as many five times
-#: and so on: some ask for the same time always, however fast the limit is.
+#: After so many seconds without a refusal twice the highest possible rate is tried, after twice as
+#: many five times, and so on: some providers always ask for the same time, however fast the limit.
 DOUBLED_SECONDS = 60.0
-#: The same fraction of a second so many times, one burst of refusals after the other, is worked out
-#: from no limit.
+#: The same fraction of a second in so many bursts of refusals, one after the other, was not worked
+#: out from a limit.
 SAME_ASKED = 3
 
 
 class Asked:
-    """Tells Retry-Afters that were worked out from a limit from those that are the same always."""
+    """Tells a Retry-After that was worked out from a limit from one that is always the same."""
 
     __slots__ = ("_last", "_times")
 
@@ -55,9 +55,10 @@ class Asked:
         self._last = retry_after
 
     def is_whole(self, retry_after: float | None) -> bool:
-        """Tell whether a Retry-After is whole seconds, or a fraction that is the same always.
+        """Tell whether a Retry-After is whole seconds, or a fraction that is always the same.
 
-        Where there is none the gate is closed for moments only, and chance costs little.
+        False where there is none: the gate is closed for moments only then, and chance costs
+        little.
         """
         return retry_after is not None and (retry_after % 1 == 0 or self.is_same(retry_after))
 
@@ -66,7 +67,7 @@ class Asked:
         return retry_after is not None and not self.is_whole(retry_after)
 
     def is_same(self, retry_after: float) -> bool:
-        """Tell whether it is a fraction that is the same always, which bounds no rate."""
+        """Tell whether it is a fraction that is always the same, which bounds no rate."""
         is_last = self._times >= SAME_ASKED and retry_after == self._last
         return is_last and retry_after % 1 != 0
 

@@ -23,7 +23,7 @@ MOST_BACK = 0.7
 
 
 class Bound(NamedTuple):
-    """The rate at which one budget is refilled at the most, because it was too fast."""
+    """The rate at which one budget is refilled at the most: calls at that rate were refused."""
 
     budget: Budget
     rate: float

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-#: Calls do not arrive as evenly as they were sent: by so many seconds.
+#: Calls arrive so many seconds sooner or later than as evenly as they were sent.
 JITTER_SECONDS = 0.05
 #: Further tolerance, as a share of what was let in, and of what the bucket holds.
 LET_IN_SHARE, HELD_SHARE = 0.1, 0.2
@@ -40,9 +40,9 @@ class Stretch(NamedTuple):
 
     Attributes:
         is_first: Whether it began with a full bucket, at the start.
-        seconds: Of each point, since the stretch began; the first is 0.
-        let_in: Up to each point; the last one is the refusal.
-        held: Within so many calls' worth the bucket was empty.
+        seconds: When each point was, since the stretch began; the first is 0.
+        let_in: What was let in up to each point, in requests or tokens; the last is the refusal.
+        held: So much the bucket may still have held when it refused, in requests or tokens.
     """
 
     is_first: bool
