@@ -13,7 +13,7 @@ logarithm of the calls since the last one. The parts, and how they work together
 - Only so many calls may be in doubt at a time (``doubt.py``): a start is fast, a refusal cheap.
 - The first refusal of an epoch (``epochs.py``) cuts the rates once (``cuts.py``), whatever comes
   late; then they grow again (``rates.py``). Limits that nobody told are searched
-  (``first_refusal.py``, ``rate_search.py``) by what explains their refusals (``evidence.py``,
+  (``first_refusal.py``, ``rate_search.py``) by what explains the last refusals (``evidence.py``,
   ``stretches.py``); later cuts enclose them (``enclosure.py``). What a refusal right after the
   gate has opened means: ``presumption.py``. Which of several told limits refused: ``blame.py``.
 - Where the limits are known from: ``belief.py``. How users tell them, how they are shown, and what

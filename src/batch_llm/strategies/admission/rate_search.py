@@ -1,6 +1,6 @@
 """The search for an unknown limit's rate: upwards from the first refusal, until it is enclosed.
 
-Each refusal leaves fewer rates that explain all of them (``evidence.py``). The search goes on in
+Each refusal leaves fewer rates that explain the last ones (``evidence.py``). The search goes on in
 the middle of those, more slowly each time, until they are close together; but when a refusal may
 have been chance (``noise.py``, or few calls since the last one), as fast as before.
 """
