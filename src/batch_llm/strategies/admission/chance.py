@@ -42,7 +42,7 @@ class Chance:
         belief: Where the limits are from.
         epoch: What was seen since the last cut.
         evidence: What the refusals tell.
-        rates: Were cut for refusals that turn out to be chance.
+        rates: The rates that were cut for refusals that turn out to be chance.
         asked: What Retry-After tells.
     """
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import random
 
-#: Without a Retry-After the closed gate is tried again after this, doubling up to the longest.
+#: Without a Retry-After the closed gate is tried again after so many seconds; after each refusal in
+#: a row twice as many, up to the longest.
 PROBE_SECONDS, LONGEST_PROBE_SECONDS = 0.25, 8.0
 #: A Retry-After that proved too short is stretched by no more than so much.
 LONGEST_STRETCH_SECONDS = 5.0

@@ -141,7 +141,7 @@ class Doubt:
         return 0.0 if is_few else min(wait, self.wait(now))
 
     def note_refused(self, latency: float) -> None:
-        """Learn from a refusal how long they take."""
+        """Learn from a refusal how long calls are in doubt: in the long run twice its latency."""
         learned = max(0.7 * self.seconds + 0.6 * latency, 1.3 * latency)
         self.seconds = max(SHORTEST_DOUBT_SECONDS, min(LONGEST_DOUBT_SECONDS, learned))
 

@@ -28,6 +28,12 @@ VOTES_FOR_WINDOW = 3
 #: A sighting counts when a bucket's reset would have moved by so much; a window that ends so close
 #: to a whole one after the first charge is a sliding one.
 VOTE_SECONDS, SLIDING_SECONDS = 0.7, 1.0
+#: What headers show to be less than thought is believed by this share of the difference at a time;
+#: what they show to be more, by this one.
+LESS_SHARE, MORE_SHARE = 0.5, 0.2
+#: What others took of a sliding minute is seen from headers whose call was sent so few seconds ago,
+#: when it is more than this share of the limit.
+FOREIGN_SECONDS, FOREIGN_SHARE = 1.0, 0.05
 
 
 class LimitHeader(NamedTuple):
@@ -118,25 +124,25 @@ class HeaderBelief:
                 budget.reset_at = deadline
                 room = min(budget.capacity, remaining - spent_since)
                 if room < budget.level:
-                    budget.level += 0.5 * (room - budget.level)
+                    budget.level += LESS_SHARE * (room - budget.level)
                 elif room - pending_then > budget.level and not budget.is_shut:
-                    budget.level += 0.2 * (room - pending_then - budget.level)
+                    budget.level += MORE_SHARE * (room - pending_then - budget.level)
             return is_news
         if budget.is_sliding and budget.log is not None:
             budget.capacity = limit
-            if now - sent_at < 1.0:  # others use the same key
+            if now - sent_at < FOREIGN_SECONDS:  # others use the same key
                 used = budget.log.used_then(now, sent_at) - spent_since
                 foreign = limit - used - remaining - pending_then
-                if foreign > 0.05 * limit:
-                    budget.log.charge(now, 0.5 * foreign)
+                if foreign > FOREIGN_SHARE * limit:
+                    budget.log.charge(now, LESS_SHARE * foreign)
             return is_news
         room = remaining - spent_since + budget.rate * max(0.0, now - sent_at)
         room = min(budget.capacity, room)
         others, change = self.others, 0.0
         if room < budget.level:  # others use the same key: believed quickly
-            change = 0.5 * (room - budget.level)
+            change = LESS_SHARE * (room - budget.level)
         elif room - pending_then > budget.level and not others.is_wary(now):
-            change = 0.2 * (room - pending_then - budget.level)  # more than thought: slowly
+            change = MORE_SHARE * (room - pending_then - budget.level)  # more than thought: slowly
         budget.level += change
         others.note(now, -change)
         budget.keep_to_told()

@@ -23,14 +23,16 @@ FEWEST_VOTES, MOST_VOTES = -50, 5
 OPENING_SLACK_SECONDS = 6.0
 #: A sliding window may seem to open so much too soon.
 SLIDING_SLACK_SECONDS = 2.0
-#: A minute's limit may be used up when so much of it is: what an answer takes is a guess.
+#: A minute's limit may be used up when this share of it was charged: what an answer takes is a
+#: guess.
 COUNTED_SHARE = 0.7
 #: A refusal with less than this used refutes a window.
 REFUTING_SHARE = 0.7
-#: Of what a window let in before it refused so much is used; and so much more of one that did not
-#: refuse for a minute, doubled each time.
+#: The share that is used of what a window let in before it refused; and by which share the limit of
+#: one that did not refuse for a minute is raised, doubled each time.
 WINDOW_SHARE, WINDOW_GROWTH = 0.97, 0.05
-#: Where tokens may have been what was counted, so many more calls than were let in are tried.
+#: Where tokens may be what is counted, the limit on calls is taken for so many times what was let
+#: in.
 REQUESTS_SLACK = 1.15
 
 
@@ -51,7 +53,7 @@ class WindowGuess:
         self._budget = budget
         #: What headers showed: above 0 for a fixed window, below for a bucket.
         self.votes = 0
-        #: Whether a minute's limit was used up sooner than a bucket's would have been.
+        #: Whether the first refusal came sooner than a bucket's that holds a minute's worth would.
         self.may_be_counted = False
         #: When calls were last let in again after a long closure.
         self._opened_at = -math.inf
