@@ -42,7 +42,8 @@ PACED_SHARE = 0.6
 #: unknown limit that refused before the rate was back where it was: if it is no longer than this,
 #: and let in so many calls at least.
 LONGEST_BELOW_SECONDS, FEWEST_BELOW_CALLS = 15.0, 100.0
-#: A shorter round measures the rate with its pause, where many calls' time went by in that.
+#: A round that is shorter than this measures the rate with the pause in it, where the pause took
+#: the time of many calls.
 PAUSED_SECONDS = 8.0
 #: Of the calls let in in such a round, so many times their square root may be chance.
 CHANCE_CALLS = 0.5

@@ -41,12 +41,12 @@ MOST_DIFFER = 0.1
 
 
 class Measured(NamedTuple):
-    """A limit's rate by the second.
+    """A limit's rate per second.
 
     Attributes:
         name: The dimension.
-        rate: Of it.
-        calls: The same in calls.
+        rate: In its unit, requests or tokens.
+        calls: The same rate in calls.
     """
 
     name: str

@@ -17,11 +17,11 @@ import math
 #: The likely rate is higher than the limit's with about this probability, if the bucket's levels at
 #: the refusals are independent of each other.
 DOUBTED_SHARE = 0.2
-#: When the shortest time is no longer than so many times the longest over their number, the level
-#: went up and down between.
+#: All refusals of a burst may ask for the same moment when the shortest time is longer than so many
+#: times the longest over their number; else the bucket's level went up and down between them.
 SPREAD = 2.0
-#: What was let in may be so much more than a bucket is thought to have let in: clocks and calls in
-#: flight.
+#: So many times as much as a bucket can let in may seem to be let in: clocks differ, and calls are
+#: in flight.
 SLACK = 1.1
 #: A bucket that charges refused calls too, or answers when they have come, is in debt: by so many
 #: times a call's cost at the most.
@@ -45,7 +45,7 @@ class Asked:
     __slots__ = ("_last", "_times")
 
     def __init__(self) -> None:
-        #: The last one that began a burst of refusals, and how many were the same one by one.
+        #: The last one that began a burst of refusals, and how many in a row were the same.
         self._last: float | None = None
         self._times = 0
 
