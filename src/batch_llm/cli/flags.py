@@ -46,7 +46,7 @@ class Pace:
     ignore_slots: Pacing[bool] = False
     "do not ask a local server (vLLM, llama.cpp) how many calls it works on at once"
     rpm: Pacing[str | None] = None
-    "requests per minute that are never passed; limits that are not given are learned"
+    "requests per minute that are never passed; where no limit is given, all are learned"
     tpm: Pacing[str | None] = None
     "tokens per minute, input and output together"
     itpm: Pacing[str | None] = None

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from batch_llm.strategies.admission.grants import Grant
 
 #: The first call that is let in after the first refusal shows the rate at which its cost came back;
-#: so much of that is believed, because the bucket was not quite empty.
+#: this share of it is believed, because the bucket was not quite empty.
 CLOSURE_SHARE = 0.5
-#: A gate that was closed for less says nothing of a fixed window.
+#: A gate that was closed for fewer seconds says nothing of a fixed window.
 SHORTEST_CLOSURE_SECONDS = 5.0
 #: Nor does one that was closed for no more than so many times what the guessed rate needs for the
 #: largest call; or, where no Retry-After says it, for all that is still to be charged.

@@ -53,9 +53,10 @@ if TYPE_CHECKING:
     from batch_llm.strategies.admission.header_belief import LimitHeader
     from batch_llm.strategies.admission.known_limits import Known
 
-#: A window that refused a call is taken to open so much later than its Retry-After says.
+#: A window that refused a call is taken to open so many seconds later than its Retry-After says.
 LATE_SECONDS = 0.05
-#: What is remembered with less trust than this is where a search begins; else it is kept to.
+#: A rate that is remembered with a smaller share than this is where a search begins; else it is
+#: kept to.
 WELL_KNOWN_SHARE = 0.8
 
 
@@ -64,9 +65,9 @@ class Admission:
 
     Args:
         now: The time.
-        limits: What is known of the limits: ceilings that are never passed. What they leave out is
-            taken for unlimited.
-        dimensions: What the provider counts, where no limit is known.
+        limits: What the user tells of the limits: ceilings that are never passed. What they leave
+            out is taken for unlimited, until headers show it.
+        dimensions: What the provider counts, where no limit is told.
         burst_seconds: How many seconds of its rate a told limit may be used up at once.
         max_in_flight: Calls at a time at the most.
         dice: Spreads what would otherwise happen at the same moment everywhere.
@@ -418,7 +419,10 @@ class Admission:
             self._take_back(now, grant, refund=True)
 
     def room(self, now: float) -> float:
-        """Return the share of the tightest bucket that is there; 1 and less without limits."""
+        """Return how full the tightest bucket is, 1 at the most: a pool compares its keys by it.
+
+        Of equally full ones the one with fewer calls in flight has a little more.
+        """
         shares = []
         for budget in self.budgets.values():
             if budget.is_limited:
