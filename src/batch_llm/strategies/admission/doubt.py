@@ -40,7 +40,7 @@ HELD_SHARE = 0.25
 #: So many at the most while a rate is searched: they are refused when it turns out too high.
 DOUBT_SEARCH = 64.0
 #: This share of the calls let in, where nothing is told; and of a told minute's requests.
-DOUBT_SHARE, DOUBT_TOLD_SHARE = 0.1, 0.05
+DOUBT_SHARE, DOUBT_TOLD_SHARE = 0.07, 0.05
 #: Where many were let in and none refused, this share of them may be in doubt, beyond
 #: ``DOUBT_MOST``.
 DOUBT_LATER_SHARE = 0.05
