@@ -124,7 +124,7 @@ def test_the_rate_starts_near_the_limit_where_retry_after_is_exact():
 def test_a_slow_limit_is_found_with_few_refused_calls(whole):
     lane = Lane(admission(dimensions=(REQUESTS,)), ExactBucket(0.4, 4.0, is_whole=whole)).run(400.0)
 
-    assert len(lane.ends["refused"]) <= 12
+    assert len(lane.ends["refused"]) <= (12 if whole else 10)
     assert lane.count("taken", 60.0, 400.0) >= (0.8 if whole else 0.93) * 0.4 * 340
 
 
