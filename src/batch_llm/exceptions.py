@@ -180,6 +180,11 @@ class OutputLostError(BatchLLMError):
         self.reason = reason
 
     def __str__(self) -> str:
+        if self.path == "-":
+            return (
+                f"a result could not be written to standard output: {self.reason}. "
+                "The run was stopped; the rows before it are there."
+            )
         return (
             f"a result could not be written to {self.path}: {self.reason}. The run was stopped; "
             "the rows before it are in the file."

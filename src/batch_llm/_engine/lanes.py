@@ -184,14 +184,15 @@ class Lane:
         if not any(other.aside_until <= now for other in self.places if other is not place):
             return False
         if place.set_aside(now, grant):
-            logger.warning(
-                "%s%d of %d is set aside: %s",
-                f"{safe(self.name)} #" if self.name else "Key or server #",
-                place.number + 1,
-                len(self.places),
-                safe(error),
-            )
+            logger.warning("%s is set aside: %s", self._called(place), safe(error))
         return True
+
+    def _called(self, place: Place) -> str:
+        """Return what a place is called for people."""
+        kind = safe(self.name) if self.name else "Key or server"
+        called = f"{kind} #{place.number + 1} of {len(self.places)}"
+        label = self.facts.labels[place.number] if place.number < len(self.facts.labels) else ""
+        return f"{called} ({safe(label)})" if label else called
 
     def pause(self, now: float) -> Pause | None:
         """Return why nobody is let in, when calls wait for the lane and none may go."""

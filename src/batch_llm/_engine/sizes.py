@@ -78,8 +78,9 @@ class Sizes:
             if characters:
                 seen = sent / characters
                 self._input_per_character += LEARNING_SHARE * (seen - self._input_per_character)
-        if self._answers is Answers.AS_ASKED:
-            return None
         if not self._counts_cache_reads:
             sent = max(0, sent - usage.get("cache_read_tokens", 0))
+        if self._answers is Answers.AS_ASKED:  # of the answer nothing comes back
+            asked = None if item.request is None else item.request.settings.longest_answer
+            return Cost(1.0, max(asked or 0, sent), sent, got)
         return _cost((1.0, sent if self._answers is Answers.NOT else sent + got, sent, got, 0.0))

@@ -76,6 +76,13 @@ _FLAGS = {
 #: Caps that stand for the run with all its sessions: with the same one it ends at once.
 _SPENDING = ("max_cost_usd", "max_tokens_total")
 
+#: Not on Windows.
+_HANG_UP: signal.Signals | None = getattr(signal, "SIGHUP", None)
+_CODES: dict[int | None, ExitCode] = {
+    signal.SIGTERM: ExitCode.TERMINATED,
+    _HANG_UP: ExitCode.HUNG_UP,
+}
+
 
 def run_command(command: Command) -> ExitCode:
     """Do it. Everything that can be checked is checked before the first call."""
@@ -180,7 +187,7 @@ def open_run(
         if not is_its_own and not is_pilot:
             check_outputs_are_free(command)
         elsewhere = before.get("servers", servers)
-        if sorted(set(servers)) != elsewhere and not command.quiet:
+        if set(servers) != set(elsewhere) and not command.quiet:
             say(
                 f"note: earlier rows were answered by {_places(elsewhere)}; "
                 f"these go to {_places(servers)}"
@@ -306,13 +313,18 @@ class _Execution:
 
     def _listen_to_signals(self) -> None:
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        # Of a terminal that is closed; not under nohup, which goes on without it.
+        if _HANG_UP is not None and signal.getsignal(_HANG_UP) is not signal.SIG_IGN:
+            numbers.append(_HANG_UP)
+        for number in numbers:
             with contextlib.suppress(NotImplementedError):
                 loop.add_signal_handler(number, self._on_signal, number)
 
     def _on_signal(self, number: int) -> None:
         if self._signal is not None:
-            self._session.end(drain=False)
+            if number != _HANG_UP:  # which the shell and the system both send
+                self._session.end(drain=False)
             return
         self._signal = number
         waiting = self._session.statistics().in_flight
@@ -472,7 +484,7 @@ class _Execution:
 
     def _exit_code(self, now: Statistics, without_answer: int) -> ExitCode:
         if self._signal is not None:
-            return ExitCode.TERMINATED if self._signal == signal.SIGTERM else ExitCode.INTERRUPTED
+            return _CODES.get(self._signal, ExitCode.INTERRUPTED)
         stopped = self._exit_code_of_stop()
         if stopped is not None:
             return stopped

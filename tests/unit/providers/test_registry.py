@@ -227,10 +227,19 @@ def test_a_key_where_its_variable_should_stand_is_not_repeated(given):
 def test_the_same_place_twice_is_refused_without_its_password():
     url = "http://user:pass-word-1@h.example/v1"
 
-    for base_urls, keys in ((f"{url},{url}", ()), (f"{url}, {url}/", ()), (None, ("A", "B"))):
-        with pytest.raises(ConfigError, match="must be all different") as caught:
+    for base_urls, keys, told in (
+        (f"{url},{url}", (), "base_url must be addresses"),
+        (f"{url}, {url}/", (), "base_url must be addresses"),
+        ("http://h.example/v1,http://h.example/v1", ("A", "C"), "base_url must be addresses"),
+        (None, ("A", "B"), "got 'the same key in A and B'"),
+        (None, ("A", "A"), "got 'A twice'"),
+    ):
+        with pytest.raises(ConfigError, match=told) as caught:
             resolve_pool(
-                "openai-chat:m", base_urls=base_urls, keys=keys, environ={"A": "x", "B": "x"}
+                "openai-chat:m",
+                base_urls=base_urls,
+                keys=keys,
+                environ={"A": "x", "B": "x", "C": "y"},
             )
         assert "pass-word-1" not in repr(caught.value)
 
