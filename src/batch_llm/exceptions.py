@@ -8,6 +8,7 @@
     ├── MissingKeyError                           the provider's key is not in the environment
     ├── InputError                                a file or flag cannot be used; nothing was sent
     ├── OutputExistsError                         an output file is there already
+    │   └── OutputInUseError                      another process is writing it
     ├── OutputLostError                           a result could not be written; the run stops
     │   └── OutputGoneError                       its file was removed or replaced meanwhile
     ├── StoreError                                a result could not be saved; the run stops
@@ -169,6 +170,16 @@ class OutputExistsError(BatchLLMError):
 
     def __str__(self) -> str:
         return f"{self.path} exists. Name another with {self.flag}, or replace it: --overwrite."
+
+
+class OutputInUseError(OutputExistsError):
+    """Another process is writing an output file. Nothing was changed."""
+
+    def __str__(self) -> str:
+        return (
+            f"another process is writing {self.path}. Wait for its end, or name another file "
+            f"with {self.flag}."
+        )
 
 
 class OutputLostError(BatchLLMError):
