@@ -333,7 +333,8 @@ class Budget:
             self.headers.stop_sharing()
             self.refill(now)
             self.limit, self.source = self.told, "told"
-            self.ceiling = self.told / self.window_seconds
+            self.rate = self.peak = self.ceiling = self.told / self.window_seconds
+            self.capacity, self.level = self.told_capacity, self.allowed
 
     def recall(self, limit: float | None, rate: float, capacity: float) -> None:
         """Start from what was known at the end of an earlier run."""

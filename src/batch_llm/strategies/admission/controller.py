@@ -37,6 +37,7 @@ from batch_llm.strategies.admission.rate_search import RateSearch
 from batch_llm.strategies.admission.rates import Rates
 from batch_llm.strategies.admission.retry_after import RetryAfter
 from batch_llm.strategies.admission.slots import Slots
+from batch_llm.strategies.admission.understated import Understated
 from batch_llm.strategies.costs import FIELDS, NOTHING, PENDING, Cost
 from batch_llm.strategies.dimensions import (
     CONCURRENCY,
@@ -96,6 +97,7 @@ class Admission:
         "_search",
         "_slots",
         "_uncounted",
+        "_understated",
         "_with_output",
         "budgets",
         "in_flight",
@@ -146,6 +148,7 @@ class Admission:
         hints, exact = self._retry_after.hints, self._retry_after.exact
         self._search = RateSearch(self._belief, self._doubt, self._evidence, hints, exact)
         self._overstated = Overstated(self._doubt)
+        self._understated = Understated()
         self._rates = Rates(
             now,
             self.budgets,
@@ -285,6 +288,9 @@ class Admission:
         if used is not None:
             self._correct(now, grant, used)
         if headers:
+            requests = headers.get(REQUESTS)
+            if requests is not None and self._understated.note_accepted(now, grant, requests):
+                self._overstated.set_aside(now, self.budgets, self._belief, self._evidence)
             self._sync(now, grant, headers)
             self._overstated.note_accepted(grant, headers)
             if self._belief.sees_headers:
