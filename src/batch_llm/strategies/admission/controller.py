@@ -21,7 +21,12 @@ from batch_llm.strategies.admission.cuts import SECOND_CUT_SECONDS, Cuts
 from batch_llm.strategies.admission.doubt import Doubt
 from batch_llm.strategies.admission.epochs import Epoch
 from batch_llm.strategies.admission.evidence import Evidence
-from batch_llm.strategies.admission.first_refusal import FirstRefusal, expect_tiny, explains_used_up
+from batch_llm.strategies.admission.first_refusal import (
+    FirstRefusal,
+    expect_tiny,
+    explains_used_up,
+    start_higher,
+)
 from batch_llm.strategies.admission.grants import Grant, Refusal
 from batch_llm.strategies.admission.header_belief import used_up
 from batch_llm.strategies.admission.known_limits import (
@@ -235,6 +240,8 @@ class Admission:
         """Let a call in that is charged later, while unlimited, before anything but ``end``."""
         epoch, in_flight, overload = self._epoch, self.in_flight, self._overload
         epoch.calls = number = epoch.calls + 1
+        if number >= self._evidence.next_call:
+            self._evidence.note_call(now, number)
         overload.requests += 1
         is_probe = overload.since is not None and overload.probe()
         self.in_flight = in_flight + 1
@@ -695,6 +702,8 @@ class Admission:
             self._cuts.cut(now, budget, grant, seconds)
         if belief.is_first:
             if retry_after is not None:
+                if is_whole:
+                    start_higher(budgets.values(), retry_after, seconds)
                 expect_tiny(budgets.values(), grant)
             self._retry_after.raise_to_likely()
         self._search.note_cut(cuts)

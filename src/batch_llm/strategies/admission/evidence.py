@@ -7,12 +7,13 @@ all.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from typing import TYPE_CHECKING
 
 from batch_llm.strategies.admission.stretches import (
     CLOSEST,
-    SHORTEST_SECONDS,
+    JITTER_SECONDS,
     Explained,
     Stretch,
     explaining_rates,
@@ -58,9 +59,11 @@ class Evidence:
         "_points",
         "_refused",
         "_reopened_at",
+        "_sent",
         "_stretches",
         "behind",
         "is_corrected",
+        "next_call",
     )
 
     def __init__(self, budgets: dict[str, Budget], now: float) -> None:
@@ -69,6 +72,10 @@ class Evidence:
         #: Of the stretch under way: when a point was noted, and by budget what was let in by then.
         self._points: list[tuple[float, list[float]]] = []
         self._began_at, self._is_first = now, True
+        #: Before the first refusal: when some calls were sent, and how many had been before them.
+        self._sent: list[tuple[float, int]] = []
+        #: The number of the call at which the next of these is noted.
+        self.next_call: float = 1
         #: When the gate opened again in this stretch, where that was noted.
         self._reopened_at = now
         #: The stretch before the first refusal.
@@ -96,10 +103,17 @@ class Evidence:
         let_in = [budget.spent - budget.pending for budget in self._budgets.values()]
         self._points.append((now, let_in))
 
+    def note_call(self, now: float, number: int) -> None:
+        """Note when a call was sent, before any was refused: it may be charged later."""
+        self._sent.append((now, number - 1))
+        self.next_call = max(number + 1, int(POINTS_SHARE * number))
+
     def end(self, now: float, grant: Grant, calls: int) -> None:
         """End a stretch with a refused call; ``calls`` were sent by ``now``, when it is known."""
         requests = self._budgets[REQUESTS]
         before, number = grant.charged_before(requests), requests.number
+        if self._sent:
+            self._end_start(grant)
         if self._points and self._reopened_at > self._points[0][0]:
             self._points.insert(1, (self._reopened_at, list(self._points[0][1])))
         points = [point for point in self._points if point[1][number] <= before]
@@ -124,6 +138,21 @@ class Evidence:
         self._began_at, self._is_first = grant.at, False
         self._last, self._newest, self._refused = grant.number, calls, 0
         self._next = requests.spent + 1
+
+    def _end_start(self, grant: Grant) -> None:
+        """Make points of the calls noted before the one refused first; all take the same."""
+        charged = [
+            grant.charged_before(budget)
+            for budget in self._budgets.values()
+            if budget.number < len(grant.spent_then)
+        ]
+        sent, before = self._sent, max(1, grant.number - 1)
+        self._points = [
+            (at, [calls / before * amount for amount in charged])
+            for at, calls in sent
+            if calls <= before
+        ]
+        self._sent, self.next_call = [], math.inf
 
     def note_reopened(self, at: float) -> None:
         """Note when the gate had opened, where a call was refused right behind the first one.
@@ -264,7 +293,7 @@ class Evidence:
         stretches = _of(name, (self._first, *self._stretches))
         for one in stretches:
             if not one.is_first and one.let_in[-1] >= FEWEST_CALLS * one.held:
-                rate = max(rate, one.let_in[-1] / max(one.seconds[-1], SHORTEST_SECONDS))
+                rate = max(rate, one.let_in[-1] / (one.seconds[-1] + JITTER_SECONDS))
         held = max((one.sizes(CLOSEST * rate, 1.0)[0] for one in stretches), default=0.0)
         return held / rate
 

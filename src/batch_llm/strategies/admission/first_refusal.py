@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 FOLLOWERS, FOLLOWERS_SHARE = 8, 0.8
 #: A told limit's bucket is taken to hold this share of what was let in before the first refusal.
 HELD_SHARE = 0.8
+#: Where a refusal asks for no more than so many whole seconds, all that was let in is taken for a
+#: bucket that fills in so many: the pause is short beside the time to come up from a minute's.
+SOON_SECONDS, FILLED_SECONDS = 1.0, 5.0
 #: A limit that refuses the first call or the second has a bucket that holds about one.
 TINY_CALLS = 2
 
@@ -106,6 +109,22 @@ def start_low(budget: Budget, grant: Grant, let_in: float, seconds: float) -> No
         budget.peak = let_in / (MINUTE + seconds)
         budget.burst = let_in
         budget.learn_rate(budget.peak)
+
+
+def start_higher(budgets: Iterable[Budget], retry_after: float, seconds: float) -> None:
+    """Take unknown buckets for small, when a refusal asks to come back soon.
+
+    Args:
+        budgets: Those that were taken for a minute's.
+        retry_after: Whole seconds that it asks to wait; fractions tell more (``retry_hints.py``).
+        seconds: From the start until the refused call was sent.
+    """
+    if retry_after > SOON_SECONDS:
+        return
+    for budget in budgets:
+        if budget.has_learned_rate:
+            budget.peak = max(budget.peak, budget.burst / (FILLED_SECONDS + seconds))
+            budget.learn_rate(budget.peak)
 
 
 def expect_tiny(budgets: Iterable[Budget], grant: Grant) -> None:

@@ -34,7 +34,7 @@ FIRST_TIMES = 3.5
 #: After many calls between two refusals the search goes on at so many times their rate at the most.
 MOST_TIMES = 2.0
 #: The search goes on until the limit's rate is known up to this factor.
-SEARCH_ENDS_WITHIN = 1.5
+SEARCH_ENDS_WITHIN, ENDS_WITHIN_PAUSED = 1.5, 1.8
 #: Fewer calls between two refusals do not enclose a rate: they may be chance.
 FEWEST_CALLS = 32
 #: But when rates that lie within this factor explain so many refusals in a row, it is a limit that
@@ -147,7 +147,8 @@ class RateSearch:
             self._is_enclosed = False
             return min(cuts, 1)
         has_few = evidence.last_calls < FEWEST_CALLS
-        is_close = found is not None and found.most <= SEARCH_ENDS_WITHIN * found.least
+        within = ENDS_WITHIN_PAUSED if is_whole else SEARCH_ENDS_WITHIN
+        is_close = found is not None and found.most <= within * found.least
         may_be_chance = has_few and not _is_sure(found)
         is_over = cuts > SEARCH_CUTS and not (may_be_chance and is_whole)
         is_found = (is_close and not has_few) or _is_sure(found)

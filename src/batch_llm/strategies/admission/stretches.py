@@ -20,8 +20,6 @@ JITTER_SECONDS = 0.05
 LET_IN_SHARE, HELD_SHARE = 0.1, 0.2
 #: The rate at the end of a stretch is that of this share of its calls, over so long at least.
 ENDING_SHARE, SHORTEST_ENDING_SECONDS = 0.3, 0.2
-#: What was let in within less than this counts as let in over so long.
-SHORTEST_SECONDS = 0.05
 #: Rates are tried at so many places between the least and the most, no closer than this factor;
 #: and none that is lower than this.
 MOST_RATES, CLOSEST, LOWEST_RATE = 24, 1.05, 1e-3
@@ -56,7 +54,7 @@ class Stretch(NamedTuple):
             return 0.0
         slack = tolerance * self.slack
         return max(
-            (let_in * (1 - tolerance * LET_IN_SHARE) - slack) / max(seconds, SHORTEST_SECONDS)
+            (let_in * (1 - tolerance * LET_IN_SHARE) - slack) / (seconds + JITTER_SECONDS)
             for seconds, let_in in zip(self.seconds, self.let_in, strict=True)
         )
 
