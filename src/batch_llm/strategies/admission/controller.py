@@ -6,6 +6,7 @@ import math
 import random
 from typing import TYPE_CHECKING
 
+from batch_llm.strategies.admission import headroom
 from batch_llm.strategies.admission.belief import Belief
 from batch_llm.strategies.admission.blame import blamed
 from batch_llm.strategies.admission.budgets import Budget
@@ -398,7 +399,13 @@ class Admission:
             wait = PROBE_SECONDS * self._dice.uniform(0.5, 1.5)
             return Refusal(False, wait if retry_after is None else retry_after)
         if is_first:
-            return Refusal(self._cut(now, grant, retry_after, dimension or empty), 0.0)
+            is_early = (
+                headers is not None
+                and not self._belief.is_first
+                and headroom.explains(self.budgets, grant, headers)
+            )
+            is_cut = self._cut(now, grant, retry_after, dimension or empty, is_early=is_early)
+            return Refusal(is_cut, 0.0)
         self._retry_after.note(grant, retry_after, self._accepted)
         if grant.epoch == 0 and self._epoch.number == 1:
             self._note_follower(grant, was_accepted=False)
@@ -593,9 +600,17 @@ class Admission:
             learn_from_closure(grant, budgets, epoch.refused_at, self._doubt.seconds)
 
     def _cut(
-        self, now: float, grant: Grant, retry_after: float | None, dimension: str | None
+        self,
+        now: float,
+        grant: Grant,
+        retry_after: float | None,
+        dimension: str | None,
+        *,
+        is_early: bool,
     ) -> bool:
         """Work out what the first refusal of an epoch means: which rates are cut, and how far.
+
+        None where the call came a moment too soon.
 
         Returns:
             Whether the gate was closed because of it.
@@ -628,7 +643,7 @@ class Admission:
         emptied = self._emptied(now, named, is_closed_still=is_closed_still)
         seconds = self._seconds_since_cut(grant)
         is_trial = self._ceiling_room.note_refused(now, self._in_order, retry_after)
-        cut = () if is_used_up or is_trial else emptied
+        cut = () if is_used_up or is_trial or is_early else emptied
         if not is_closed_still and not self._cut_rates(now, grant, retry_after, cut, seconds):
             return False
         requests = self.budgets[REQUESTS]
