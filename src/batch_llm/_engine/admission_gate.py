@@ -253,6 +253,10 @@ class AdmissionGate:
             return False
         return lane.best_place(now, lane.cost_of(item))[1] > 0
 
+    def has_answered(self, item: Item, /) -> bool:
+        """Whether anybody in the item's lane ever dealt with a call."""
+        return self.lanes.of(item).has_answered
+
     def _start_now(self, lane: Lane, item: Item, other: Place | None = None) -> Ticket | None:
         lanes = self.lanes
         if lanes.in_flight >= lanes.most or (lane.queue.lines and lane.queue.next() is not None):

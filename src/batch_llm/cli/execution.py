@@ -31,6 +31,7 @@ from batch_llm.runs.session import (
     open_cache,
     open_pools,
 )
+from batch_llm.stores.base import NOT_OF_THE_ITEM
 from batch_llm.stores.sqlite import SqliteLedger
 
 if TYPE_CHECKING:
@@ -440,8 +441,9 @@ class _Execution:
         if writers.failed.rows:
             not_sent = f", {self._not_sent:,} of them not sent" if self._not_sent else ""
             say(f"  failed    {command.failed} ({writers.failed.rows:,} rows{not_sent})")
-            is_refused = bool(self._session.refusal)
-            if writers.failed.rows > bad and not (self._ledger and is_refused):  # tried again then
+            goes_on = self._ledger is not None and bool(self._session.refusal)
+            are_kept = set(self._session.statistics().failures_by_code) - NOT_OF_THE_ITEM
+            if writers.failed.rows > bad and (are_kept or not goes_on):  # else tried again then
                 say(f"  next      {self._next_command()}")
         if command.plot is not None and Path(command.plot).exists():
             say(f"  plot      {command.plot}")
