@@ -99,3 +99,4 @@ def test_nonsense_behind_good_answers_stops_nothing(cli, tmp_path):
 
     assert done.returncode == 1, done.stderr
     assert "succeeded        35    53.8 %" in done.stderr
+    assert "            server_error: MalformedResponseError: The answer is no" in done.stderr

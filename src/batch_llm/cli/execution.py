@@ -247,6 +247,8 @@ class _Execution:
         self._done: set[int] = set()
         self._keeps_done = ledger is None and _has_limit(command)
         self._not_sent = 0
+        #: By code, the first error of a row.
+        self._examples: dict[str, str] = {}
         self._passing: Passing | None = None
 
     def hand_over(
@@ -290,6 +292,8 @@ class _Execution:
         """Write a result."""
         if result.error_code == "cancelled" or result.context is None:
             return
+        if result.error is not None and not result.is_reused:
+            self._examples.setdefault(result.error_code or "", result.error)
         if self._pilot is not None:
             self._pilot(result)
         if self._keeps_done:
@@ -381,6 +385,7 @@ class _Execution:
             left_out=self._plan.left_out,
             reused=survey.kept,
             bill=bill,
+            examples={} if session.refusal else self._examples,  # which has said it
         )
         say("\n" + "\n".join(summary) + "\n")
         self._tell_files(bad)
