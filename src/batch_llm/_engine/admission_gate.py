@@ -308,7 +308,7 @@ class AdmissionGate:
         place, grant = ticket.place, ticket.grant
         now = self._time()
         if place.is_in_doubt:
-            place.ended(now, grant, is_good=True)
+            ticket.lane.ended(now, place, grant, is_good=True)
         lane, admission = ticket.lane, place.admission
         if admission.is_unlimited and not outcome.limits and lane.uncharged is not None:
             admission.end(now, grant)
@@ -366,7 +366,7 @@ class AdmissionGate:
         place, grant = ticket.place, ticket.grant
         now = self._time()
         ticket.lane.book()
-        place.ended(now, grant, is_good=True)  # whom it knows it refuses
+        ticket.lane.ended(now, place, grant, is_good=True)  # whom it knows it refuses
         refusal = place.admission.refused(
             now,
             grant,
