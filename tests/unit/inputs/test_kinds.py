@@ -42,7 +42,10 @@ def parquet():
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (gzip.compress(ROWS), "compressed by gzip; unpack it: gunzip -c 'my rows.jsonl' > FILE"),
+        (
+            gzip.compress(ROWS, mtime=0),
+            "compressed by gzip; unpack it: gunzip -c 'my rows.jsonl' > FILE",
+        ),
         (bz2.compress(ROWS), "compressed by bzip2; unpack it: bunzip2 -c 'my rows.jsonl' > FILE"),
         (lzma.compress(ROWS), "compressed by xz; unpack it: unxz -c 'my rows.jsonl' > FILE"),
         (b"\x28\xb5\x2f\xfd\x24\x00", "compressed by zstd; unpack it: unzstd -c"),
