@@ -420,7 +420,10 @@ async def test_where_nobody_ever_answered_a_few_items_stop_the_lane():
 
     assert len(result.results) == 2000
     assert len(caller.calls) < 2000
-    assert "Nothing answers at http://nowhere/v1" in built.statistics().stopped_lanes[0].reason
+    assert (
+        "Nothing answers as it should at http://nowhere/v1"
+        in built.statistics().stopped_lanes[0].reason
+    )
 
 
 async def test_overload_holds_the_lane_unless_a_fallback_is_asked_for():
