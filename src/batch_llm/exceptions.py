@@ -8,6 +8,7 @@
     ├── MissingKeyError                           the provider's key is not in the environment
     ├── InputError                                a file or flag cannot be used; nothing was sent
     ├── OutputExistsError                         an output file is there already
+    │   └── OutputInUseError                      another process is writing it
     ├── OutputLostError                           a result could not be written; the run stops
     │   └── OutputGoneError                       its file was removed or replaced meanwhile
     ├── StoreError                                a result could not be saved; the run stops
@@ -171,6 +172,16 @@ class OutputExistsError(BatchLLMError):
         return f"{self.path} exists. Name another with {self.flag}, or replace it: --overwrite."
 
 
+class OutputInUseError(OutputExistsError):
+    """Another process is writing an output file. Nothing was changed."""
+
+    def __str__(self) -> str:
+        return (
+            f"another process is writing {self.path}. Wait for its end, or name another file "
+            f"with {self.flag}."
+        )
+
+
 class OutputLostError(BatchLLMError):
     """A result could not be written. Everything before it is in the file."""
 
@@ -180,6 +191,11 @@ class OutputLostError(BatchLLMError):
         self.reason = reason
 
     def __str__(self) -> str:
+        if self.path == "-":
+            return (
+                f"a result could not be written to standard output: {self.reason}. "
+                "The run was stopped; the rows before it are there."
+            )
         return (
             f"a result could not be written to {self.path}: {self.reason}. The run was stopped; "
             "the rows before it are in the file."

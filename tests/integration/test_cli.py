@@ -436,10 +436,34 @@ def test_nothing_is_removed_before_the_run_can_start(cli, tmp_path):
     assert (tmp_path / "old.jsonl").read_text() == "precious"
 
 
+@pytest.mark.parametrize("flag", ["-o", "--failed"])
+@pytest.mark.parametrize("more", [[], ["--overwrite"]])
+def test_a_folder_is_no_place_for_rows_and_the_way_out_is_said(cli, tmp_path, flag, more):
+    (tmp_path / "a.txt").write_text("hi")
+    (tmp_path / "folder").mkdir()
+
+    done = cli("run", "a.txt", flag, "folder/", *more)
+
+    name = "a.results.jsonl" if flag == "-o" else "a.failed.jsonl"
+    assert done.returncode == 2
+    assert done.stderr == f"error: folder/ is a folder; name a file, such as folder/{name}\n"
+
+
+def test_results_may_be_thrown_away_into_a_device(cli, tmp_path):
+    (tmp_path / "a.txt").write_text("hi")
+
+    done = cli("run", "a.txt", "-o", "/dev/null")
+    again = cli("run", "a.txt", "-o", "/dev/null")
+
+    assert (done.returncode, again.returncode) == (0, 0), done.stderr + again.stderr
+    assert "1 reused, 0 to do" in again.stderr
+    assert Path("/dev/null").is_char_device()
+
+
 def test_failed_rows_may_go_to_a_device(cli, tmp_path):
     (tmp_path / "a.txt").write_text("hi")
 
-    done = cli("run", "a.txt", "-m", "sim:fast?prefuse=1", "--failed", "/dev/null", "--overwrite")
+    done = cli("run", "a.txt", "-m", "sim:fast?prefuse=1", "--failed", "/dev/null")
 
     assert done.returncode == 1, done.stderr
     assert Path("/dev/null").is_char_device()

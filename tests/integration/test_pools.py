@@ -104,7 +104,8 @@ def test_a_key_that_fails_for_good_is_set_aside_and_never_shown(run, tmp_path, s
     assert done.returncode == 0, done.stderr
     assert provider.calls[bad] <= 10
     assert min(provider.calls[KEYS["FIRST_KEY"]], provider.calls[KEYS["THIRD_KEY"]]) > 5
-    assert "#2 of 3 is set aside: HTTP" in done.stderr
+    assert "Key or server #2 of 3 (SECOND_KEY) is set aside: HTTP" in done.stderr
+    assert "earlier rows" not in done.stderr
     everything = shown_anywhere(done, tmp_path)
     assert not [key for key in KEYS.values() if key in everything]
 
@@ -134,7 +135,34 @@ def test_the_same_key_under_two_names_is_refused(run):
                env={"OTHER": KEYS["FIRST_KEY"]})  # fmt: skip
 
     assert done.returncode == 2
-    assert "keys must be all different" in done.stderr
+    assert done.stderr == (
+        "error: keys must be variables with keys that are all different, "
+        "got 'the same key in FIRST_KEY and OTHER'.\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--keys", "FIRST_KEY,FIRST_KEY"], "keys must be variables that are all different"),
+        (["--base-url", "http://h/v1,http://h/v1"], "got 'http://h/v1/chat/completions twice'"),
+    ],
+)
+def test_the_same_place_twice_is_refused(run, flags, told):
+    done = run("-m", "openai-chat:m", *flags)
+
+    assert done.returncode == 2
+    assert told in done.stderr
+
+
+def test_places_that_differ_in_key_and_server_are_called_by_both(run):
+    bad = KEYS["SECOND_KEY"]
+    with Provider(lambda key, _: (401, "no") if key == bad else None) as one, Provider() as other:
+        done = run("-m", "openai-chat:m", "--base-url", f"{one.url},{other.url}",
+                   "--keys", "FIRST_KEY,SECOND_KEY")  # fmt: skip
+
+    assert done.returncode == 0, done.stderr
+    assert f"#2 of 4 (SECOND_KEY at 127.0.0.1:{one.server_port}) is set aside" in done.stderr
 
 
 def test_a_server_that_is_not_there_costs_no_attempt(run):

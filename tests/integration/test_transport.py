@@ -11,6 +11,7 @@ import pytest
 import trustme
 
 from batch_llm import ConfigError, TransportError
+from batch_llm.providers import transport as transport_module
 from batch_llm.providers.transport import HttpTransport
 
 
@@ -103,6 +104,51 @@ async def test_a_packed_answer_is_unpacked():
     packed = reply(gzip.compress(b'{"a":1}'), "content-encoding: gzip")
     async with running(Server(packed)) as (transport, url):
         assert (await transport.post(url, {}, b"{}")).body == b'{"a":1}'
+
+
+class EndlessServer(Server):
+    """Begins an answer, and goes on until nobody listens any more."""
+
+    async def serve(self, reader, writer):
+        head = await reader.readuntil(b"\r\n\r\n")
+        self.requests.append(head.decode("latin-1"))
+        writer.write(self.answer)
+        try:
+            while True:
+                writer.write(b"8000\r\n" + b" " * 0x8000 + b"\r\n")
+                await writer.drain()
+        except ConnectionError:
+            self.closed.set()
+        finally:
+            writer.close()
+
+
+async def test_an_answer_that_never_ends_is_given_up_before_it_takes_all_memory(monkeypatch):
+    monkeypatch.setattr(transport_module, "MAX_ANSWER_BYTES", 1 << 20)
+    server = EndlessServer(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
+    async with running(server) as (transport, url), asyncio.timeout(20):
+        with pytest.raises(TransportError, match=r"longer than 1 MB, from 127\.0\.0\.1:"):
+            await transport.post(url, {}, b"{}")
+        await server.closed.wait()
+
+
+async def test_a_small_answer_that_is_huge_when_unpacked_is_given_up(monkeypatch):
+    monkeypatch.setattr(transport_module, "MAX_ANSWER_BYTES", 1 << 20)
+    packed = reply(gzip.compress(b" " * (2 << 20)), "content-encoding: gzip")
+    async with running(Server(packed)) as (transport, url):
+        with pytest.raises(TransportError, match="longer than 1 MB"):
+            await transport.post(url, {}, b"{}")
+
+
+async def test_an_answer_as_long_as_may_be_is_taken_whole(monkeypatch):
+    monkeypatch.setattr(transport_module, "MAX_ANSWER_BYTES", 1 << 20)
+    body = bytes(range(256)) * 4096
+    server = Server(reply(body))
+    async with running(server) as (transport, url):
+        assert (await transport.post(url, {}, b"{}")).body == body
+        assert (await transport.post(url, {}, b"{}")).body == body
+
+    assert server.connections == 1
 
 
 async def test_a_redirect_is_not_followed():

@@ -38,8 +38,8 @@ and `./.env`.
 
 Exit codes: 0 every row succeeded, 1 some failed, 2 refused and nothing was sent, 3 stopped by
 `--max-cost`, `--max-tokens-total`, `--deadline` or `--max-failed`, 4 the provider refuses
-everything, 70 a bug, 74 a result could not be written, 130 and 143 stopped by Ctrl-C and
-SIGTERM."""
+everything, 70 a bug, 74 a result could not be written, 129, 130 and 143 stopped by a closed
+terminal, Ctrl-C and SIGTERM."""
 
 
 Input = Annotated[str, Parameter(name="INPUT", allow_leading_hyphen=True)]

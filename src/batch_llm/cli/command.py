@@ -149,6 +149,9 @@ def check_paths(source: str, outputs: Iterable[str], ledger: str | None = None) 
                 f"{path} is used twice: input, --output, --failed and --store must differ"
             )
         seen.add(_identity(path))
+        if Path(path).is_dir():
+            file = Path(path) / Path(default_paths(source, None)[number]).name
+            raise InputError(f"{path} is a folder; name a file, such as {file}")
         if not Path(path).resolve().parent.is_dir():
             raise InputError(f"the folder of {path} does not exist")
 
@@ -165,6 +168,12 @@ def _identity(path: str) -> object:
     return (found.st_dev, found.st_ino) if Path(path).is_file() else Path(path).resolve()
 
 
+def _holds_data(path: str) -> bool:
+    """Return whether something is at a path that must not be written over."""
+    file = Path(path)
+    return file.exists() and not (file.is_char_device() or file.is_fifo())
+
+
 def check_outputs_are_free(command: Command) -> None:
     """Refuse to write over results that no ledger knows.
 
@@ -172,5 +181,5 @@ def check_outputs_are_free(command: Command) -> None:
         OutputExistsError: A file is there.
     """
     for path, flag in ((command.output, "--output"), (command.failed, "--failed")):
-        if path != "-" and Path(path).exists() and not command.overwrite:
+        if path != "-" and _holds_data(path) and not command.overwrite:
             raise OutputExistsError(path, flag)

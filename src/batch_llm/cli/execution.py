@@ -31,6 +31,7 @@ from batch_llm.runs.session import (
     open_cache,
     open_pools,
 )
+from batch_llm.stores.base import NOT_OF_THE_ITEM
 from batch_llm.stores.sqlite import SqliteLedger
 
 if TYPE_CHECKING:
@@ -75,6 +76,13 @@ _FLAGS = {
 }
 #: Caps that stand for the run with all its sessions: with the same one it ends at once.
 _SPENDING = ("max_cost_usd", "max_tokens_total")
+
+#: Not on Windows.
+_HANG_UP: signal.Signals | None = getattr(signal, "SIGHUP", None)
+_CODES: dict[int | None, ExitCode] = {
+    signal.SIGTERM: ExitCode.TERMINATED,
+    _HANG_UP: ExitCode.HUNG_UP,
+}
 
 
 def run_command(command: Command) -> ExitCode:
@@ -180,7 +188,7 @@ def open_run(
         if not is_its_own and not is_pilot:
             check_outputs_are_free(command)
         elsewhere = before.get("servers", servers)
-        if sorted(set(servers)) != elsewhere and not command.quiet:
+        if set(servers) != set(elsewhere) and not command.quiet:
             say(
                 f"note: earlier rows were answered by {_places(elsewhere)}; "
                 f"these go to {_places(servers)}"
@@ -239,6 +247,8 @@ class _Execution:
         self._done: set[int] = set()
         self._keeps_done = ledger is None and _has_limit(command)
         self._not_sent = 0
+        #: By code, the first error of a row.
+        self._examples: dict[str, str] = {}
         self._passing: Passing | None = None
 
     def hand_over(
@@ -282,6 +292,8 @@ class _Execution:
         """Write a result."""
         if result.error_code == "cancelled" or result.context is None:
             return
+        if result.error is not None and not result.is_reused:
+            self._examples.setdefault(result.error_code or "", result.error)
         if self._pilot is not None:
             self._pilot(result)
         if self._keeps_done:
@@ -306,13 +318,18 @@ class _Execution:
 
     def _listen_to_signals(self) -> None:
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        # Of a terminal that is closed; not under nohup, which goes on without it.
+        if _HANG_UP is not None and signal.getsignal(_HANG_UP) is not signal.SIG_IGN:
+            numbers.append(_HANG_UP)
+        for number in numbers:
             with contextlib.suppress(NotImplementedError):
                 loop.add_signal_handler(number, self._on_signal, number)
 
     def _on_signal(self, number: int) -> None:
         if self._signal is not None:
-            self._session.end(drain=False)
+            if number != _HANG_UP:  # which the shell and the system both send
+                self._session.end(drain=False)
             return
         self._signal = number
         waiting = self._session.statistics().in_flight
@@ -368,6 +385,7 @@ class _Execution:
             left_out=self._plan.left_out,
             reused=survey.kept,
             bill=bill,
+            examples={} if session.refusal else self._examples,  # which has said it
         )
         say("\n" + "\n".join(summary) + "\n")
         self._tell_files(bad)
@@ -428,8 +446,9 @@ class _Execution:
         if writers.failed.rows:
             not_sent = f", {self._not_sent:,} of them not sent" if self._not_sent else ""
             say(f"  failed    {command.failed} ({writers.failed.rows:,} rows{not_sent})")
-            is_refused = bool(self._session.refusal)
-            if writers.failed.rows > bad and not (self._ledger and is_refused):  # tried again then
+            goes_on = self._ledger is not None and bool(self._session.refusal)
+            are_kept = set(self._session.statistics().failures_by_code) - NOT_OF_THE_ITEM
+            if writers.failed.rows > bad and (are_kept or not goes_on):  # else tried again then
                 say(f"  next      {self._next_command()}")
         if command.plot is not None and Path(command.plot).exists():
             say(f"  plot      {command.plot}")
@@ -472,7 +491,7 @@ class _Execution:
 
     def _exit_code(self, now: Statistics, without_answer: int) -> ExitCode:
         if self._signal is not None:
-            return ExitCode.TERMINATED if self._signal == signal.SIGTERM else ExitCode.INTERRUPTED
+            return _CODES.get(self._signal, ExitCode.INTERRUPTED)
         stopped = self._exit_code_of_stop()
         if stopped is not None:
             return stopped

@@ -15,5 +15,6 @@ class ExitCode(IntEnum):
     PROVIDER_REFUSES = 4
     BUG = 70
     CANNOT_WRITE = 74  # rows were sent, but a result could not be written
+    HUNG_UP = 129  # the terminal was closed
     INTERRUPTED = 130
     TERMINATED = 143

@@ -65,6 +65,8 @@ def _explain(line: bytes, number: int) -> Problem:
     except json.JSONDecodeError as error:
         # The decoder counts lines too, but a record has only one.
         message, column = safe(error.msg), error.pos + 1
-    except (RecursionError, ValueError) as error:
-        message = safe(error)
+    except RecursionError:
+        message = "nested too deeply"
+    except ValueError:
+        message = "a number with too many digits"
     return Problem(number, "invalid_json_line", message, column, text, data={"raw": text})

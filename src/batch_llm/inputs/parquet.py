@@ -8,12 +8,15 @@ from datetime import date, datetime, time, timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from batch_llm.core.parquet import load_parquet
 from batch_llm.exceptions import InputError
+from batch_llm.inputs.columns import distinct_names
 from batch_llm.inputs.records import Row
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 #: Rows in memory at a time.
@@ -42,7 +45,7 @@ class ParquetTable:
     def header_columns(self) -> list[str]:
         """Return the names of the columns."""
         with self._opened() as file:
-            return list(file.schema_arrow.names)
+            return distinct_names(file.schema_arrow.names)
 
     def rows(self) -> Iterator[Row]:
         """Give the records in order, without ids. A row's line is its number."""
@@ -98,12 +101,30 @@ class ParquetTable:
                 raise InputError(f"{self._name} is damaged: {error}") from None
 
     def _records(self, batch: Any) -> list[dict[str, Any]]:
+        names = distinct_names(batch.schema.names)
+        if names != batch.schema.names:
+            batch = batch.rename_columns(names)
         records: list[dict[str, Any]] = batch.to_pylist()
-        odd = [field.name for field in batch.schema if not self._is_plain(field.type)]
-        for name in odd:
-            for record in records:
-                record[name] = plain(record[name])
+        for field in batch.schema:
+            if not self._is_plain(field.type):
+                name, make_plain = field.name, self._maker(field.type)
+                for record in records:
+                    record[name] = make_plain(record[name])
         return records
+
+    def _maker(self, kind: Any) -> Callable[[Any], Any]:
+        """Return what makes the values of a column ``plain``: maps come as lists of pairs."""
+        types = self._arrow.types
+        if types.is_map(kind):
+            of_keys, of_items = self._maker(kind.key_type), self._maker(kind.item_type)
+            return _unless_none(lambda pairs: {_name(of_keys(k)): of_items(v) for k, v in pairs})
+        if types.is_struct(kind):
+            makers = {field.name: self._maker(field.type) for field in kind}
+            return _unless_none(lambda fields: {k: makers[k](v) for k, v in fields.items()})
+        if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+            of_values = self._maker(kind.value_type)
+            return _unless_none(lambda values: [of_values(one) for one in values])
+        return plain
 
     def _is_plain(self, kind: Any) -> bool:
         """Tell whether a column's values are ``plain`` as they come."""
@@ -128,6 +149,15 @@ class ParquetTable:
 def as_row(record: dict[str, Any], number: int) -> Row:
     """Return a record as a row without an id; its line is its number, from 1."""
     return Row("", number, record)
+
+
+def _unless_none(make: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda value: None if value is None else make(value)
+
+
+def _name(key: Any) -> str:
+    """Return a map's key as one of JSON's."""
+    return key if isinstance(key, str) else msgspec.json.encode(key).decode()
 
 
 def plain(value: Any) -> Any:

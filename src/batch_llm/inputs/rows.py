@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 from batch_llm.exceptions import ConfigError, InputError
 from batch_llm.inputs import json_lines
 from batch_llm.inputs.blocks import LineBody
+from batch_llm.inputs.kinds import check_holds_rows
 from batch_llm.inputs.lines import Lines, has_lines
 from batch_llm.inputs.parquet import ParquetTable, as_row
 from batch_llm.inputs.records import Problem, Row
 from batch_llm.inputs.shapes import Identifier, id_column_of, is_left_over, shape_of
-from batch_llm.inputs.tables import Table
+from batch_llm.inputs.tables import Table, delimiter_of
 from batch_llm.inputs.value_blocks import ValueBody
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class Source:
 
     Raises:
         ConfigError: The format is unknown, or its shape is not supported.
+        InputError: The file holds no rows as it is, or standard input is closed.
         OSError: The file cannot be read.
     """
 
@@ -65,7 +67,9 @@ class Source:
             raise ConfigError("--columns", ",".join(columns), "names that differ, like label,text")
         if format is not None and format not in FORMATS:
             raise ConfigError("--format", format, f"one of {', '.join(FORMATS)}")
-        self.format = format or self._sniff(Path(path).suffix.lower())
+        suffix = Path(path).suffix.lower()
+        check_holds_rows(self._path, self.name, format, suffix)
+        self.format = format or self._sniff(suffix)
         if columns and self.format not in {"csv", "tsv"}:
             raise ConfigError("--columns", ",".join(columns), "left out: only tables have columns")
         self._table: Table | ParquetTable | None = None
@@ -73,8 +77,10 @@ class Source:
             self._table = ParquetTable(self._path, self.name)
         elif self.format in {"csv", "tsv"}:
             has_header = has_header if has_header is not None else columns is None
-            delimiter = "," if self.format == "csv" else "\t"
             names = list(columns) if columns else None
+            delimiter = "\t"
+            if self.format == "csv":
+                delimiter = delimiter_of(self._path, names, has_header=has_header)
             self._table = Table(self._path, delimiter, names, has_header=has_header)
         self.columns = self._find_columns()
         self._id_column = id_column or id_column_of(self.columns)
@@ -128,7 +134,7 @@ class Source:
         if found is None:
             return None
         table, (columns, offset, line) = self._table, found
-        dialect = repr((self.format, columns, table.has_quotes))
+        dialect = repr((self.format, table.delimiter, columns, table.has_quotes))
         return LineBody(
             self._path,
             (offset, line),

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import sys
+from itertools import islice
 from typing import IO, TYPE_CHECKING
 
 from batch_llm.core.text import safe
+from batch_llm.inputs.columns import header_names
 from batch_llm.inputs.lines import Lines
 from batch_llm.inputs.records import Problem, Row
 
@@ -14,6 +16,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
+#: Names in quotes may hold line ends.
+_LINES_OF_A_HEADER = 100
+#: What stands between fields where commas do not: programs of many countries write semicolons.
+_OTHER_DELIMITERS = (";", "\t", "|")
 #: Columns that a file of failed rows has beyond its input's.
 _OURS = {"id", "raw", "error"}
 
@@ -23,7 +29,7 @@ class Table:
 
     Args:
         path: The file.
-        delimiter: Between two fields: a comma, or a tab.
+        delimiter: Between two fields: a comma, or whatever ``delimiter_of`` finds.
         given_columns: Names for a table without a header line.
         has_header: Whether it has one. With neither, the columns are called ``1``, ``2``, …
     """
@@ -32,11 +38,11 @@ class Table:
         self, path: Path, delimiter: str, given_columns: list[str] | None, *, has_header: bool
     ) -> None:
         self._path = path
-        self._delimiter = delimiter
+        self.delimiter = delimiter
         self._given_columns = given_columns
         self._has_header = has_header
         #: Whether fields in quotes may hold tabs and line ends.
-        self.has_quotes = delimiter == "," or _spans_lines(path)
+        self.has_quotes = delimiter != "\t" or _spans_lines(path)
 
     def rows(self) -> Iterator[Row | Problem]:
         """Give the records in order, without ids."""
@@ -74,15 +80,15 @@ class Table:
     def _columns_from(self, first: list[str]) -> tuple[list[str], bool]:
         """Return the columns' names, and whether the first record is none but holds them."""
         if _is_failed_header(first, self._given_columns):
-            return _header(first), True
+            return header_names(first), True
         if self._has_header:
-            return self._given_columns or _header(first), True
+            return self._given_columns or header_names(first), True
         return self._given_columns or [str(place) for place in range(1, len(first) + 1)], False
 
     def _row(self, line: int, fields: list[str], columns: list[str]) -> Row | Problem:
         if len(fields) != len(columns):
             message = f"{len(fields)} fields, expected {len(columns)}"
-            raw = self._delimiter.join(fields)
+            raw = self.delimiter.join(fields)
             return Problem(line, "wrong_field_count", message, data={"raw": raw})
         if not all(map(str.isascii, fields)) and any(
             "\udc80" <= char <= "\udcff" for field in fields for char in field
@@ -97,29 +103,43 @@ class Table:
         with self._path.open("rb") as file:
             found = self._records(Lines(file))
             first = (fields for _, fields in found if not isinstance(fields, Problem))
-            return _header(next(first, []))
+            return header_names(next(first, []))
 
     def _records(self, lines: Lines) -> Iterator[tuple[int, list[str] | Problem]]:
         if self.has_quotes:
-            return _read_quoted(lines.texts(), self._delimiter, lines.number)
+            return _read_quoted(lines.texts(), self.delimiter, lines.number)
         return _read_lines(lines)
+
+
+def delimiter_of(path: Path, given_columns: list[str] | None, *, has_header: bool) -> str:
+    """Return what stands between the fields of a CSV file, seen from its first line.
+
+    It is the comma unless that leaves one field, where another one makes several: names in a
+    header line, or as many as there are names given. Without either, a text may hold anything.
+    """
+    wanted = None if given_columns is None else len(given_columns)
+    if wanted == 1 or (wanted is None and not has_header):
+        return ","
+    if _fields(path, ",") == 1:
+        for delimiter in _OTHER_DELIMITERS:
+            if (found := _fields(path, delimiter)) > 1 and wanted in {None, found}:
+                return delimiter
+    return ","
+
+
+def _fields(path: Path, delimiter: str) -> int:
+    """Return how many fields the first record has."""
+    with _opened(path) as file:
+        lines = islice(file, _LINES_OF_A_HEADER)
+        try:
+            found = csv.reader(lines, delimiter=delimiter, strict=True)
+            return len(next(filter(None, found), ()))
+        except csv.Error:  # quotes that are none with this delimiter
+            return 1
 
 
 def _opened(path: Path) -> IO[str]:
     return path.open(encoding="utf-8-sig", errors="surrogateescape", newline="")
-
-
-def _header(fields: list[str]) -> list[str]:
-    """Name each column, and no two alike: a second ``a`` becomes ``a_2``."""
-    names: list[str] = []
-    for position, field in enumerate(fields, 1):
-        base = field.strip() or str(position)
-        name, number = base, 1
-        while name in names:
-            number += 1
-            name = f"{base}_{number}"
-        names.append(name)
-    return names
 
 
 def _is_failed_header(fields: list[str], given: Sequence[str] | None) -> bool:

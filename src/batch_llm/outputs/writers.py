@@ -20,10 +20,12 @@ from batch_llm.exceptions import (
     InputError,
     OutputExistsError,
     OutputGoneError,
+    OutputInUseError,
     OutputLostError,
 )
 from batch_llm.inputs.records import Problem, Row  # noqa: TC001 - a field's type
 from batch_llm.outputs.parquet import ParquetRows
+from batch_llm.stores.file_lock import lock_while_open
 
 if TYPE_CHECKING:
     from batch_llm.base import WorkItemResult
@@ -102,7 +104,7 @@ class ResultWriter:
         notes: Hears of what is written.
 
     Raises:
-        OutputExistsError: The file is there.
+        OutputExistsError: The file is there, or another process is writing it.
         MissingExtraError: A Parquet file is wanted, and pyarrow is not installed.
         OSError: It cannot be made.
     """
@@ -252,7 +254,10 @@ class FailedWriter:
 
     def _append(self, record: dict[str, Any]) -> None:
         if self._lines is None:
-            self._lines = _LineFile(self._path, overwrite=self._overwrite)
+            try:
+                self._lines = _LineFile(self._path, overwrite=self._overwrite)
+            except OutputExistsError as error:  # it was not when the run began
+                raise OutputLostError(self._path, "another process writes it") from error
             if self._table is not None:
                 names = [*record, *self._known]
                 self._lines.append(self._table.header(names, last=("error",)))
@@ -285,14 +290,7 @@ class _LineFile:
                 raise InputError("standard output is closed")
             self._descriptor = sys.stdout.fileno()
             return
-        try:
-            mode = "r+b" if kept else "wb" if overwrite else "xb"
-            self._file = Path(path).open(mode, buffering=0)  # noqa: SIM115 - closed by `close`
-            if kept:
-                self._file.truncate(kept)
-                self._file.seek(kept)
-        except FileExistsError:
-            raise OutputExistsError(path) from None
+        self._file = _opened(path, kept if overwrite else None)
         self._descriptor = self._file.fileno()
         self._place = Path(path).absolute()
 
@@ -334,6 +332,34 @@ class _LineFile:
             self._file.close()
             if is_regular and not _is_at(self._place, written):
                 raise OutputGoneError(self._path)
+
+
+def _opened(path: str, kept: int | None) -> IO[bytes]:
+    """Open a file to write behind the first ``kept`` bytes; None: it must not be there.
+
+    Raises:
+        OutputExistsError: It is there, or another process is writing it.
+    """
+    if kept is not None and Path(path).exists() and not Path(path).is_file():
+        return Path(path).open("wb", buffering=0)  # a device, or a pipe, which waits for its reader
+    try:
+        if kept is None:
+            file: IO[bytes] = Path(path).open("xb", buffering=0)  # noqa: SIM115 - the caller closes it
+        else:
+            file = open(path, "r+b", buffering=0, opener=_making)  # noqa: SIM115 - `Path` knows no opener
+    except FileExistsError:
+        raise OutputExistsError(path) from None
+    if not lock_while_open(file):
+        file.close()
+        raise OutputInUseError(path)
+    if kept is not None:  # not before it is known that nobody else writes it
+        file.truncate(kept)
+        file.seek(kept)
+    return file
+
+
+def _making(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CREAT, 0o666)
 
 
 def _is_at(path: Path, file: os.stat_result) -> bool:

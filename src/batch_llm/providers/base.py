@@ -120,6 +120,8 @@ class LaneFacts(msgspec.Struct, frozen=True):
             cannot be seen.
         server: Where its calls go, when that is not the provider's own address.
         keys: The names of the variables that hold its keys, as far as they are known.
+        labels: By place, what it is called for people: the variable of its key, its server, or both
+            where both differ; empty where nobody knows.
         url: Where its calls go, for people: without login and query; empty where nobody knows.
     """
 
@@ -131,6 +133,7 @@ class LaneFacts(msgspec.Struct, frozen=True):
     model: str = ""
     server: str = ""
     keys: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
     url: str = ""
 
 

@@ -317,7 +317,8 @@ def resolve_pool(
             its variable should be (it is not repeated).
     """
     urls: Sequence[str | None] = [url.strip() for url in base_urls.split(",")] if base_urls else []
-    variables: Sequence[str | None] = [name.strip() for name in keys]
+    named = keys.split(",") if isinstance(keys, str) else keys  # one text, as `base_urls` is
+    variables: Sequence[str | None] = [name.strip() for name in named]
     for name in variables:
         if not _VARIABLE.fullmatch(name or ""):
             raise ConfigError("keys", "(hidden)", _NAMES_OF_KEYS)
@@ -326,11 +327,24 @@ def resolve_pool(
         for url in urls or [None]
         for variable in variables or [None]
     )
-    places = {(one.url, *sorted(one.headers.items())) for one in pool}
-    if len(places) < len(pool):  # their limits would be counted twice
-        setting = "keys" if len(variables) > 1 else "base_url"
-        raise ConfigError(setting, "the same key or server twice", "all different")
+    known: dict[object, Endpoint] = {}
+    for one in pool:
+        place = (one.url, *sorted(one.headers.items()))
+        if place in known:  # their limits would be counted twice
+            raise _same_place(known[place], one, variables)
+        known[place] = one
     return pool
+
+
+def _same_place(one: Endpoint, other: Endpoint, variables: Sequence[str | None]) -> ConfigError:
+    """Say what makes two places of a pool the same."""
+    name, second = one.key_variable, other.key_variable
+    if name and second and name != second:
+        told = f"the same key in {name} and {second}"
+        return ConfigError("keys", told, "variables with keys that are all different")
+    if len(set(variables)) < len(variables):
+        return ConfigError("keys", f"{name} twice", "variables that are all different")
+    return ConfigError("base_url", f"{other.shown_url} twice", "addresses that are all different")
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import asyncio
 from contextvars import copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -129,6 +130,7 @@ class RequestCaller:
             model=f"{pool[0].provider}:{pool[0].model}",
             server=pool[0].server,
             keys=tuple(dict.fromkeys(one.key_variable for one in pool if one.key_variable)),
+            labels=_labels(pool),
             url=pool[0].shown_url,
             remembered_as=tuple(endpoint.account for endpoint in pool),
             ask=()
@@ -301,6 +303,15 @@ def _later(request: Request) -> bytes:
         if isinstance(temperature, tuple)
         else b""
     )
+
+
+def _labels(pool: Sequence[Endpoint]) -> tuple[str, ...]:
+    """Return what a pool's places differ in: their keys' variables, their servers, or both."""
+    keys = [one.key_variable for one in pool]
+    hosts = [urlsplit(one.shown_url).netloc for one in pool]
+    if len(set(keys)) > 1 and len(set(hosts)) > 1:
+        return tuple(f"{key} at {host}" for key, host in zip(keys, hosts, strict=True))
+    return tuple(keys if len(set(keys)) > 1 else hosts)
 
 
 def _pool(endpoints: Endpoint | Sequence[Endpoint]) -> tuple[Endpoint, ...]:

@@ -20,7 +20,7 @@ from batch_llm.exceptions import ConfigError, TransportError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from aiohttp import ClientSession
+    from aiohttp import ClientResponse, ClientSession
     from yarl import URL
 
 CONNECT_SECONDS = 10.0
@@ -29,6 +29,8 @@ IDLE_SECONDS = 30.0
 DNS_SECONDS = 300
 #: Gateways send long policies and cookies along.
 MAX_HEADER_BYTES = 65_536
+#: No answer is longer than some tens of megabytes; a server that never ends would take all memory.
+MAX_ANSWER_BYTES = 256 << 20
 #: aiohttp wants larger bodies (images) as a file: it writes those piece by piece.
 _LARGE_BODY_BYTES = 1 << 20
 #: More URLs than any run has; the routes must not grow for ever.
@@ -172,7 +174,7 @@ class HttpTransport:
             if response.status < 200:
                 response.close()
                 raise TransportError(f"the server answered HTTP {response.status} to a call")
-            content = await response.read()
+            content = await _whole(response, url)
         except (ClientError, OSError, ValueError) as error:
             if isinstance(error, ConfigError | TransportError):
                 raise
@@ -235,6 +237,29 @@ class HttpTransport:
         return route
 
 
+async def _whole(response: ClientResponse, url: str) -> bytes:
+    """Read an answer to its end, as aiohttp's ``read`` does, but for one that does not end.
+
+    Raises:
+        TransportError: It is longer than ``MAX_ANSWER_BYTES``, unpacked.
+    """
+    content, pieces, length = response.content, [], 0
+    try:
+        while not content.at_eof() and length <= MAX_ANSWER_BYTES:
+            piece = await content.readany()
+            length += len(piece)
+            pieces.append(piece)
+        if length <= MAX_ANSWER_BYTES:
+            await response.wait_for_close()
+            return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+    except BaseException:
+        response.close()
+        raise
+    response.close()
+    reason = f"the answer is longer than {MAX_ANSWER_BYTES >> 20} MB, from"
+    raise TransportError(f"{reason} {_host(url)}")
+
+
 def _proxy_for(url: str) -> str | None:
     """Return the proxy that the environment names for a URL."""
     parts = urlsplit(url)
@@ -260,14 +285,18 @@ def _is_loopback(host: str) -> bool:
 
 def _reason(error: Exception, url: str) -> str:
     """Say what failed in our own words: the client's may hold credentials."""
-    try:
-        parts = urlsplit(url)
-        where = f"{parts.hostname}:{parts.port}" if parts.port else parts.hostname or "?"
-    except ValueError:  # a port that is no number
-        where = "?"
     kinds = {kind.__name__ for kind in type(error).__mro__}
     known = (words for name, words in _REASONS.items() if name in kinds)
-    return f"{next(known, f'{type(error).__name__} from')} {where}"
+    return f"{next(known, f'{type(error).__name__} from')} {_host(url)}"
+
+
+def _host(url: str) -> str:
+    """Return who is called, without what may be secret in the address."""
+    try:
+        parts = urlsplit(url)
+        return f"{parts.hostname}:{parts.port}" if parts.port else parts.hostname or "?"
+    except ValueError:  # a port that is no number
+        return "?"
 
 
 def raise_file_limit(concurrency: int) -> int | None:

@@ -25,6 +25,23 @@ else:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
+def lock_while_open(file: IO[bytes]) -> bool:
+    """Keep other processes that ask from writing a file, until it is closed; readers may read it.
+
+    Returns:
+        False where another one has it. Where files cannot be locked so, nobody is kept from it.
+    """
+    if sys.platform == "win32":  # there a lock keeps readers out
+        return True
+    try:
+        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a network drive, say
+        return True
+    return True
+
+
 class FileLock:
     """Holds ``<path>.lock`` until ``release``.
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from batch_llm import LLMWorkItem, Request, Settings
-from batch_llm._engine.sizes import FIRST_OUTPUT_TOKENS, Sizes
+from batch_llm import Limits, LLMWorkItem, Request, Settings
+from batch_llm._engine.sizes import FIRST_OUTPUT_TOKENS, Sizes, learning_share
+from batch_llm.providers.base import LaneFacts
 from batch_llm.providers.registry import resolve
 from batch_llm.providers.requests import RequestCaller
 from batch_llm.providers.table import PROVIDERS
-from batch_llm.strategies.costs import Answers, ChargeRule, Cost
+from batch_llm.strategies.costs import USUAL_CHARGE, Answers, ChargeRule, Cost
+from fakes import Models, asked
 
 USAGE = {"input_tokens": 120, "output_tokens": 30, "cache_read_tokens": 20}
 
@@ -25,8 +27,9 @@ def item(max_tokens=None, characters=400):
         (ChargeRule(), None, 100 + FIRST_OUTPUT_TOKENS, 150),
         (ChargeRule(), 50, 150, 150),
         (ChargeRule(counts_cache_reads=False), 50, 150, 130),
-        (ChargeRule(Answers.AS_ASKED), 250, 250, None),
-        (ChargeRule(Answers.AS_ASKED), None, 100, None),
+        (ChargeRule(Answers.AS_ASKED), 250, 250, 250),
+        (ChargeRule(Answers.AS_ASKED), 110, 110, 120),
+        (ChargeRule(Answers.AS_ASKED), None, 100, 120),
         (ChargeRule(Answers.NOT), None, 100, 120),
         (ChargeRule(Answers.NOT), 5000, 100, 120),
     ],
@@ -39,7 +42,7 @@ def test_a_call_counts_what_its_provider_counts(charges, max_tokens, expected, c
 
     assert before.tokens == expected
     assert before.input_tokens == 100
-    assert (None if after is None else after.tokens) == charged
+    assert after.tokens == charged
 
 
 def test_an_answer_that_does_not_count_is_not_awaited_but_its_output_is_known():
@@ -91,7 +94,20 @@ def test_a_provider_that_charges_the_longest_answer_never_gives_back():
     sizes = Sizes(ChargeRule(Answers.AS_ASKED))
 
     assert sizes.cost_of(bounded(2000)).tokens == 2000
-    assert sizes.learn(bounded(2000), ANSWER) is None
+    assert sizes.learn(bounded(2000), ANSWER) == Cost(1.0, 2000.0, 100.0, 50.0)
+
+
+async def test_a_told_ceiling_of_input_is_kept_where_prompts_take_more_than_their_characters():
+    """Two characters that take ten tokens: what calls took counts, not what was expected."""
+    facts = LaneFacts(charges=ChargeRule(Answers.AS_ASKED))
+    provider = Models(seconds=0.1, facts=facts)
+    limits = Limits(input_tokens_per_minute=60, burst_seconds=1.0)
+
+    await provider.processor(limits=limits).process([asked("m", n) for n in range(30)])
+
+    times = provider.of("m")
+    # Those that were let in before the first answer came are paid for by a wait.
+    assert times[-1] - times[0] > 0.9 * 30 * 10
 
 
 def test_a_provider_that_charges_the_answer_does_so_at_its_end():
@@ -121,3 +137,14 @@ def test_a_server_that_only_is_compatible_is_not_taken_to_look_ahead(provider):
 
     assert charges.answers is Answers.AS_THEY_COME
     assert charges.counts_cache_reads is PROVIDERS[provider].charges.counts_cache_reads
+
+
+def test_the_first_answers_teach_more_than_later_ones():
+    sizes, outputs = Sizes(USUAL_CHARGE), []
+    for _ in range(100):
+        sizes.learn(item(None), {"input_tokens": 100, "output_tokens": 40})
+        outputs.append(sizes.cost_of(item(None)).output_tokens)
+
+    assert outputs[0] == pytest.approx(FIRST_OUTPUT_TOKENS - (FIRST_OUTPUT_TOKENS - 40) / 4)
+    assert outputs[19] < 100 < outputs[2]
+    assert learning_share(1000) == 0.03

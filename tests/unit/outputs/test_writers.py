@@ -6,7 +6,12 @@ import json
 import pytest
 from pydantic import BaseModel
 
-from batch_llm.exceptions import OutputExistsError, OutputGoneError
+from batch_llm.exceptions import (
+    OutputExistsError,
+    OutputGoneError,
+    OutputInUseError,
+    OutputLostError,
+)
 from batch_llm.inputs import Row
 from batch_llm.outputs import FailedWriter, Finished, ResultWriter
 
@@ -114,6 +119,43 @@ def test_a_file_that_was_removed_or_replaced_meanwhile_is_told(tmp_path, is_repl
     with pytest.raises(OutputGoneError, match="the same command again writes what is missing"):
         writer.close()
     writer.close()
+
+
+def test_a_file_that_somebody_is_writing_is_not_touched(tmp_path):
+    path = tmp_path / "a.jsonl"
+    writer = ResultWriter(str(path))
+    writer.write(finished())
+    before = path.read_bytes()
+
+    with pytest.raises(OutputInUseError, match="another process is writing"):
+        ResultWriter(str(path), overwrite=True)
+
+    assert path.read_bytes() == before
+    writer.close()
+    ResultWriter(str(path), overwrite=True).close()
+    assert path.read_bytes() == b""
+
+
+def test_what_is_longer_than_before_is_cut_where_the_new_rows_end(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"kept\n" + b"old\n" * 1000)
+
+    writer = ResultWriter(str(path), overwrite=True, kept=(5, 1))
+    writer.write(finished())
+    writer.close()
+
+    assert path.read_bytes().startswith(b"kept\n{")
+    assert path.read_bytes().count(b"\n") == 2
+
+
+def test_a_file_of_failed_rows_that_somebody_else_has_begun_is_told_as_lost(tmp_path):
+    path = str(tmp_path / "f.jsonl")
+    ours, others = FailedWriter(path, overwrite=True), FailedWriter(path, overwrite=True)
+    others.write(Row("a", 1, {"id": "a"}), "theirs")
+
+    with pytest.raises(OutputLostError, match="another process writes it"):
+        ours.write(Row("a", 1, {"id": "a"}), "ours")
+    others.close()
 
 
 def test_a_device_takes_rows_and_is_asked_for_nothing(tmp_path):

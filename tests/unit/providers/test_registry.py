@@ -227,10 +227,19 @@ def test_a_key_where_its_variable_should_stand_is_not_repeated(given):
 def test_the_same_place_twice_is_refused_without_its_password():
     url = "http://user:pass-word-1@h.example/v1"
 
-    for base_urls, keys in ((f"{url},{url}", ()), (f"{url}, {url}/", ()), (None, ("A", "B"))):
-        with pytest.raises(ConfigError, match="must be all different") as caught:
+    for base_urls, keys, told in (
+        (f"{url},{url}", (), "base_url must be addresses"),
+        (f"{url}, {url}/", (), "base_url must be addresses"),
+        ("http://h.example/v1,http://h.example/v1", ("A", "C"), "base_url must be addresses"),
+        (None, ("A", "B"), "got 'the same key in A and B'"),
+        (None, ("A", "A"), "got 'A twice'"),
+    ):
+        with pytest.raises(ConfigError, match=told) as caught:
             resolve_pool(
-                "openai-chat:m", base_urls=base_urls, keys=keys, environ={"A": "x", "B": "x"}
+                "openai-chat:m",
+                base_urls=base_urls,
+                keys=keys,
+                environ={"A": "x", "B": "x", "C": "y"},
             )
         assert "pass-word-1" not in repr(caught.value)
 
@@ -246,6 +255,12 @@ def test_a_pool_is_each_server_with_each_key_in_the_order_given():
     assert [(one.url[:8], one.secret) for one in found] == [
         ("http://a", "x"), ("http://a", "y"), ("http://b", "x"), ("http://b", "y"),
     ]  # fmt: skip
+
+
+def test_keys_may_be_one_text_as_the_addresses_are():
+    pool = resolve_pool("openai-chat:m", keys="A, B", environ={"A": "x", "B": "y"})
+
+    assert [one.key_variable for one in pool] == ["A", "B"]
 
 
 def test_two_keys_are_two_places_whatever_header_carries_them():

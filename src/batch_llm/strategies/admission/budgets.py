@@ -56,6 +56,7 @@ class Budget:
         "field",
         "full_at",
         "headers",
+        "holds",
         "is_shut",
         "is_sliding",
         "is_window",
@@ -65,6 +66,7 @@ class Budget:
         "log",
         "name",
         "number",
+        "pace",
         "peak",
         "pending",
         "rate",
@@ -101,6 +103,9 @@ class Budget:
         #: By so much faster the bucket is tried for now: ``ceiling_room.py``.
         self.extra_rate = 0.0
         self.capacity = self.level = self.rate * burst_seconds if limit else math.inf
+        #: What the bucket holds as headers show it; and the share of its rate that is used because
+        #: others use the rest.
+        self.holds, self.pace = self.capacity, 1.0
         #: The told limit's own bucket: what headers say never lets more in than it holds.
         self.told_capacity = self.allowed = self.capacity
         self.updated_at = now
@@ -180,7 +185,7 @@ class Budget:
                 windows = math.ceil((now - self.reset_at + 1e-6) / self.window_seconds)
                 self.reset_at += self.window_seconds * windows
         elif self.rate < math.inf:
-            refilled = self.level + elapsed * (self.rate + self.extra_rate)
+            refilled = self.level + elapsed * (self.rate * self.pace + self.extra_rate)
             self.level = min(self.capacity, refilled)
             if self.level >= self.capacity:
                 self.full_at = now
@@ -248,7 +253,7 @@ class Budget:
             return counted
         if self.is_window:
             return max(1e-3, self.reset_at + RESET_SLACK_SECONDS - now)
-        return max(counted, missing / (self.rate + self.extra_rate))
+        return max(counted, missing / (self.rate * self.pace + self.extra_rate))
 
     def learn_rate(self, rate: float) -> None:
         """Take ``rate`` for the limit, as far as the ceiling allows."""
@@ -311,6 +316,7 @@ class Budget:
 
     def release(self) -> None:
         """Take it for unlimited again."""
+        self.headers.stop_sharing()
         self.limit = None
         self.is_window = self.is_sliding = False
         self.rate = self.ceiling = self.peak = math.inf
@@ -324,9 +330,11 @@ class Budget:
             if rate > 0:
                 self.learn_rate(rate)
         elif self.source == "header":
+            self.headers.stop_sharing()
             self.refill(now)
             self.limit, self.source = self.told, "told"
-            self.ceiling = self.told / self.window_seconds
+            self.rate = self.peak = self.ceiling = self.told / self.window_seconds
+            self.capacity, self.level = self.told_capacity, self.allowed
 
     def recall(self, limit: float | None, rate: float, capacity: float) -> None:
         """Start from what was known at the end of an earlier run."""

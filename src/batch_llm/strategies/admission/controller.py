@@ -6,6 +6,7 @@ import math
 import random
 from typing import TYPE_CHECKING
 
+from batch_llm.strategies.admission import headroom
 from batch_llm.strategies.admission.belief import Belief
 from batch_llm.strategies.admission.blame import blamed
 from batch_llm.strategies.admission.budgets import Budget
@@ -42,6 +43,7 @@ from batch_llm.strategies.admission.rate_search import RateSearch
 from batch_llm.strategies.admission.rates import Rates
 from batch_llm.strategies.admission.retry_after import RetryAfter
 from batch_llm.strategies.admission.slots import Slots
+from batch_llm.strategies.admission.understated import Understated
 from batch_llm.strategies.costs import FIELDS, NOTHING, PENDING, Cost
 from batch_llm.strategies.dimensions import (
     CONCURRENCY,
@@ -101,6 +103,7 @@ class Admission:
         "_search",
         "_slots",
         "_uncounted",
+        "_understated",
         "_with_output",
         "budgets",
         "in_flight",
@@ -151,6 +154,7 @@ class Admission:
         hints, exact = self._retry_after.hints, self._retry_after.exact
         self._search = RateSearch(self._belief, self._doubt, self._evidence, hints, exact)
         self._overstated = Overstated(self._doubt)
+        self._understated = Understated()
         self._rates = Rates(
             now,
             self.budgets,
@@ -292,6 +296,9 @@ class Admission:
         if used is not None:
             self._correct(now, grant, used)
         if headers:
+            requests = headers.get(REQUESTS)
+            if requests is not None and self._understated.note_accepted(now, grant, requests):
+                self._overstated.set_aside(now, self.budgets, self._belief, self._evidence)
             self._sync(now, grant, headers)
             self._overstated.note_accepted(grant, headers)
             if self._belief.sees_headers:
@@ -376,14 +383,15 @@ class Admission:
         self._overload.note_answer(now, grant.is_probe)
         self._take_back(now, grant, refund=False)
         if headers:
-            self._sync(now, grant, headers)
+            self._sync(now, grant, headers, is_refused=True)
         self._doubt.note_refused(latency)
         if self._belief.knows_limits:
             self._confirm_silent(now)
         is_first = grant.epoch == self._epoch.number
         if is_first:
             self._retry_after.note_first(retry_after)
-        if self._explains_in_flight(grant, dimension, is_first=is_first):
+        empty = used_up(grant.cost, headers)  # which is no limit on calls in flight
+        if empty is None and self._explains_in_flight(grant, dimension, is_first=is_first):
             return Refusal(False, retry_after or 0.0)
         if self._overstates(grant, headers, is_first=is_first):
             self._overstated.set_aside(now, self.budgets, self._belief, self._evidence)
@@ -391,8 +399,13 @@ class Admission:
             wait = PROBE_SECONDS * self._dice.uniform(0.5, 1.5)
             return Refusal(False, wait if retry_after is None else retry_after)
         if is_first:
-            named = dimension or used_up(grant.cost, headers)
-            return Refusal(self._cut(now, grant, retry_after, named), 0.0)
+            is_early = (
+                headers is not None
+                and not self._belief.is_first
+                and headroom.explains(self.budgets, grant, headers)
+            )
+            is_cut = self._cut(now, grant, retry_after, dimension or empty, is_early=is_early)
+            return Refusal(is_cut, 0.0)
         self._retry_after.note(grant, retry_after, self._accepted)
         if grant.epoch == 0 and self._epoch.number == 1:
             self._note_follower(grant, was_accepted=False)
@@ -589,9 +602,17 @@ class Admission:
             learn_from_closure(grant, budgets, epoch.refused_at, self._doubt.seconds)
 
     def _cut(
-        self, now: float, grant: Grant, retry_after: float | None, dimension: str | None
+        self,
+        now: float,
+        grant: Grant,
+        retry_after: float | None,
+        dimension: str | None,
+        *,
+        is_early: bool,
     ) -> bool:
         """Work out what the first refusal of an epoch means: which rates are cut, and how far.
+
+        None where the call came a moment too soon.
 
         Returns:
             Whether the gate was closed because of it.
@@ -624,7 +645,7 @@ class Admission:
         emptied = self._emptied(now, named, is_closed_still=is_closed_still)
         seconds = self._seconds_since_cut(grant)
         is_trial = self._ceiling_room.note_refused(now, self._in_order, retry_after)
-        cut = () if is_used_up or is_trial else emptied
+        cut = () if is_used_up or is_trial or is_early else emptied
         if not is_closed_still and not self._cut_rates(now, grant, retry_after, cut, seconds):
             return False
         requests = self.budgets[REQUESTS]
@@ -646,10 +667,8 @@ class Admission:
         if not is_second or retry_after is not None:
             self._close_gate(now, retry_after)
         requests.keep_empty(gate.closed_until)
-        if belief.sees_headers and not was_first:
-            requests.headers.others.note_refused(
-                now, gate.closed_until, thought, requests.capacity, requests.ceiling
-            )
+        if belief.sees_headers:
+            requests.headers.others.note_refused(now, gate.closed_until, thought, requests.capacity)
         self._fit_doubt(emptied)
         return True
 
@@ -767,11 +786,19 @@ class Admission:
         if first.note_follower(grant, was_accepted=was_accepted) and not epoch.accepted:
             first.raise_rates(self.budgets.values(), epoch.per_call, self._doubt.seconds)
 
-    def _sync(self, now: float, grant: Grant, headers: Mapping[str, LimitHeader]) -> None:
+    def _sync(
+        self,
+        now: float,
+        grant: Grant,
+        headers: Mapping[str, LimitHeader],
+        *,
+        is_refused: bool = False,
+    ) -> None:
         if self._overstated.is_set_aside:
             return
         self._count()
         belief, is_told, self.is_unlimited = self._belief, False, False
+        is_shared = any(budget.headers.shows_others for budget in self._in_order)
         for name, header in headers.items():
             if not header.is_sound:
                 continue
@@ -782,7 +809,9 @@ class Admission:
                 continue
             is_told = belief.sees_headers = True
             spent, pending = grant.spent_then[budget.number], grant.pending_then[budget.number]
-            is_news = budget.headers.sync(now, grant.at, spent, pending, header)
+            is_news = budget.headers.sync(
+                now, grant.at, spent, pending, header, is_refused=is_refused, is_shared=is_shared
+            )
             if is_news or belief.is_recalled:
                 belief.is_searching = belief.is_recalled = False
         if not is_told:
@@ -792,5 +821,5 @@ class Admission:
                 other.release()  # who tells limits tells them all
         requests = self.budgets[REQUESTS]
         self._doubt.note_headers(requests.limit or 0)
-        if requests.headers.others.are_there(now, requests.ceiling):
-            self._doubt.keep_to(requests.rate, requests.level)
+        if requests.headers.is_shared or requests.headers.others.is_wary(now):
+            self._doubt.keep_to(requests.rate * requests.pace, requests.level)

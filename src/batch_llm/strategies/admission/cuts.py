@@ -84,7 +84,7 @@ class Cuts:
         if self._belief.is_by_window and budget.source == "unknown" and budget.limit:
             budget.windows.fit(now, is_refused=True)
             return
-        if budget.rate == math.inf or budget.is_sliding:
+        if budget.rate == math.inf or budget.is_sliding or budget.headers.keeps_pace:
             return
         if is_first and budget.source == "header":
             return  # calls in flight were more than was left, which headers tell from now on

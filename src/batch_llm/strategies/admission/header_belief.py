@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from batch_llm.strategies.admission.others import Others
 from batch_llm.strategies.admission.window_guess import FEWEST_VOTES, MOST_VOTES
 from batch_llm.strategies.costs import FIELDS
+from batch_llm.strategies.dimensions import REQUESTS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -34,6 +35,12 @@ LESS_SHARE, MORE_SHARE = 0.5, 0.2
 #: What others took of a sliding minute is seen from headers whose call was sent so few seconds ago,
 #: when it is more than this share of the limit.
 FOREIGN_SECONDS, FOREIGN_SHARE = 1.0, 0.05
+#: Others count who take this share of the limit. Where what calls take is estimated, so many must
+#: have been answered: the first estimates may be wrong by more than that.
+TAKEN_SHARE, FEWEST_ANSWERS = 0.03, 100
+#: Of a limit that others use too, so many of the largest calls may be sent at once, or what the
+#: rate sends in so many seconds.
+CALLS_AT_ONCE, SECONDS_AT_ONCE = 2.0, 0.1
 
 
 class LimitHeader(NamedTuple):
@@ -59,7 +66,7 @@ class LimitHeader(NamedTuple):
 class HeaderBelief:
     """Keeps one budget in step with the headers of its lane's responses."""
 
-    __slots__ = ("_budget", "_last", "_limit_sent_at", "others")
+    __slots__ = ("_budget", "_last", "_limit_sent_at", "is_shared", "kept_seconds", "others")
 
     def __init__(self, budget: Budget) -> None:
         self._budget = budget
@@ -67,8 +74,27 @@ class HeaderBelief:
         self._limit_sent_at = -math.inf
         #: The last sighting: when the reset was due, what remained, when its call was sent.
         self._last: tuple[float, float, float] | None = None
+        #: So many seconds of the rate are kept back: ``headroom.py``.
+        self.kept_seconds = 0.0
         #: Who else uses the limit.
         self.others = Others()
+        #: Whether they use so much of it that only a part is used here.
+        self.is_shared = False
+
+    @property
+    def shows_others(self) -> bool:
+        """Whether others use so much of this limit that what is left is not ours alone."""
+        budget = self._budget
+        if budget.name != REQUESTS and self.others.answers < FEWEST_ANSWERS:
+            return False
+        if budget.windows.votes > 0:
+            return False  # a window's limit does not come back by the second
+        return self.others.are_there(TAKEN_SHARE * budget.ceiling, budget.largest)
+
+    @property
+    def keeps_pace(self) -> bool:
+        """Whether what others leave sets the pace: a refusal says nothing of the limit's rate."""
+        return self.is_shared and not self.others.is_small
 
     def sync(
         self,
@@ -77,6 +103,9 @@ class HeaderBelief:
         spent_then: float,
         pending_then: float,
         header: LimitHeader,
+        *,
+        is_refused: bool = False,
+        is_shared: bool = False,
     ) -> bool:
         """Believe a response's headers, as far as they can be: they are as old as its call.
 
@@ -86,6 +115,8 @@ class HeaderBelief:
             spent_then: ``spent`` at that time, the call itself included.
             pending_then: ``pending`` at that time.
             header: What the response says.
+            is_refused: Whether it is a refusal.
+            is_shared: Whether another limit shows that others use the lane's limits too.
 
         Returns:
             Whether the limit is news.
@@ -98,6 +129,7 @@ class HeaderBelief:
         spent_since = budget.spent - spent_then
         if budget.told is not None and limit > budget.told:
             # The told limit is the ceiling; what the provider has left can only lower the level.
+            self.stop_sharing()
             budget.drain(now, max(0.0, remaining - spent_since))
             return False
         is_news = budget.source != "header" or budget.limit != limit
@@ -114,10 +146,12 @@ class HeaderBelief:
             # A bucket's reset is the time until it is full, which tells how much it holds.
             holds = remaining + reset * budget.ceiling
             holds -= min(CALLS_HELD_BACK * budget.largest, SHARE_HELD_BACK * holds)
-            budget.capacity = min(limit, max(holds, budget.largest, 1.0))
+            budget.capacity = budget.holds = min(limit, max(holds, budget.largest, 1.0))
             budget.level = min(budget.level, budget.capacity)
         deadline = sent_at + reset
         self._vote(sent_at, deadline, remaining, limit)
+        if budget.is_window or budget.is_sliding:
+            self.stop_sharing()
         budget.refill(now)
         if budget.is_window:
             if now < deadline:
@@ -136,17 +170,41 @@ class HeaderBelief:
                 if foreign > FOREIGN_SHARE * limit:
                     budget.log.charge(now, LESS_SHARE * foreign)
             return is_news
-        room = remaining - spent_since + budget.rate * max(0.0, now - sent_at)
-        room = min(budget.capacity, room)
-        others, change = self.others, 0.0
-        if room < budget.level:  # others use the same key: believed quickly
-            change = LESS_SHARE * (room - budget.level)
-        elif room - pending_then > budget.level and not others.is_wary(now):
-            change = MORE_SHARE * (room - pending_then - budget.level)  # more than thought: slowly
-        budget.level += change
-        others.note(now, -change)
+        others = self.others
+        if not is_refused:
+            others.note_answer(now - sent_at)
+        others.note(sent_at, remaining, spent_then - pending_then, budget.holds, budget.ceiling)
+        if is_shared or self.shows_others:
+            self._share(now)
+        else:
+            self.stop_sharing()
+            came_back = budget.rate * (max(0.0, now - sent_at) - self.kept_seconds)
+            room = min(budget.capacity, remaining - spent_since + came_back)
+            if room < budget.level:
+                budget.level += LESS_SHARE * (room - budget.level)
+            elif room - pending_then > budget.level:
+                budget.level += MORE_SHARE * (room - pending_then - budget.level)
         budget.keep_to_told()
         return is_news
+
+    def _share(self, now: float) -> None:
+        """Keep to our part of a limit that others use too."""
+        budget, self.is_shared = self._budget, True
+        budget.refill(now)
+        charged = budget.spent - budget.pending
+        pace = self.others.pace(now, charged, budget.holds, budget.ceiling, budget.largest)
+        budget.pace = pace
+        at_once = max(CALLS_AT_ONCE * budget.largest, SECONDS_AT_ONCE * pace * budget.rate)
+        budget.capacity = min(budget.holds, at_once)
+        budget.level = min(budget.level, budget.capacity)
+
+    def stop_sharing(self) -> None:
+        """Use all that is left again."""
+        if self.is_shared:
+            budget, self.is_shared = self._budget, False
+            budget.pace = 1.0
+            if not (budget.is_window or budget.is_sliding):
+                budget.capacity = budget.holds
 
     def _vote(self, sent_at: float, deadline: float, remaining: float, limit: float) -> None:
         """Tell a fixed window from a bucket: its reset stands still while the remainder moves."""

@@ -110,12 +110,13 @@ class Overstated:
     ) -> None:
         """Search the limits from what was let in; where they were told too, keep to that."""
         self.is_set_aside, self._latest = True, {}
-        calls = 0.0 if belief.is_told else evidence.calls_let_in() or evidence.best_rate()
+        belief.sees_headers = belief.is_by_window = False
+        is_unlimited = belief.is_told or belief.is_first  # but for what is told
+        calls = 0.0 if is_unlimited else evidence.calls_let_in() or evidence.best_rate()
         for name, budget in budgets.items():
             is_by_minute = budget.window_seconds == MINUTE
             budget.disbelieve_header(now, calls * evidence.per_call(name) * is_by_minute)
-        belief.sees_headers = belief.is_by_window = belief.is_first = False
-        belief.is_searching = not belief.is_told
+        belief.is_searching = not is_unlimited
 
 
 def _show_plenty(headers: Mapping[str, LimitHeader], cost: Cost, share: float) -> bool:

@@ -31,9 +31,9 @@ REFUTING_SHARE = 0.7
 #: The share that is used of what a window let in before it refused; and by which share the limit of
 #: one that did not refuse for a minute is raised, doubled each time.
 WINDOW_SHARE, WINDOW_GROWTH = 0.97, 0.05
-#: Where tokens may be what is counted, the limit on calls is taken for so many times what was let
-#: in.
-REQUESTS_SLACK = 1.15
+#: Where tokens may be what is counted, the next minute may let in more calls, because they are
+#: smaller by chance: by one over the square root of their number, and so many times that.
+REQUESTS_SPREAD = 1.0
 
 
 class WindowGuess:
@@ -144,7 +144,9 @@ class WindowGuess:
         """Take what was let in before the first refusal for the limit of a minute."""
         budget = self._budget
         self._fitted_at = now
-        slack = REQUESTS_SLACK if budget.name == REQUESTS and others else 1.0
+        slack = 1.0
+        if budget.name == REQUESTS and others:
+            slack += REQUESTS_SPREAD / math.sqrt(max(1.0, budget.spent_at_cut))
         self._set_window(max(budget.largest, self._share * slack * budget.spent_at_cut))
 
     @property

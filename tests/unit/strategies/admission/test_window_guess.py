@@ -47,7 +47,7 @@ def test_one_that_opens_at_once_is_a_bucket():
 
 
 def test_where_tokens_may_be_what_is_counted_some_more_calls_are_tried():
-    assert closed(others=True).capacity == pytest.approx(115.0)
+    assert closed(others=True).capacity == pytest.approx(110.0)  # a tenth is one over their root
 
 
 def test_a_learned_window_is_fitted_to_what_it_let_in_and_grows_when_it_refuses_nothing():
