@@ -754,9 +754,7 @@ class Admission:
 
     def _drain(self, now: float, budget: Budget, grant: Grant, retry_after: float | None) -> None:
         """Take a budget for empty, because it refused a call."""
-        is_spared = self._scarce.is_spared(budget) and budget.has_learned_rate
-        pending = 0.0 if is_spared else budget.pending
-        budget.drain(now, -pending - self._ceiling_room.owed(budget))
+        budget.drain(now, -self._scarce.owed(budget) - self._ceiling_room.owed(budget))
         if self._belief.is_searching:  # one call probes whether the provider has room again
             one_call = min(budget.capacity, grant.cost[budget.field])
             budget.level = max(budget.level, one_call)

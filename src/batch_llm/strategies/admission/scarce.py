@@ -12,7 +12,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from batch_llm.strategies.costs import FIELDS
-from batch_llm.strategies.dimensions import INPUT, TOKENS
+from batch_llm.strategies.dimensions import INPUT, OUTPUT, TOKENS
 
 if TYPE_CHECKING:
     from batch_llm.strategies.admission.budgets import Budget
@@ -32,6 +32,8 @@ SURE, LOST = 0.015, 0.05
 ROOM = 1.5
 #: The rate is the one that is not exceeded in this share of the time.
 QUANTILE = 0.6
+#: So much of the output of calls in flight is counted where it is not known what refuses.
+GUESSED_SHARE = 0.5
 #: When what was let in since the last refusal differs by more than this share, it is another limit.
 #: A shorter time does not tell, but so many of them in a row do.
 CHANGED_SHARE, TELLING_SECONDS, MOST_SHORT = 0.25, 2.0, 3
@@ -84,6 +86,19 @@ class Scarce:
     def room(self, budget: Budget) -> float:
         """Return the rate that leaves the scarce dimension its own."""
         return ROOM * self.rate(budget)
+
+    def owed(self, budget: Budget) -> float:
+        """Return what a budget that was found empty is still to be charged for calls in flight.
+
+        One that does not refuse was not found empty; and of output, which is nearly all charged
+        late, half is counted where it is not known to be what refuses.
+        """
+        if not budget.has_learned_rate:
+            return budget.pending
+        if self.is_spared(budget):
+            return 0.0
+        is_guess = budget.name == OUTPUT and self._points and not self._spared
+        return GUESSED_SHARE * budget.pending if is_guess else budget.pending
 
     def clear(self) -> None:
         """Forget all: it is another limit."""

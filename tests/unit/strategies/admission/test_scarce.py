@@ -11,7 +11,7 @@ from batch_llm.strategies.admission.budgets import Budget
 from batch_llm.strategies.admission.grants import Grant
 from batch_llm.strategies.admission.scarce import Scarce
 from batch_llm.strategies.costs import FIELDS, Cost
-from batch_llm.strategies.dimensions import INPUT, REQUESTS
+from batch_llm.strategies.dimensions import INPUT, OUTPUT, REQUESTS
 from virtual_lane import Reply
 
 
@@ -39,7 +39,7 @@ class Refusals:
         self.number += 1
         grant = Grant(now, 0, Cost(1.0, size, size), self.number, 0)
         grant.spent_then = [b.charge(now, grant.cost[b.field]) for b in self.budgets.values()]
-        grant.pending_then = [0.0, 0.0]
+        grant.pending_then = [0.0] * len(self.budgets)
         return grant
 
     @property
@@ -127,6 +127,27 @@ def test_a_call_that_was_refused_after_all_was_not_let_in():
     assert refusals.scarce._points[-1].charged[INPUT] == pytest.approx(
         before - grants[-1].cost[FIELDS[INPUT]]
     )
+
+
+def test_output_that_is_still_to_come_is_owed_by_what_refuses_and_half_where_that_is_not_known():
+    refusals = Refusals()
+    output = refusals.budgets[OUTPUT] = Budget(OUTPUT, None, 0.0, 60.0)
+    output.number, output.pending = 2, 400.0
+
+    assert refusals.scarce.owed(output) == 400.0  # of no limit
+
+    output.learn_rate(100.0)
+    refusals.refuse(10)
+
+    assert refusals.scarce.owed(output) == 200.0
+
+    refusals.scarce._spared = frozenset({REQUESTS})
+
+    assert refusals.scarce.owed(output) == 400.0
+
+    refusals.scarce._spared = frozenset({OUTPUT})
+
+    assert refusals.scarce.owed(output) == 0.0
 
 
 class TokenBucket:
