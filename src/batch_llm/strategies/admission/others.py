@@ -142,4 +142,5 @@ class Others:
         enough = min(holds, max(comes_back, LEFT_CALLS * largest))
         self.is_small = enough < SMALL_SHARE * comes_back and self._answer_seconds > 0
         steep = STEEP * min(1.0, enough / comes_back) ** LESS_STEEP
-        return max(LEAST_PACE, min(MOST_PACE, math.exp(steep * (left / enough - 1))))
+        power = steep * (left / enough - 1)
+        return max(LEAST_PACE, MOST_PACE if power > STEEP else min(MOST_PACE, math.exp(power)))

@@ -189,6 +189,17 @@ def test_the_pace_falls_with_what_is_left_and_is_the_same_for_all_who_see_it():
     assert pace(75, 0.0) == pace(75, 500.0)
 
 
+@pytest.mark.parametrize("seconds", [0.0, 1e-6, 1e6])
+@pytest.mark.parametrize("holds", [1.0, 1e12])
+def test_whatever_answers_take_and_buckets_hold_there_is_a_pace(seconds, holds):
+    others = Others()
+    others.note_answer(seconds)
+    for at in (0.0, 1e-9, 1.0):
+        others.note(at, holds, 0.0, holds, RATE)
+
+        assert LEAST_PACE <= others.pace(at, 0.0, holds, RATE, 1e-9) <= MOST_PACE
+
+
 def test_what_others_take_until_now_is_counted_when_a_header_is_old():
     others = others_beside(100.0, 100.0, holds=500.0)
     now, spent = others._at, others._spent

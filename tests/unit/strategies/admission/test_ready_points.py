@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+import statistics
 
 import pytest
 
 from admissions import admission
+from batch_llm.strategies.admission import Admission
 from batch_llm.strategies.admission.ready_points import Measured, ReadyPoints
 from batch_llm.strategies.costs import Cost
 from batch_llm.strategies.dimensions import REQUESTS, TOKENS
@@ -29,6 +31,23 @@ class Tokens:
             return Reply("refused", 0.1, (cost - self.level) / self.rate)
         self.level -= cost
         return Reply("taken", 0.3)
+
+
+@pytest.mark.parametrize("rate", [0.5, 1.0, 3.0])
+def test_a_slow_rate_that_was_measured_and_doubles_is_found_within_a_minute(rate):
+    shares, measured = [], 0
+    for seed in range(5):
+        provider = ExactBucket(rate, 5 * rate)
+        one = Admission(0.0, dimensions=(REQUESTS,), dice=random.Random(seed))
+        lane = Lane(one, provider).run(120.0 + 17 * seed)
+        measured += one._retry_after.exact.is_known
+        provider.rate, provider.burst = 2 * rate, 10 * rate
+        now = lane.now + 60
+        lane.run(now + 60)
+        shares.append(lane.count("taken", now, now + 60) / (2 * rate * 60))
+
+    assert measured >= 3
+    assert statistics.median(shares) > 0.85
 
 
 @pytest.mark.parametrize("rate", [0.5, 3.0, 40.0])
