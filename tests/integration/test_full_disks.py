@@ -76,6 +76,9 @@ def test_a_run_waits_for_room_and_loses_nothing_when_it_comes(small_disk):
             assert ledger.counts()[ItemState.DONE] == 100
     """)
     assert done.returncode == 0, done.stderr
+    assert done.stderr == (  # once, and not with each attempt
+        "Results cannot be saved now (database or disk is full); trying again for 20 s.\n"
+    )
 
 
 def test_what_could_not_be_saved_is_saved_at_the_end_when_there_is_room(small_disk):

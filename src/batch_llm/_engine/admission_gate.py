@@ -253,6 +253,10 @@ class AdmissionGate:
             return False
         return lane.best_place(now, lane.cost_of(item))[1] > 0
 
+    def has_answered(self, item: Item, /) -> bool:
+        """Whether anybody in the item's lane ever dealt with a call."""
+        return self.lanes.of(item).has_answered
+
     def _start_now(self, lane: Lane, item: Item, other: Place | None = None) -> Ticket | None:
         lanes = self.lanes
         if lanes.in_flight >= lanes.most or (lane.queue.lines and lane.queue.next() is not None):
@@ -304,7 +308,7 @@ class AdmissionGate:
         place, grant = ticket.place, ticket.grant
         now = self._time()
         if place.is_in_doubt:
-            place.ended(now, grant, is_good=True)
+            ticket.lane.ended(now, place, grant, is_good=True)
         lane, admission = ticket.lane, place.admission
         if admission.is_unlimited and not outcome.limits and lane.uncharged is not None:
             admission.end(now, grant)
@@ -362,7 +366,7 @@ class AdmissionGate:
         place, grant = ticket.place, ticket.grant
         now = self._time()
         ticket.lane.book()
-        place.ended(now, grant, is_good=True)  # whom it knows it refuses
+        ticket.lane.ended(now, place, grant, is_good=True)  # whom it knows it refuses
         refusal = place.admission.refused(
             now,
             grant,

@@ -177,6 +177,9 @@ class CooldownGate:
         """Return False: overload is a failure like any other here."""
         return False
 
+    def has_answered(self, _item: Item, /) -> None:
+        """Return None: a cooldown knows lanes by their refusals alone."""
+
     def place(self, _episode: int, /) -> None:
         """Choose nothing: whoever calls takes its places in turn."""
 

@@ -108,6 +108,10 @@ class Gate(Protocol):
         """Whether the item's lane deals with no calls, and no call is due to find out."""
         ...
 
+    def has_answered(self, item: Item, /) -> bool | None:
+        """Whether anybody in the item's lane ever dealt with a call; None: that is not seen."""
+        ...
+
     def place(self, ticket: Any, /) -> int | None:
         """Return which of the lane's places the call goes to; None where nobody chose."""
         ...

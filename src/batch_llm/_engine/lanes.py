@@ -169,6 +169,11 @@ class Lane:
         """Whether a call that found a place busy or gone may try another one at once."""
         return any(other.is_well(now) for other in self.places if other is not place)
 
+    def ended(self, now: float, place: Place, grant: Grant, *, is_good: bool | None) -> None:
+        """Note that a call ended; None when it says nothing of its place."""
+        if place.ended(now, grant, is_good=is_good):
+            logger.warning("%s is used again", self._called(place))
+
     def failed(
         self, now: float, place: Place, grant: Grant, code: ErrorCode, error: object
     ) -> bool:
@@ -176,7 +181,7 @@ class Lane:
 
         The last place is never set aside: when all fail, that is to be seen at once.
         """
-        place.ended(now, grant, is_good=True if code in _OF_THE_CALL else None)
+        self.ended(now, place, grant, is_good=True if code in _OF_THE_CALL else None)
         if code not in _OF_THE_PLACE:
             if code in {ErrorCode.TIMEOUT, ErrorCode.SERVER_ERROR}:
                 place.avoid(now)

@@ -108,8 +108,11 @@ class Place:
             self._probe = grant
         return grant
 
-    def ended(self, now: float, grant: Grant, *, is_good: bool | None) -> None:
+    def ended(self, now: float, grant: Grant, *, is_good: bool | None) -> bool:
         """Note that a call ended; None when it says nothing of the place.
+
+        Returns:
+            Whether it brings the place back that was set aside.
 
         Of a place that is set aside only the probe's end says something: answers to calls from
         before may still come in.
@@ -118,11 +121,12 @@ class Place:
         if is_probe:
             self._probe = None
         if not is_good:
-            return
+            return False
         self.avoided_until, self._failures = -math.inf, 0
         if is_probe:
             self.aside_until, self._aside_seconds, self._healed_at = 0.0, ASIDE_SECONDS, now
         self.is_in_doubt = self.aside_until > 0
+        return is_probe
 
     def set_aside(self, now: float, grant: Grant) -> bool:
         """Let no calls in for a while; return whether that is news."""

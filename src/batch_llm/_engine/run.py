@@ -131,7 +131,7 @@ class Run:
             size_of=size_of,
         )
         self._hedging = self._make_hedging(calls) if config.hedge else None
-        self._stops = Stops(setup.caller, self._counts)
+        self._stops = Stops(setup.caller, self._counts, self._gate.has_answered)
         retrier = Retrier(
             make_call=calls.make if self._hedging is None else self._hedging.make,
             gate=self._gate,

@@ -224,6 +224,10 @@ class SpendingGate:
         """Whether the item's lane deals with no calls, and no call is due to find out."""
         return self._gate.is_overloaded(item)
 
+    def has_answered(self, item: Item, /) -> bool | None:
+        """Whether anybody in the item's lane ever dealt with a call; None: that is not seen."""
+        return self._gate.has_answered(item)
+
     def place(self, ticket: Admitted, /) -> int | None:
         """Return which of the lane's places the call goes to; None where nobody chose."""
         return self._gate.place(ticket.inner)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from batch_llm._engine.statistics import StoppedLane
 from batch_llm.core.text import described, safe
-from batch_llm.exceptions import LaneStoppedError
+from batch_llm.exceptions import LaneStoppedError, MalformedResponseError
 from batch_llm.stores.values import clean
 from batch_llm.strategies.errors import ErrorCode
 from batch_llm.strategies.policies import (
@@ -22,6 +22,8 @@ from batch_llm.strategies.policies import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from batch_llm._engine.statistics import Counts
     from batch_llm.base import LLMWorkItem
     from batch_llm.providers.base import Caller
@@ -39,11 +41,16 @@ class Stops:
     Args:
         caller: Knows an item's lane and what is to be said of it.
         counts: Of the run.
+        has_answered: Tells whether anybody in an item's lane ever dealt with a call; None where
+            that is not seen.
     """
 
-    def __init__(self, caller: Caller, counts: Counts) -> None:
+    def __init__(
+        self, caller: Caller, counts: Counts, has_answered: Callable[[Item], bool | None]
+    ) -> None:
         self._caller = caller
         self._counts = counts
+        self._has_lane_answered = has_answered
         #: By lane: its refusals in a row. Empty as long as there are none, so that a success need
         #: not look for its lane.
         self.in_a_row: dict[str, LaneStoppedError] = {}
@@ -61,7 +68,7 @@ class Stops:
         """Note what an item failed with in its lane for good."""
         lane = self._caller.lane(item)
         has_answered = self._has_answered
-        if not POLICIES[code].stops_lane or (code is ErrorCode.CONNECTION and has_answered):
+        if not self._says_nothing_of_the_item(item, code, error):
             self.in_a_row.pop(lane, None)
             return
         before = self.in_a_row.get(lane)
@@ -69,6 +76,13 @@ class Stops:
         refusal = self.in_a_row[lane] = self._refusal(lane, item, code, count, error)
         if count >= (STOPS_AFTER if has_answered else STOPS_AFTER_NEVER_ANSWERED):
             self._stop(lane, refusal)
+
+    def _says_nothing_of_the_item(self, item: Item, code: ErrorCode, error: Exception) -> bool:
+        if code is ErrorCode.CONNECTION:
+            return not self._has_answered or self._has_lane_answered(item) is False
+        if isinstance(error, MalformedResponseError):  # a web page, say; else, a bad hour
+            return not self._has_answered
+        return POLICIES[code].stops_lane
 
     def conclude(self) -> None:
         """Call the lanes stopped that did nothing but refuse, of a run to which nobody answered."""

@@ -14,6 +14,7 @@ from batch_llm.exceptions import AbandonedError
 from batch_llm.strategies.dimensions import DAY, REQUESTS_PER_DAY
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from decimal import Decimal
 
     from batch_llm._engine.statistics import LanePause, LearnedLimit, Statistics
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
 _SUMMARY_WIDTH = 79
 _REASONS_AT, _VALUES_AT = 34, 12
 #: Lines that hold one value, and not a number with its reasons.
-_OF_ONE_VALUE = ("  in all ", "  cost ", "  limits ")
+_OF_ONE_VALUE = ("  in all ", "  cost ", "  limits ", " " * _VALUES_AT)
+#: Of how many kinds of failures an error is shown, and how much of it.
+_MOST_EXAMPLES, _LONGEST_EXAMPLE = 3, 250
 #: Longer waits are shown as a clock does.
 _LONG_SECONDS = 120.0
 
@@ -210,6 +213,7 @@ def summary_lines(
     left_out: int = 0,
     reused: int = 0,
     bill: Bill | None = None,
+    examples: Mapping[str, str] | None = None,
 ) -> list[str]:
     """Return the block that ends a run: what succeeded, failed, was retried, and why.
 
@@ -221,6 +225,7 @@ def summary_lines(
         left_out: Such records that have no result either.
         bill: What was spent.
         reused: Rows whose answer an earlier run has brought.
+        examples: An error of each code, which may be a stranger's words.
     """
     failed = now.failed - cancelled
     total = max(1, now.succeeded + failed)
@@ -228,6 +233,7 @@ def summary_lines(
     lines = [
         f"  succeeded {now.succeeded:>9,}   {100 * now.succeeded / total:5.1f} %",
         f"  failed    {failed:>9,}   {100 * failed / total:5.1f} %" + _reasons(reasons),
+        *_examples(reasons, examples or {}),
         f"  retried   {sum(now.retries_by_code.values()):>9,}          "
         + _reasons(now.retries_by_code),
     ]
@@ -301,6 +307,14 @@ def _wrapped(line: str) -> list[str]:
 def _reasons(counts: dict[str, int]) -> str:
     ordered = sorted(counts.items(), key=lambda pair: -pair[1])
     return "   " + ", ".join(f"{code} {count:,}" for code, count in ordered) if ordered else ""
+
+
+def _examples(counts: dict[str, int], examples: Mapping[str, str]) -> list[str]:
+    """Say how the most frequent failures were worded, the first time."""
+    ordered = sorted(counts, key=lambda code: -counts[code])
+    shown = [code for code in ordered[:_MOST_EXAMPLES] if code in examples]
+    indent = " " * _VALUES_AT
+    return [f"{indent}{code}: {safe(examples[code], _LONGEST_EXAMPLE)}" for code in shown]
 
 
 def _bar(now: Statistics, total: int | None, width: int) -> str:

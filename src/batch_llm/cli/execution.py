@@ -31,6 +31,7 @@ from batch_llm.runs.session import (
     open_cache,
     open_pools,
 )
+from batch_llm.stores.base import NOT_OF_THE_ITEM
 from batch_llm.stores.sqlite import SqliteLedger
 
 if TYPE_CHECKING:
@@ -246,6 +247,8 @@ class _Execution:
         self._done: set[int] = set()
         self._keeps_done = ledger is None and _has_limit(command)
         self._not_sent = 0
+        #: By code, the first error of a row.
+        self._examples: dict[str, str] = {}
         self._passing: Passing | None = None
 
     def hand_over(
@@ -289,6 +292,8 @@ class _Execution:
         """Write a result."""
         if result.error_code == "cancelled" or result.context is None:
             return
+        if result.error is not None and not result.is_reused:
+            self._examples.setdefault(result.error_code or "", result.error)
         if self._pilot is not None:
             self._pilot(result)
         if self._keeps_done:
@@ -380,6 +385,7 @@ class _Execution:
             left_out=self._plan.left_out,
             reused=survey.kept,
             bill=bill,
+            examples={} if session.refusal else self._examples,  # which has said it
         )
         say("\n" + "\n".join(summary) + "\n")
         self._tell_files(bad)
@@ -440,8 +446,9 @@ class _Execution:
         if writers.failed.rows:
             not_sent = f", {self._not_sent:,} of them not sent" if self._not_sent else ""
             say(f"  failed    {command.failed} ({writers.failed.rows:,} rows{not_sent})")
-            is_refused = bool(self._session.refusal)
-            if writers.failed.rows > bad and not (self._ledger and is_refused):  # tried again then
+            goes_on = self._ledger is not None and bool(self._session.refusal)
+            are_kept = set(self._session.statistics().failures_by_code) - NOT_OF_THE_ITEM
+            if writers.failed.rows > bad and (are_kept or not goes_on):  # else tried again then
                 say(f"  next      {self._next_command()}")
         if command.plot is not None and Path(command.plot).exists():
             say(f"  plot      {command.plot}")

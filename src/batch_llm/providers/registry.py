@@ -317,7 +317,8 @@ def resolve_pool(
             its variable should be (it is not repeated).
     """
     urls: Sequence[str | None] = [url.strip() for url in base_urls.split(",")] if base_urls else []
-    variables: Sequence[str | None] = [name.strip() for name in keys]
+    named = keys.split(",") if isinstance(keys, str) else keys  # one text, as `base_urls` is
+    variables: Sequence[str | None] = [name.strip() for name in named]
     for name in variables:
         if not _VARIABLE.fullmatch(name or ""):
             raise ConfigError("keys", "(hidden)", _NAMES_OF_KEYS)

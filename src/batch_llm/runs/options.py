@@ -213,12 +213,12 @@ def pace_of(options: PaceOptions) -> dict[str, Any]:
             "cache_expires_seconds", options["cache_expires_seconds"], "given with cache"
         )
     named = options.get("fallback_on")
-    fallback_on = None if named is None else tuple(named)
+    fallback_on = None if named is None else _names(named)
     fallback_codes(fallback_on)
     plot, counter = options.get("plot"), options.get("count_tokens")
     return {
         "base_url": options.get("base_url"),
-        "keys": tuple(options.get("keys", ())),
+        "keys": _names(options.get("keys", ())),
         "concurrency": None if concurrency == "auto" else concurrency,
         "ignore_slots": options.get("ignore_slots", False),
         "limits": options.get("limits"),
@@ -226,7 +226,7 @@ def pace_of(options: PaceOptions) -> dict[str, Any]:
         "longest_pause_seconds": options.get("longest_pause_seconds"),
         "timeout_seconds": options.get("timeout_seconds", 120.0),
         "retries": _at_least("retries", options.get("retries", 5), 0),
-        "fallbacks": tuple(options.get("fallbacks", ())),
+        "fallbacks": _names(options.get("fallbacks", ())),
         "fallback_on": fallback_on,
         "max_tokens_cap": _at_least("max_tokens_cap", options.get("max_tokens_cap"), 0),
         "hedge": options.get("hedge", False),
@@ -242,6 +242,13 @@ def pace_of(options: PaceOptions) -> dict[str, Any]:
         "count_tokens": open_tokenizer(counter) if isinstance(counter, str) else counter,
         "plot": None if plot is None else checked_plot("plot", os.fspath(plot)),
     }
+
+
+def _names(given: Sequence[str]) -> tuple[str, ...]:
+    """Return names as they are given; a text, which is a sequence of letters, as the flags do."""
+    return (
+        tuple(name.strip() for name in given.split(",")) if isinstance(given, str) else tuple(given)
+    )
 
 
 def settings_from(given: Mapping[str, Any]) -> Settings:

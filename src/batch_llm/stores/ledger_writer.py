@@ -8,17 +8,21 @@ interpreter.
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 import time
 from concurrent.futures import Future
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
+from batch_llm.core.text import safe
 from batch_llm.stores.ledger_groups import Group, Pace
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Sequence
+
+logger = logging.getLogger("batch_llm.ledger")
 
 #: A group of so many items is handed over at once: waiting would save nothing more.
 _ENOUGH = 256
@@ -175,8 +179,15 @@ class LedgerWriter:
                 self._write(groups)
             except Exception as error:  # noqa: BLE001 - whatever it is, who waits must hear it
                 is_late = time.monotonic() >= deadline  # noqa: TID251
-                self.pace.is_stuck = True
-                if is_late or not self._can_pass(error) or self._is_closing.wait(pause):
+                is_news, self.pace.is_stuck = not self.pace.is_stuck, True
+                can_wait = not is_late and self._can_pass(error)
+                if can_wait and is_news:
+                    logger.warning(
+                        "Results cannot be saved now (%s); trying again for %g s.",
+                        safe(error),
+                        self._patience_seconds,
+                    )
+                if not can_wait or self._is_closing.wait(pause):
                     return error
                 pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
             else:

@@ -199,7 +199,8 @@ def _code_for(status: int, text: str, codes: set[str]) -> ErrorCode:
         return ErrorCode.CONTENT_FILTER
     if status in {401, 403}:
         return ErrorCode.AUTH
-    if status == 404 or codes & _MODEL_CODES:
+    # A redirect is not followed, and no API is there that takes nothing by POST: a wrong address.
+    if status in {404, 405, 410} or 300 <= status < 400 or codes & _MODEL_CODES:
         return ErrorCode.NOT_FOUND
     if status in {408, 504}:
         return ErrorCode.TIMEOUT

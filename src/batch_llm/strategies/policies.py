@@ -193,4 +193,8 @@ def remedy(code: ErrorCode, *, keys: tuple[str, ...], model: str, where: str) ->
         )
     if code is ErrorCode.NOT_FOUND:
         return f"There is no {model or 'such model'}{at} for {key}: check the name and the address."
-    return f"Nothing answers{at}: check the address, and whether the server is running."
+    if code is ErrorCode.SERVER_ERROR:
+        return f"What answers{at} does not speak this API: check the address."
+    return (
+        f"Nothing answers as it should{at}: check the address, and whether the server is running."
+    )

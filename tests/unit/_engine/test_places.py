@@ -8,6 +8,7 @@ import logging
 import pytest
 
 from batch_llm import Limits, RetryConfig, StatusError, TransportError
+from batch_llm.providers.base import LaneFacts
 from fakes import Models, RateLimited, asked
 
 ONE_ATTEMPT = RetryConfig(max_attempts=1, jitter=False)
@@ -56,6 +57,24 @@ async def test_a_place_is_probed_with_one_call_at_a_time_ever_more_rarely():
     probes = [at for at in provider.at(0) if at > 1]
     waits = [b - a for a, b in zip([0.0, *probes], probes, strict=False)]
     assert waits == pytest.approx([30.0, 60.0, 120.0], abs=2.0)
+
+
+async def test_a_place_that_comes_back_is_told(caplog):
+    def behaviour(place):
+        return StatusError(402, "pay first") if place == 0 and now() < 20 else None
+
+    provider = pool(behaviour, seconds=1.0, facts=LaneFacts(places=2, labels=("FIRST", "SECOND")))
+    limits = Limits(requests_per_minute=600, burst_seconds=1.0)
+
+    with caplog.at_level(logging.WARNING, "batch_llm"):
+        result = await provider.processor(limits=limits).process(items(1000))
+
+    assert result.succeeded == 1000
+    assert [record.getMessage() for record in caplog.records] == [
+        "m #1 of 2 (FIRST) is set aside: HTTP 402: pay first",
+        "m #1 of 2 (FIRST) is used again",
+    ]
+    assert len([at for at in provider.at(0) if at > 30]) > 100
 
 
 async def test_late_answers_to_earlier_calls_do_not_bring_a_place_back():

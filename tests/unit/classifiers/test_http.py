@@ -32,12 +32,14 @@ def anthropic(code, message="no"):
 @pytest.mark.parametrize(
     ("status", "category", "is_retryable"),
     [
-        (302, "bad_request", False),
+        (302, "not_found", False),
         (400, "bad_request", False),
         (401, "auth", False),
         (402, "quota", False),
         (403, "auth", False),
         (404, "not_found", False),
+        (405, "not_found", False),
+        (410, "not_found", False),
         (408, "timeout", True),
         (409, "server_error", True),
         (413, "bad_request", False),

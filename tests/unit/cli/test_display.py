@@ -107,6 +107,23 @@ async def test_the_summary_says_what_failed_and_why():
     assert "not done          1" in text
 
 
+async def test_the_summary_shows_an_error_of_each_frequent_kind_fit_for_a_terminal():
+    counts = {"timeout": 1, "bad_request": 7, "truncated": 2, "server_error": 3, "cancelled": 9}
+    now = msgspec.structs.replace(await numbers(), failures_by_code=counts)
+    examples = dict.fromkeys(counts, "StatusError: ") | {
+        "bad_request": "StatusError: HTTP 400: \x1b[2Jboom\r\n" + "and so on " * 100
+    }
+
+    lines = summary_lines(now, cancelled=9, examples=examples)
+
+    at = next(n for n, line in enumerate(lines) if "bad_request:" in line)
+    assert lines[at].startswith("            bad_request: StatusError: HTTP 400:  [2Jboom  and so")
+    assert all(len(line) < 80 for line in lines)
+    assert sum(line.count("and so on") for line in lines) < 30
+    shown = [line.split(":")[0].strip() for line in lines if ": StatusError:" in line]
+    assert shown == ["bad_request", "server_error", "truncated"]
+
+
 async def test_the_summarys_rate_is_without_rows_that_a_stop_cut_off():
     now = msgspec.structs.replace(await numbers(), elapsed_seconds=2.0, processed=10, failed=8)
 

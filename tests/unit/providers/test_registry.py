@@ -257,6 +257,12 @@ def test_a_pool_is_each_server_with_each_key_in_the_order_given():
     ]  # fmt: skip
 
 
+def test_keys_may_be_one_text_as_the_addresses_are():
+    pool = resolve_pool("openai-chat:m", keys="A, B", environ={"A": "x", "B": "y"})
+
+    assert [one.key_variable for one in pool] == ["A", "B"]
+
+
 def test_two_keys_are_two_places_whatever_header_carries_them():
     environ = {"A": "first-key", "B": "second-key", "C": "first-key"}
 

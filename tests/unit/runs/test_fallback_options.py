@@ -21,6 +21,14 @@ def test_fallbacks_reach_the_brief():
     )
 
 
+def test_a_text_in_the_place_of_a_list_is_read_as_the_flag_would_be():
+    found = brief(keys="A", fallbacks="openai-chat:big, sim:slow", fallback_on="quota,auth")
+
+    assert found.keys == ("A",)
+    assert found.fallbacks == ("openai-chat:big", "sim:slow")
+    assert found.fallback_on == ("quota", "auth")
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [({"fallback_on": ["speed"]}, "fallback_on"), ({"max_tokens_cap": -1}, "max_tokens_cap")],

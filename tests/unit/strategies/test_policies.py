@@ -106,7 +106,7 @@ def test_no_fallback_heals_what_stands_still_for_everyone():
         (ErrorCode.AUTH, "Check K1 or K2: it is not accepted at http://h/v1"),
         (ErrorCode.QUOTA, "The account of K1 or K2 has used up its credit"),
         (ErrorCode.NOT_FOUND, "There is no p:m at http://h/v1 for K1 or K2"),
-        (ErrorCode.CONNECTION, "Nothing answers at http://h/v1"),
+        (ErrorCode.CONNECTION, "Nothing answers as it should at http://h/v1"),
     ],
 )
 def test_a_remedy_names_key_model_and_address(code, words):

@@ -1,0 +1,102 @@
+"""Servers that answer, and are not what was meant: said after a few rows, not after all."""
+
+from __future__ import annotations
+
+import http.server
+import threading
+
+import pytest
+
+ROWS = 60
+PAGE = b"<!doctype html><title>Sign in</title><script>alert(1)</script>"
+
+
+class Elsewhere(http.server.ThreadingHTTPServer):
+    """Answers whatever it is told to."""
+
+    daemon_threads = True
+
+    def __init__(self, status, body, headers=()):
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.answer, self.calls = (status, body, headers), 0
+        self.url = f"http://127.0.0.1:{self.server_port}/v1"
+
+    def __enter__(self):
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+        return super().__enter__()
+
+    def __exit__(self, *_):
+        self.shutdown()
+        super().__exit__(*_)
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers["content-length"]))
+        self.server.calls += 1
+        status, body, headers = self.server.answer
+        self.send_response(status)
+        for name, value in headers:
+            self.send_header(name, value)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def run(cli, tmp_path):
+    (tmp_path / "q.txt").write_text("".join(f"Question {n}?\n" for n in range(ROWS)))
+
+    def run(server, *arguments):
+        return cli("run", "q.txt", "-m", "openai-chat:m", "--base-url", server.url, *arguments,
+                   env={"OPENAI_API_KEY": "any"})  # fmt: skip
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "headers", "told"),
+    [
+        (200, PAGE, [("content-type", "text/html")], "does not speak this API: check the address"),
+        (200, b"null", [], "does not speak this API: check the address"),
+        (302, b"", [("location", "/login")], "the server redirects; the base URL is wrong"),
+        (405, b"", [("allow", "GET")], "check the name and the address"),
+    ],
+)
+def test_the_run_ends_after_a_few_rows_with_the_address(run, status, body, headers, told):
+    with Elsewhere(status, body, headers) as server:
+        done = run(server, "--retries", "0")
+
+    assert done.returncode == 4, done.stderr
+    assert told in done.stderr
+    assert f"{server.url}/chat/completions" in done.stderr
+    assert server.calls < ROWS / 2
+    assert "not done" in done.stderr
+
+
+def test_what_was_answered_with_a_page_stands_among_the_failed_rows_with_the_way_to_run_it(
+    run, cli, tmp_path
+):
+    with Elsewhere(200, PAGE) as server:
+        done = run(server, "--retries", "0")
+    failed = len((tmp_path / "q.failed.jsonl").read_text().splitlines())
+
+    assert "next      batch-llm retry q.results.jsonl" in done.stderr
+    assert "continue  batch-llm resume q.results.jsonl" in done.stderr
+    assert 5 <= failed < ROWS / 2
+
+
+def test_nonsense_behind_good_answers_stops_nothing(cli, tmp_path):
+    """Gateways answer so in a bad hour; the run's other rows go on."""
+    (tmp_path / "q.txt").write_text("Question?\n" * 30 + "<<pgarbage>>\n" * 30 + "Question?\n" * 5)
+
+    done = cli("run", "q.txt", "-m", "sim:fast", "--retries", "0", "--no-dedupe", "-c", "5")
+
+    assert done.returncode == 1, done.stderr
+    assert "succeeded        35    53.8 %" in done.stderr
+    assert "            server_error: MalformedResponseError: The answer is no" in done.stderr
