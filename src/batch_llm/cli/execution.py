@@ -388,7 +388,7 @@ class _Execution:
             left_out=self._plan.left_out,
             reused=survey.kept,
             bill=bill,
-            examples={} if session.refusal else self._examples,  # which has said it
+            examples={} if session.refusal or session.pause else self._examples,  # those said it
         )
         say("\n" + "\n".join(summary) + "\n")
         self._tell_files(bad)
