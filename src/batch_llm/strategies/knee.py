@@ -123,6 +123,7 @@ class Knee:
         "_base",
         "_began_at",
         "_ended",
+        "_ended_at",
         "_error",
         "_goodput",
         "_has_doubled",
@@ -150,6 +151,8 @@ class Knee:
         self._is_less_next = True
         #: Samples to wait until the next trial; and after the next failed one, by its kind.
         self._rest = 0
+        #: When a call last ended in this stage.
+        self._ended_at = now
         self._rests = {_Stage.LESS: FIRST_REST, _Stage.MORE: FIRST_REST}
         self._begin(now, _Stage.BASE if is_near else _Stage.DOUBLING, self.concurrency)
 
@@ -167,20 +170,22 @@ class Knee:
             others: Calls in flight beside it then.
             work: What it did; 0 when nothing came of its time.
         """
+        if now > self._ended_at:  # those that ended at the same moment are judged together
+            if self._stage is _Stage.MORE and self._has_collapsed():
+                self._fail(now)
+            self._ended_at = now
         self._ended += 1
         self._work_ended += work
         if started_at >= self._began_at and others + 1 >= self.concurrency:
             self._sample.add(work, now - started_at)
             if self._is_enough():
                 self._conclude(now)
-                return
-        if self._stage is _Stage.MORE and self._has_collapsed(now):
-            self._fail(now)
 
     def _begin(self, now: float, stage: _Stage, concurrency: int) -> None:
         self._stage = stage
         self.concurrency = concurrency
         self._began_at = now
+        self._ended_at = now
         self._ended = 0
         self._work_ended = 0.0
         self._sample = _Ratio()
@@ -267,11 +272,11 @@ class Knee:
         self._kept, self._base = self.concurrency, self._sample
         self._goodput, self._error = self._kept * self._base.value, self._base.error
 
-    def _has_collapsed(self, now: float) -> bool:
+    def _has_collapsed(self) -> bool:
         """Tell early that a step up made the server thrash."""
         if self._ended < max(COLLAPSE_SAMPLE, COLLAPSE_SHARE * self._kept):
             return False
-        rate = self._work_ended / max(now - self._began_at, 1e-9)
+        rate = self._work_ended / max(self._ended_at - self._began_at, 1e-9)
         return rate < COLLAPSE * self._goodput * self._kept / self.concurrency
 
     def _fail(self, now: float) -> None:

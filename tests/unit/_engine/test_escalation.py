@@ -380,7 +380,7 @@ async def test_what_was_not_sent_to_a_stopped_lane_is_tried_again_when_the_run_g
     second = await processor(healed, store=ledger).process([ask(str(n)) for n in range(60)])
 
     assert first.succeeded == 0
-    assert len(refusing.calls) > 5  # those in flight when it was stopped were refused, too
+    assert 5 <= len(refusing.calls) < 20  # those in flight when it was stopped are refused, too
     assert len(built.statistics().stopped_lanes) == 1
     not_sent = [one for one in first.results if not one.attempts]
     assert {one.error_code for one in not_sent} == {"cancelled"}

@@ -198,3 +198,13 @@ def test_where_nothing_gets_done_fewer_calls_are_tried():
         assert knee.concurrency <= 16
 
     assert 3 <= knee.known <= 5
+
+
+def test_calls_that_end_at_the_same_moment_are_no_collapse():
+    knee = Knee(0.0, 80, is_near=True)
+    for second in range(8):
+        concurrency = knee.concurrency
+        for _ in range(concurrency):
+            knee.note_end(second + 1.0, second, concurrency - 1, 1.0)
+
+    assert knee.known > 80

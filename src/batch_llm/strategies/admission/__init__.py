@@ -9,7 +9,8 @@ logarithm of the calls since the last one. The parts, and how they work together
   a call starts when all of them have its cost (``strategies/costs.py``): it gets a grant
   (``grants.py``). Headers with limits are believed over everything else (``header_belief.py``),
   unless they promise more than is let in (``overstated.py``), or far less
-  (``understated.py``); they also show others on the same key (``others.py``).
+  (``understated.py``); they also show others on the same key (``others.py``), and calls that come
+  a moment too soon (``headroom.py``).
 - Only so many calls may be in doubt at a time (``doubt.py``): a start is fast, a refusal cheap.
 - The first refusal of an epoch (``epochs.py``) cuts the rates once (``cuts.py``), whatever comes
   late; then they grow again (``rates.py``). Limits that nobody told are searched

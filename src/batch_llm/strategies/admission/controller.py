@@ -6,6 +6,7 @@ import math
 import random
 from typing import TYPE_CHECKING
 
+from batch_llm.strategies.admission import headroom
 from batch_llm.strategies.admission.belief import Belief
 from batch_llm.strategies.admission.blame import blamed
 from batch_llm.strategies.admission.budgets import Budget
@@ -346,6 +347,8 @@ class Admission:
         for budget in self._in_order:
             field = budget.field
             difference = used[field] - expected[field]
+            if budget.is_sliding and budget.counts_output and budget.log is not None:
+                budget.log.move(grant.at, now, expected[PENDING])
             if difference and budget.number < known_then:
                 if is_old and difference > 0:
                     budget.spent += difference
@@ -398,7 +401,13 @@ class Admission:
             wait = PROBE_SECONDS * self._dice.uniform(0.5, 1.5)
             return Refusal(False, wait if retry_after is None else retry_after)
         if is_first:
-            return Refusal(self._cut(now, grant, retry_after, dimension or empty), 0.0)
+            is_early = (
+                headers is not None
+                and not self._belief.is_first
+                and headroom.explains(self.budgets, grant, headers)
+            )
+            is_cut = self._cut(now, grant, retry_after, dimension or empty, is_early=is_early)
+            return Refusal(is_cut, 0.0)
         self._retry_after.note(grant, retry_after, self._accepted)
         if grant.epoch == 0 and self._epoch.number == 1:
             self._note_follower(grant, was_accepted=False)
@@ -586,6 +595,8 @@ class Admission:
             self._closure.explain(now, grant, budgets, belief, epoch)
             if belief.is_by_window and not knew_limits:
                 self._doubt.fit_to_limit(self.budgets[REQUESTS].limit or 0)
+            if not belief.is_searching:  # there chance would be taken for a small bucket by it
+                self._evidence.note_reopened(grant.at)
         self._retry_after.measure()
         if belief.is_searching:
             self._search.correct(budgets)
@@ -593,9 +604,17 @@ class Admission:
             learn_from_closure(grant, budgets, epoch.refused_at, self._doubt.seconds)
 
     def _cut(
-        self, now: float, grant: Grant, retry_after: float | None, dimension: str | None
+        self,
+        now: float,
+        grant: Grant,
+        retry_after: float | None,
+        dimension: str | None,
+        *,
+        is_early: bool,
     ) -> bool:
         """Work out what the first refusal of an epoch means: which rates are cut, and how far.
+
+        None where the call came a moment too soon.
 
         Returns:
             Whether the gate was closed because of it.
@@ -628,7 +647,7 @@ class Admission:
         emptied = self._emptied(now, named, is_closed_still=is_closed_still)
         seconds = self._seconds_since_cut(grant)
         is_trial = self._ceiling_room.note_refused(now, self._in_order, retry_after)
-        cut = () if is_used_up or is_trial else emptied
+        cut = () if is_used_up or is_trial or is_early else emptied
         if not is_closed_still and not self._cut_rates(now, grant, retry_after, cut, seconds):
             return False
         requests = self.budgets[REQUESTS]
@@ -718,8 +737,8 @@ class Admission:
         self, now: float, named: str | None, *, is_closed_still: bool
     ) -> Collection[Budget]:
         """Return the budgets that a refusal shows to be empty."""
-        if named is not None:
-            return [self.budgets[named]]
+        if named is not None and self.budgets[named].source != "unknown":
+            return [self.budgets[named]]  # of an unknown one the others are searched beside it
         if is_closed_still or not self._belief.is_told:
             return self.budgets.values()
         return blamed(self.budgets.values(), now, is_first=self._belief.is_first)

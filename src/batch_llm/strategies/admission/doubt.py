@@ -27,8 +27,10 @@ DOUBT_SECONDS_TOLD = 0.5
 PASSED_TIMES, PASSED_TIMES_GUESSED = 1.0, 1.5
 #: Calls in doubt at a time: at the start, and at the most until many were let in.
 DOUBT_START, DOUBT_MOST = 2.0, 256.0
-#: While nothing is refused there come to be so many at least, one more with each call let in.
+#: While nothing is refused there come to be so many at least.
 DOUBT_LEAST = 16.0
+#: With each call let in so many more, while nothing is known and where a limit is.
+DOUBT_GROWTH, DOUBT_GROWTH_KNOWN = 0.33, 1.0
 #: So many may be in doubt where a limit was seen: in headers, as a minute's that was learned, or by
 #: a refusal of a told one.
 DOUBT_SEEN = 32.0
@@ -40,7 +42,7 @@ HELD_SHARE = 0.25
 #: So many at the most while a rate is searched: they are refused when it turns out too high.
 DOUBT_SEARCH = 64.0
 #: This share of the calls let in, where nothing is told; and of a told minute's requests.
-DOUBT_SHARE, DOUBT_TOLD_SHARE = 0.07, 0.05
+DOUBT_SHARE, DOUBT_TOLD_SHARE = 0.09, 0.05
 #: Where many were let in and none refused, this share of them may be in doubt, beyond
 #: ``DOUBT_MOST``.
 DOUBT_LATER_SHARE = 0.05
@@ -63,7 +65,17 @@ class Doubt:
         is_told: Whether the user told any limit.
     """
 
-    __slots__ = ("_grants", "_held", "_share", "_silent_most", "_told", "calls", "limit", "seconds")
+    __slots__ = (
+        "_grants",
+        "_growth",
+        "_held",
+        "_share",
+        "_silent_most",
+        "_told",
+        "calls",
+        "limit",
+        "seconds",
+    )
 
     def __init__(self, requests_per_minute: float, *, is_told: bool) -> None:
         #: In the order in which they were sent; some have ended since.
@@ -71,6 +83,7 @@ class Doubt:
         #: How long a call is in doubt.
         self.seconds = DOUBT_SECONDS_TOLD if is_told else DOUBT_SECONDS
         self._share = DOUBT_TOLD_SHARE if is_told else DOUBT_SHARE
+        self._growth = DOUBT_GROWTH_KNOWN if is_told else DOUBT_GROWTH
         self._told = self._share * requests_per_minute
         #: How many there are, and may be.
         self.calls = 0
@@ -146,7 +159,7 @@ class Doubt:
         self.seconds = max(SHORTEST_DOUBT_SECONDS, min(LONGEST_DOUBT_SECONDS, learned))
 
     def note_accepted(self, accepted: int, calls: int = 1, *, is_seen: bool = False) -> None:
-        """Allow more, one with each call let in, while nothing speaks against it.
+        """Allow more with each call let in, while nothing speaks against it.
 
         Args:
             accepted: Calls let in so far.
@@ -173,7 +186,7 @@ class Doubt:
         if aim < told:  # noqa: PLR1730
             aim = told
         if aim > limit:
-            self.limit = min(aim, limit + calls)
+            self.limit = min(aim, limit + self._growth * calls)
 
     def note_headers(self, requests_per_minute: float) -> None:
         """Allow more where headers show the limits.
@@ -187,7 +200,7 @@ class Doubt:
 
     def fit_to_limit(self, requests_per_minute: float) -> None:
         """Allow as many as when a limit per minute is told: headers or refusals showed it."""
-        self.limit = max(self.limit, DOUBT_SEEN)
+        self.limit, self._growth = max(self.limit, DOUBT_SEEN), DOUBT_GROWTH_KNOWN
         self._told = self._share * requests_per_minute
 
     def keep_to(self, requests_per_second: float, left: float) -> None:

@@ -155,7 +155,7 @@ class Evidence:
         self._sent, self.next_call = [], math.inf
 
     def note_reopened(self, at: float) -> None:
-        """Note when the gate had opened, where a call was refused right behind the first one.
+        """Note when the gate had opened, where calls may be refused right behind the first one.
 
         Nothing else says that all of them were sent since then.
         """

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from batch_llm.strategies.admission.doubt import DOUBT_START
+from batch_llm.strategies.admission.stretches import JITTER_SECONDS
 from batch_llm.strategies.dimensions import MINUTE, REQUESTS
 
 if TYPE_CHECKING:
@@ -74,8 +75,8 @@ class FirstRefusal:
             Whether so many were let in that no burst can have been used up.
         """
         if was_accepted:
-            if grant.number <= self._number:
-                return False
+            if grant.number <= self._number or grant.at < self._refused_at + JITTER_SECONDS:
+                return False  # it may have arrived before the refused one
             self._accepted += 1
         else:
             self._refused += 1

@@ -66,7 +66,7 @@ class LimitHeader(NamedTuple):
 class HeaderBelief:
     """Keeps one budget in step with the headers of its lane's responses."""
 
-    __slots__ = ("_budget", "_last", "_limit_sent_at", "is_shared", "others")
+    __slots__ = ("_budget", "_last", "_limit_sent_at", "is_shared", "kept_seconds", "others")
 
     def __init__(self, budget: Budget) -> None:
         self._budget = budget
@@ -74,6 +74,8 @@ class HeaderBelief:
         self._limit_sent_at = -math.inf
         #: The last sighting: when the reset was due, what remained, when its call was sent.
         self._last: tuple[float, float, float] | None = None
+        #: So many seconds of the rate are kept back: ``headroom.py``.
+        self.kept_seconds = 0.0
         #: Who else uses the limit.
         self.others = Others()
         #: Whether they use so much of it that only a part is used here.
@@ -176,8 +178,8 @@ class HeaderBelief:
             self._share(now)
         else:
             self.stop_sharing()
-            room = remaining - spent_since + budget.rate * max(0.0, now - sent_at)
-            room = min(budget.capacity, room)
+            came_back = budget.rate * (max(0.0, now - sent_at) - self.kept_seconds)
+            room = min(budget.capacity, remaining - spent_since + came_back)
             if room < budget.level:
                 budget.level += LESS_SHARE * (room - budget.level)
             elif room - pending_then > budget.level:

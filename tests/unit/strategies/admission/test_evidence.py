@@ -59,6 +59,21 @@ def test_the_first_refusal_alone_tells_next_to_nothing():
     assert found.most > 20
 
 
+def test_how_the_calls_before_the_first_refusal_were_sent_tells_the_buckets_size():
+    """Of a bucket of 20 a second and 30 calls: it is full until more are sent than it fills by."""
+    one = admission(dimensions=(REQUESTS,))
+    at = [0.2 * n for n in range(50)] + [10 + 0.01 * n for n in range(37)]
+    grants = [one.begin(now) for now in at]
+    for grant in grants:  # while nothing is limited, calls are charged late
+        one.charge(grant, ONE)
+    one.refused(10.5, one.start(10.37, ONE), latency=0.1)
+    first = one._evidence._first[REQUESTS]
+
+    largest, at_end, was_full = first.sizes(20.0, 1.0)
+    assert was_full
+    assert 25 < at_end <= largest < 35
+
+
 def test_refusals_after_ever_other_numbers_of_calls_are_explained_by_no_bucket():
     one = Sender(1e9, 1e9)
     for calls in (30, 4, 60):

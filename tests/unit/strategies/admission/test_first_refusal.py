@@ -50,6 +50,32 @@ def test_calls_sent_before_the_first_refusal_show_nothing_of_it():
     assert one.budgets[REQUESTS].rate == low
 
 
+def test_calls_sent_with_the_one_refused_first_show_nothing_they_may_have_arrived_before_it():
+    one = admission(dimensions=(REQUESTS,))
+    one._doubt.limit = 32.0
+    grants = [one.start(0.002 * n, ONE) for n in range(30)]
+    one.refused(0.1, grants[9], latency=0.1)
+    low = one.budgets[REQUESTS].rate
+    for grant in grants[10:]:
+        one.accepted(0.2, grant)
+
+    assert one.budgets[REQUESTS].rate == low
+
+
+@pytest.mark.parametrize(
+    ("retry_after", "fills_in"), [(1.0, 5.0), (2.0, 60.0), (0.9, 60.0), (None, 60.0)]
+)
+def test_a_bucket_that_asks_for_a_second_is_taken_for_one_that_fills_in_a_few(
+    retry_after, fills_in
+):
+    one = admission(dimensions=(REQUESTS,))
+    for _ in range(24):
+        one.accepted(0.1, one.start(0.0, ONE))
+    one.refused(0.3, one.start(0.2, ONE), latency=0.1, retry_after=retry_after)
+
+    assert one.budgets[REQUESTS].rate == pytest.approx(24 / (fills_in + 0.2))
+
+
 def test_the_first_refusal_of_a_told_limit_shows_a_smaller_bucket_and_no_lower_rate():
     one = admission(limits=Limits(requests_per_minute=600))
     for _ in range(20):

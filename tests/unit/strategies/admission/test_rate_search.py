@@ -13,7 +13,7 @@ from batch_llm.strategies.admission.header_belief import LimitHeader
 from batch_llm.strategies.admission.known_limits import Known
 from batch_llm.strategies.admission.stretches import Explained
 from batch_llm.strategies.dimensions import REQUESTS
-from virtual_lane import Lane, Reply
+from virtual_lane import ExactBucket, Lane, Reply
 
 
 class Refilled:
@@ -41,6 +41,44 @@ def test_the_search_ends_near_the_limit_after_few_refusals(retry_after):
     assert one._epoch.number <= 5
     assert lane.now < 30
     assert one.budgets[REQUESTS].rate == pytest.approx(0.87 * 20, rel=0.2)
+
+
+class Halved:
+    """Lets a hundred calls a second in, and half as many from the sixth second on."""
+
+    def __init__(self, burst_seconds, retry_after):
+        self.burst_seconds, self.retry_after = burst_seconds, retry_after
+        self.level, self.at = 100.0 * burst_seconds, 0.0
+
+    def __call__(self, now):
+        rate = 50.0 if now >= 5 else 100.0
+        self.level = min(rate * self.burst_seconds, self.level + rate * (now - self.at))
+        self.at = now
+        if self.level < 1:
+            return Reply("refused", 0.03, self.retry_after)
+        self.level -= 1
+        return Reply("taken", 0.05)
+
+
+@pytest.mark.parametrize("burst_seconds", [0.1, 1.0])
+@pytest.mark.parametrize("retry_after", [1.0, None], ids=["whole second", "no word"])
+def test_a_limit_that_falls_while_it_is_searched_is_followed_within_eight_seconds(
+    burst_seconds, retry_after
+):
+    lane = Lane(admission(dimensions=(REQUESTS,)), Halved(burst_seconds, retry_after)).run(16.0)
+
+    for second in (13, 14, 15):
+        assert 42 < lane.count("taken", second, second + 1) < 58
+    assert lane.count("refused", 13, 16) < 0.05 * 150
+
+
+@pytest.mark.parametrize("seconds", [0.1, 0.3])
+def test_a_small_bucket_that_asks_for_whole_seconds_is_found_after_few_pauses(seconds):
+    lane = Lane(admission(dimensions=(REQUESTS,)), ExactBucket(100.0, 100 * seconds, is_whole=True))
+    while len(lane.ends["taken"]) < 1000:
+        lane.run(lane.now + 0.1)
+
+    assert lane.now < 18  # ten at the best
 
 
 def test_a_refusal_that_may_have_been_chance_slows_the_search_down_by_nothing():

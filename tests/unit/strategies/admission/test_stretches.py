@@ -14,6 +14,13 @@ def test_a_stretch_knows_the_least_and_the_most_rate_that_it_allows():
     assert 90 < even.most() < 101  # and it was sent in one of them
 
 
+def test_calls_that_arrive_a_little_earlier_than_they_were_sent_ask_for_no_higher_rate():
+    """Fifteen calls that a bucket of 50 a second let in within 0.2 s were sent within 0.1 s."""
+    seconds, let_in = [0.0, 0.1, 2.5, 3.0], [0.0, 15.0, 80.0, 150.0]
+
+    assert Stretch(is_first=False, seconds=seconds, let_in=let_in, held=1.0).least(1.0) < 50
+
+
 def stretch(rate, burst, per_second, *, is_first=False):
     """Return what a bucket lets in that is sent so many calls a second until it refuses one.
 
