@@ -42,6 +42,7 @@ from batch_llm.strategies.admission.presumption import Presumption
 from batch_llm.strategies.admission.rate_search import RateSearch
 from batch_llm.strategies.admission.rates import Rates
 from batch_llm.strategies.admission.retry_after import RetryAfter
+from batch_llm.strategies.admission.scarce import Scarce
 from batch_llm.strategies.admission.slots import Slots
 from batch_llm.strategies.admission.understated import Understated
 from batch_llm.strategies.costs import FIELDS, NOTHING, PENDING, Cost
@@ -100,6 +101,7 @@ class Admission:
         "_presumption",
         "_rates",
         "_retry_after",
+        "_scarce",
         "_search",
         "_slots",
         "_uncounted",
@@ -147,6 +149,7 @@ class Admission:
         self._closure = Closure()
         self._first = FirstRefusal()
         self._evidence = Evidence(self.budgets, now)
+        self._scarce = Scarce(self.budgets)
         self._noise = Noise()
         self._retry_after = RetryAfter(
             self.budgets, self._belief, self._epoch, self._evidence, self._noise
@@ -164,8 +167,9 @@ class Admission:
             self._evidence,
             exact,
             self._overstated,
+            self._scarce,
         )
-        self._cuts = Cuts(self._belief, self._epoch, self._search, self._evidence)
+        self._cuts = Cuts(self._belief, self._epoch, self._search, self._evidence, self._scarce)
         self._chance = Chance(
             self._noise,
             self.budgets,
@@ -344,6 +348,8 @@ class Admission:
         # What is searched from a guess is held up by no debt of calls from before.
         is_old = self._belief.is_searching and not self._epoch.is_current(grant)
         expected, known_then = grant.cost, len(grant.spent_then)
+        if self.refusals:
+            self._scarce.correct(grant, used)
         for budget in self._in_order:
             field = budget.field
             difference = used[field] - expected[field]
@@ -534,6 +540,7 @@ class Admission:
             budget.uncharge(now, amount, grant.at, refund=refund)
             self._epoch.forget(grant, budget, amount)
         self._evidence.forget(grant)
+        self._scarce.forget(grant)
         self._retry_after.forget(grant)
 
     def _confirm_silent(self, now: float) -> None:
@@ -712,6 +719,8 @@ class Admission:
         self._evidence.end(now, grant, epoch.calls)
         if not belief.is_first and self._chance.explains(now, grant, retry_after):
             return False
+        if not belief.knows_limits:
+            self._scarce.note(grant, retry_after)
         self._retry_after.begin(now, grant)
         self._retry_after.note(grant, retry_after, self._accepted)
         is_whole = self._retry_after.is_whole(retry_after)
@@ -745,7 +754,9 @@ class Admission:
 
     def _drain(self, now: float, budget: Budget, grant: Grant, retry_after: float | None) -> None:
         """Take a budget for empty, because it refused a call."""
-        budget.drain(now, -budget.pending - self._ceiling_room.owed(budget))
+        is_spared = self._scarce.is_spared(budget) and budget.has_learned_rate
+        pending = 0.0 if is_spared else budget.pending
+        budget.drain(now, -pending - self._ceiling_room.owed(budget))
         if self._belief.is_searching:  # one call probes whether the provider has room again
             one_call = min(budget.capacity, grant.cost[budget.field])
             budget.level = max(budget.level, one_call)

@@ -3,7 +3,7 @@
 Seven eighths as a rule. Where the refusal before was a moment ago, what was let in between the two
 measures the limit's rate (``enclosure.py``); a long pause between them counts as time in which the
 bucket filled. Unknown limits: ``first_refusal.py`` at the first refusal, and ``rate_search.py`` as
-long as they are searched.
+long as they are searched. Those of which many refusals were seen: ``scarce.py``.
 """
 
 from __future__ import annotations
@@ -27,9 +27,12 @@ if TYPE_CHECKING:
     from batch_llm.strategies.admission.evidence import Evidence
     from batch_llm.strategies.admission.grants import Grant
     from batch_llm.strategies.admission.rate_search import RateSearch
+    from batch_llm.strategies.admission.scarce import Scarce
 
 #: The share of the rate that a cut leaves.
 CUT = 0.87
+#: The share that is left of a rate that is known from many refusals.
+SCARCE_SHARE = 0.95
 #: The share that is used of a rate that was measured by what was let in between two refusals.
 MEASURED_SHARE = 0.9
 #: The smallest share that a cut leaves; and the share when the bucket is too small to tell.
@@ -62,17 +65,24 @@ class Cuts:
         epoch: What was seen since the last cut.
         search: The search for what is unknown.
         evidence: What the refusals tell.
+        scarce: Which dimension refuses.
     """
 
-    __slots__ = ("_belief", "_epoch", "_evidence", "_search")
+    __slots__ = ("_belief", "_epoch", "_evidence", "_scarce", "_search")
 
     def __init__(
-        self, belief: Belief, epoch: Epoch, search: RateSearch, evidence: Evidence
+        self,
+        belief: Belief,
+        epoch: Epoch,
+        search: RateSearch,
+        evidence: Evidence,
+        scarce: Scarce,
     ) -> None:
         self._belief = belief
         self._epoch = epoch
         self._search = search
         self._evidence = evidence
+        self._scarce = scarce
 
     def cut(self, now: float, budget: Budget, grant: Grant, seconds: float) -> None:
         """Cut one budget's rate because of a refused call, ``seconds`` after the last one."""
@@ -94,6 +104,9 @@ class Cuts:
         if self._belief.is_searching:
             self._search.cut(budget)
             return
+        if self._scarce.is_found and budget.source == "unknown":
+            self._cut_scarce(budget)
+            return
         fallen_to = self._fallen_to(budget, this)
         was_below = budget.rate < budget.peak
         budget.peak = budget.rate
@@ -102,6 +115,16 @@ class Cuts:
             budget.learn_rate(min(CUT * budget.rate, MEASURED_SHARE * fallen_to))
             return
         budget.learn_rate(self._share_left(budget, last, this, was_below=was_below) * budget.peak)
+
+    def _cut_scarce(self, budget: Budget) -> None:
+        """Cut the dimension that refuses below its rate; leave the others room beside it."""
+        scarce = self._scarce
+        if scarce.is_spared(budget):
+            budget.peak = max(budget.rate, scarce.room(budget))
+            budget.learn_rate(budget.peak)
+        else:
+            budget.peak = scarce.rate(budget)
+            budget.learn_rate(SCARCE_SHARE * budget.peak)
 
     def _share_left(
         self, budget: Budget, last: Round | None, this: Round, *, was_below: bool

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from batch_llm.strategies.admission.exact_rate import ExactRate
     from batch_llm.strategies.admission.overstated import Overstated
     from batch_llm.strategies.admission.rate_search import RateSearch
+    from batch_llm.strategies.admission.scarce import Scarce
 
 #: After so many seconds without a refusal the rate is back where it was, and goes on from there.
 RECOVERY_SECONDS = 28.0
@@ -37,6 +38,8 @@ MEASURED_RECOVERY_SECONDS, LONGEST_RECOVERY_SECONDS = 28.0, 50.0
 #: When nothing is refused up to so many times the rate that was refused, the limit is not there:
 #: the search goes on, as slowly as after so many refusals.
 REFUTED_FACTOR, REFUTED_CUTS = 1.15, 2
+#: The same of a limit that many refusals show.
+REFUTED_FACTOR_FOUND = 2.0
 #: Of the time that the gate was closed, so much at the most counts as time without a refusal.
 CLOSED_CREDIT_SECONDS = 15.0
 #: What is remembered is kept to for so long; when nothing was refused by then, it is searched on.
@@ -67,6 +70,7 @@ class Rates:
         evidence: What the refusals tell.
         exact: The rate that was measured to the fraction of a call.
         overstated: Headers that promised too much, or were thought to.
+        scarce: Which dimension refuses.
     """
 
     __slots__ = (
@@ -76,6 +80,7 @@ class Rates:
         "_evidence",
         "_exact",
         "_overstated",
+        "_scarce",
         "_search",
         "_tried_at",
         "grown_at",
@@ -91,6 +96,7 @@ class Rates:
         evidence: Evidence,
         exact: ExactRate,
         overstated: Overstated,
+        scarce: Scarce,
     ) -> None:
         self._budgets = budgets
         self._belief = belief
@@ -99,6 +105,7 @@ class Rates:
         self._evidence = evidence
         self._exact = exact
         self._overstated = overstated
+        self._scarce = scarce
         #: When rates far below what was let in were last searched on.
         self._tried_at = now
         self.grown_at = now
@@ -217,6 +224,12 @@ class Rates:
     def _is_refuted(self) -> bool:
         """Tell whether calls are let in well beyond the rate where they were refused."""
         requests = self._budgets[REQUESTS]
+        if self._scarce.is_found:
+            return all(
+                budget.rate > REFUTED_FACTOR_FOUND * budget.peak
+                for budget in self._budgets.values()
+                if budget.has_learned_rate and not self._scarce.is_spared(budget)
+            )
         is_learned = requests.source == "unknown" and requests.limit is None
         return is_learned and requests.rate > REFUTED_FACTOR * requests.peak
 
@@ -226,7 +239,7 @@ class Rates:
         if requests.source != "unknown" or requests.rate == math.inf:
             return
         for budget in self._budgets.values():
-            if self._exact.is_of(budget):
+            if self._exact.is_of(budget) or self._scarce.is_found:
                 continue
             if budget is not requests and budget.source == "unknown" and budget.rate < math.inf:
                 per_call = budget.spent / max(requests.spent, 1.0)

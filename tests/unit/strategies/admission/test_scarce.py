@@ -1,0 +1,176 @@
+"""Of several limits that nobody told, the one that refuses is told from the others."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from admissions import admission
+from batch_llm.strategies.admission.budgets import Budget
+from batch_llm.strategies.admission.grants import Grant
+from batch_llm.strategies.admission.scarce import Scarce
+from batch_llm.strategies.costs import FIELDS, Cost
+from batch_llm.strategies.dimensions import INPUT, REQUESTS
+from virtual_lane import Reply
+
+
+class Refusals:
+    """Refusals of a limit of 1,000 tokens a second, after more and fewer calls."""
+
+    def __init__(self, rate=1000.0):
+        self.budgets = {}
+        for number, name in enumerate((REQUESTS, INPUT)):
+            budget = self.budgets[name] = Budget(name, None, 0.0, 60.0)
+            budget.field, budget.number = FIELDS[name], number
+            budget.learn_rate(100.0)
+        self.scarce = Scarce(self.budgets)
+        self.now, self.number, self.rate = 0.0, 0, rate
+
+    def refuse(self, calls, seconds=10.0, retry_after=None):
+        """Let in so many calls within so long, all together what comes back in it; refuse one."""
+        size, apart = self.rate * seconds / calls, seconds / calls
+        grants = [self._start(self.now + place * apart, size) for place in range(calls)]
+        self.now += seconds
+        self.scarce.note(self._start(self.now, 0.0), retry_after)
+        return grants
+
+    def _start(self, now, size):
+        self.number += 1
+        grant = Grant(now, 0, Cost(1.0, size, size), self.number, 0)
+        grant.spent_then = [b.charge(now, grant.cost[b.field]) for b in self.budgets.values()]
+        grant.pending_then = [0.0, 0.0]
+        return grant
+
+    @property
+    def spared(self):
+        return [name for name, budget in self.budgets.items() if self.scarce.is_spared(budget)]
+
+
+CALLS = (80, 120, 60, 150, 100, 90, 140, 70)
+
+
+def test_what_was_let_in_as_fast_each_time_is_what_refuses():
+    refusals = Refusals()
+    for calls in CALLS:
+        refusals.refuse(calls)
+
+    assert refusals.spared == [REQUESTS]
+    assert refusals.scarce.rate(refusals.budgets[INPUT]) == pytest.approx(1000, rel=0.01)
+
+
+def test_where_all_were_let_in_as_fast_each_time_any_may_refuse():
+    refusals = Refusals()
+    for _ in CALLS:
+        refusals.refuse(100)
+
+    assert not refusals.scarce.is_found
+
+
+def test_few_refusals_tell_nothing():
+    refusals = Refusals()
+    for calls in CALLS[:5]:
+        refusals.refuse(calls)
+
+    assert not refusals.scarce.is_found
+
+
+@pytest.mark.parametrize("rate", [500.0, 2000.0])
+def test_a_limit_that_changes_is_another_one(rate):
+    refusals = Refusals()
+    for calls in CALLS:
+        refusals.refuse(calls)
+
+    refusals.rate = rate
+    refusals.refuse(100)
+
+    assert not refusals.scarce.is_found
+
+
+def test_refusals_a_moment_after_each_other_are_another_limit_s():
+    refusals = Refusals()
+    for calls in CALLS:
+        refusals.refuse(calls)
+
+    for _ in range(3):
+        assert refusals.scarce.is_found
+        refusals.refuse(4, seconds=0.5)
+
+    assert not refusals.scarce.is_found
+
+
+def test_what_calls_really_took_is_known_when_they_have_ended():
+    """The estimates are wrong by chance, by which no rate would be the same twice."""
+    refusals, dice = Refusals(), random.Random(1)
+    refusals.refuse(CALLS[0])
+    for calls in CALLS[1:]:
+        for grant in refusals.refuse(calls):
+            wrong, size = dice.uniform(-0.5, 0.5), grant.cost[FIELDS[INPUT]]
+            for point in list(refusals.scarce._points)[-1:]:
+                point.charged[INPUT] += wrong * size  # as it was estimated
+            estimated = Grant(grant.at, 0, Cost(1.0, 0.0, (1 + wrong) * size), grant.number, 0)
+            refusals.scarce.correct(estimated, grant.cost)
+    refusals.refuse(100)
+
+    assert refusals.spared == [REQUESTS]
+    assert refusals.scarce.rate(refusals.budgets[INPUT]) == pytest.approx(1000, rel=0.01)
+
+
+def test_a_call_that_was_refused_after_all_was_not_let_in():
+    refusals = Refusals()
+    for calls in CALLS:
+        grants = refusals.refuse(calls)
+    before = refusals.scarce._points[-1].charged[INPUT]
+
+    refusals.scarce.forget(grants[-1])
+
+    assert refusals.scarce._points[-1].charged[INPUT] == pytest.approx(
+        before - grants[-1].cost[FIELDS[INPUT]]
+    )
+
+
+class TokenBucket:
+    """Lets in 10,000 tokens a second and two seconds' worth at once, and counts no calls."""
+
+    def __init__(self):
+        self.level, self.at, self.size = 20_000.0, 0.0, 0.0
+
+    def __call__(self, now):
+        self.level = min(20_000.0, self.level + 10_000 * (now - self.at))
+        self.at = now
+        if self.level < self.size:
+            return Reply("refused", 0.1)
+        self.level -= self.size
+        return Reply("taken", 0.3)
+
+
+def test_in_a_long_run_only_tokens_are_held_where_only_tokens_are_counted():
+    """In virtual time: half an hour of calls of which one in four is six times as long."""
+    dice, bucket = random.Random(5), TokenBucket()
+    one = admission(dimensions=(REQUESTS, INPUT))
+    now, ends, let_in, refused = 0.0, [], 0.0, 0
+    size = 400.0
+    while now < 1800.0:
+        cost = Cost(1.0, size, size)
+        wait = one.wait(now, cost)
+        if wait > 0:
+            now = min([now + max(wait, 1e-3), *(at for at, _, _ in ends)])
+        else:
+            bucket.size = size
+            reply = bucket(now)
+            ends.append((now + reply.seconds, one.start(now, cost), reply))
+            if reply.end == "taken":
+                let_in += size
+                size = 2400.0 if dice.random() < 0.25 else 400.0
+            else:
+                refused += 1
+        for end in [end for end in ends if end[0] <= now]:
+            ends.remove(end)
+            if end[2].end == "taken":
+                one.accepted(now, end[1])
+            else:
+                one.refused(now, end[1], latency=0.1)
+
+    assert one._scarce.is_spared(one.budgets[REQUESTS])
+    assert let_in > 0.95 * 10_000 * 1800
+    assert refused < 0.01 * let_in / 900
