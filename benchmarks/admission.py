@@ -21,7 +21,6 @@ from collections import deque
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from batch_llm._engine.sizes import learning_share
 from batch_llm.core.config import Limits
 from batch_llm.strategies.admission import Admission
 from batch_llm.strategies.admission.header_belief import LimitHeader
@@ -52,7 +51,7 @@ class Ours:
             dice=client.rng,
         )
         self.retries, self.timer = deque(), None
-        self.output, self.ratio, self.answers = spec.max_tokens * 0.4, 1.0, 0
+        self.output, self.ratio = spec.max_tokens * 0.4, 1.0
         # What a provider counts is known of it, like its wire format.
         self.charges_actual, self.reserves = spec.charge != "maxtok", spec.charge == "reserve"
         self.pump()
@@ -89,10 +88,8 @@ class Ours:
         }
         if response.status == 200:
             sent, got = response.tin, response.tout
-            self.answers += 1
-            share = learning_share(self.answers)
-            self.output += share * (got - self.output)
-            self.ratio += share * (sent / max(1, item.est_in) - self.ratio)
+            self.output += 0.03 * (got - self.output)
+            self.ratio += 0.03 * (sent / max(1, item.est_in) - self.ratio)
             used = Cost(1.0, sent + got, sent, got) if self.charges_actual else None
             self.admission.accepted(now, grant, used, headers)
             client.complete(item)

@@ -23,9 +23,8 @@ if TYPE_CHECKING:
 
 #: An answer's tokens until the first has come.
 FIRST_OUTPUT_TOKENS = 400.0
-#: How fast the estimates follow: the share of one answer; and what was assumed before the first
-#: one counts as so many.
-LEARNING_SHARE, ASSUMED_ANSWERS = 0.03, 3
+#: How fast the estimates follow: the share of one answer.
+LEARNING_SHARE = 0.03
 #: Makes a ``Cost`` of its five fields: without the Python function in between, on the hot path.
 _cost: Callable[[tuple[float, float, float, float, float]], Cost] = partial(tuple.__new__, Cost)
 
@@ -37,15 +36,13 @@ class Sizes:
         charges: What its provider counts.
     """
 
-    __slots__ = ("_answers", "_counts_cache_reads", "_input_per_character", "_learned", "_output")
+    __slots__ = ("_answers", "_counts_cache_reads", "_input_per_character", "_output")
 
     def __init__(self, charges: ChargeRule) -> None:
         self._answers = charges.answers
         self._counts_cache_reads = charges.counts_cache_reads
         self._input_per_character = 1 / CHARACTERS_PER_TOKEN
         self._output = FIRST_OUTPUT_TOKENS
-        #: Answers so far.
-        self._learned = 0
 
     def cost_of(self, item: Item) -> Cost:
         """Estimate what a call of the item takes."""
@@ -74,26 +71,16 @@ class Sizes:
         if not usage:
             return None
         sent, got = usage.get("input_tokens", 0), usage.get("output_tokens", 0)
-        self._learned += 1
-        share = learning_share(self._learned)
-        self._output += share * (got - self._output)
+        self._output += LEARNING_SHARE * (got - self._output)
         if sent:
             request = item.request
             characters = len(item.prompt) if request is None else request.characters
             if characters:
                 seen = sent / characters
-                self._input_per_character += share * (seen - self._input_per_character)
+                self._input_per_character += LEARNING_SHARE * (seen - self._input_per_character)
         if not self._counts_cache_reads:
             sent = max(0, sent - usage.get("cache_read_tokens", 0))
         if self._answers is Answers.AS_ASKED:  # of the answer nothing comes back
             asked = None if item.request is None else item.request.settings.longest_answer
             return Cost(1.0, max(asked or 0, sent), sent, got)
         return _cost((1.0, sent if self._answers is Answers.NOT else sent + got, sent, got, 0.0))
-
-
-def learning_share(answers: int) -> float:
-    """Return how much the newest of so many answers counts in the estimates.
-
-    As in a mean at first, because what was assumed may be far off; later the newest count more.
-    """
-    return max(LEARNING_SHARE, 1 / (answers + ASSUMED_ANSWERS))

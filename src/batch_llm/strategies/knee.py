@@ -151,6 +151,8 @@ class Knee:
         self._is_less_next = True
         #: Samples to wait until the next trial; and after the next failed one, by its kind.
         self._rest = 0
+        #: When a call last ended in this stage.
+        self._ended_at = now
         self._rests = {_Stage.LESS: FIRST_REST, _Stage.MORE: FIRST_REST}
         self._begin(now, _Stage.BASE if is_near else _Stage.DOUBLING, self.concurrency)
 
@@ -182,7 +184,8 @@ class Knee:
     def _begin(self, now: float, stage: _Stage, concurrency: int) -> None:
         self._stage = stage
         self.concurrency = concurrency
-        self._began_at = self._ended_at = now
+        self._began_at = now
+        self._ended_at = now
         self._ended = 0
         self._work_ended = 0.0
         self._sample = _Ratio()

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from batch_llm import Limits, LLMWorkItem, Request, Settings
-from batch_llm._engine.sizes import FIRST_OUTPUT_TOKENS, Sizes, learning_share
+from batch_llm._engine.sizes import FIRST_OUTPUT_TOKENS, Sizes
 from batch_llm.providers.base import LaneFacts
 from batch_llm.providers.registry import resolve
 from batch_llm.providers.requests import RequestCaller
 from batch_llm.providers.table import PROVIDERS
-from batch_llm.strategies.costs import USUAL_CHARGE, Answers, ChargeRule, Cost
+from batch_llm.strategies.costs import Answers, ChargeRule, Cost
 from fakes import Models, asked
 
 USAGE = {"input_tokens": 120, "output_tokens": 30, "cache_read_tokens": 20}
@@ -137,14 +137,3 @@ def test_a_server_that_only_is_compatible_is_not_taken_to_look_ahead(provider):
 
     assert charges.answers is Answers.AS_THEY_COME
     assert charges.counts_cache_reads is PROVIDERS[provider].charges.counts_cache_reads
-
-
-def test_the_first_answers_teach_more_than_later_ones():
-    sizes, outputs = Sizes(USUAL_CHARGE), []
-    for _ in range(100):
-        sizes.learn(item(None), {"input_tokens": 100, "output_tokens": 40})
-        outputs.append(sizes.cost_of(item(None)).output_tokens)
-
-    assert outputs[0] == pytest.approx(FIRST_OUTPUT_TOKENS - (FIRST_OUTPUT_TOKENS - 40) / 4)
-    assert outputs[19] < 100 < outputs[2]
-    assert learning_share(1000) == 0.03

@@ -347,6 +347,8 @@ class Admission:
         for budget in self._in_order:
             field = budget.field
             difference = used[field] - expected[field]
+            if budget.is_sliding and budget.counts_output and budget.log is not None:
+                budget.log.move(grant.at, now, expected[PENDING])
             if difference and budget.number < known_then:
                 if is_old and difference > 0:
                     budget.spent += difference
@@ -735,8 +737,8 @@ class Admission:
         self, now: float, named: str | None, *, is_closed_still: bool
     ) -> Collection[Budget]:
         """Return the budgets that a refusal shows to be empty."""
-        if named is not None:
-            return [self.budgets[named]]
+        if named is not None and self.budgets[named].source != "unknown":
+            return [self.budgets[named]]  # of an unknown one the others are searched beside it
         if is_closed_still or not self._belief.is_told:
             return self.budgets.values()
         return blamed(self.budgets.values(), now, is_first=self._belief.is_first)

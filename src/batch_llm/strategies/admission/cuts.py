@@ -82,7 +82,7 @@ class Cuts:
             start_low(budget, grant, let_in, seconds)
             return
         if self._belief.is_by_window and budget.source == "unknown" and budget.limit:
-            budget.windows.fit(now, is_refused=True)
+            budget.windows.fit(now, grant)
             return
         if budget.rate == math.inf or budget.is_sliding or budget.headers.keeps_pace:
             return

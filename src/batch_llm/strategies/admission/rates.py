@@ -156,7 +156,7 @@ class Rates:
                 budget.level > unused_share * budget.capacity or budget.level < -budget.largest
             )
             if budget.source == "unknown" and budget.limit:
-                budget.windows.fit(now, is_refused=False)
+                budget.windows.fit(now)
                 continue
             if budget.rate >= budget.ceiling or is_unused:
                 continue

@@ -15,6 +15,7 @@ from batch_llm.strategies.dimensions import DAY, REQUESTS
 
 if TYPE_CHECKING:
     from batch_llm.strategies.admission.budgets import Budget
+    from batch_llm.strategies.admission.grants import Grant
 
 #: Votes for a fixed window and against it are counted between these; at the fewest it is none, for
 #: good.
@@ -30,7 +31,7 @@ COUNTED_SHARE = 0.7
 REFUTING_SHARE = 0.7
 #: The share that is used of what a window let in before it refused; and by which share the limit of
 #: one that did not refuse for a minute is raised, doubled each time.
-WINDOW_SHARE, WINDOW_GROWTH = 0.97, 0.05
+WINDOW_SHARE, WINDOW_GROWTH = 0.99, 0.05
 #: Where tokens may be what is counted, the next minute may let in more calls, because they are
 #: smaller by chance: by one over the square root of their number, and so many times that.
 REQUESTS_SPREAD = 1.0
@@ -94,7 +95,7 @@ class WindowGuess:
         It must have happened before, a whole number of minutes ago: a told limit is not risked.
         """
         budget = self._budget
-        if budget.limit is None or budget.is_window or self.votes <= FEWEST_VOTES:
+        if budget.limit is None or self.is_believed or self.votes <= FEWEST_VOTES:
             return
         ago, self._opened_at = opened_at - self._opened_at, opened_at
         half = budget.window_seconds / 2
@@ -158,26 +159,42 @@ class WindowGuess:
         budget.limit = budget.capacity = limit
         budget.rate = budget.peak = limit / budget.window_seconds
 
-    def fit(self, now: float, *, is_refused: bool) -> None:
-        """Fit a learned window to what it let in until it refused, or to more when it did not."""
+    def fit(self, now: float, refused: Grant | None = None) -> None:
+        """Fit a learned window to what it let in until it refused a call, or to more without one.
+
+        Args:
+            now: The time.
+            refused: The call, if one was refused.
+        """
         budget = self._budget
         if budget.limit is None or budget.source != "unknown":
             return
-        if is_refused:
+        if refused is not None:
             self._refused_at = now
-            used = (
-                budget.log.used(now)
-                if budget.is_sliding and budget.log
-                else budget.spent - budget.spent_at_reset
-            )
-            if used > REFUTING_SHARE * budget.limit:
+            counted = self._counted_before(now, refused)
+            if counted > REFUTING_SHARE * budget.limit:
                 most = math.inf if budget.is_window else budget.limit
-                self._set_window(max(budget.largest, min(most, self._share * used)))
+                self._set_window(max(budget.largest, min(most, self._share * counted)))
             self._fitted_at, self._growth = now, WINDOW_GROWTH
         elif now - self._fitted_at > budget.window_seconds:
             self._fitted_at = now
             self._set_window(budget.limit + max(1.0, self._growth * budget.limit))
             self._growth = min(1.0, 2 * self._growth)
+
+    def _counted_before(self, now: float, refused: Grant) -> float:
+        """Return what had been counted of the minute when a refused call was sent.
+
+        Of a fixed one, that is with the output which calls in flight are still to be charged: it
+        lets those in whatever they come to. Of one that counts no output, it is with the calls sent
+        since: where others are limited, they are most often what refused.
+        """
+        budget = self._budget
+        if not (budget.is_sliding and budget.log is not None):
+            return budget.spent - budget.spent_at_reset
+        if not budget.counts_output:
+            return budget.log.used(now)
+        since = budget.spent - budget.pending - refused.charged_before(budget)
+        return budget.log.used_then(now, refused.at) - budget.pending - since
 
     def _become_window(self, opened_at: float) -> None:
         budget = self._budget

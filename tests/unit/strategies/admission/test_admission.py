@@ -268,3 +268,28 @@ def test_a_call_that_is_only_silent_shows_nobody_who_answers():
 
     assert not silent
     assert one.has_answered
+
+
+def test_limits_that_nobody_told_are_learned_side_by_side_whichever_a_refusal_names():
+    one = admission()
+    now = 0.1
+    for _ in range(2):
+        one.accepted(now, one.start(now, Cost(1.0, 100.0)))
+
+    one.refused(0.3, one.start(0.2, Cost(1.0, 100.0)), latency=0.1, dimension=TOKENS)
+
+    assert one.budgets[TOKENS].rate < math.inf
+    assert one.budgets[REQUESTS].rate < math.inf
+
+
+def test_output_counts_in_a_sliding_minute_from_the_end_of_its_call_on():
+    one = admission(dimensions=(TOKENS,))
+    tokens = one.budgets[TOKENS]
+    tokens.is_sliding = True
+
+    grant = one.start(0.0, Cost(1.0, 150.0, 100.0, 50.0, 50.0))
+    one.accepted(10.0, grant, Cost(1.0, 160.0, 100.0, 60.0))
+
+    assert tokens.log.used(60.0) == 160.0
+    assert tokens.log.used(61.0) == 60.0
+    assert tokens.log.used(71.0) == 0.0

@@ -6,9 +6,30 @@ import math
 
 import pytest
 
+from admissions import ONE
 from batch_llm.strategies.admission.budgets import Budget
+from batch_llm.strategies.admission.grants import Grant
+from batch_llm.strategies.admission.window_guess import WINDOW_SHARE
+from batch_llm.strategies.costs import FIELDS, PENDING, Cost
 from batch_llm.strategies.dimensions import REQUESTS, TOKENS
 from budget_states import opened_twice, told, window
+
+
+def sent(budget, now, cost=ONE):
+    """Charge a call as the controller does."""
+    grant = Grant(now, 0, cost, 1, 0)
+    grant.spent_then = [budget.charge(now, cost[budget.field])]
+    budget.pending += cost[PENDING]
+    grant.pending_then = [budget.pending]
+    return grant
+
+
+def refused(budget, now, cost=ONE):
+    """Charge a call, and take it back: it was refused."""
+    grant = sent(budget, now, cost)
+    budget.pending -= cost[PENDING]
+    budget.uncharge(now, cost[budget.field], now, refund=False)
+    return grant
 
 
 def closed(*, others=False, opened_at=31.0, is_long=True):
@@ -54,12 +75,12 @@ def test_a_learned_window_is_fitted_to_what_it_let_in_and_grows_when_it_refuses_
     budget = closed()
     budget.refill(91.2)
     budget.charge(91.3, 90.0)
-    budget.windows.fit(92.0, is_refused=True)
+    budget.windows.fit(92.0, refused(budget, 92.0))
     assert budget.capacity == 90.0
 
-    budget.windows.fit(153.0, is_refused=False)
+    budget.windows.fit(153.0)
     assert budget.capacity == pytest.approx(94.5)
-    budget.windows.fit(214.0, is_refused=False)
+    budget.windows.fit(214.0)
     assert budget.capacity == pytest.approx(94.5 * 1.1)
 
 
@@ -211,7 +232,7 @@ def test_more_is_tried_of_a_learned_fixed_window_until_it_refuses():
 
 def test_of_a_learned_sliding_window_when_it_has_refused_nothing_for_a_minute():
     budget = closed(opened_at=60.1)
-    budget.windows.fit(70.0, is_refused=True)
+    budget.windows.fit(70.0, refused(budget, 70.0))
 
     assert not budget.windows.is_tried(129.0)
     assert budget.windows.is_tried(131.0)
@@ -221,7 +242,7 @@ def test_a_fixed_window_that_lets_in_more_than_was_seen_is_used_to_its_end():
     budget = closed()
     budget.charge(40.0, 130.0)
 
-    budget.windows.fit(41.0, is_refused=True)
+    budget.windows.fit(41.0, refused(budget, 41.0))
 
     assert budget.limit == 130.0
 
@@ -230,7 +251,34 @@ def test_a_learned_window_that_is_believed_no_more_is_not_fitted_either():
     budget = closed()
 
     budget.release()
-    budget.windows.fit(200.0, is_refused=False)
+    budget.windows.fit(200.0)
 
     assert not budget.is_limited
     assert budget.wait(200.0, 1e9) == 0.0
+
+
+def test_a_sliding_window_is_no_fixed_one_whenever_it_opens():
+    budget = opened_twice(100.0, 100.5)
+    budget.is_sliding = True
+
+    budget.windows.seems_a_window(160.0, 160.0)
+
+    assert not budget.is_window
+
+
+def test_a_sliding_minute_of_tokens_is_fitted_to_what_the_provider_had_counted_at_the_refusal():
+    """Twenty calls of 100 tokens and 50 more to come, ten have ended; then one that is refused."""
+    budget = Budget(TOKENS, None, 0.0, 60.0)
+    budget.field, budget.counts_output = FIELDS[TOKENS], True
+    budget.limit = budget.capacity = 3000.0
+    budget.rate, budget.is_sliding = 50.0, True
+    call = Cost(1.0, 150.0, 100.0, 50.0, 50.0)
+    for number in range(20):
+        sent(budget, 10.0 + 0.1 * number, call)
+    budget.pending -= 10 * 50.0
+    last = refused(budget, 13.0, call)
+    sent(budget, 13.1, call)  # it will be refused as well
+
+    budget.windows.fit(13.2, last)
+
+    assert budget.limit == pytest.approx(WINDOW_SHARE * (20 * 100 + 10 * 50))
