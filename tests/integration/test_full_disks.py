@@ -209,3 +209,16 @@ def test_a_limit_on_the_size_of_files_ends_the_run_like_a_full_disk(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "not saved yet" in done.stdout
+
+
+def test_a_limit_on_open_files_holds_the_calls_in_flight_and_is_named(tmp_path):
+    (tmp_path / "q.txt").write_text("".join(f"Question {n}?\n" for n in range(20)))
+
+    done = subprocess.run(
+        ["sh", "-c", 'ulimit -n 110; exec "$@"', "sh", sys.executable, "-m", "batch_llm", "run",
+         "q.txt", "-c", "50"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=90, check=False,
+    )  # fmt: skip
+
+    assert done.returncode == 0, done.stderr
+    assert "held at 10, as many as the limit on open files allows (ulimit -n)" in done.stderr

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import http.server
 import threading
+from types import SimpleNamespace
 
 import pytest
+
+from batch_llm.simulator.server import Simulator
 
 ROWS = 60
 PAGE = b"<!doctype html><title>Sign in</title><script>alert(1)</script>"
@@ -89,6 +92,15 @@ def test_what_was_answered_with_a_page_stands_among_the_failed_rows_with_the_way
     assert "next      batch-llm retry q.results.jsonl" in done.stderr
     assert "continue  batch-llm resume q.results.jsonl" in done.stderr
     assert 5 <= failed < ROWS / 2
+
+
+def test_one_wrong_address_of_two_does_not_stop_the_other(run):
+    with Elsewhere(200, PAGE) as wrong, Simulator("fast?latency=0.1") as right:
+        both = SimpleNamespace(url=f"{wrong.url},{right.base_url}")
+        done = run(both, "--retries", "0", "-c", "20")
+
+    assert done.returncode == 1, done.stderr
+    assert "refuses everything" not in done.stderr
 
 
 def test_nonsense_behind_good_answers_stops_nothing(cli, tmp_path):

@@ -80,8 +80,8 @@ class Stops:
     def _says_nothing_of_the_item(self, item: Item, code: ErrorCode, error: Exception) -> bool:
         if code is ErrorCode.CONNECTION:
             return not self._has_answered or self._has_lane_answered(item) is False
-        if isinstance(error, MalformedResponseError):  # a web page, say; else, a bad hour
-            return not self._has_answered
+        if isinstance(error, MalformedResponseError):  # a web page, say; later, a bad hour
+            return not self._has_answered and self._caller.facts(item).addresses == 1
         return POLICIES[code].stops_lane
 
     def conclude(self) -> None:

@@ -119,7 +119,10 @@ def run_plan(
         variants = [] if is_anew else variants_at(str(command.ledger))
         pools = opened.enter_context(open_pools(command, variants))
         if is_short_of_connections(command, pools.possible):
-            say(f"warning: only {pools.possible} connections are possible here; taking as many")
+            say(
+                f"warning: calls in flight are held at {pools.possible:,}, as many as the limit on "
+                "open files allows (ulimit -n)"
+            )
         ledger = None
         if command.ledger is not None:
             ledger = opened.enter_context(
@@ -385,7 +388,7 @@ class _Execution:
             left_out=self._plan.left_out,
             reused=survey.kept,
             bill=bill,
-            examples={} if session.refusal else self._examples,  # which has said it
+            examples={} if session.refusal or session.pause else self._examples,  # those said it
         )
         say("\n" + "\n".join(summary) + "\n")
         self._tell_files(bad)

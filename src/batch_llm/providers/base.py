@@ -110,6 +110,7 @@ class LaneFacts(msgspec.Struct, frozen=True):
 
     Attributes:
         places: Interchangeable keys or deployments.
+        addresses: How many different ones these have.
         burst_seconds: How many seconds of a told limit the provider lets go at once.
         charges: What the provider's limit on tokens counts.
         remembered_as: By place, the name under which its limits are remembered between runs; None
@@ -126,6 +127,7 @@ class LaneFacts(msgspec.Struct, frozen=True):
     """
 
     places: int = 1
+    addresses: int = 1
     burst_seconds: float = 60.0
     charges: ChargeRule = USUAL_CHARGE
     remembered_as: tuple[str | None, ...] = ()

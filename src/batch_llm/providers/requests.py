@@ -126,6 +126,7 @@ class RequestCaller:
             return LaneFacts()
         return LaneFacts(
             places=len(pool),
+            addresses=len({one.url for one in pool}),
             charges=pool[0].charges,
             model=f"{pool[0].provider}:{pool[0].model}",
             server=pool[0].server,

@@ -36,8 +36,9 @@ LESS_SHARE, MORE_SHARE = 0.5, 0.2
 #: when it is more than this share of the limit.
 FOREIGN_SECONDS, FOREIGN_SHARE = 1.0, 0.05
 #: Others count who take this share of the limit. Where what calls take is estimated, so many must
-#: have been answered: the first estimates may be wrong by more than that.
-TAKEN_SHARE, FEWEST_ANSWERS = 0.03, 100
+#: have been answered, because the first estimates may be wrong by more than that; and the bucket
+#: must hold so many of the largest calls.
+TAKEN_SHARE, FEWEST_ANSWERS, FEWEST_CALLS = 0.03, 100, 8.0
 #: Of a limit that others use too, so many of the largest calls may be sent at once, or what the
 #: rate sends in so many seconds.
 CALLS_AT_ONCE, SECONDS_AT_ONCE = 2.0, 0.1
@@ -85,7 +86,10 @@ class HeaderBelief:
     def shows_others(self) -> bool:
         """Whether others use so much of this limit that what is left is not ours alone."""
         budget = self._budget
-        if budget.name != REQUESTS and self.others.answers < FEWEST_ANSWERS:
+        is_estimated = budget.name != REQUESTS
+        if is_estimated and (
+            self.others.answers < FEWEST_ANSWERS or budget.holds < FEWEST_CALLS * budget.largest
+        ):
             return False
         if budget.windows.votes > 0:
             return False  # a window's limit does not come back by the second

@@ -13,21 +13,21 @@ import math
 
 #: Others count from so many calls on, in about the last so many seconds, or in the time of so many
 #: answers or calls where that is longer.
-TAKEN_CALLS, TAKEN_SECONDS = 3.0, 3.0
-REMEMBERED_ANSWERS, REMEMBERED_CALLS = 2.0, 20.0
+TAKEN_CALLS, TAKEN_SECONDS = 1.5, 3.0
+REMEMBERED_ANSWERS, REMEMBERED_CALLS = 2.0, 30.0
 #: What others take a second is measured over so many seconds at least.
 SHORTEST_SECONDS = 0.3
 #: The whole limit's rate may be sent while so much is left: what comes back in so many times as
 #: long as an answer takes, or so many calls, or all that the bucket holds.
 LEFT_ANSWERS, LEFT_CALLS = 3.0, 8.0
-#: With nothing left the rate is the limit's divided by e to this power; less steep for a bucket
-#: that holds less than comes back in those answers' time, by this power of what is missing: what
-#: headers show of it is over when they arrive.
+#: The less is left, the lower the rate: with nothing left divided by e to this power; less steep
+#: for a bucket that holds less than comes back in those answers' time, by this power of what is
+#: missing: what headers show of it is over when they arrive.
 STEEP, LESS_STEEP = 3.0, 0.5
 #: One that holds less than this share of it is small: headers say too little of it.
 SMALL_SHARE = 0.5
 #: The pace is this share of the limit's rate at the least, and so many times at the most.
-LEAST_PACE, MOST_PACE = 0.05, 4.0
+LEAST_PACE, MOST_PACE = 0.1, 4.0
 #: So much of a limit, and so many calls, may be missing because calls arrive out of step.
 MISSING_SHARE, MISSING_CALLS = 0.1, 2.0
 #: A refusal where more was missing than that makes wary until so many seconds after the gate has
@@ -142,4 +142,5 @@ class Others:
         enough = min(holds, max(comes_back, LEFT_CALLS * largest))
         self.is_small = enough < SMALL_SHARE * comes_back and self._answer_seconds > 0
         steep = STEEP * min(1.0, enough / comes_back) ** LESS_STEEP
-        return max(LEAST_PACE, min(MOST_PACE, math.exp(steep * (left / enough - 1))))
+        power = steep * (left / enough - 1)
+        return max(LEAST_PACE, MOST_PACE if power > STEEP else min(MOST_PACE, math.exp(power)))

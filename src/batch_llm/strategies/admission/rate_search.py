@@ -33,7 +33,8 @@ SEARCH_SPANS, SHORTEST_SPAN_SECONDS, LONGEST_SPAN_SECONDS = 4.0, 0.3, 1.0
 FIRST_TIMES = 3.5
 #: After many calls between two refusals the search goes on at so many times their rate at the most.
 MOST_TIMES = 2.0
-#: The search goes on until the limit's rate is known up to this factor.
+#: The search goes on until the limit's rate is known up to this factor; and up to the second one
+#: where refusals ask for whole seconds, because each costs a pause.
 SEARCH_ENDS_WITHIN, ENDS_WITHIN_PAUSED = 1.5, 1.8
 #: Fewer calls between two refusals do not enclose a rate: they may be chance.
 FEWEST_CALLS = 32

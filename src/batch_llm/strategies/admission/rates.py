@@ -26,13 +26,15 @@ if TYPE_CHECKING:
 
 #: After so many seconds without a refusal the rate is back where it was, and goes on from there.
 RECOVERY_SECONDS = 28.0
-#: That of an unknown limit is back after the time of so many calls, or so many times the pause
-#: where that is longer; but no sooner than this, and no later than ``RECOVERY_SECONDS``.
-RECOVERY_CALLS, RECOVERY_PAUSES, SHORTEST_RECOVERY_SECONDS = 150.0, 10.0, 8.0
+#: That of an unknown limit is back after the time of so many calls, up to so many seconds, or so
+#: many times the pause where that is longer; but no sooner than this, and no later than
+#: ``RECOVERY_SECONDS``. A slow limit may be slow only because others use it at the moment.
+RECOVERY_CALLS, RECOVERY_CALLS_SECONDS = 150.0, 15.0
+RECOVERY_PAUSES, SHORTEST_RECOVERY_SECONDS = 10.0, 8.0
 #: One that was measured to the fraction of a call is back after the time of so many calls; but no
 #: sooner than the first of these, and no later than the second.
 MEASURED_RECOVERY_CALLS = 100.0
-MEASURED_RECOVERY_SECONDS, LONGEST_RECOVERY_SECONDS = 28.0, 60.0
+MEASURED_RECOVERY_SECONDS, LONGEST_RECOVERY_SECONDS = 28.0, 50.0
 #: When nothing is refused up to so many times the rate that was refused, the limit is not there:
 #: the search goes on, as slowly as after so many refusals.
 REFUTED_FACTOR, REFUTED_CUTS = 1.15, 2
@@ -200,7 +202,7 @@ class Rates:
         if self._exact.is_known:
             calls = MEASURED_RECOVERY_CALLS / self.requests_per_second
             return max(MEASURED_RECOVERY_SECONDS, min(LONGEST_RECOVERY_SECONDS, calls))
-        calls = RECOVERY_CALLS / self.requests_per_second
+        calls = min(RECOVERY_CALLS_SECONDS, RECOVERY_CALLS / self.requests_per_second)
         pauses = RECOVERY_PAUSES * (self._epoch.open_at - self._epoch.cut_at)
         return max(SHORTEST_RECOVERY_SECONDS, min(RECOVERY_SECONDS, max(calls, pauses)))
 

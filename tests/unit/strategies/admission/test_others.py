@@ -21,16 +21,23 @@ from batch_llm.strategies.admission.others import (
     WARY_SECONDS,
     Others,
 )
-from batch_llm.strategies.dimensions import REQUESTS
+from batch_llm.strategies.costs import Cost
+from batch_llm.strategies.dimensions import REQUESTS, TOKENS
 from virtual_lane import Lane, Reply
 
 RATE = 100.0
 
 
 class SharedBucket:
-    """Lets 100 a second in, holds so many seconds of them, and tells what is left."""
+    """Lets 100 a second in, holds so many seconds of them, and tells what is left.
 
-    def __init__(self, holds_seconds):
+    Args:
+        holds_seconds: How many seconds.
+        name: What it counts: requests, or tokens, of which each call takes one.
+    """
+
+    def __init__(self, holds_seconds, name=REQUESTS):
+        self.name = name
         self.holds = self.left = RATE * holds_seconds
         self.at = 0.0
         self.dice = random.Random(1)
@@ -40,19 +47,22 @@ class SharedBucket:
         self.left, self.at = min(self.holds, self.left + (now - self.at) * RATE), now
         is_in = self.left >= 1
         self.left -= is_in
-        headers = {
-            REQUESTS: LimitHeader(60 * RATE, int(self.left), (self.holds - self.left) / RATE)
-        }
+        reset = (self.holds - self.left) / RATE
+        headers = {self.name: LimitHeader(60 * RATE, int(self.left), reset)}
         if is_in:
             return Reply("taken", self.dice.uniform(0.4, 0.6), None, None, headers)
         return Reply("refused", 0.02, 1.0, None, headers)
 
 
-def race(programs, holds_seconds, seconds, run=0):
+def race(programs, holds_seconds, seconds, run=0, name=REQUESTS):
     """Run programs side by side, each with an admission of its own."""
-    provider = SharedBucket(holds_seconds)
+    provider = SharedBucket(holds_seconds, name)
     lanes = [
-        Lane(Admission(0.0, None, dimensions=(REQUESTS,), dice=random.Random(seed)), provider)
+        Lane(
+            Admission(0.0, None, dimensions=(name,), dice=random.Random(seed)),
+            provider,
+            cost=Cost(1.0, 1.0, 1.0),
+        )
         for seed in range(100 * run, 100 * run + programs)
     ]
     for step in range(1, int(100 * seconds) + 1):
@@ -79,6 +89,18 @@ def test_programs_on_one_key_use_it_up_with_few_refused_calls_and_each_gets_its_
     assert statistics.median(refused) < 0.03
     assert max(refused) < 0.06
     assert statistics.median(shares) > fewest
+
+
+def test_programs_share_a_limit_of_tokens_alike():
+    shares, refused = [], []
+    for run in range(3):
+        lanes = race(3, 10, 60, run, TOKENS)
+        taken = [len(lane.ends["taken"]) for lane in lanes]
+        refused.append(sum(len(lane.ends["refused"]) for lane in lanes) / sum(taken))
+        shares.append(min(taken) / max(taken))
+
+    assert statistics.median(refused) < 0.03
+    assert statistics.median(shares) > 0.7
 
 
 def test_who_comes_later_gets_its_part_too():
@@ -183,10 +205,21 @@ def test_the_pace_falls_with_what_is_left_and_is_the_same_for_all_who_see_it():
     paces = [pace(left, 0.0) for left in (0, 30, 75, 149, 1000)]
 
     assert paces == sorted(paces)
-    assert LEAST_PACE <= paces[0] < 0.1  # a tenth of the limit for each of a dozen
+    assert LEAST_PACE == paces[0] <= 0.1  # a tenth of the limit for each of ten
     assert paces[-2] == pytest.approx(1.0, abs=0.05)
     assert paces[-1] == MOST_PACE
     assert pace(75, 0.0) == pace(75, 500.0)
+
+
+@pytest.mark.parametrize("seconds", [0.0, 1e-6, 1e6])
+@pytest.mark.parametrize("holds", [1.0, 1e12])
+def test_whatever_answers_take_and_buckets_hold_there_is_a_pace(seconds, holds):
+    others = Others()
+    others.note_answer(seconds)
+    for at in (0.0, 1e-9, 1.0):
+        others.note(at, holds, 0.0, holds, RATE)
+
+        assert LEAST_PACE <= others.pace(at, 0.0, holds, RATE, 1e-9) <= MOST_PACE
 
 
 def test_what_others_take_until_now_is_counted_when_a_header_is_old():

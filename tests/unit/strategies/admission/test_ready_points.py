@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+import statistics
 
 import pytest
 
 from admissions import admission
+from batch_llm.strategies.admission import Admission
 from batch_llm.strategies.admission.ready_points import Measured, ReadyPoints
 from batch_llm.strategies.costs import Cost
 from batch_llm.strategies.dimensions import REQUESTS, TOKENS
@@ -29,6 +31,26 @@ class Tokens:
             return Reply("refused", 0.1, (cost - self.level) / self.rate)
         self.level -= cost
         return Reply("taken", 0.3)
+
+
+@pytest.mark.parametrize("rate", [0.5, 1.0])
+def test_a_slow_rate_that_was_measured_and_doubles_is_found_within_a_minute_or_so(rate):
+    shares, measured = [], 0
+    for seed in range(7):
+        provider = ExactBucket(rate, 60 * rate)
+        one = Admission(0.0, dimensions=(REQUESTS,), dice=random.Random(seed))
+        lane, was_measured = Lane(one, provider), False
+        while lane.now < 240.0 + 17 * seed:
+            lane.run(lane.now + 1)
+            was_measured = was_measured or one._retry_after.exact.is_known
+        measured += was_measured
+        provider.rate, provider.burst = 2 * rate, 120 * rate
+        rose_at = lane.now
+        lane.run(rose_at + 110)
+        shares.append(lane.count("taken", rose_at + 70, rose_at + 110) / (2 * rate * 40))
+
+    assert measured > 3
+    assert statistics.median(shares) > 0.8
 
 
 @pytest.mark.parametrize("rate", [0.5, 3.0, 40.0])

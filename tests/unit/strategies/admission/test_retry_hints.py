@@ -122,10 +122,15 @@ def test_the_rate_starts_near_the_limit_where_retry_after_is_exact():
 
 @pytest.mark.parametrize("whole", [False, True])
 def test_a_slow_limit_is_found_with_few_refused_calls(whole):
-    lane = Lane(admission(dimensions=(REQUESTS,)), ExactBucket(0.4, 4.0, is_whole=whole)).run(400.0)
+    refused, taken = [], []
+    for seed in range(5):
+        one = Admission(0.0, dimensions=(REQUESTS,), dice=random.Random(seed))
+        lane = Lane(one, ExactBucket(0.4, 4.0, is_whole=whole)).run(400.0)
+        refused.append(len(lane.ends["refused"]))
+        taken.append(lane.count("taken", 60.0, 400.0))
 
-    assert len(lane.ends["refused"]) <= (12 if whole else 10)
-    assert lane.count("taken", 60.0, 400.0) >= (0.8 if whole else 0.93) * 0.4 * 340
+    assert statistics.median(refused) <= (12 if whole else 10)
+    assert statistics.median(taken) >= (0.8 if whole else 0.93) * 0.4 * 340
 
 
 def test_where_the_limit_is_told_nothing_is_taken_from_retry_after():
