@@ -49,7 +49,7 @@ LONGEST_BELOW_SECONDS, FEWEST_BELOW_CALLS = 15.0, 100.0
 #: the time of many calls.
 PAUSED_SECONDS = 8.0
 #: Of the calls let in in such a round, so many times their square root may be chance.
-CHANCE_CALLS = 0.5
+CHANCE_CALLS = 0.8
 #: When a limit has fallen below this share of the rate, what was let in before tells nothing of it.
 FALLEN_SHARE = 0.6
 #: The smallest share that a cut leaves where fewer calls than this tell how far the limit has
