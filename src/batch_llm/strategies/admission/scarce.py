@@ -34,6 +34,8 @@ ROOM = 1.5
 QUANTILE = 0.6
 #: So much of the output of calls in flight is counted where it is not known what refuses.
 GUESSED_SHARE = 0.5
+#: A bucket that refused a call held so much of its cost, where nobody says when it has room for it.
+HELD_SHARE = 0.5
 #: When what was let in since the last refusal differs by more than this share, it is another limit.
 #: A shorter time does not tell, but so many of them in a row do.
 CHANGED_SHARE, TELLING_SECONDS, MOST_SHORT = 0.25, 2.0, 3
@@ -110,10 +112,9 @@ class Scarce:
 
         Args:
             grant: The refused call's.
-            retry_after: Seconds after which there is room for it, if that is known. Else the bucket
-                may hold half of what it costs.
+            retry_after: Seconds after which there is room for it, if that is known.
         """
-        share = 0.5 if retry_after is None else 1.0
+        share = HELD_SHARE if retry_after is None else 1.0
         charged = {
             name: grant.charged_before(budget) + share * grant.charged(budget)
             for name, budget in self._budgets.items()

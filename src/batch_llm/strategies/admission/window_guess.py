@@ -25,8 +25,8 @@ OPENING_SLACK_SECONDS = 6.0
 #: A sliding window may seem to open so much too soon.
 SLIDING_SLACK_SECONDS = 2.0
 #: A minute's limit may be used up when this share of it was charged: what an answer takes is a
-#: guess.
-COUNTED_SHARE = 0.7
+#: guess. It was no bucket's when less was let in than the limit and this share of what has filled.
+COUNTED_SHARE, FILLED_SHARE = 0.7, 0.5
 #: A refusal with less than this used refutes a window.
 REFUTING_SHARE = 0.7
 #: The share that is used of what a window let in before it refused; and by which share the limit of
@@ -77,14 +77,14 @@ class WindowGuess:
         Args:
             least: Spent since the start until the refused call was sent.
             most: Spent until now: what is in doubt may have been let in.
-            seconds: Since the start.
+            seconds: From the start until that call was sent.
         """
         budget = self._budget
         if not self.can_be_counted or budget.told is None:
             return False
         if seconds >= budget.window_seconds:
             return False
-        filled = 0.5 * seconds / budget.window_seconds
+        filled = FILLED_SHARE * seconds / budget.window_seconds
         is_enough = most - budget.pending >= COUNTED_SHARE * budget.told
         self.may_be_counted = is_enough and least - budget.pending < (1 + filled) * budget.told
         return self.may_be_counted
