@@ -37,14 +37,14 @@ class ClosedGate:
         self.closed_again = 0
 
     def close(
-        self, now: float, retry_after: float | None, requests_per_second: float, *, is_guess: bool
+        self, now: float, retry_after: float | None, calls_per_second: float, *, is_guess: bool
     ) -> None:
         """Close it because of a refusal.
 
         Args:
             now: The time.
             retry_after: Seconds that the provider asked to wait.
-            requests_per_second: The rate of calls that is believed.
+            calls_per_second: The rate of calls that is believed.
             is_guess: Whether that is only a guess, and no reason to wait.
         """
         again = self.closed_again
@@ -52,12 +52,12 @@ class ClosedGate:
             stretch = _stretch(retry_after, again) if again else 0.0
             wait = retry_after + stretch + self._dice.uniform(0, SPREAD_SECONDS)
         elif again:
-            call_seconds = 0.0 if is_guess else 1 / requests_per_second
+            call_seconds = 0.0 if is_guess else 1 / calls_per_second
             longest = max(LONGEST_PROBE_SECONDS, LONGEST_PROBE_CALLS * call_seconds)
             first = max(PROBE_SECONDS, PROBE_CALLS * call_seconds)
             wait = self._spread(min(longest, first * 2.0 ** min(again, MOST_DOUBLED)))
         else:
-            wait = self._spread(min(PROBE_SECONDS, 1 / requests_per_second))
+            wait = self._spread(min(PROBE_SECONDS, 1 / calls_per_second))
         self.keep_closed(now + wait)
 
     def _spread(self, seconds: float) -> float:

@@ -209,21 +209,21 @@ class Doubt:
         self.limit, self._growth = max(self.limit, DOUBT_SEEN), DOUBT_GROWTH_KNOWN
         self._told = self._share * requests_per_minute
 
-    def keep_to(self, requests_per_second: float, left: float) -> None:
+    def keep_to(self, calls_per_second: float, left: float) -> None:
         """Allow what a rate sends, or a part of what is left: others may take the rest."""
-        paced = DOUBT_OVER_PACED * requests_per_second * self.seconds
+        paced = DOUBT_OVER_PACED * calls_per_second * self.seconds
         self.limit = min(self.limit, max(DOUBT_SHARED, paced, DOUBT_SHARE_LEFT * left))
 
-    def fit(self, requests_per_second: float, *, is_searching: bool) -> None:
+    def fit(self, calls_per_second: float, *, is_searching: bool) -> None:
         """Allow twice what a learned rate sends while a call is in doubt, within bounds."""
-        paced = requests_per_second * self.seconds
+        paced = calls_per_second * self.seconds
         bound = DOUBT_SEARCH if is_searching else DOUBT_MOST
         most = min(DOUBT_OVER_LEARNED * paced, bound)
         self.limit = max(DOUBT_START, most, DOUBT_OVER_PACED * paced)
 
-    def fit_to_cut(self, requests_per_second: float) -> None:
+    def fit_to_cut(self, calls_per_second: float) -> None:
         """Allow no more than twice what a rate that was just cut sends."""
-        paced = requests_per_second * self.seconds
+        paced = calls_per_second * self.seconds
         self.limit = max(DOUBT_START, DOUBT_OVER_LEARNED * paced)
 
     def fit_to_told(self, *, is_counted: bool) -> None:
@@ -239,7 +239,7 @@ class Doubt:
         """Allow few: refusals go on although headers show plenty left."""
         self.limit = min(self.limit, DOUBT_START_TOLD)
 
-    def fit_to_memory(self, requests_per_second: float) -> None:
+    def fit_to_memory(self, calls_per_second: float) -> None:
         """Allow twice what a remembered rate sends, within bounds."""
-        paced = requests_per_second * self.seconds
+        paced = calls_per_second * self.seconds
         self.limit = max(DOUBT_START, min(DOUBT_SEARCH, DOUBT_OVER_LEARNED * paced))

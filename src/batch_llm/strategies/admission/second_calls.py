@@ -2,7 +2,8 @@
 
 A bucket that refused a call held less than its cost. So what is let in next is no more than that
 and what has come back meanwhile. Where it is more, no bucket refused the call: it was chance. Tried
-where rates are low, because there it takes minutes to see the same from rates (``noise.py``).
+where rates are low, because there it takes minutes to see the same from rates
+(``chance_belief.py``).
 """
 
 from __future__ import annotations

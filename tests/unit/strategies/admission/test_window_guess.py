@@ -37,7 +37,7 @@ def closed(*, others=False, opened_at=31.0, is_long=True):
     budget = Budget(REQUESTS, None, 0.0, 60.0)
     for number in range(10):
         budget.charge(0.1 * number, 10.0)
-    budget.burst = 100.0
+    budget.let_in_at_start = 100.0
     budget.learn_rate(1.6)
     budget.note_cut()
     budget.windows.explain_opening(opened_at, 0.0, opened_at, is_long=is_long, others=others)
