@@ -33,9 +33,9 @@ logarithm of the calls since the last one. The parts, and how they work together
   overloaded or absent provider (``overload.py``).
 
 Words, beside those of ``docs/admission.md``: a volley is a refusal and those that come behind it of
-calls that had been sent already; a stretch is all that was let in from one refusal to the next, a
-round the same of one dimension in a line. Chance is refusals at random. A rate is by the second, a
-limit by the minute or the day.
+calls that had been sent already; a stretch is what was let in from one refusal to the next, point
+by point, and a round the same in three numbers. Chance is refusals at random. A rate is by the
+second, a limit by the minute or the day.
 
 What it reaches on the test bench is in ``docs/admission.md``.
 """

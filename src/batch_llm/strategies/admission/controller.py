@@ -567,7 +567,7 @@ class Admission:
         doubt.calls -= 1
         self._accepted += 1
         if self.refusals:  # else neither has anything to compare with
-            self._slots.note_accepted(now, grant.others)
+            self._slots.note_accepted(now, grant.beside)
             if self._chance_belief.is_believed:
                 self._chance_belief.note_accepted()
         if grant.number > epoch.calls_at_cut:
@@ -775,11 +775,11 @@ class Admission:
         """Tell whether a limit on calls in flight refused a call: that says nothing of the rate."""
         was_known = self._slots.is_known
         if dimension == CONCURRENCY:
-            is_so = self._slots.told(grant.others)
+            is_so = self._slots.told(grant.beside)
         elif self._retry_after.exact.is_known and not was_known:
             return False  # the limit of a rate explains it
         else:
-            is_so = self._slots.explains(grant.others, is_first=is_first)
+            is_so = self._slots.explains(grant.beside, is_first=is_first)
         if is_so and not was_known:
             self._rates.lift()
         elif was_known and not self._slots.is_known:

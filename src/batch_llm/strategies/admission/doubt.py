@@ -89,6 +89,7 @@ class Doubt:
         self.seconds = DOUBT_SECONDS_TOLD if is_told else DOUBT_SECONDS
         self._share = DOUBT_TOLD_SHARE if is_told else DOUBT_SHARE
         self._growth = DOUBT_GROWTH_KNOWN if is_told else DOUBT_GROWTH
+        #: So many may be in doubt as soon as a limit per minute is known that allows it.
         self._told = self._share * requests_per_minute
         #: How many there are, and may be.
         self.calls = 0

@@ -129,7 +129,10 @@ class Scarce:
         self._points.append(point)
 
     def correct(self, grant: Grant, used: Cost) -> None:
-        """Correct what had been charged by then, when a call from before has ended."""
+        """Correct what had been charged by then, when a call from before has ended.
+
+        Its output was not among it, as long as the provider charges that at the end.
+        """
         if grant.number >= self._newest:
             return
         field = FIELDS[INPUT]
@@ -205,10 +208,10 @@ def _spread(rates: list[tuple[float, float]]) -> tuple[float, float]:
     Where the bucket ran over, less was let in than its rate: so lower ones tell nothing.
 
     Args:
-        rates: Each with the seconds that it lasted, the lowest first.
+        rates: By the second, each with the seconds that it lasted, the lowest first.
     """
-    half, passed, place = QUANTILE * sum(seconds for _, seconds in rates), 0.0, 0
-    while passed + rates[place][1] < half:
+    lower, passed, place = QUANTILE * sum(seconds for _, seconds in rates), 0.0, 0
+    while passed + rates[place][1] < lower:
         passed += rates[place][1]
         place += 1
     common, higher = rates[place][0], rates[place + 1 :]

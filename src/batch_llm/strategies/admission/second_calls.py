@@ -89,7 +89,7 @@ class SecondCalls:
             self._first = grant
             return False
         self._refused = None
-        if grant.others < refused.others:
+        if grant.beside < refused.beside:
             return False  # calls in flight may be what is limited
         seconds = grant.at - refused.at
         for budget, rate in self._bounds:

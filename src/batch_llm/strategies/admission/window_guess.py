@@ -106,12 +106,25 @@ class WindowGuess:
         self._become_window(opened_at)
 
     def explain_opening(
-        self, now: float, began_at: float, opened_at: float, *, is_long: bool, others: bool = False
+        self,
+        now: float,
+        began_at: float,
+        opened_at: float,
+        *,
+        is_long: bool,
+        is_one_of_several: bool = False,
     ) -> None:
         """Tell how a limit is counted that was used up: its first opening shows it.
 
         A sliding window opens when the first charge is a minute old, a fixed one sooner; a bucket
-        as soon as it has filled enough, which is not ``is_long`` after.
+        as soon as it has filled enough.
+
+        Args:
+            now: The time.
+            began_at: When the first call may have been charged.
+            opened_at: When the first call was sent that was let in again.
+            is_long: Whether that was later than a bucket would have let it in.
+            is_one_of_several: Whether another dimension may be what was used up.
         """
         budget = self._budget
         is_counted = (self.may_be_counted or self._may_be_learned) and is_long
@@ -121,7 +134,7 @@ class WindowGuess:
                 budget.log = None  # it is a bucket
             return
         if budget.source == "unknown":
-            self._learn_window(now, others=others)
+            self._learn_window(now, is_one_of_several=is_one_of_several)
         budget.refill(now)
         if opened_at - began_at < budget.window_seconds - SLIDING_SLACK_SECONDS:
             self._become_window(opened_at)
@@ -141,12 +154,12 @@ class WindowGuess:
         is_new = budget.source == "unknown" and budget.limit is None
         return is_new and budget.is_limited and budget.log is not None
 
-    def _learn_window(self, now: float, *, others: bool) -> None:
+    def _learn_window(self, now: float, *, is_one_of_several: bool) -> None:
         """Take what was let in before the first refusal for the limit of a minute."""
         budget = self._budget
         self._fitted_at = now
         slack = 1.0
-        if budget.name == REQUESTS and others:
+        if budget.name == REQUESTS and is_one_of_several:
             slack += REQUESTS_SPREAD / math.sqrt(max(1.0, budget.spent_at_cut))
         self._set_window(max(budget.largest, self._share * slack * budget.spent_at_cut))
 
