@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from batch_llm.strategies.admission import headroom
 from batch_llm.strategies.admission.belief import Belief
-from batch_llm.strategies.admission.blame import blamed
+from batch_llm.strategies.admission.blame import emptied_by
 from batch_llm.strategies.admission.budgets import Budget
 from batch_llm.strategies.admission.ceiling_room import CeilingRoom
 from batch_llm.strategies.admission.chance import Chance
@@ -656,7 +656,7 @@ class Admission:
         is_used_up = is_of_told and explains_used_up(
             self.budgets, grant, now, grant.at - epoch.began_at
         )
-        emptied = self._emptied(now, named, is_closed_still=is_closed_still)
+        emptied = emptied_by(self.budgets, now, named, belief, is_closed_still=is_closed_still)
         seconds = self._seconds_since_cut(grant)
         is_trial = self._ceiling_room.note_refused(now, self._in_order, retry_after)
         cut = () if is_used_up or is_trial or is_early else emptied
@@ -746,16 +746,6 @@ class Admission:
         pause = 0.0 if self._chance_belief.is_suspected else retry_after or 0.0
         epoch.note_empty(now, grant, pause, budgets.values())
         return True
-
-    def _emptied(
-        self, now: float, named: str | None, *, is_closed_still: bool
-    ) -> Collection[Budget]:
-        """Return the budgets that a refusal shows to be empty."""
-        if named is not None and self.budgets[named].source != "unknown":
-            return [self.budgets[named]]  # of an unknown one the others are searched beside it
-        if is_closed_still or not self._belief.is_told:
-            return self.budgets.values()
-        return blamed(self.budgets.values(), now, is_first=self._belief.is_first)
 
     def _drain(self, now: float, budget: Budget, grant: Grant, retry_after: float | None) -> None:
         """Take a budget for empty, because it refused a call."""
