@@ -53,7 +53,7 @@ class Local(Ours):
     def answered(self, item, response, grant):
         if self.knee is not None and response.status == 200:
             now = self.client.sim.now
-            self.knee.note_end(now, grant.at, grant.others, work_of(response.tin, response.tout))
+            self.knee.note_end(now, grant.at, grant.beside, work_of(response.tin, response.tout))
             self.admission.max_in_flight = self.knee.concurrency
         super().answered(item, response, grant)
 

@@ -109,7 +109,7 @@ class Trial:
             one = self.admission
             print(
                 f"  {now:7.2f} s: refused call {grant.number}, news {refusal.is_news}, rate "
-                f"{one.budgets[REQUESTS].rate:.2f}, noise {one._noise.chance:.3f}, "
+                f"{one.budgets[REQUESTS].rate:.2f}, chance {one._chance_belief.share:.3f}, "
                 f"search {one._belief.is_searching}, doubt {one._doubt.limit:.0f} "
                 f"{one._doubt.seconds:.2f}"
             )

@@ -79,7 +79,7 @@ class Place:
             work = work_of(tokens(usage, "input_tokens"), tokens(usage, "output_tokens"))
         else:
             work = 0.0
-        self.knee.note_end(now, grant.at, grant.others, work)
+        self.knee.note_end(now, grant.at, grant.beside, work)
         self.admission.max_in_flight = self.knee.concurrency
 
     def known_limits(self) -> list[tuple[str, float, str]]:

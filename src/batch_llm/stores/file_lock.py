@@ -34,7 +34,7 @@ def lock_while_open(file: IO[bytes]) -> bool:
     if sys.platform == "win32":  # there a lock keeps readers out
         return True
     try:
-        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _take(file.fileno())
     except BlockingIOError:
         return False
     except OSError:  # a network drive, say

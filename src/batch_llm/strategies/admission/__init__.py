@@ -29,8 +29,13 @@ logarithm of the calls since the last one. The parts, and how they work together
 - What a told ceiling has beyond the bucket that refused is tried now and then
   (``ceiling_room.py``).
 - Refusals that say nothing of a rate: a limit on calls in flight (``slots.py``), chance
-  (``chance.py``, by ``noise.py``, ``fallen_rates.py`` and ``second_calls.py``), an overloaded or
-  absent provider (``overload.py``).
+  (``chance.py``, by ``chance_belief.py``, ``fallen_rates.py`` and ``second_calls.py``), an
+  overloaded or absent provider (``overload.py``).
+
+Words, beside those of ``docs/admission.md``: a volley is a refusal and those that come behind it of
+calls that had been sent already; a stretch is what was let in from one refusal to the next, point
+by point, and a round the same in three numbers. Chance is refusals at random. A rate is by the
+second, a limit by the minute or the day.
 
 What it reaches on the test bench is in ``docs/admission.md``.
 """

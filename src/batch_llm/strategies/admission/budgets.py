@@ -47,7 +47,6 @@ class Budget:
     __slots__ = (
         "_allowed_full_at",
         "allowed",
-        "burst",
         "capacity",
         "ceiling",
         "charged_at",
@@ -61,6 +60,7 @@ class Budget:
         "is_sliding",
         "is_window",
         "largest",
+        "let_in_at_start",
         "level",
         "limit",
         "log",
@@ -133,7 +133,7 @@ class Budget:
         self.reset_at = math.inf
         #: What was let in before the first refusal of an unknown limit; 0 when that was next to
         #: nothing: its bucket is tiny, and a larger call than it holds leaves a debt.
-        self.burst = math.inf
+        self.let_in_at_start = math.inf
         #: What tells whether it is counted by the minute, and what responses say of it.
         self.windows = WindowGuess(self, now)
         self.headers = HeaderBelief(self)
@@ -263,9 +263,10 @@ class Budget:
     def fit_capacity(self) -> None:
         """Fit the bucket to a learned rate: it must hold the largest call, unless it is tiny."""
         if self.source == "unknown" and self.limit is None:
-            if self.burst:
+            if self.let_in_at_start:
                 seconds = LEARNED_SECONDS.get(self.name, LEARNED_TOKEN_SECONDS)
-                self.capacity = max(min(self.rate * seconds, self.burst), self.largest, 1.0)
+                holds = min(self.rate * seconds, self.let_in_at_start)
+                self.capacity = max(holds, self.largest, 1.0)
             else:
                 self.capacity = max(self.rate * TINY_SECONDS, 1.0)
             self.level = min(self.level, self.capacity)

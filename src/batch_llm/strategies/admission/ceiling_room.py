@@ -91,7 +91,7 @@ class CeilingRoom:
         self.due = now + max(self._patience, PATIENCE_PAUSES * (retry_after or 0.0))
         return was_trying
 
-    def step(self, now: float, budgets: Collection[Budget], requests_per_second: float) -> None:
+    def step(self, now: float, budgets: Collection[Budget], calls_per_second: float) -> None:
         """Begin to try, go on faster, or end when there is no more room."""
         if self._belief.sees_headers:  # they tell what the provider has left
             self._end(now, budgets)
@@ -108,7 +108,7 @@ class CeilingRoom:
             return
         self._taken, self._stepped_at = self._taken_by(now), now
         self._extra += STEP_SHARE
-        self.due = now + max(STEP_SECONDS, STEP_CALLS / requests_per_second)
+        self.due = now + max(STEP_SECONDS, STEP_CALLS / calls_per_second)
         for budget in hiding:
             budget.extra_rate = self._extra * budget.ceiling
 

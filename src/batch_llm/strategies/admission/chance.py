@@ -1,9 +1,10 @@
 """Are refusals chance? All that tells refusals at random from a limit's is asked here.
 
-Refusals that one bucket cannot explain (``evidence.py``) are weighed (``noise.py``). Where a limit
-is known or found, refusals that go on however far the rates fall are chance (``fallen_rates.py``).
-Where rates are low, two calls right after a refusal tell (``second_calls.py``). As soon as refusals
-are believed to be chance, the cuts that were made for them are taken back.
+Refusals that one bucket cannot explain (``evidence.py``) are weighed (``chance_belief.py``). Where
+a limit is known or found, refusals that go on however far the rates fall are chance
+(``fallen_rates.py``). Where rates are low, two calls right after a refusal tell
+(``second_calls.py``). As soon as refusals are believed to be chance, the cuts that were made for
+them are taken back.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ from batch_llm.strategies.dimensions import REQUESTS
 if TYPE_CHECKING:
     from batch_llm.strategies.admission.belief import Belief
     from batch_llm.strategies.admission.budgets import Budget
+    from batch_llm.strategies.admission.chance_belief import ChanceBelief
     from batch_llm.strategies.admission.epochs import Epoch
     from batch_llm.strategies.admission.evidence import Evidence
     from batch_llm.strategies.admission.grants import Grant
-    from batch_llm.strategies.admission.noise import Noise
     from batch_llm.strategies.admission.rates import Rates
     from batch_llm.strategies.admission.retry_after import RetryAfter
 
@@ -37,7 +38,7 @@ class Chance:
     """Judges at each refusal whether it was chance.
 
     Args:
-        noise: Whether refusals are believed to come at random.
+        chance_belief: Whether refusals are believed to come at random.
         budgets: By dimension; some may be added later.
         belief: Where the limits are from.
         epoch: What was seen since the last cut.
@@ -50,18 +51,18 @@ class Chance:
         "_asked",
         "_belief",
         "_budgets",
+        "_chance_belief",
         "_epoch",
         "_evidence",
         "_fallen",
         "_fallen_pace",
-        "_noise",
         "_rates",
         "_second_calls",
     )
 
     def __init__(
         self,
-        noise: Noise,
+        chance_belief: ChanceBelief,
         budgets: dict[str, Budget],
         belief: Belief,
         epoch: Epoch,
@@ -69,7 +70,7 @@ class Chance:
         rates: Rates,
         asked: RetryAfter,
     ) -> None:
-        self._noise = noise
+        self._chance_belief = chance_belief
         self._budgets = budgets
         self._belief = belief
         self._epoch = epoch
@@ -88,8 +89,8 @@ class Chance:
             grant: The refused call's, which has just ended a stretch of the evidence.
             retry_after: Seconds that it asks to wait.
         """
-        noise, evidence, belief = self._noise, self._evidence, self._belief
-        if noise.is_believed:
+        chance, evidence, belief = self._chance_belief, self._evidence, self._belief
+        if chance.is_believed:
             return False  # there are more of them now than chance brings
         worked_out = self._asked.is_worked_out(retry_after)
         if belief.knows_limits or not (worked_out or belief.is_searching):
@@ -100,12 +101,12 @@ class Chance:
                 return share > 0
         if evidence.last_seconds > LONGEST_COMPARED_SECONDS:
             evidence.clear(last=1)
-            noise.forget()
+            chance.forget()
             return False
         unexplained: float = evidence.unexplained()
         if worked_out:
             unexplained *= WORKED_OUT_WEIGHT
-        if not noise.weigh(unexplained, int(max(0, evidence.last_calls)), evidence.behind):
+        if not chance.weigh(unexplained, int(max(0, evidence.last_calls)), evidence.behind):
             return False
         self._rates.lift()
         return True
@@ -119,16 +120,16 @@ class Chance:
             rates[name] = amount / seconds
             if name == REQUESTS:
                 let_in = amount - 1
-        times = self._noise.times_asked
+        times = self._chance_belief.times_asked
         share = self._fallen.note(now, rates, int(let_in), times=times)
         if share or self._belief.knows_limits:
             return share
-        rate, calls = self._rates.requests_per_second, int(max(0, self._evidence.last_calls))
+        rate, calls = self._rates.calls_per_second, int(max(0, self._evidence.last_calls))
         return self._fallen_pace.note(now, rate, calls, times=times)
 
     def _believe(self, share: float) -> None:
         """Take refusals for chance, and take back what was cut for them."""
-        self._noise.believe(share)
+        self._chance_belief.believe(share)
         self._rates.lift()
 
     @property
@@ -142,8 +143,8 @@ class Chance:
             self._belief.is_first
             or self._asked.is_worked_out(retry_after)
             or self._belief.knows_limits
-            or self._noise.is_believed
-            or self._rates.requests_per_second > FASTEST_TRIED
+            or self._chance_belief.is_believed
+            or self._rates.calls_per_second > FASTEST_TRIED
         )
         return bounds_of(self._budgets.values()) if is_tried else []
 
@@ -168,5 +169,5 @@ class Chance:
             refusals: So many there were so far.
         """
         is_proven = self._second_calls.note_accepted(grant, PROOFS_ASKED)
-        if is_proven and not self._noise.is_believed:
+        if is_proven and not self._chance_belief.is_believed:
             self._believe(refusals / self._epoch.calls)

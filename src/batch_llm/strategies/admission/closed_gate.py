@@ -8,10 +8,17 @@ if TYPE_CHECKING:
     import random
 
 #: Without a Retry-After the closed gate is tried again after so many seconds; after each refusal in
-#: a row twice as many, up to the longest.
-PROBE_SECONDS, LONGEST_PROBE_SECONDS = 0.25, 8.0
-#: A Retry-After that proved too short is stretched by no more than so much.
+#: a row twice as many (doubled so many times), up to the longest.
+PROBE_SECONDS, LONGEST_PROBE_SECONDS, MOST_DOUBLED = 0.25, 8.0, 10
+#: For a slow limit both are longer: so many times the seconds from call to call at its rate.
+PROBE_CALLS, LONGEST_PROBE_CALLS = 0.5, 2.0
+#: A Retry-After that proved too short is stretched: by this share of it with each refusal in a row,
+#: and by so many seconds, which double with each (so many times); in all by no more than so much.
+STRETCH_SHARE, STRETCH_SECONDS, STRETCH_MOST_DOUBLED = 0.5, 0.05, 6
 LONGEST_STRETCH_SECONDS = 5.0
+#: What was closed everywhere at one moment is opened a little apart: up to so many seconds late
+#: where a Retry-After says when, else between these two shares of its time.
+SPREAD_SECONDS, LEAST_SPREAD, MOST_SPREAD = 0.02, 0.8, 1.2
 
 
 class ClosedGate:
@@ -30,31 +37,38 @@ class ClosedGate:
         self.closed_again = 0
 
     def close(
-        self, now: float, retry_after: float | None, requests_per_second: float, *, is_guess: bool
+        self, now: float, retry_after: float | None, calls_per_second: float, *, is_guess: bool
     ) -> None:
         """Close it because of a refusal.
 
         Args:
             now: The time.
             retry_after: Seconds that the provider asked to wait.
-            requests_per_second: The rate that is believed.
+            calls_per_second: The rate of calls that is believed.
             is_guess: Whether that is only a guess, and no reason to wait.
         """
         again = self.closed_again
         if retry_after is not None:
-            # Refused again after having waited as told: it was too short.
-            stretch = 0.5 * retry_after * again + 0.05 * 2 ** min(again, 6) if again else 0
-            stretch = min(LONGEST_STRETCH_SECONDS, stretch)
-            wait = retry_after + stretch + self._dice.uniform(0, 0.02)
+            stretch = _stretch(retry_after, again) if again else 0.0
+            wait = retry_after + stretch + self._dice.uniform(0, SPREAD_SECONDS)
         elif again:
-            usual = 0.0 if is_guess else 1 / requests_per_second
-            longest = max(LONGEST_PROBE_SECONDS, 2 * usual)
-            wait = min(longest, max(PROBE_SECONDS, 0.5 * usual) * 2 ** min(again, 10))
-            wait *= self._dice.uniform(0.8, 1.2)
+            call_seconds = 0.0 if is_guess else 1 / calls_per_second
+            longest = max(LONGEST_PROBE_SECONDS, LONGEST_PROBE_CALLS * call_seconds)
+            first = max(PROBE_SECONDS, PROBE_CALLS * call_seconds)
+            wait = self._spread(min(longest, first * 2.0 ** min(again, MOST_DOUBLED)))
         else:
-            wait = min(PROBE_SECONDS, 1 / requests_per_second) * self._dice.uniform(0.8, 1.2)
+            wait = self._spread(min(PROBE_SECONDS, 1 / calls_per_second))
         self.keep_closed(now + wait)
+
+    def _spread(self, seconds: float) -> float:
+        return seconds * self._dice.uniform(LEAST_SPREAD, MOST_SPREAD)
 
     def keep_closed(self, until: float) -> None:
         """Keep it closed until then at least."""
         self.closed_until = max(self.closed_until, until)
+
+
+def _stretch(retry_after: float, again: int) -> float:
+    """Return how many seconds more to wait than is asked, which proved too short so often."""
+    step = STRETCH_SECONDS * 2.0 ** min(again, STRETCH_MOST_DOUBLED)
+    return min(LONGEST_STRETCH_SECONDS, STRETCH_SHARE * retry_after * again + step)

@@ -78,7 +78,11 @@ class Closure:
         for budget in budgets:
             budget.windows.may_be_counted = is_counted and budget.windows.can_be_counted
             budget.windows.explain_opening(
-                now, epoch.began_at, grant.at, is_long=is_long, others=len(budgets) > 1
+                now,
+                epoch.began_at,
+                grant.at,
+                is_long=is_long,
+                is_one_of_several=len(budgets) > 1,
             )
         if is_long and not belief.knows_limits:
             belief.is_searching = False

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 from batch_llm.strategies.admission import headroom
 from batch_llm.strategies.admission.belief import Belief
-from batch_llm.strategies.admission.blame import blamed
+from batch_llm.strategies.admission.blame import emptied_by
 from batch_llm.strategies.admission.budgets import Budget
 from batch_llm.strategies.admission.ceiling_room import CeilingRoom
 from batch_llm.strategies.admission.chance import Chance
+from batch_llm.strategies.admission.chance_belief import ChanceBelief
 from batch_llm.strategies.admission.closed_gate import PROBE_SECONDS, ClosedGate
 from batch_llm.strategies.admission.closure import (
     SHORTEST_CLOSURE_SECONDS,
@@ -35,7 +36,6 @@ from batch_llm.strategies.admission.known_limits import (
     shown_limits,
     told_limits,
 )
-from batch_llm.strategies.admission.noise import Noise
 from batch_llm.strategies.admission.overload import Overload
 from batch_llm.strategies.admission.overstated import Overstated
 from batch_llm.strategies.admission.presumption import Presumption
@@ -86,6 +86,7 @@ class Admission:
         "_belief",
         "_ceiling_room",
         "_chance",
+        "_chance_belief",
         "_closure",
         "_cuts",
         "_dice",
@@ -95,7 +96,6 @@ class Admission:
         "_first",
         "_gate",
         "_in_order",
-        "_noise",
         "_overload",
         "_overstated",
         "_presumption",
@@ -150,9 +150,9 @@ class Admission:
         self._first = FirstRefusal()
         self._evidence = Evidence(self.budgets, now)
         self._scarce = Scarce(self.budgets)
-        self._noise = Noise()
+        self._chance_belief = ChanceBelief()
         self._retry_after = RetryAfter(
-            self.budgets, self._belief, self._epoch, self._evidence, self._noise
+            self.budgets, self._belief, self._epoch, self._evidence, self._chance_belief
         )
         hints, exact = self._retry_after.hints, self._retry_after.exact
         self._search = RateSearch(self._belief, self._doubt, self._evidence, hints, exact)
@@ -171,7 +171,7 @@ class Admission:
         )
         self._cuts = Cuts(self._belief, self._epoch, self._search, self._evidence, self._scarce)
         self._chance = Chance(
-            self._noise,
+            self._chance_belief,
             self.budgets,
             self._belief,
             self._epoch,
@@ -247,7 +247,7 @@ class Admission:
         epoch.calls = number = epoch.calls + 1
         if number >= self._evidence.next_call:
             self._evidence.note_call(now, number)
-        overload.requests += 1
+        overload.calls += 1
         is_probe = overload.since is not None and overload.probe()
         self.in_flight = in_flight + 1
         grant = Grant(now, epoch.number, NOTHING, number, in_flight, is_probe)
@@ -403,7 +403,7 @@ class Admission:
             return Refusal(False, retry_after or 0.0)
         if self._overstates(grant, headers, is_first=is_first):
             self._overstated.set_aside(now, self.budgets, self._belief, self._evidence)
-        if is_first and self._noise.is_believed and not self._noise.note_refused():
+        if is_first and self._chance_belief.is_believed and not self._chance_belief.note_refused():
             wait = PROBE_SECONDS * self._dice.uniform(0.5, 1.5)
             return Refusal(False, wait if retry_after is None else retry_after)
         if is_first:
@@ -486,7 +486,7 @@ class Admission:
         belief.is_first = False
         belief.is_searching = share < WELL_KNOWN_SHARE and not belief.knows_limits
         belief.is_recalled = True
-        self._doubt.fit_to_memory(self.requests_per_second)
+        self._doubt.fit_to_memory(self.calls_per_second)
 
     def known_limits(self) -> list[tuple[str, float, str]]:
         """Return dimension, limit and source of each limit that is known or believed.
@@ -511,9 +511,9 @@ class Admission:
         return self._overload.since
 
     @property
-    def requests_per_second(self) -> float:
+    def calls_per_second(self) -> float:
         """The rate of calls that the limits allow, as far as they are known."""
-        return self._rates.requests_per_second
+        return self._rates.calls_per_second
 
     def _leave(self, grant: Grant) -> None:
         grant.is_open = False
@@ -567,9 +567,9 @@ class Admission:
         doubt.calls -= 1
         self._accepted += 1
         if self.refusals:  # else neither has anything to compare with
-            self._slots.note_accepted(now, grant.others)
-            if self._noise.is_believed:
-                self._noise.note_accepted()
+            self._slots.note_accepted(now, grant.beside)
+            if self._chance_belief.is_believed:
+                self._chance_belief.note_accepted()
         if grant.number > epoch.calls_at_cut:
             if not epoch.accepted:
                 self._reopen(now, grant)
@@ -580,11 +580,11 @@ class Admission:
             if not (self.is_unlimited or belief.knows_limits):
                 self._evidence.note(now)
             if not belief.is_first and self._rates.grow(now) and not belief.knows_limits:
-                doubt.fit(self.requests_per_second, is_searching=belief.is_searching)
+                doubt.fit(self.calls_per_second, is_searching=belief.is_searching)
         if belief.is_first or belief.knows_limits:
             doubt.note_accepted(self._accepted)
         if now >= self._ceiling_room.due:
-            self._ceiling_room.step(now, self._in_order, self.requests_per_second)
+            self._ceiling_room.step(now, self._in_order, self.calls_per_second)
 
     def _count(self) -> None:
         """Allow more in doubt for the calls that were answered while unlimited."""
@@ -621,7 +621,12 @@ class Admission:
     ) -> bool:
         """Work out what the first refusal of an epoch means: which rates are cut, and how far.
 
-        None where the call came a moment too soon.
+        Args:
+            now: The time.
+            grant: The refused call's.
+            retry_after: Seconds that it asks to wait.
+            dimension: The one that refused, where that is known.
+            is_early: Whether the call came a moment too soon: no rate is cut.
 
         Returns:
             Whether the gate was closed because of it.
@@ -651,7 +656,7 @@ class Admission:
         is_used_up = is_of_told and explains_used_up(
             self.budgets, grant, now, grant.at - epoch.began_at
         )
-        emptied = self._emptied(now, named, is_closed_still=is_closed_still)
+        emptied = emptied_by(self.budgets, now, named, belief, is_closed_still=is_closed_still)
         seconds = self._seconds_since_cut(grant)
         is_trial = self._ceiling_room.note_refused(now, self._in_order, retry_after)
         cut = () if is_used_up or is_trial or is_early else emptied
@@ -693,7 +698,7 @@ class Admission:
     def _fit_doubt(self, emptied: Iterable[Budget]) -> None:
         """Allow fewer calls in doubt after a refusal."""
         if not self._belief.knows_limits:
-            self._doubt.fit_to_cut(self.requests_per_second)
+            self._doubt.fit_to_cut(self.calls_per_second)
         elif self._belief.is_told:
             is_counted = any(budget.windows.may_be_counted for budget in emptied)
             self._doubt.fit_to_told(is_counted=is_counted)
@@ -724,7 +729,7 @@ class Admission:
         self._retry_after.begin(now, grant)
         self._retry_after.note(grant, retry_after, self._accepted)
         is_whole = self._retry_after.is_whole(retry_after)
-        is_fast = self._noise.is_suspected and is_whole
+        is_fast = self._chance_belief.is_suspected and is_whole
         cuts = self._search.judge(is_fast=is_fast, is_whole=is_whole)
         for budget in cut:
             self._cuts.cut(now, budget, grant, seconds)
@@ -738,19 +743,9 @@ class Admission:
         self._rates.keep_in_step()
         belief.is_searching = self._search.goes_on
         # Where refusals may be chance, how much was let in between them measures nothing.
-        pause = 0.0 if self._noise.is_suspected else retry_after or 0.0
+        pause = 0.0 if self._chance_belief.is_suspected else retry_after or 0.0
         epoch.note_empty(now, grant, pause, budgets.values())
         return True
-
-    def _emptied(
-        self, now: float, named: str | None, *, is_closed_still: bool
-    ) -> Collection[Budget]:
-        """Return the budgets that a refusal shows to be empty."""
-        if named is not None and self.budgets[named].source != "unknown":
-            return [self.budgets[named]]  # of an unknown one the others are searched beside it
-        if is_closed_still or not self._belief.is_told:
-            return self.budgets.values()
-        return blamed(self.budgets.values(), now, is_first=self._belief.is_first)
 
     def _drain(self, now: float, budget: Budget, grant: Grant, retry_after: float | None) -> None:
         """Take a budget for empty, because it refused a call."""
@@ -764,17 +759,17 @@ class Admission:
     def _close_gate(self, now: float, retry_after: float | None) -> None:
         # Until a call is let in after the first refusal the rate is a guess, and no reason to wait.
         is_guess = self._epoch.number <= self._gate.closed_again + 1
-        self._gate.close(now, retry_after, self.requests_per_second, is_guess=is_guess)
+        self._gate.close(now, retry_after, self.calls_per_second, is_guess=is_guess)
 
     def _explains_in_flight(self, grant: Grant, dimension: str | None, *, is_first: bool) -> bool:
         """Tell whether a limit on calls in flight refused a call: that says nothing of the rate."""
         was_known = self._slots.is_known
         if dimension == CONCURRENCY:
-            is_so = self._slots.told(grant.others)
+            is_so = self._slots.told(grant.beside)
         elif self._retry_after.exact.is_known and not was_known:
             return False  # the limit of a rate explains it
         else:
-            is_so = self._slots.explains(grant.others, is_first=is_first)
+            is_so = self._slots.explains(grant.beside, is_first=is_first)
         if is_so and not was_known:
             self._rates.lift()
         elif was_known and not self._slots.is_known:
@@ -787,7 +782,7 @@ class Admission:
         """Tell whether headers have promised too much once more than chance would explain."""
         return (
             self._belief.sees_headers
-            and not self._noise.is_believed
+            and not self._chance_belief.is_believed
             and self._overstated.note_refused(grant, headers, is_first=is_first)
         )
 

@@ -159,7 +159,7 @@ class Cuts:
         closed = seconds - open_seconds
         if let_in < FEWEST_CALLS * per_call:
             return max(DEEPEST_CUT, min(CUT, least / budget.peak))
-        if budget.burst >= closed * least:  # the bucket may have held all of it
+        if budget.let_in_at_start >= closed * least:  # the bucket may have held all of it
             return max(DEEPEST_CUT, CUT * min(1, math.sqrt(least / budget.peak)))
         return BLIND_CUT
 

@@ -19,13 +19,17 @@ if TYPE_CHECKING:
 #: A call that was not refused for so long counts as let in. How long that is at the start, and the
 #: bounds within which it is learned from refusals.
 DOUBT_SECONDS, SHORTEST_DOUBT_SECONDS, LONGEST_DOUBT_SECONDS = 0.25, 0.1, 2.0
+#: With each refusal that time becomes this share of itself and so many times what the refusal took:
+#: in the long run twice as long as refusals take, and never less than so many times the last one's.
+KEPT_SHARE, LATENCY_TIMES, LEAST_TIMES = 0.7, 0.6, 1.3
 #: The same at the start where limits are told. More may be in doubt there, and a small bucket
 #: refuses most of what is sent until the first refusal comes back.
 DOUBT_SECONDS_TOLD = 0.5
 #: Calls sent before a refused one count as let in when they are silent for so many times as long as
 #: its refusal took: after a pause that the provider asked for, and after one that was guessed.
 PASSED_TIMES, PASSED_TIMES_GUESSED = 1.0, 1.5
-#: Calls in doubt at a time: at the start, and at the most until many were let in.
+#: Calls in doubt at a time: at the start (a rate allows no fewer either), and at the most until
+#: many were let in.
 DOUBT_START, DOUBT_MOST = 2.0, 256.0
 #: While nothing is refused there come to be so many at least.
 DOUBT_LEAST = 16.0
@@ -44,8 +48,9 @@ DOUBT_SEARCH = 64.0
 #: This share of the calls let in may be in doubt while nothing is refused, also beyond
 #: ``DOUBT_MOST``; and of a known minute's requests.
 DOUBT_SHARE = 0.05
-#: So many times what a rate sends while one call is in doubt may be in doubt.
-DOUBT_OVER_PACED = 1.2
+#: So many times what a learned rate sends while one call is in doubt may be in doubt; and so many
+#: times what a rate sends at the least, however much that is.
+DOUBT_OVER_LEARNED, DOUBT_OVER_PACED = 2.0, 1.2
 #: So many are always allowed where others use the same limit.
 DOUBT_SHARED = 4.0
 #: Where others use the same limit, so much of what is left may be in doubt.
@@ -80,6 +85,7 @@ class Doubt:
         #: How long a call is in doubt.
         self.seconds = DOUBT_SECONDS_TOLD if is_told else DOUBT_SECONDS
         self._growth = DOUBT_GROWTH_KNOWN if is_told else DOUBT_GROWTH
+        #: So many may be in doubt as soon as a limit per minute is known that allows it.
         self._told = DOUBT_SHARE * requests_per_minute
         #: How many there are, and may be.
         self.calls = 0
@@ -150,8 +156,9 @@ class Doubt:
         return 0.0 if is_few else min(wait, self.wait(now))
 
     def note_refused(self, latency: float) -> None:
-        """Learn from a refusal how long calls are in doubt: in the long run twice its latency."""
-        learned = max(0.7 * self.seconds + 0.6 * latency, 1.3 * latency)
+        """Learn how long calls are in doubt from the seconds that a refusal took."""
+        learned = KEPT_SHARE * self.seconds + LATENCY_TIMES * latency
+        learned = max(learned, LEAST_TIMES * latency)
         self.seconds = max(SHORTEST_DOUBT_SECONDS, min(LONGEST_DOUBT_SECONDS, learned))
 
     def note_accepted(self, accepted: int, calls: int = 1, *, is_seen: bool = False) -> None:
@@ -196,20 +203,22 @@ class Doubt:
         self.limit, self._growth = max(self.limit, DOUBT_SEEN), DOUBT_GROWTH_KNOWN
         self._told = DOUBT_SHARE * requests_per_minute
 
-    def keep_to(self, requests_per_second: float, left: float) -> None:
+    def keep_to(self, calls_per_second: float, left: float) -> None:
         """Allow what a rate sends, or a part of what is left: others may take the rest."""
-        paced = DOUBT_OVER_PACED * requests_per_second * self.seconds
+        paced = DOUBT_OVER_PACED * calls_per_second * self.seconds
         self.limit = min(self.limit, max(DOUBT_SHARED, paced, DOUBT_SHARE_LEFT * left))
 
-    def fit(self, requests_per_second: float, *, is_searching: bool) -> None:
+    def fit(self, calls_per_second: float, *, is_searching: bool) -> None:
         """Allow twice what a learned rate sends while a call is in doubt, within bounds."""
-        paced = requests_per_second * self.seconds
+        paced = calls_per_second * self.seconds
         bound = DOUBT_SEARCH if is_searching else DOUBT_MOST
-        self.limit = max(2.0, min(2 * paced, bound), DOUBT_OVER_PACED * paced)
+        most = min(DOUBT_OVER_LEARNED * paced, bound)
+        self.limit = max(DOUBT_START, most, DOUBT_OVER_PACED * paced)
 
-    def fit_to_cut(self, requests_per_second: float) -> None:
+    def fit_to_cut(self, calls_per_second: float) -> None:
         """Allow no more than twice what a rate that was just cut sends."""
-        self.limit = max(2.0, 2 * requests_per_second * self.seconds)
+        paced = calls_per_second * self.seconds
+        self.limit = max(DOUBT_START, DOUBT_OVER_LEARNED * paced)
 
     def fit_to_told(self, *, is_counted: bool) -> None:
         """Allow no more than at first: a told limit has refused a call.
@@ -224,6 +233,7 @@ class Doubt:
         """Allow few: refusals go on although headers show plenty left."""
         self.limit = min(self.limit, DOUBT_START_TOLD)
 
-    def fit_to_memory(self, requests_per_second: float) -> None:
-        """Allow what a remembered rate sends."""
-        self.limit = max(2.0, min(DOUBT_SEARCH, 2 * requests_per_second * self.seconds))
+    def fit_to_memory(self, calls_per_second: float) -> None:
+        """Allow twice what a remembered rate sends, within bounds."""
+        paced = calls_per_second * self.seconds
+        self.limit = max(DOUBT_START, min(DOUBT_SEARCH, DOUBT_OVER_LEARNED * paced))

@@ -33,6 +33,9 @@ POINTS_SHARE = 1.125
 #: One bucket must explain so many of the last refusals; tolerances are so many times the usual
 #: ones, at first and in a second try.
 ASKED_STRETCHES, SOME_TOLERANCE, MORE_TOLERANCE = 3, 1.5, 3.0
+#: A bucket that refused a call may still have held so many times what the largest one takes; of
+#: tokens more, because what calls take is a guess.
+HELD_CALLS, HELD_CALLS_OF_TOKENS = 1, 2
 #: A stretch with fewer calls does not show how fast the bucket filled.
 FEWEST_CALLS = 32
 #: A bucket was never full when no more than this share of what it holds was ever in it.
@@ -128,7 +131,7 @@ class Evidence:
             let_in = [0.0, *(charged[budget.number] - empty for _, charged in known)]
             self._empty[name] = grant.charged_before(budget)
             let_in.append(self._empty[name] - empty)
-            held = budget.largest * (1 if name == REQUESTS else 2)
+            held = budget.largest * (HELD_CALLS if name == REQUESTS else HELD_CALLS_OF_TOKENS)
             stretch[name] = Stretch(self._is_first, seconds, let_in, held)
         self._stretches.append(stretch)
         if self._is_first:

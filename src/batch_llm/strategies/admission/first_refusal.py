@@ -108,7 +108,7 @@ def start_low(budget: Budget, grant: Grant, let_in: float, seconds: float) -> No
     let_in = let_in or grant.cost[budget.field]
     if let_in > 0:
         budget.peak = let_in / (MINUTE + seconds)
-        budget.burst = let_in
+        budget.let_in_at_start = let_in
         budget.learn_rate(budget.peak)
 
 
@@ -124,7 +124,7 @@ def start_higher(budgets: Iterable[Budget], retry_after: float, seconds: float) 
         return
     for budget in budgets:
         if budget.has_learned_rate:
-            budget.peak = max(budget.peak, budget.burst / (FILLED_SECONDS + seconds))
+            budget.peak = max(budget.peak, budget.let_in_at_start / (FILLED_SECONDS + seconds))
             budget.learn_rate(budget.peak)
 
 
@@ -133,7 +133,7 @@ def expect_tiny(budgets: Iterable[Budget], grant: Grant) -> None:
     if grant.number <= TINY_CALLS:
         for budget in budgets:
             if budget.source == "unknown":
-                budget.burst = 0.0
+                budget.let_in_at_start = 0.0
 
 
 def explains_used_up(

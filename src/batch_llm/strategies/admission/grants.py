@@ -18,13 +18,13 @@ class Grant:
 
     __slots__ = (
         "at",
+        "beside",
         "cost",
         "epoch",
         "is_in_doubt",
         "is_open",
         "is_probe",
         "number",
-        "others",
         "pending_then",
         "spent_then",
     )
@@ -35,7 +35,7 @@ class Grant:
         epoch: int,
         cost: Cost,
         number: int,
-        others: int,
+        beside: int,
         is_probe: bool = False,  # noqa: FBT001, FBT002 - on the hot path: a keyword costs more
     ) -> None:
         #: When it was sent, and in which epoch.
@@ -45,7 +45,7 @@ class Grant:
         #: Its place among the lane's calls, from 1.
         self.number = number
         #: Calls in flight beside it when it was sent.
-        self.others = others
+        self.beside = beside
         self.is_probe = is_probe
         self.is_in_doubt = self.is_open = True
         #: By budget: what had been spent, this call included, and what was pending.

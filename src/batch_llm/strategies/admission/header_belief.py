@@ -138,14 +138,7 @@ class HeaderBelief:
             return False
         is_news = budget.source != "header" or budget.limit != limit
         if is_news:
-            was_known = budget.source == "header"
-            budget.refill(now)
-            budget.limit, budget.source = limit, "header"
-            budget.ceiling = budget.rate = budget.peak = limit / budget.window_seconds
-            budget.capacity = limit
-            if not was_known:
-                budget.level = remaining - spent_since - pending_then
-            budget.level = min(budget.level, budget.capacity)
+            self._take_limit(now, limit, remaining - spent_since - pending_then)
         if not budget.is_window and not budget.is_sliding:
             # A bucket's reset is the time until it is full, which tells how much it holds.
             holds = remaining + reset * budget.ceiling
@@ -160,11 +153,7 @@ class HeaderBelief:
         if budget.is_window:
             if now < deadline:
                 budget.reset_at = deadline
-                room = min(budget.capacity, remaining - spent_since)
-                if room < budget.level:
-                    budget.level += LESS_SHARE * (room - budget.level)
-                elif room - pending_then > budget.level and not budget.is_shut:
-                    budget.level += MORE_SHARE * (room - pending_then - budget.level)
+                self._follow(remaining - spent_since, pending_then, may_rise=not budget.is_shut)
             return is_news
         if budget.is_sliding and budget.log is not None:
             budget.capacity = limit
@@ -183,13 +172,36 @@ class HeaderBelief:
         else:
             self.stop_sharing()
             came_back = budget.rate * (max(0.0, now - sent_at) - self.kept_seconds)
-            room = min(budget.capacity, remaining - spent_since + came_back)
-            if room < budget.level:
-                budget.level += LESS_SHARE * (room - budget.level)
-            elif room - pending_then > budget.level:
-                budget.level += MORE_SHARE * (room - pending_then - budget.level)
+            self._follow(remaining - spent_since + came_back, pending_then)
         budget.keep_to_told()
         return is_news
+
+    def _take_limit(self, now: float, limit: float, left: float) -> None:
+        """Believe a limit that is news; what is left of it only where none was known."""
+        budget = self._budget
+        was_known = budget.source == "header"
+        budget.refill(now)
+        budget.limit, budget.source = limit, "header"
+        budget.ceiling = budget.rate = budget.peak = limit / budget.window_seconds
+        budget.capacity = limit
+        if not was_known:
+            budget.level = left
+        budget.level = min(budget.level, budget.capacity)
+
+    def _follow(self, room: float, pending_then: float, *, may_rise: bool = True) -> None:
+        """Bring the level nearer to the room that headers show.
+
+        Args:
+            room: What is left, as far as headers tell.
+            pending_then: So much of it calls in flight may still take: there may be less.
+            may_rise: Whether more than thought is believed.
+        """
+        budget = self._budget
+        room = min(budget.capacity, room)
+        if room < budget.level:
+            budget.level += LESS_SHARE * (room - budget.level)
+        elif may_rise and room - pending_then > budget.level:
+            budget.level += MORE_SHARE * (room - pending_then - budget.level)
 
     def _share(self, now: float) -> None:
         """Keep to our part of a limit that others use too."""

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import math
 
-#: Others count from so many calls on, in about the last so many seconds, or in the time of so many
-#: answers or calls where that is longer.
+#: Others count who took so many calls in about the last so many seconds, or in the time of so many
+#: answers, or of so many calls at the limit's rate, where that is longer.
 TAKEN_CALLS, TAKEN_SECONDS = 1.5, 3.0
 REMEMBERED_ANSWERS, REMEMBERED_CALLS = 2.0, 30.0
 #: What others take a second is measured over so many seconds at least.
@@ -20,11 +20,11 @@ SHORTEST_SECONDS = 0.3
 #: The whole limit's rate may be sent while so much is left: what comes back in so many times as
 #: long as an answer takes, or so many calls, or all that the bucket holds.
 LEFT_ANSWERS, LEFT_CALLS = 3.0, 8.0
-#: The less is left, the lower the rate: with nothing left divided by e to this power; less steep
-#: for a bucket that holds less than comes back in those answers' time, by this power of what is
-#: missing: what headers show of it is over when they arrive.
+#: The less is left, the lower the rate: with nothing left divided by e to this power. That is less
+#: steep for a bucket that holds only a share of what comes back in those answers' time, as this
+#: power of the share: what headers show of it is over when they arrive.
 STEEP, LESS_STEEP = 3.0, 0.5
-#: One that holds less than this share of it is small: headers say too little of it.
+#: A bucket that holds less than this share of that is small: headers say too little of it.
 SMALL_SHARE = 0.5
 #: The pace is this share of the limit's rate at the least, and so many times at the most.
 LEAST_PACE, MOST_PACE = 0.1, 4.0
@@ -53,8 +53,8 @@ class Others:
     )
 
     def __init__(self) -> None:
-        #: What was left when the latest call was sent whose response is known, and what had been
-        #: spent with it.
+        #: When the latest call was sent whose response is known; what was left then, and what had
+        #: been spent with it.
         self._at, self._left, self._spent = -math.inf, 0.0, 0.0
         #: What others took, and in how much time; both fade.
         self._taken = self._seconds = 0.0
@@ -94,7 +94,7 @@ class Others:
 
     @property
     def rate(self) -> float:
-        """What they take a second."""
+        """What they take by the second."""
         return max(0.0, self._taken) / max(self._seconds, SHORTEST_SECONDS)
 
     def note_refused(self, now: float, until: float, thought: float, capacity: float) -> None:
@@ -126,7 +126,7 @@ class Others:
         return self._taken > TAKEN_CALLS * largest and self.rate > rate
 
     def pace(self, now: float, spent: float, holds: float, rate: float, largest: float) -> float:
-        """Return the share of the limit's rate to keep to.
+        """Return the share of the limit's rate to keep to; see whether the bucket is small.
 
         Args:
             now: The time.

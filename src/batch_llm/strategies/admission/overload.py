@@ -47,9 +47,9 @@ class Overload:
         "_settled_until",
         "_told_until",
         "accepted",
+        "calls",
         "concurrency",
         "has_answered",
-        "requests",
         "since",
     )
 
@@ -57,7 +57,7 @@ class Overload:
         self._dice = dice
         #: Calls sent, and those that the provider dealt with, be it by a refusal; old ones count
         #: less.
-        self.requests = self.accepted = 0.0
+        self.calls = self.accepted = 0.0
         #: Whether it ever dealt with a call. One that is silent may still be connecting.
         self.has_answered = False
         #: Calls at a time.
@@ -81,7 +81,7 @@ class Overload:
 
     def start(self) -> bool:
         """Count a call that starts; return whether it is a probe."""
-        self.requests += 1
+        self.calls += 1
         return self.since is not None and self.probe()
 
     def probe(self) -> bool:
@@ -99,7 +99,7 @@ class Overload:
             if is_probe:  # calls from before may still be answered by one that takes no new ones
                 self.since = None
                 self._is_probing = False
-                self.requests = self.accepted = 0.0
+                self.calls = self.accepted = 0.0
                 self.concurrency, self._growth = CALLS_AFTER_OUTAGE, GROWTH_AFTER_OUTAGE
                 self._settled_until = now + SETTLING_SECONDS
             return
@@ -140,14 +140,14 @@ class Overload:
             return
         if now < self._settled_until:
             return
-        if (self.accepted + in_flight + 2) / (self.requests + 2) < ACCEPTED_SHARE:
+        if (self.accepted + in_flight + 2) / (self.calls + 2) < ACCEPTED_SHARE:
             self.concurrency = max(1.0, min(self.concurrency, in_flight + 1) * SHRINK)
             self._growth = GROWTH
             self._settled_until = now + SETTLING_SECONDS
 
     def note_cancelled(self, *, is_probe: bool) -> None:
         """Note that a call was given up: it says nothing, and a probe is followed by another."""
-        self.requests = max(0.0, self.requests - 1)
+        self.calls = max(0.0, self.calls - 1)
         if is_probe:
             self._is_probing = False
 
@@ -161,6 +161,6 @@ class Overload:
         elapsed = now - self._noted_at
         if elapsed > SHORTEST_SECONDS:
             keep = math.exp(-elapsed / MEMORY_SECONDS)
-            self.requests *= keep
+            self.calls *= keep
             self.accepted *= keep
             self._noted_at = now

@@ -2,7 +2,7 @@
 
 Each refusal leaves fewer rates that explain the last ones (``evidence.py``). The search goes on in
 the middle of those, more slowly each time, until they are close together; but when a refusal may
-have been chance (``noise.py``, or few calls since the last one), as fast as before.
+have been chance (``chance_belief.py``, or few calls since the last one), as fast as before.
 """
 
 from __future__ import annotations

@@ -111,7 +111,7 @@ class Rates:
         self.grown_at = now
 
     @property
-    def requests_per_second(self) -> float:
+    def calls_per_second(self) -> float:
         """The rate of calls that the limits allow, as far as they are known."""
         requests = self._budgets[REQUESTS]
         rate = requests.rate
@@ -200,9 +200,9 @@ class Rates:
         if self._belief.knows_limits:
             return RECOVERY_SECONDS
         if self._exact.is_known:
-            calls = MEASURED_RECOVERY_CALLS / self.requests_per_second
+            calls = MEASURED_RECOVERY_CALLS / self.calls_per_second
             return max(MEASURED_RECOVERY_SECONDS, min(LONGEST_RECOVERY_SECONDS, calls))
-        calls = min(RECOVERY_CALLS_SECONDS, RECOVERY_CALLS / self.requests_per_second)
+        calls = min(RECOVERY_CALLS_SECONDS, RECOVERY_CALLS / self.calls_per_second)
         pauses = RECOVERY_PAUSES * (self._epoch.open_at - self._epoch.cut_at)
         return max(SHORTEST_RECOVERY_SECONDS, min(RECOVERY_SECONDS, max(calls, pauses)))
 
@@ -219,7 +219,7 @@ class Rates:
         ):
             return False
         let_in = self._budgets[REQUESTS].spent / (now - epoch.began_at)
-        return self.requests_per_second < FAR_SHARE * let_in
+        return self.calls_per_second < FAR_SHARE * let_in
 
     def _is_refuted(self) -> bool:
         """Tell whether calls are let in well beyond the rate where they were refused."""

@@ -96,7 +96,7 @@ class ReadyPoints:
 
     def __init__(self, budgets: dict[str, Budget]) -> None:
         self._budgets = budgets
-        #: When there is room again for the call that this burst of refusals is measured by; by how
+        #: When there is room again for the call that this volley of refusals is measured by; by how
         #: many seconds that may be wrong, and by how many calls what was charged; what the call
         #: costs, and what was charged before it.
         self._at, self._unknown_seconds, self._unknown_calls = -math.inf, 0.0, 0.0
@@ -104,7 +104,7 @@ class ReadyPoints:
         self._charged: dict[str, float] = {}
         #: The number of the newest call that is in what was charged.
         self._newest = 0
-        #: Whether it is the first burst: its calls were sent at once, and the last moment counts.
+        #: Whether it is the first volley: its calls were sent at once, and the last moment counts.
         self._is_first = True
         #: Whether Retry-After is in whole seconds.
         self._is_whole = False
@@ -113,13 +113,13 @@ class ReadyPoints:
         #: The rates that were measured last, and the share by which they may be wrong.
         self._rates: dict[str, float] = {}
         self._unknown_share = 0.0
-        #: By dimension, what the rate is at the least if the last burst was refused by its bucket.
+        #: By dimension, what the rate is at the least if the last volley was refused by its bucket.
         self.least: dict[str, float] = {}
         #: By how much a dimension's rates differed lately.
         self._differ: dict[str, float] = {}
 
     def begin(self, now: float, grant: Grant, calls: int, *, is_first: bool) -> None:
-        """Begin a burst of refusals with a refused call, when ``calls`` calls had been sent."""
+        """Begin a volley of refusals with a refused call, when ``calls`` calls had been sent."""
         self._at, self._cost, self._is_first = -math.inf, {}, is_first
         # Calls that were sent at about the same time did not arrive in that order.
         per_second = max(0, calls - grant.number - FEW_BEHIND) / max(now - grant.at, JITTER_SECONDS)
@@ -151,7 +151,7 @@ class ReadyPoints:
             }
 
     def forget(self, grant: Grant) -> None:
-        """Take back a call of before the burst that turned out to be refused."""
+        """Take back a call of before the volley that turned out to be refused."""
         if grant.number <= self._newest:
             for name, budget in self._budgets.items():
                 if name in self._charged and budget.number < len(grant.spent_then):
@@ -167,7 +167,7 @@ class ReadyPoints:
         return bool(self._rates)
 
     def measure(self, evidence: Evidence) -> Measured | None:
-        """Return the rate that was the same twice; once for each burst, when it is over.
+        """Return the rate that was the same twice; once for each volley, when it is over.
 
         Args:
             evidence: Tells whether a bucket was full meanwhile.

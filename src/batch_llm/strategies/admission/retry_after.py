@@ -17,12 +17,12 @@ from batch_llm.strategies.dimensions import MINUTE, REQUESTS
 if TYPE_CHECKING:
     from batch_llm.strategies.admission.belief import Belief
     from batch_llm.strategies.admission.budgets import Budget
+    from batch_llm.strategies.admission.chance_belief import ChanceBelief
     from batch_llm.strategies.admission.epochs import Epoch
     from batch_llm.strategies.admission.evidence import Evidence
     from batch_llm.strategies.admission.grants import Grant
-    from batch_llm.strategies.admission.noise import Noise
 
-#: The share that is used of the lowest rate that two bursts of refusals leave possible; and the
+#: The share that is used of the lowest rate that two volleys of refusals leave possible; and the
 #: highest such rate, in requests per second, at which it is used. Faster ones are soon found by the
 #: search, and may be other limits'.
 LEAST_SHARE, FASTEST_LEAST = 0.95, 2.0
@@ -36,16 +36,16 @@ class RetryAfter:
         belief: Where the limits are from.
         epoch: What was seen since the last cut.
         evidence: What the refusals tell.
-        noise: Whether they are chance.
+        chance_belief: Whether they are chance.
     """
 
     __slots__ = (
         "_asked",
         "_belief",
         "_budgets",
+        "_chance_belief",
         "_epoch",
         "_evidence",
-        "_noise",
         "_ready",
         "exact",
         "hints",
@@ -57,20 +57,20 @@ class RetryAfter:
         belief: Belief,
         epoch: Epoch,
         evidence: Evidence,
-        noise: Noise,
+        chance_belief: ChanceBelief,
     ) -> None:
         self._budgets = budgets
         self._belief = belief
         self._epoch = epoch
         self._evidence = evidence
-        self._noise = noise
+        self._chance_belief = chance_belief
         self._asked = Asked()
         self.hints = RetryHints()
         self.exact = ExactRate()
         self._ready = ReadyPoints(budgets)
 
     def note_first(self, retry_after: float | None) -> None:
-        """Take in what the first refusal of a burst asks for."""
+        """Take in what the first refusal of a volley asks for."""
         self._asked.note(retry_after)
 
     def is_whole(self, retry_after: float | None) -> bool:
@@ -82,7 +82,7 @@ class RetryAfter:
         return self._asked.is_worked_out(retry_after) or self.hints.vary
 
     def begin(self, now: float, grant: Grant) -> None:
-        """Begin a burst of refusals with a refused call."""
+        """Begin a volley of refusals with a refused call."""
         self.hints.begin()
         self._ready.begin(now, grant, self._epoch.calls, is_first=self._belief.is_first)
 
@@ -115,28 +115,28 @@ class RetryAfter:
         self._ready.forget(grant)
 
     def measure(self) -> None:
-        """Go on at the rate that exact Retry-Afters measure, once a burst is over."""
-        if self._belief.knows_limits or self._noise.is_believed:
+        """Go on at the rate that exact Retry-Afters measure, once a volley is over."""
+        if self._belief.knows_limits or self._chance_belief.is_believed:
             self._ready.clear()
             return
         measured = self._ready.measure(self._evidence)
         if measured is not None and self.hints.contradicts(measured.calls):
             measured = None
-        if measured is not None and not self._noise.is_suspected:
+        if measured is not None and not self._chance_belief.is_suspected:
             self._belief.is_searching = False
             self.exact.take(measured, self._budgets.values(), self._epoch.per_call)
         elif self._ready.has_measured:
             self.exact.forget()
 
     def raise_to_likely(self) -> None:
-        """Go on at the rate that this burst makes likely, where that is more than is believed."""
+        """Go on at the rate that this volley makes likely, where that is more than is believed."""
         for budget in self._budgets.values():
             if budget.has_learned_rate:
                 likely = self.hints.least * self._epoch.per_call(budget)
                 budget.learn_rate(max(budget.peak, likely))
 
     def raise_to_least(self) -> None:
-        """Raise slow rates to what came back between the last two bursts of refusals."""
+        """Raise slow rates to what came back between the last two volleys of refusals."""
         least = self._ready.least
         if least.get(REQUESTS, 0.0) > FASTEST_LEAST:
             return

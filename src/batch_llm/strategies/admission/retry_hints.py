@@ -17,8 +17,8 @@ import math
 #: The likely rate is higher than the limit's with about this probability, if the bucket's levels at
 #: the refusals are independent of each other.
 DOUBTED_SHARE = 0.2
-#: All refusals of a burst may ask for the same moment when the shortest time is longer than so many
-#: times the longest over their number; else the bucket's level went up and down between them.
+#: All refusals of a volley may ask for the same moment when the shortest time is longer than so
+#: many times the longest over their number; else the bucket's level went up and down between them.
 SPREAD = 2.0
 #: So many times as much as a bucket can let in may seem to be let in: clocks differ, and calls are
 #: in flight.
@@ -34,7 +34,7 @@ WORKED_OUT_SECONDS = 2.0
 #: After so many seconds without a refusal twice the highest possible rate is tried, after twice as
 #: many five times, and so on: some providers always ask for the same time, however fast the limit.
 DOUBLED_SECONDS = 60.0
-#: The same fraction of a second in so many bursts of refusals, one after the other, was not worked
+#: The same fraction of a second in so many volleys of refusals, one after the other, was not worked
 #: out from a limit.
 SAME_ASKED = 3
 
@@ -45,12 +45,12 @@ class Asked:
     __slots__ = ("_last", "_times")
 
     def __init__(self) -> None:
-        #: The last one that began a burst of refusals, and how many in a row were the same.
+        #: The last one that began a volley of refusals, and how many in a row were the same.
         self._last: float | None = None
         self._times = 0
 
     def note(self, retry_after: float | None) -> None:
-        """Take in what the first refusal of a burst asks for."""
+        """Take in what the first refusal of a volley asks for."""
         self._times = self._times + 1 if retry_after == self._last else 1
         self._last = retry_after
 
@@ -91,7 +91,7 @@ class RetryHints:
     def __init__(self) -> None:
         #: The highest rate that no Retry-After contradicts.
         self.most = math.inf
-        #: Of the refusals of one burst: how many there are, when the first and the last were sent,
+        #: Of the refusals of one volley: how many there are, when the first and the last were sent,
         #: and the longest time asked for, as it is and over the call's size.
         self._calls = 0
         self._first_at = self._last_at = 0.0
@@ -100,11 +100,11 @@ class RetryHints:
         self._shortest = math.inf
         #: The shortest and the longest time that was ever asked for.
         self._least_asked, self._most_asked = math.inf, 0.0
-        #: Whether the burst was not refused by a bucket.
+        #: Whether the volley was not refused by a bucket.
         self._is_void = False
 
     def begin(self) -> None:
-        """Begin another burst of refusals."""
+        """Begin another volley of refusals."""
         self._calls, self._per_call, self._per_size = 0, 0.0, 0.0
         self._shortest = math.inf
         self._is_void = False
@@ -147,7 +147,7 @@ class RetryHints:
 
     @property
     def least(self) -> float:
-        """The rate that the burst makes likely to be there at the least; 0 when it tells none."""
+        """The rate that the volley makes likely to be there at the least; 0 when it tells none."""
         longest = min(self._per_call, self._per_size)
         if self._is_void or longest <= 0:
             return 0.0

@@ -34,6 +34,8 @@ ROOM = 1.5
 QUANTILE = 0.6
 #: So much of the output of calls in flight is counted where it is not known what refuses.
 GUESSED_SHARE = 0.5
+#: A bucket that refused a call held so much of its cost, where nobody says when it has room for it.
+HELD_SHARE = 0.5
 #: When what was let in since the last refusal differs by more than this share, it is another limit.
 #: A shorter time does not tell, but so many of them in a row do.
 CHANGED_SHARE, TELLING_SECONDS, MOST_SHORT = 0.25, 2.0, 3
@@ -110,10 +112,9 @@ class Scarce:
 
         Args:
             grant: The refused call's.
-            retry_after: Seconds after which there is room for it, if that is known. Else the bucket
-                may hold half of what it costs.
+            retry_after: Seconds after which there is room for it, if that is known.
         """
-        share = 0.5 if retry_after is None else 1.0
+        share = HELD_SHARE if retry_after is None else 1.0
         charged = {
             name: grant.charged_before(budget) + share * grant.charged(budget)
             for name, budget in self._budgets.items()
@@ -128,7 +129,10 @@ class Scarce:
         self._points.append(point)
 
     def correct(self, grant: Grant, used: Cost) -> None:
-        """Correct what had been charged by then, when a call from before has ended."""
+        """Correct what had been charged by then, when a call from before has ended.
+
+        Its output was not among it, as long as the provider charges that at the end.
+        """
         if grant.number >= self._newest:
             return
         field = FIELDS[INPUT]
@@ -204,10 +208,10 @@ def _spread(rates: list[tuple[float, float]]) -> tuple[float, float]:
     Where the bucket ran over, less was let in than its rate: so lower ones tell nothing.
 
     Args:
-        rates: Each with the seconds that it lasted, the lowest first.
+        rates: By the second, each with the seconds that it lasted, the lowest first.
     """
-    half, passed, place = QUANTILE * sum(seconds for _, seconds in rates), 0.0, 0
-    while passed + rates[place][1] < half:
+    lower, passed, place = QUANTILE * sum(seconds for _, seconds in rates), 0.0, 0
+    while passed + rates[place][1] < lower:
         passed += rates[place][1]
         place += 1
     common, higher = rates[place][0], rates[place + 1 :]

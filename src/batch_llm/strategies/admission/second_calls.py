@@ -2,7 +2,8 @@
 
 A bucket that refused a call held less than its cost. So what is let in next is no more than that
 and what has come back meanwhile. Where it is more, no bucket refused the call: it was chance. Tried
-where rates are low, because there it takes minutes to see the same from rates (``noise.py``).
+where rates are low, because there it takes minutes to see the same from rates
+(``chance_belief.py``).
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ class SecondCalls:
             self._first = grant
             return False
         self._refused = None
-        if grant.others < refused.others:
+        if grant.beside < refused.beside:
             return False  # calls in flight may be what is limited
         seconds = grant.at - refused.at
         for budget, rate in self._bounds:

@@ -75,20 +75,20 @@ class Slots:
         self._counted, self._counted_since, self._best_rate = 0, math.inf, 0.0
         self._is_slowed = False
 
-    def note_accepted(self, now: float, others: int) -> None:
-        """Note that a call was let in beside ``others`` in flight."""
+    def note_accepted(self, now: float, beside: int) -> None:
+        """Note that a call was let in beside so many in flight."""
         if not self.is_known:
-            if others >= self._lowest + SLACK:
+            if beside >= self._lowest + SLACK:
                 self.forget()
             return
         self._calls += 1
         if self._calls > CALLS_TO_FORGET:
             self._calls = self._surprises = 0
         self._note_rate(now)
-        if others >= self.most:
+        if beside >= self.most:
             self.most = self.tried
             self._full_since = math.inf
-        elif others + 1 < self.most:
+        elif beside + 1 < self.most:
             self._full_since = math.inf
         elif self._full_since == math.inf:
             self._full_since = now
@@ -111,22 +111,22 @@ class Slots:
         self._best_rate = max(self._best_rate, rate)
         self._is_slowed = rate < SLOWED_SHARE * self._best_rate
 
-    def explains(self, others: int, *, is_first: bool) -> bool:
-        """Return whether the refusal of a call beside ``others`` in flight is this limit's.
+    def explains(self, beside: int, *, is_first: bool) -> bool:
+        """Return whether the refusal of a call beside so many in flight is this limit's.
 
         Args:
-            others: Calls in flight when it was sent, itself not counted.
+            beside: Calls in flight when it was sent, itself not counted.
             is_first: Whether it is the first refusal of its episode.
         """
         if self.is_known:
-            return self._is_expected(others)
+            return self._is_expected(beside)
         if not is_first:
             return False
-        lowest, highest = min(self._lowest, others), max(self._highest, others)
+        lowest, highest = min(self._lowest, beside), max(self._highest, beside)
         if highest - lowest > max(SPREAD, SPREAD_SHARE * highest):
             self.forget()
-            lowest = highest = others
-        if others < LEAST:
+            lowest = highest = beside
+        if beside < LEAST:
             return False
         self._lowest, self._highest = lowest, highest
         self._episodes += 1
@@ -135,20 +135,20 @@ class Slots:
         self.most = self.tried = lowest
         return True
 
-    def told(self, others: int) -> bool:
+    def told(self, beside: int) -> bool:
         """Take a refusal that speaks of calls in flight; return whether that explains it."""
-        if others < 1:  # others use the same key: nothing that we could do about it
+        if beside < 1:  # others use the same key: nothing that we could do about it
             return False
-        if others >= self.most:
-            return self._is_expected(others)
-        self.most = self.tried = others
+        if beside >= self.most:
+            return self._is_expected(beside)
+        self.most = self.tried = beside
         self._full_since = math.inf
         return True
 
-    def _is_expected(self, others: int) -> bool:
+    def _is_expected(self, beside: int) -> bool:
         # A call that was sent before the one more may arrive after it, and be the one refused.
-        is_trial = self.tried > self.most and others >= self.most - SLACK
-        if others >= self.most or is_trial:  # that few get through is not this limit's fault
+        is_trial = self.tried > self.most and beside >= self.most - SLACK
+        if beside >= self.most or is_trial:  # that few get through is not this limit's fault
             if self.tried > self.most:  # late refusals of calls from before are no trials
                 self._trial_seconds = min(LONGEST_TRIAL_SECONDS, 2 * self._trial_seconds)
             self.tried, self._best_rate, self._is_slowed = self.most, 0.0, False
@@ -160,7 +160,7 @@ class Slots:
             self._episodes_asked *= 2
             self.forget()
             return False
-        if others >= max(1, self.most - 1 - SLACK):
-            self.most = self.tried = others
+        if beside >= max(1, self.most - 1 - SLACK):
+            self.most = self.tried = beside
             return True
         return False

@@ -25,8 +25,8 @@ OPENING_SLACK_SECONDS = 6.0
 #: A sliding window may seem to open so much too soon.
 SLIDING_SLACK_SECONDS = 2.0
 #: A minute's limit may be used up when this share of it was charged: what an answer takes is a
-#: guess.
-COUNTED_SHARE = 0.7
+#: guess. It was no bucket's when less was let in than the limit and this share of what has filled.
+COUNTED_SHARE, FILLED_SHARE = 0.7, 0.5
 #: A refusal with less than this used refutes a window.
 REFUTING_SHARE = 0.7
 #: The share that is used of what a window let in before it refused; and by which share the limit of
@@ -77,14 +77,14 @@ class WindowGuess:
         Args:
             least: Spent since the start until the refused call was sent.
             most: Spent until now: what is in doubt may have been let in.
-            seconds: Since the start.
+            seconds: From the start until that call was sent.
         """
         budget = self._budget
         if not self.can_be_counted or budget.told is None:
             return False
         if seconds >= budget.window_seconds:
             return False
-        filled = 0.5 * seconds / budget.window_seconds
+        filled = FILLED_SHARE * seconds / budget.window_seconds
         is_enough = most - budget.pending >= COUNTED_SHARE * budget.told
         self.may_be_counted = is_enough and least - budget.pending < (1 + filled) * budget.told
         return self.may_be_counted
@@ -106,12 +106,25 @@ class WindowGuess:
         self._become_window(opened_at)
 
     def explain_opening(
-        self, now: float, began_at: float, opened_at: float, *, is_long: bool, others: bool = False
+        self,
+        now: float,
+        began_at: float,
+        opened_at: float,
+        *,
+        is_long: bool,
+        is_one_of_several: bool = False,
     ) -> None:
         """Tell how a limit is counted that was used up: its first opening shows it.
 
         A sliding window opens when the first charge is a minute old, a fixed one sooner; a bucket
-        as soon as it has filled enough, which is not ``is_long`` after.
+        as soon as it has filled enough.
+
+        Args:
+            now: The time.
+            began_at: When the first call may have been charged.
+            opened_at: When the first call was sent that was let in again.
+            is_long: Whether that was later than a bucket would have let it in.
+            is_one_of_several: Whether another dimension may be what was used up.
         """
         budget = self._budget
         is_counted = (self.may_be_counted or self._may_be_learned) and is_long
@@ -121,7 +134,7 @@ class WindowGuess:
                 budget.log = None  # it is a bucket
             return
         if budget.source == "unknown":
-            self._learn_window(now, others=others)
+            self._learn_window(now, is_one_of_several=is_one_of_several)
         budget.refill(now)
         if opened_at - began_at < budget.window_seconds - SLIDING_SLACK_SECONDS:
             self._become_window(opened_at)
@@ -141,12 +154,12 @@ class WindowGuess:
         is_new = budget.source == "unknown" and budget.limit is None
         return is_new and budget.is_limited and budget.log is not None
 
-    def _learn_window(self, now: float, *, others: bool) -> None:
+    def _learn_window(self, now: float, *, is_one_of_several: bool) -> None:
         """Take what was let in before the first refusal for the limit of a minute."""
         budget = self._budget
         self._fitted_at = now
         slack = 1.0
-        if budget.name == REQUESTS and others:
+        if budget.name == REQUESTS and is_one_of_several:
             slack += REQUESTS_SPREAD / math.sqrt(max(1.0, budget.spent_at_cut))
         self._set_window(max(budget.largest, self._share * slack * budget.spent_at_cut))
 

@@ -40,7 +40,7 @@ def test_refusals_that_go_on_however_far_a_found_rate_falls_are_random(monkeypat
             now += 1.0 / calls
         one.refused(now + 0.05, one.start(now, Cost()), latency=0.05, retry_after=1.0)
         refusals += 1
-        if one._noise.is_believed:
+        if one._chance_belief.is_believed:
             break
 
     assert refusals == 5
@@ -62,7 +62,7 @@ def test_two_calls_are_tried_where_rates_are_low(rate):
 
 def test_two_calls_are_tried_no_more_once_refusals_are_believed_to_be_chance():
     one = holding(2.0)
-    one._noise.believe(0.1)
+    one._chance_belief.believe(0.1)
 
     assert one._chance.bounds(1.0) == []
 
@@ -78,7 +78,7 @@ def test_a_wait_that_was_worked_out_speaks_half_as_much_for_chance(
     one._belief.is_searching = True
 
     assert not one._chance.explains(1.0, one.start(1.0, ONE), retry_after)
-    assert one._noise._weight == weight
+    assert one._chance_belief._weight == weight
 
 
 def test_what_was_let_in_before_a_long_stretch_is_not_compared(monkeypatch):
@@ -88,11 +88,11 @@ def test_what_was_let_in_before_a_long_stretch_is_not_compared(monkeypatch):
     one = admission(dimensions=(REQUESTS,))
     one.refused(0.1, one.start(0.0, ONE), latency=0.1)
 
-    one._noise.weigh(1.0, 100, (0.0, 0))
-    assert one._noise.is_suspected
+    one._chance_belief.weigh(1.0, 100, (0.0, 0))
+    assert one._chance_belief.is_suspected
 
     assert not one._chance.explains(90.0, one.start(90.0, ONE), 1.0)
-    assert not one._noise.is_suspected
+    assert not one._chance_belief.is_suspected
 
 
 def test_what_was_cut_for_chance_is_taken_back():
@@ -100,5 +100,5 @@ def test_what_was_cut_for_chance_is_taken_back():
     one.budgets[REQUESTS].peak = 30.0
     one._chance._believe(0.1)
 
-    assert one._noise.is_believed
+    assert one._chance_belief.is_believed
     assert one.budgets[REQUESTS].rate == 30.0

@@ -40,7 +40,7 @@ def test_what_a_closed_gate_saves_up_is_not_sent_in_one_burst():
     one = admission(dimensions=(REQUESTS,))
     one.accepted(0.1, one.start(0.0, ONE))
     one.refused(0.2, one.start(0.1, ONE), latency=0.1, retry_after=30.0)
-    one.budgets[REQUESTS].burst = one._doubt.limit = 1000.0
+    one.budgets[REQUESTS].let_in_at_start = one._doubt.limit = 1000.0
 
     assert len(start_all(one, one.closed_until + 1e-3)) == 1
 

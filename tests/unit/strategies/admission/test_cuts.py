@@ -147,7 +147,7 @@ def test_a_bucket_that_holds_less_than_comes_back_in_a_pause_tells_little(burst,
     """Twenty calls in a second, after two in which the gate was closed."""
     one = holding(20.0)
     budget = one.budgets[REQUESTS]
-    budget.burst, budget.peak = burst, 20.0
+    budget.let_in_at_start, budget.peak = burst, 20.0
     left = one._cuts._share_left(budget, None, Round(20.0, 3.0, 1.0), was_below=False)
 
     assert left == pytest.approx(max(0.5, share))

@@ -69,3 +69,11 @@ def test_where_others_use_the_limit_nothing_is_kept_back():
     one.budgets[REQUESTS].headers.is_shared = True
 
     assert not headroom.explains(one.budgets, one.start(0.19, ONE), header(0.9))
+
+
+@pytest.mark.parametrize("kind", ["is_window", "is_sliding"])
+def test_where_minutes_are_counted_nothing_is_missing_for_a_moment_only(kind):
+    one = after_the_first_refusal()
+    setattr(one.budgets[REQUESTS], kind, True)
+
+    assert not headroom.explains(one.budgets, one.start(0.19, ONE), header(0.9))

@@ -349,7 +349,7 @@ def test_in_an_outage_whoever_asks_to_wait_puts_the_next_probe_off(is_probe):
 
 def test_what_failed_in_an_outage_does_not_count_after_it():
     one = opened()
-    one.requests = 1000.0
+    one.calls = 1000.0
     one.start()
     one.note_answer(1.0, is_probe=True)
     for _ in range(8):
@@ -367,4 +367,4 @@ def test_calls_that_were_given_up_do_not_count_as_calls_that_failed():
         one.start()
         one.note_cancelled(is_probe=False)
 
-    assert one.requests == 0.0
+    assert one.calls == 0.0

@@ -18,7 +18,7 @@ def refused_behind_others():
     now = one.closed_until + 20.0
     one.accepted(now + 0.1, one.start(now, ONE))
     one._belief.is_searching = False
-    one.budgets[REQUESTS].peak, one.budgets[REQUESTS].burst = 100.0, math.inf
+    one.budgets[REQUESTS].peak, one.budgets[REQUESTS].let_in_at_start = 100.0, math.inf
     one.budgets[REQUESTS].learn_rate(100.0)
     one.refused(now + 0.2, one.start(now + 0.1, ONE), latency=0.1, retry_after=1.0)
     now, before = one.closed_until, one.budgets[REQUESTS].rate

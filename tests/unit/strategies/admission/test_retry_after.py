@@ -64,7 +64,7 @@ def test_what_is_chance_measures_nothing(is_chance):
         one._retry_after.begin(sent_at, refused)
         one._retry_after.note(refused, 0.5, 0)
         if is_chance:
-            one._noise.believe(0.1)
+            one._chance_belief.believe(0.1)
         one._retry_after.measure()
         for _ in range(10):
             one.start(sent_at + 1.0, ONE)

@@ -195,3 +195,16 @@ def test_in_a_long_run_only_tokens_are_held_where_only_tokens_are_counted():
     assert one._scarce.is_spared(one.budgets[REQUESTS])
     assert let_in > 0.95 * 10_000 * 1800
     assert refused < 0.01 * let_in / 900
+
+
+def test_where_no_rate_is_the_same_any_more_any_may_refuse():
+    refusals = Refusals()
+    for calls in CALLS:
+        refusals.refuse(calls)
+    assert refusals.scarce.is_found
+
+    for calls, rate in zip(2 * CALLS, 4 * (800.0, 900.0, 950.0, 1100.0), strict=True):
+        refusals.rate = rate
+        refusals.refuse(calls)
+
+    assert not refusals.scarce.is_found

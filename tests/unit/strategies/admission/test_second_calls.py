@@ -104,7 +104,7 @@ def test_a_limit_is_never_taken_for_chance_by_it(rate):
     lane = Lane(one, Bucket(1, rate=rate, burst=10))
     for until in range(1, 200):
         lane.run(until)
-        assert not one._noise.is_believed
+        assert not one._chance_belief.is_believed
 
     assert lane.count("refused", 50, 200) < 0.05 * lane.count("taken", 50, 200)
 

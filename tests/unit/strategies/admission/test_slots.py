@@ -55,7 +55,7 @@ def test_a_limit_on_calls_in_flight_is_found_and_kept(seed):
     assert one._slots.most == 16
     assert lane.count("taken", 100, 300) > 0.93 * 200 * 16 / 2.0
     assert lane.count("refused", 100, 300) <= 10
-    assert one.requests_per_second > 8.0  # it says nothing of a rate
+    assert one.calls_per_second > 8.0  # it says nothing of a rate
 
 
 def test_a_limit_that_a_refusal_names_is_believed_at_once_and_cuts_no_rate():

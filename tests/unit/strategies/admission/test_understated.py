@@ -6,9 +6,11 @@ import random
 
 import pytest
 
+from admissions import ONE, admission
 from batch_llm import Limits
 from batch_llm.strategies.admission import Admission
 from batch_llm.strategies.admission.header_belief import LimitHeader
+from batch_llm.strategies.admission.understated import ALLOWED_CALLS, ALLOWED_TIMES, Understated
 from batch_llm.strategies.dimensions import REQUESTS
 from virtual_lane import Bucket, ExactBucket, Lane, Reply
 
@@ -67,3 +69,27 @@ def test_a_limit_that_falls_is_believed():
     one = lane(reply).run(20)
 
     assert [limit for _, limit, _ in one.admission.known_limits()] == [60]
+
+
+def answers_until_it_is_too_low(limit, known_at, told=None):
+    """Return how many calls of the start are answered until a limit a minute is not believed."""
+    understated, one, answers = Understated(), admission(), 1
+    header = LimitHeader(limit, 0.0, 1.0)
+    understated.note_accepted(known_at, one.start(0.0, ONE), header)
+    while answers < 1000:
+        answers += 1
+        later = header if told is None else header._replace(limit=told)
+        if understated.note_accepted(known_at + 1, one.start(0.0, ONE), later):
+            break
+    return answers
+
+
+@pytest.mark.parametrize("minutes", [0, 2])
+def test_twice_the_limit_may_be_let_in_and_as_much_again_with_each_minute(minutes):
+    most = ALLOWED_TIMES * 10 * (1 + minutes) + ALLOWED_CALLS
+
+    assert answers_until_it_is_too_low(10, 60.0 * minutes) == most + 1
+
+
+def test_answers_that_tell_another_limit_say_nothing_of_the_first():
+    assert answers_until_it_is_too_low(10, 0.0, told=20) == 1000

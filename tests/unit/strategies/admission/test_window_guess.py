@@ -32,15 +32,17 @@ def refused(budget, now, cost=ONE):
     return grant
 
 
-def closed(*, others=False, opened_at=31.0, is_long=True):
+def closed(*, is_one_of_several=False, opened_at=31.0, is_long=True):
     """Return a budget that let a hundred in, refused for long, and is open again."""
     budget = Budget(REQUESTS, None, 0.0, 60.0)
     for number in range(10):
         budget.charge(0.1 * number, 10.0)
-    budget.burst = 100.0
+    budget.let_in_at_start = 100.0
     budget.learn_rate(1.6)
     budget.note_cut()
-    budget.windows.explain_opening(opened_at, 0.0, opened_at, is_long=is_long, others=others)
+    budget.windows.explain_opening(
+        opened_at, 0.0, opened_at, is_long=is_long, is_one_of_several=is_one_of_several
+    )
     return budget
 
 
@@ -68,7 +70,8 @@ def test_one_that_opens_at_once_is_a_bucket():
 
 
 def test_where_tokens_may_be_what_is_counted_some_more_calls_are_tried():
-    assert closed(others=True).capacity == pytest.approx(110.0)  # a tenth is one over their root
+    # A tenth is one over the root of their number.
+    assert closed(is_one_of_several=True).capacity == pytest.approx(110.0)
 
 
 def test_a_learned_window_is_fitted_to_what_it_let_in_and_grows_when_it_refuses_nothing():

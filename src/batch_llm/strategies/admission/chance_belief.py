@@ -1,4 +1,4 @@
-"""Refusals at random: a provider that refuses a share of all calls, however few they are.
+"""Is it believed that refusals are chance: of a share of all calls, however few they are?
 
 A limit refuses what is beyond it, and what it refused can be explained by one bucket
 (``evidence.py``). When that cannot be done, again and again, and of the calls that were under way
@@ -23,7 +23,7 @@ REFUSED_SHARE, REFUSED_WEIGHT = 0.34, 2.0
 #: and twice as many refusals are asked for next time.
 CALLS_TO_REFUTE = 60
 #: A larger share of refused calls is never taken for random.
-LARGEST_CHANCE = 0.4
+LARGEST_SHARE = 0.4
 #: How fast the estimated share of refusals follows; and how far it may rise above what it was when
 #: it came to be believed, because a limit that is reached slowly raises it too.
 LEARNING_SHARE, LARGEST_RISE = 0.01, 2.0
@@ -33,7 +33,7 @@ TOLERATED_FACTOR, TOLERATED_SHARE, ALARM = 1.5, 0.02, 5.0
 MISSING = 20.0
 
 
-class Noise:
+class ChanceBelief:
     """Tells refusals at random from those of a limit. Every operation is O(1)."""
 
     __slots__ = (
@@ -41,21 +41,21 @@ class Noise:
         "_asked",
         "_calls",
         "_calls_since",
-        "_calm_chance",
-        "_chance_most",
+        "_calm_share",
         "_refusals",
+        "_share_most",
         "_silent",
         "_silent_most",
         "_weight",
-        "chance",
+        "share",
     )
 
     def __init__(self) -> None:
         #: The share of calls that is refused at random; 0 while none are believed to be.
-        self.chance = 0.0
-        self._chance_most = LARGEST_CHANCE
+        self.share = 0.0
+        self._share_most = LARGEST_SHARE
         #: What it was when there were last no more refusals than it explains.
-        self._calm_chance = 0.0
+        self._calm_share = 0.0
         self._asked = WEIGHT_ASKED
         self._weight = 0.0
         self._calls = self._refusals = 0
@@ -67,7 +67,7 @@ class Noise:
     @property
     def is_believed(self) -> bool:
         """Whether refusals come at random."""
-        return self.chance > 0
+        return self.share > 0
 
     @property
     def times_asked(self) -> float:
@@ -115,22 +115,22 @@ class Noise:
 
     def believe(self, share: float) -> None:
         """Take refusals for random from now on, ``share`` of all calls."""
-        self.chance = self._calm_chance = min(LARGEST_CHANCE, share)
-        self._chance_most = min(LARGEST_CHANCE, LARGEST_RISE * self.chance)
+        self.share = self._calm_share = min(LARGEST_SHARE, share)
+        self._share_most = min(LARGEST_SHARE, LARGEST_RISE * self.share)
         self.forget()
         self._alarm, self._silent, self._calls_since = 0.0, 0, 0
-        self._silent_most = MISSING / self.chance
+        self._silent_most = MISSING / self.share
 
     def note_accepted(self) -> None:
         """Count a call that was let in, while refusals are believed to be random."""
-        self.chance *= 1 - LEARNING_SHARE
-        self._alarm = max(0.0, self._alarm - TOLERATED_FACTOR * self.chance - TOLERATED_SHARE)
+        self.share *= 1 - LEARNING_SHARE
+        self._alarm = max(0.0, self._alarm - TOLERATED_FACTOR * self.share - TOLERATED_SHARE)
         if not self._alarm:
-            self._calm_chance = self.chance
+            self._calm_share = self.share
         self._silent += 1
         self._calls_since += 1
         if self._silent > self._silent_most:
-            self.chance = 0.0
+            self.share = 0.0
 
     def note_refused(self) -> bool:
         """Count a refusal, while they are believed to be random.
@@ -138,13 +138,13 @@ class Noise:
         Returns:
             Whether there are too many now: a limit refuses as well.
         """
-        self.chance = min(self._chance_most, self.chance + LEARNING_SHARE * (1 - self.chance))
-        self._silent, self._silent_most = 0, MISSING / self.chance
-        self._alarm += 1 - TOLERATED_FACTOR * self.chance - TOLERATED_SHARE
+        self.share = min(self._share_most, self.share + LEARNING_SHARE * (1 - self.share))
+        self._silent, self._silent_most = 0, MISSING / self.share
+        self._alarm += 1 - TOLERATED_FACTOR * self.share - TOLERATED_SHARE
         if self._alarm < ALARM:
             return False
-        self._alarm, self.chance = 0.0, self._calm_chance
+        self._alarm, self.share = 0.0, self._calm_share
         if self._calls_since < CALLS_TO_REFUTE:
             self._asked *= 2
-            self.chance = 0.0
+            self.share = 0.0
         return True

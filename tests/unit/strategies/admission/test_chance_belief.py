@@ -8,16 +8,16 @@ import statistics
 
 import pytest
 
-from batch_llm.strategies.admission import Admission, noise
-from batch_llm.strategies.admission.noise import Noise
+from batch_llm.strategies.admission import Admission, chance_belief
+from batch_llm.strategies.admission.chance_belief import ChanceBelief
 from batch_llm.strategies.costs import Cost
 from batch_llm.strategies.dimensions import REQUESTS, TOKENS
 from virtual_lane import Bucket, Lane
 
 
 def believing(chance=0.05):
-    """Return a ``Noise`` that has come to believe in refusals at random."""
-    one = Noise()
+    """Return a ``ChanceBelief`` that has come to believe in refusals at random."""
+    one = ChanceBelief()
     one.believe(chance)
     return one
 
@@ -41,7 +41,7 @@ def test_a_limit_is_not_taken_for_refusals_at_random():
     lane = Lane(one, Bucket(1, rate=20, burst=20))
     for until in range(1, 200):
         lane.run(until)
-        assert not one._noise.is_believed
+        assert not one._chance_belief.is_believed
 
     assert lane.count("taken", 100, 200) == pytest.approx(2000, rel=0.05)
     assert lane.count("refused", 100, 200) < 40
@@ -64,7 +64,7 @@ def test_a_limit_is_kept_among_refusals_at_random():
 
 def test_one_refusal_at_random_waits_for_itself_only():
     one = Admission(0.0, dice=random.Random(1))
-    one._noise.believe(0.05)
+    one._chance_belief.believe(0.05)
     grant = one.start(0.0, Cost())
 
     refusal = one.refused(0.1, grant, latency=0.1)
@@ -80,7 +80,7 @@ def test_one_refusal_at_random_waits_for_itself_only():
 def test_the_rates_from_before_the_cuts_are_back_once_they_were_for_nothing():
     one = Admission(0.0, dimensions=(REQUESTS, TOKENS), dice=random.Random(1))
     lane = Lane(one, Bucket(4, chance=0.03), cost=Cost(1.0, 100.0))
-    while not one._noise.is_believed:
+    while not one._chance_belief.is_believed:
         slowest, best = one.budgets[REQUESTS].rate, one._evidence.best_rate()
         lane.run(lane.now + 0.05)
 
@@ -98,23 +98,23 @@ def refusals_until_believed(one, unexplained=2, calls=20, followers=(0.0, 0)):
 
 
 def test_refusals_that_no_bucket_explains_are_believed_to_be_random():
-    one = Noise()
+    one = ChanceBelief()
 
     assert refusals_until_believed(one) == 2
-    assert one.chance == pytest.approx(1 / 21)
+    assert one.share == pytest.approx(1 / 21)
 
 
 def test_what_more_tolerance_explains_weighs_less():
-    assert refusals_until_believed(Noise(), unexplained=1) == 4
+    assert refusals_until_believed(ChanceBelief(), unexplained=1) == 4
 
 
 def test_few_calls_since_the_last_refusal_weigh_less():
-    assert refusals_until_believed(Noise(), calls=0) == 8
-    assert refusals_until_believed(Noise(), calls=noise.FEW_CALLS - 2) == 2
+    assert refusals_until_believed(ChanceBelief(), calls=0) == 8
+    assert refusals_until_believed(ChanceBelief(), calls=chance_belief.FEW_CALLS - 2) == 2
 
 
 def test_one_that_a_bucket_explains_takes_weight_off():
-    one = Noise()
+    one = ChanceBelief()
     one.weigh(2, 20, (0.0, 0))
     one.weigh(0, 20, (0.0, 0))
 
@@ -123,12 +123,12 @@ def test_one_that_a_bucket_explains_takes_weight_off():
 
 
 def test_calls_under_way_behind_a_refused_one_speak_for_chance_when_they_are_let_in():
-    assert refusals_until_believed(Noise(), unexplained=1, followers=(10.0, 0)) == 2
-    assert refusals_until_believed(Noise(), followers=(5.0, 5)) == math.inf
+    assert refusals_until_believed(ChanceBelief(), unexplained=1, followers=(10.0, 0)) == 2
+    assert refusals_until_believed(ChanceBelief(), followers=(5.0, 5)) == math.inf
 
 
 def test_calls_let_in_behind_an_explained_refusal_make_nobody_suspicious():
-    one = Noise()
+    one = ChanceBelief()
 
     assert refusals_until_believed(one, unexplained=0, followers=(50.0, 0)) == math.inf
     assert not one.is_suspected
@@ -139,7 +139,7 @@ def test_the_share_that_is_believed_to_be_random_is_bounded():
     for n in range(1000):
         one.note_refused()
         one.note_accepted()
-        assert one.chance <= noise.LARGEST_CHANCE, n
+        assert one.share <= chance_belief.LARGEST_SHARE, n
 
 
 def test_the_share_that_is_believed_to_be_random_never_rises_above_twice_the_first():
@@ -148,7 +148,7 @@ def test_the_share_that_is_believed_to_be_random_never_rises_above_twice_the_fir
         for _ in range(6):
             one.note_accepted()
         one.note_refused()
-        assert one.chance <= 2 * 1 / 33 + 1e-9
+        assert one.share <= 2 * 1 / 33 + 1e-9
 
 
 def test_as_many_refusals_as_before_ring_no_alarm():
@@ -159,7 +159,7 @@ def test_as_many_refusals_as_before_ring_no_alarm():
         else:
             one.note_accepted()
 
-    assert 0.01 < one.chance < 0.12
+    assert 0.01 < one.share < 0.12
 
 
 def calls_until_alarm(one):
@@ -175,12 +175,12 @@ def test_many_more_refusals_than_before_are_noticed_within_thirty_calls():
     one = believing(0.05)
     for n in range(500):
         one.note_refused() if n % 20 == 0 else one.note_accepted()
-    before = one.chance
+    before = one.share
 
     calls = calls_until_alarm(one)
 
     assert calls <= 30
-    assert one.chance == pytest.approx(before, rel=0.25)  # they say nothing about the random ones
+    assert one.share == pytest.approx(before, rel=0.25)  # they say nothing about the random ones
 
 
 def test_too_many_soon_after_it_was_believed_refute_it_and_it_takes_twice_as_many_then():
@@ -198,7 +198,7 @@ def test_random_refusals_that_do_not_come_any_more_are_no_longer_believed_in(cha
         calls += 1
         one.note_accepted()
 
-    assert calls == pytest.approx(noise.MISSING / chance, abs=2)
+    assert calls == pytest.approx(chance_belief.MISSING / chance, abs=2)
 
 
 def test_one_refusal_now_and_then_is_not_missing():
@@ -218,7 +218,7 @@ def test_the_believed_share_falls_while_fewer_are_refused():
             one.note_accepted()
         one.note_refused()
 
-    assert one.chance < 0.04
+    assert one.share < 0.04
 
 
 def seconds_for(calls, seed, chance):
