@@ -356,9 +356,12 @@ class Admission:
         for budget in self._in_order:
             field = budget.field
             difference = used[field] - expected[field]
+            if budget.number >= known_then:
+                continue
             if budget.is_sliding and budget.counts_output and budget.log is not None:
-                budget.log.move(grant.at, now, expected[PENDING])
-            if difference and budget.number < known_then:
+                output = max(0.0, expected[PENDING] + min(0.0, difference))
+                budget.log.move(grant.at, now, output)
+            if difference:
                 if is_old and difference > 0:
                     budget.spent += difference
                 else:
