@@ -37,8 +37,9 @@ LESS_SHARE, MORE_SHARE = 0.5, 0.2
 FOREIGN_SECONDS, FOREIGN_SHARE = 1.0, 0.05
 #: Others count who take this share of the limit. Where what calls take is estimated, so many must
 #: have been answered, because the first estimates may be wrong by more than that; and the bucket
-#: must hold so many of the largest calls.
-TAKEN_SHARE, FEWEST_ANSWERS, FEWEST_CALLS = 0.03, 100, 8.0
+#: must hold so many of the largest calls. One that holds fewer requests than this is empty after
+#: each call of our own: what is left of it tells nothing of others.
+TAKEN_SHARE, FEWEST_ANSWERS, FEWEST_CALLS, FEWEST_REQUESTS = 0.03, 100, 8.0, 4.0
 #: Of a limit that others use too, so many of the largest calls may be sent at once, or what the
 #: rate sends in so many seconds.
 CALLS_AT_ONCE, SECONDS_AT_ONCE = 2.0, 0.1
@@ -104,6 +105,8 @@ class HeaderBelief:
         budget = self._budget
         if not self.others.answers:
             return False  # refusals alone would never show that they have gone
+        if budget.holds < FEWEST_REQUESTS * budget.largest:
+            return False
         is_estimated = budget.name != REQUESTS
         if is_estimated and (
             self.others.answers < FEWEST_ANSWERS or budget.holds < FEWEST_CALLS * budget.largest

@@ -406,3 +406,13 @@ def test_when_answers_tell_nothing_any_more_others_are_forgotten():
     one.accepted(5.5 + SILENT_SECONDS, one.start(5.5 + SILENT_SECONDS, ONE))
     assert not belief.is_shared
     assert one.budgets[REQUESTS].pace == 1.0
+
+
+def test_a_bucket_of_one_call_that_is_slower_than_told_shows_no_others():
+    def tells(bucket, *, is_refused):
+        return header(60.0, int(bucket.left), (bucket.holds - bucket.left) / bucket.rate)
+
+    lane = Lane(admission(), Told(0.6, 1.0, tells)).run(2000.0)
+
+    assert lane.count("taken", 1000.0, 2000.0) > 0.5 * 1000 * 0.6
+    assert not lane.admission.budgets[REQUESTS].headers.is_shared
