@@ -307,6 +307,9 @@ class Admission:
             self._overstated.note_accepted(grant, headers)
             if self._belief.sees_headers:
                 self._doubt.note_accepted(self._accepted, is_seen=True)
+        elif self._belief.sees_headers:
+            for budget in self._in_order:
+                budget.headers.note_silent(now)
 
     def end(self, now: float, grant: Grant) -> None:
         """Close the grant of a call that was answered, while unlimited: it is settled later."""
@@ -353,9 +356,12 @@ class Admission:
         for budget in self._in_order:
             field = budget.field
             difference = used[field] - expected[field]
+            if budget.number >= known_then:
+                continue
             if budget.is_sliding and budget.counts_output and budget.log is not None:
-                budget.log.move(grant.at, now, expected[PENDING])
-            if difference and budget.number < known_then:
+                output = max(0.0, expected[PENDING] + min(0.0, difference))
+                budget.log.move(grant.at, now, output)
+            if difference:
                 if is_old and difference > 0:
                     budget.spent += difference
                 else:
@@ -398,8 +404,9 @@ class Admission:
         is_first = grant.epoch == self._epoch.number
         if is_first:
             self._retry_after.note_first(retry_after)
-        empty = used_up(grant.cost, headers)  # which is no limit on calls in flight
-        if empty is None and self._explains_in_flight(grant, dimension, is_first=is_first):
+        empty = used_up(grant.cost, headers)  # no limit on calls in flight, if none is named
+        may_be_in_flight = empty is None or dimension == CONCURRENCY
+        if may_be_in_flight and self._explains_in_flight(grant, dimension, is_first=is_first):
             return Refusal(False, retry_after or 0.0)
         if self._overstates(grant, headers, is_first=is_first):
             self._overstated.set_aside(now, self.budgets, self._belief, self._evidence)
@@ -783,7 +790,7 @@ class Admission:
         return (
             self._belief.sees_headers
             and not self._chance_belief.is_believed
-            and self._overstated.note_refused(grant, headers, is_first=is_first)
+            and self._overstated.note_refused(self.budgets, grant, headers, is_first=is_first)
         )
 
     def _note_follower(self, grant: Grant, *, was_accepted: bool) -> None:

@@ -45,11 +45,9 @@ DOUBT_START_TOLD = 8.0
 HELD_SHARE = 0.25
 #: So many at the most while a rate is searched: they are refused when it turns out too high.
 DOUBT_SEARCH = 64.0
-#: This share of the calls let in, where nothing is told; and of a told minute's requests.
-DOUBT_SHARE, DOUBT_TOLD_SHARE = 0.09, 0.05
-#: Where many were let in and none refused, this share of them may be in doubt, beyond
-#: ``DOUBT_MOST``.
-DOUBT_LATER_SHARE = 0.05
+#: This share of the calls let in may be in doubt while nothing is refused, also beyond
+#: ``DOUBT_MOST``; and of a known minute's requests.
+DOUBT_SHARE = 0.05
 #: So many times what a learned rate sends while one call is in doubt may be in doubt; and so many
 #: times what a rate sends at the least, however much that is.
 DOUBT_OVER_LEARNED, DOUBT_OVER_PACED = 2.0, 1.2
@@ -74,7 +72,6 @@ class Doubt:
         "_grants",
         "_growth",
         "_held",
-        "_share",
         "_silent_most",
         "_told",
         "calls",
@@ -87,10 +84,9 @@ class Doubt:
         self._grants: deque[Grant] = deque()
         #: How long a call is in doubt.
         self.seconds = DOUBT_SECONDS_TOLD if is_told else DOUBT_SECONDS
-        self._share = DOUBT_TOLD_SHARE if is_told else DOUBT_SHARE
         self._growth = DOUBT_GROWTH_KNOWN if is_told else DOUBT_GROWTH
         #: So many may be in doubt as soon as a limit per minute is known that allows it.
-        self._told = self._share * requests_per_minute
+        self._told = DOUBT_SHARE * requests_per_minute
         #: How many there are, and may be.
         self.calls = 0
         self.limit = max(DOUBT_START, min(DOUBT_START_TOLD, self._told))
@@ -178,16 +174,13 @@ class Doubt:
         limit, told = self.limit, self._told
         if limit >= self._silent_most and not is_seen:
             return
-        most = DOUBT_LATER_SHARE * accepted
+        aim = most = DOUBT_SHARE * accepted
         if most < DOUBT_MOST:  # noqa: PLR1730 - here and below: on the hot path, a call costs more
             most = DOUBT_MOST
         if limit >= most and limit >= told:
             return
         if accepted >= self._held:
             self.limit = limit = max(limit, min(most, accepted))
-        aim = self._share * accepted
-        if aim > most:  # noqa: PLR1730
-            aim = most
         if aim < DOUBT_LEAST:  # noqa: PLR1730
             aim = DOUBT_LEAST
         if aim < told:  # noqa: PLR1730
@@ -208,7 +201,7 @@ class Doubt:
     def fit_to_limit(self, requests_per_minute: float) -> None:
         """Allow as many as when a limit per minute is told: headers or refusals showed it."""
         self.limit, self._growth = max(self.limit, DOUBT_SEEN), DOUBT_GROWTH_KNOWN
-        self._told = self._share * requests_per_minute
+        self._told = DOUBT_SHARE * requests_per_minute
 
     def keep_to(self, calls_per_second: float, left: float) -> None:
         """Allow what a rate sends, or a part of what is left: others may take the rest."""

@@ -37,11 +37,18 @@ LESS_SHARE, MORE_SHARE = 0.5, 0.2
 FOREIGN_SECONDS, FOREIGN_SHARE = 1.0, 0.05
 #: Others count who take this share of the limit. Where what calls take is estimated, so many must
 #: have been answered, because the first estimates may be wrong by more than that; and the bucket
-#: must hold so many of the largest calls.
-TAKEN_SHARE, FEWEST_ANSWERS, FEWEST_CALLS = 0.03, 100, 8.0
+#: must hold so many of the largest calls. One that holds fewer requests than this is empty after
+#: each call of our own: what is left of it tells nothing of others.
+TAKEN_SHARE, FEWEST_ANSWERS, FEWEST_CALLS, FEWEST_REQUESTS = 0.03, 100, 8.0, 4.0
 #: Of a limit that others use too, so many of the largest calls may be sent at once, or what the
 #: rate sends in so many seconds.
 CALLS_AT_ONCE, SECONDS_AT_ONCE = 2.0, 0.1
+#: A refusal that shows so many of the largest calls left does not come from this limit.
+CALLS_LEFT = 2.0
+#: A reset in whole seconds may be rounded up by so much.
+ROUNDED_SECONDS = 1.0
+#: When answers have told nothing for so long, nobody knows whether others are there still.
+SILENT_SECONDS = 10.0
 
 
 class LimitHeader(NamedTuple):
@@ -67,7 +74,15 @@ class LimitHeader(NamedTuple):
 class HeaderBelief:
     """Keeps one budget in step with the headers of its lane's responses."""
 
-    __slots__ = ("_budget", "_last", "_limit_sent_at", "is_shared", "kept_seconds", "others")
+    __slots__ = (
+        "_budget",
+        "_last",
+        "_limit_sent_at",
+        "_refuses",
+        "is_shared",
+        "kept_seconds",
+        "others",
+    )
 
     def __init__(self, budget: Budget) -> None:
         self._budget = budget
@@ -81,11 +96,17 @@ class HeaderBelief:
         self.others = Others()
         #: Whether they use so much of it that only a part is used here.
         self.is_shared = False
+        #: Whether the last refusal may come from this limit, by its own headers.
+        self._refuses = True
 
     @property
     def shows_others(self) -> bool:
         """Whether others use so much of this limit that what is left is not ours alone."""
         budget = self._budget
+        if not self.others.answers:
+            return False  # refusals alone would never show that they have gone
+        if budget.holds < FEWEST_REQUESTS * budget.largest:
+            return False
         is_estimated = budget.name != REQUESTS
         if is_estimated and (
             self.others.answers < FEWEST_ANSWERS or budget.holds < FEWEST_CALLS * budget.largest
@@ -98,7 +119,7 @@ class HeaderBelief:
     @property
     def keeps_pace(self) -> bool:
         """Whether what others leave sets the pace: a refusal says nothing of the limit's rate."""
-        return self.is_shared and not self.others.is_small
+        return self.is_shared and not self.others.is_small and self._refuses
 
     def sync(
         self,
@@ -164,9 +185,15 @@ class HeaderBelief:
                     budget.log.charge(now, LESS_SHARE * foreign)
             return is_news
         others = self.others
-        if not is_refused:
+        if is_refused:
+            self._refuses = remaining < CALLS_LEFT * budget.largest
+        else:
             others.note_answer(now - sent_at)
-        others.note(sent_at, remaining, spent_then - pending_then, budget.holds, budget.ceiling)
+        holds = budget.holds
+        if reset > 0 and reset % 1 == 0:  # what it may not hold, nobody else has taken
+            least = remaining + max(0.0, reset - ROUNDED_SECONDS) * budget.ceiling
+            holds = min(holds, least)
+        others.note(sent_at, remaining, spent_then - pending_then, holds, budget.ceiling)
         if is_shared or self.shows_others:
             self._share(now)
         else:
@@ -221,6 +248,11 @@ class HeaderBelief:
             budget.pace = 1.0
             if not (budget.is_window or budget.is_sliding):
                 budget.capacity = budget.holds
+
+    def note_silent(self, now: float) -> None:
+        """Take in an answer that says nothing of the limit."""
+        if self.is_shared and now > self.others.seen_at + SILENT_SECONDS:
+            self.stop_sharing()
 
     def _vote(self, sent_at: float, deadline: float, remaining: float, limit: float) -> None:
         """Tell a fixed window from a bucket: its reset stands still while the remainder moves."""

@@ -42,7 +42,6 @@ class Others:
 
     __slots__ = (
         "_answer_seconds",
-        "_at",
         "_left",
         "_seconds",
         "_spent",
@@ -50,12 +49,13 @@ class Others:
         "_wary_until",
         "answers",
         "is_small",
+        "seen_at",
     )
 
     def __init__(self) -> None:
         #: When the latest call was sent whose response is known; what was left then, and what had
         #: been spent with it.
-        self._at, self._left, self._spent = -math.inf, 0.0, 0.0
+        self.seen_at, self._left, self._spent = -math.inf, 0.0, 0.0
         #: What others took, and in how much time; both fade.
         self._taken = self._seconds = 0.0
         #: Answers seen, and how long they take.
@@ -80,7 +80,7 @@ class Others:
             holds: What the bucket holds.
             rate: The limit, per second.
         """
-        since = sent_at - self._at
+        since = sent_at - self.seen_at
         if since <= 0:
             return
         if since < math.inf:
@@ -90,7 +90,7 @@ class Others:
             taken = was_left - left - (spent - self._spent)
             self._taken = fade * self._taken + taken
             self._seconds = fade * self._seconds + since
-        self._at, self._left, self._spent = sent_at, left, spent
+        self.seen_at, self._left, self._spent = sent_at, left, spent
 
     @property
     def rate(self) -> float:
@@ -135,7 +135,7 @@ class Others:
             rate: The limit, per second.
             largest: What the largest call takes.
         """
-        since = max(0.0, now - self._at)
+        since = max(0.0, now - self.seen_at)
         left = self._left - (spent - self._spent) + (rate - self.rate) * since
         left = max(0.0, min(holds, left))
         comes_back = LEFT_ANSWERS * (self._answer_seconds or ANSWER_SECONDS) * rate

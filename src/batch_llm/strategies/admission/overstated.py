@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     from batch_llm.strategies.admission.header_belief import LimitHeader
     from batch_llm.strategies.costs import Cost
 
-#: Plenty is so many times the refused call's cost, and this share of the limit; where the refusal
-#: has no headers, this share in those of an answer whose call was sent so few seconds before.
+#: Plenty is so many times the refused call's cost, and this share of what the limit lets in at
+#: once; where the refusal has no headers, this share in those of an answer whose call was sent so
+#: few seconds before.
 PLENTY_TIMES, PLENTY_SHARE = 2.0, 0.1
 PLENTY_BEFORE, SECONDS_BEFORE = 0.5, 2.0
 #: Headers are set aside after so many such refusals more than this share of the calls answered
@@ -76,11 +77,17 @@ class Overstated:
                 self._epochs = 0
 
     def note_refused(
-        self, grant: Grant, headers: Mapping[str, LimitHeader] | None, *, is_first: bool
+        self,
+        budgets: Mapping[str, Budget],
+        grant: Grant,
+        headers: Mapping[str, LimitHeader] | None,
+        *,
+        is_first: bool,
     ) -> bool:
         """Take in a refusal.
 
         Args:
+            budgets: By dimension.
             grant: The refused call's.
             headers: What the refusal says of the limits.
             is_first: Whether it is the first one of its epoch.
@@ -88,7 +95,7 @@ class Overstated:
         Returns:
             Whether headers are to be set aside because of it.
         """
-        if self.is_set_aside or not self._are_plenty(grant, headers):
+        if self.is_set_aside or not self._are_plenty(budgets, grant, headers):
             return False
         self._refusals += 1
         if grant.epoch != self._epoch:
@@ -99,11 +106,16 @@ class Overstated:
         self._doubt.keep_small()
         return is_first and self._epochs >= EPOCHS
 
-    def _are_plenty(self, grant: Grant, headers: Mapping[str, LimitHeader] | None) -> bool:
+    def _are_plenty(
+        self,
+        budgets: Mapping[str, Budget],
+        grant: Grant,
+        headers: Mapping[str, LimitHeader] | None,
+    ) -> bool:
         if headers:
-            return _show_plenty(headers, grant.cost, PLENTY_SHARE)
+            return _show_plenty(budgets, headers, grant.cost, PLENTY_SHARE)
         is_late = grant.at > self._latest_at + SECONDS_BEFORE
-        return not is_late and _show_plenty(self._latest, grant.cost, PLENTY_BEFORE)
+        return not is_late and _show_plenty(budgets, self._latest, grant.cost, PLENTY_BEFORE)
 
     def set_aside(
         self, now: float, budgets: Mapping[str, Budget], belief: Belief, evidence: Evidence
@@ -119,10 +131,19 @@ class Overstated:
         belief.is_searching = not is_unlimited
 
 
-def _show_plenty(headers: Mapping[str, LimitHeader], cost: Cost, share: float) -> bool:
+def _show_plenty(
+    budgets: Mapping[str, Budget], headers: Mapping[str, LimitHeader], cost: Cost, share: float
+) -> bool:
     """Tell whether headers show plenty left of all that they tell."""
     sound = [(name, one) for name, one in headers.items() if one.is_sound and name in FIELDS]
     return bool(sound) and all(
-        one.remaining >= max(PLENTY_TIMES * cost[FIELDS[name]], share * one.limit)
+        one.remaining >= max(PLENTY_TIMES * cost[FIELDS[name]], share * _held(budgets, name, one))
         for name, one in sound
     )
+
+
+def _held(budgets: Mapping[str, Budget], name: str, header: LimitHeader) -> float:
+    """Return what a limit lets in at once: a bucket may hold a small part of a minute's."""
+    budget = budgets.get(name)
+    is_bucket = budget is not None and not (budget.is_window or budget.is_sliding)
+    return min(header.limit, budget.holds) if budget is not None and is_bucket else header.limit

@@ -293,3 +293,19 @@ def test_output_counts_in_a_sliding_minute_from_the_end_of_its_call_on():
     assert tokens.log.used(60.0) == 160.0
     assert tokens.log.used(61.0) == 60.0
     assert tokens.log.used(71.0) == 0.0
+
+
+@pytest.mark.parametrize("seconds", [10.0, 70.0])
+def test_output_that_was_not_needed_counts_nowhere_in_a_sliding_minute(seconds):
+    one = admission(dimensions=(TOKENS,))
+    tokens = one.budgets[TOKENS]
+    tokens.is_sliding = True
+
+    grant = one.start(0.0, Cost(1.0, 1100.0, 100.0, 1000.0, 1000.0))
+    one.accepted(seconds, grant, Cost(1.0, 120.0, 100.0, 20.0))
+
+    assert tokens.log.used(60.0 if seconds < 60 else seconds) == pytest.approx(
+        120.0 if seconds < 60 else 20.0
+    )
+    assert tokens.log.used(seconds + 55.0) == 20.0
+    assert tokens.log.used(seconds + 61.0) == 0.0

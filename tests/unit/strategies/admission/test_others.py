@@ -11,7 +11,11 @@ import pytest
 from admissions import ONE, admission, start_all
 from batch_llm.strategies.admission import Admission
 from batch_llm.strategies.admission.doubt import DOUBT_SHARED, Doubt
-from batch_llm.strategies.admission.header_belief import TAKEN_SHARE, LimitHeader
+from batch_llm.strategies.admission.header_belief import (
+    SILENT_SECONDS,
+    TAKEN_SHARE,
+    LimitHeader,
+)
 from batch_llm.strategies.admission.others import (
     LEAST_PACE,
     MISSING_CALLS,
@@ -189,7 +193,7 @@ def test_what_others_took_fades():
 
     left, spent = others._left, others._spent
     for number in range(1, 121):  # from now on only we take what comes back
-        others.note(others._at + 0.1, left, spent + number * RATE / 10, 1000.0, RATE)
+        others.note(others.seen_at + 0.1, left, spent + number * RATE / 10, 1000.0, RATE)
 
     assert 3 * TAKEN_SECONDS < 12.0
     assert not others.are_there(TAKEN_SHARE * RATE, 1.0)
@@ -224,7 +228,7 @@ def test_whatever_answers_take_and_buckets_hold_there_is_a_pace(seconds, holds):
 
 def test_what_others_take_until_now_is_counted_when_a_header_is_old():
     others = others_beside(100.0, 100.0, holds=500.0)
-    now, spent = others._at, others._spent
+    now, spent = others.seen_at, others._spent
 
     assert others.pace(now + 1, spent, 500, RATE, 1.0) == pytest.approx(
         others.pace(now, spent, 500, RATE, 1.0)
@@ -326,3 +330,89 @@ def sent_at_once(others_per_second):
 def test_where_others_take_their_part_what_is_left_is_not_sent_for_at_once():
     assert sent_at_once(others_per_second=0) >= 400
     assert sent_at_once(others_per_second=190) <= 160  # a quarter of some 600 that are left
+
+
+class Told:
+    """A bucket of calls; what is told of it, is told by ``tells``, unless that is None."""
+
+    def __init__(self, rate, holds, tells):
+        self.rate, self.holds, self.tells = rate, holds, tells
+        self.left, self.at = holds, 0.0
+
+    def __call__(self, now):
+        self.left, self.at = min(self.holds, self.left + (now - self.at) * self.rate), now
+        is_in = self.left >= 1
+        self.left -= is_in
+        headers = self.tells(self, is_refused=not is_in)
+        return Reply("taken" if is_in else "refused", 0.02, None, None, headers)
+
+
+def header(limit, left, reset):
+    return {REQUESTS: LimitHeader(limit, left, reset)}
+
+
+def test_a_tiny_bucket_whose_reset_is_told_in_whole_seconds_shows_no_others():
+    def tells(bucket, *, is_refused):
+        reset = math.ceil((bucket.holds - bucket.left) / bucket.rate)
+        return None if is_refused else header(60 * bucket.rate, int(bucket.left), reset)
+
+    lane = Lane(admission(max_in_flight=1), Told(25.0, 1.0, tells)).run(60.0)
+
+    assert len(lane.ends["taken"]) > 0.9 * 60 * 25
+    assert len(lane.ends["refused"]) < 0.02 * len(lane.ends["taken"])
+
+
+def test_headers_of_refusals_alone_show_no_others():
+    def tells(bucket, *, is_refused):
+        reset = (bucket.holds - bucket.left) / bucket.rate
+        return header(60 * bucket.rate, int(bucket.left), reset) if is_refused else None
+
+    one = admission(max_in_flight=200)
+    for at in (0.0, 5.0, 10.0):
+        grants = [one.start(at + number / 100, ONE) for number in range(20)]
+        reply = header(600.0, 0.0, 60.0)
+        one.refused(at + 0.3, grants.pop(), latency=0.1, retry_after=1.0, headers=reply)
+        for grant in grants:
+            one.accepted(at + 1.0, grant)
+    assert not one.budgets[REQUESTS].headers.is_shared
+
+    lane = Lane(admission(), Told(2.0, 250.0, tells)).run(600.0)
+    assert lane.count("taken", 300.0, 600.0) > 0.9 * 300 * 2
+
+
+def test_refusals_that_show_plenty_left_cut_the_rate_where_others_seem_to_be_too():
+    def tells(bucket, *, is_refused):  # of another unit: each call seems to take a thousand
+        reset = (bucket.holds - bucket.left) / bucket.rate
+        return header(60_000 * bucket.rate, 1000 * bucket.left, reset)
+
+    lane = Lane(admission(max_in_flight=4), Told(0.75, 45.0, tells)).run(2000.0)
+
+    assert lane.count("taken", 1000.0, 2000.0) > 0.9 * 1000 * 0.75
+    assert lane.count("refused", 1000.0, 2000.0) < 0.2 * 1000 * 0.75
+
+
+def test_when_answers_tell_nothing_any_more_others_are_forgotten():
+    one = admission()
+    belief = one.budgets[REQUESTS].headers
+    for number in range(50):  # each time as many again are missing
+        now, left = number / 10, 1000.0 - 10 * number
+        grant = one.start(now, ONE)
+        one.accepted(now + 0.05, grant, headers=header(6000.0, left, (6000.0 - left) / 100))
+    assert belief.is_shared
+
+    one.accepted(5.5, one.start(5.4, ONE))
+    assert belief.is_shared
+
+    one.accepted(5.5 + SILENT_SECONDS, one.start(5.5 + SILENT_SECONDS, ONE))
+    assert not belief.is_shared
+    assert one.budgets[REQUESTS].pace == 1.0
+
+
+def test_a_bucket_of_one_call_that_is_slower_than_told_shows_no_others():
+    def tells(bucket, *, is_refused):
+        return header(60.0, int(bucket.left), (bucket.holds - bucket.left) / bucket.rate)
+
+    lane = Lane(admission(), Told(0.6, 1.0, tells)).run(2000.0)
+
+    assert lane.count("taken", 1000.0, 2000.0) > 0.5 * 1000 * 0.6
+    assert not lane.admission.budgets[REQUESTS].headers.is_shared

@@ -101,3 +101,11 @@ def test_where_some_limit_has_next_to_nothing_left_the_headers_have_told_so():
         one.refused(at + 0.02, grant, latency=0.02, retry_after=0.5, headers=used_up)
 
     assert {source for _, _, source in one.known_limits()} == {"header"}
+
+
+def test_what_a_small_bucket_holds_is_plenty_though_it_is_little_of_a_minutes_limit():
+    header = {REQUESTS: LimitHeader(16_000.0, 490.0, 0.04)}
+    lane = Lane(admission(), replies(hidden(), lambda: header)).run(60.0)
+
+    assert len(lane.ends["refused"]) < 0.1 * len(lane.ends["taken"])
+    assert len(lane.ends["taken"]) > 0.9 * (BURST + 60 * RATE)

@@ -7,7 +7,9 @@ import random
 
 import pytest
 
+from admissions import ONE, admission
 from batch_llm.strategies.admission import Admission
+from batch_llm.strategies.admission.header_belief import LimitHeader
 from batch_llm.strategies.admission.slots import LONGEST_TRIAL_SECONDS, TRIAL_SECONDS, Slots
 from batch_llm.strategies.costs import Cost
 from batch_llm.strategies.dimensions import CONCURRENCY, REQUESTS
@@ -356,3 +358,13 @@ def test_a_named_limit_is_not_tried_at_once_after_each_refusal():
     one.note_accepted(now + 1.0, 15)
 
     assert one.tried == one.most == 16
+
+
+def test_a_named_limit_is_believed_though_headers_show_that_nothing_is_left():
+    one = admission()
+    grants = [one.start(0.0, ONE) for _ in range(6)]
+    headers = {REQUESTS: LimitHeader(600.0, 0.0, 1.0)}
+    refused = one.refused(0.1, grants[-1], latency=0.1, headers=headers, dimension=CONCURRENCY)
+
+    assert not refused.is_news
+    assert (CONCURRENCY, float(len(grants) - 1), "learned") in one.known_limits()
