@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import http.server
 import json
 import socket
 import threading
@@ -11,6 +10,7 @@ import threading
 import pytest
 
 from batch_llm.simulator.server import Simulator
+from local_server import Handler, LocalServer
 
 KEYS = {
     "FIRST_KEY": "sk-first-aaaaaaaaaaaaaaaa",
@@ -24,36 +24,18 @@ ANSWER = {
 }
 
 
-class Provider(http.server.ThreadingHTTPServer):
+class Provider(LocalServer):
     """Answers what ``behaviour(key, count)`` says: None for a good answer, or status and code."""
 
-    daemon_threads = True
-    request_queue_size = 200
-
     def __init__(self, behaviour=lambda _key, _count: None, headers=lambda _key, _count: {}):
-        super().__init__(("127.0.0.1", 0), _Handler)
+        super().__init__(_Handler)
         self.behaviour, self.headers = behaviour, headers
         self.calls = collections.Counter()
         self.lock = threading.Lock()
-        self.url = f"http://127.0.0.1:{self.server_port}/v1"
-
-    def __enter__(self):
-        threading.Thread(target=self.serve_forever, daemon=True).start()
-        return super().__enter__()
-
-    def __exit__(self, *_):
-        self.shutdown()
-        super().__exit__(*_)
-
-    def handle_error(self, *_):
-        pass
 
 
-class _Handler(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def do_POST(self):
-        self.rfile.read(int(self.headers["content-length"]))
+class _Handler(Handler):
+    def respond(self):
         key = self.headers.get("authorization", "").removeprefix("Bearer ")
         with self.server.lock:
             self.server.calls[key] += 1
@@ -62,16 +44,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         status, code = found or (200, None)
         words = f"Incorrect API key provided: {key}. Authorization: Bearer {key}"
         body = ANSWER if found is None else {"error": {"message": words, "code": code}}
-        content = json.dumps(body).encode()
-        self.send_response(status)
-        self.send_header("content-length", str(len(content)))
-        for name, value in self.server.headers(key, count).items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, *_):
-        pass
+        self.answer(status, json.dumps(body).encode(), self.server.headers(key, count).items())
 
 
 @pytest.fixture

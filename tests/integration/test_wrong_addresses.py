@@ -2,53 +2,29 @@
 
 from __future__ import annotations
 
-import http.server
-import threading
 from types import SimpleNamespace
 
 import pytest
 
 from batch_llm.simulator.server import Simulator
+from local_server import Handler, LocalServer
 
 ROWS = 60
 PAGE = b"<!doctype html><title>Sign in</title><script>alert(1)</script>"
 
 
-class Elsewhere(http.server.ThreadingHTTPServer):
+class Elsewhere(LocalServer):
     """Answers whatever it is told to."""
 
-    daemon_threads = True
-
     def __init__(self, status, body, headers=()):
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.answer, self.calls = (status, body, headers), 0
-        self.url = f"http://127.0.0.1:{self.server_port}/v1"
-
-    def __enter__(self):
-        threading.Thread(target=self.serve_forever, daemon=True).start()
-        return super().__enter__()
-
-    def __exit__(self, *_):
-        self.shutdown()
-        super().__exit__(*_)
+        super().__init__(_Handler)
+        self.told, self.calls = (status, body, headers), 0
 
 
-class _Handler(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def do_POST(self):
-        self.rfile.read(int(self.headers["content-length"]))
+class _Handler(Handler):
+    def respond(self):
         self.server.calls += 1
-        status, body, headers = self.server.answer
-        self.send_response(status)
-        for name, value in headers:
-            self.send_header(name, value)
-        self.send_header("content-length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_):
-        pass
+        self.answer(*self.server.told)
 
 
 @pytest.fixture
