@@ -95,15 +95,21 @@ class WindowGuess:
         self.may_be_counted = is_enough and least - budget.pending < (1 + filled) * budget.told
         return self.may_be_counted
 
-    def seems_a_window(self, now: float, opened_at: float) -> None:
+    def seems_a_window(self, now: float, opened_at: float, *, is_asked: bool = False) -> None:
         """Take the limit for one per fixed minute, of which one began at ``opened_at``.
 
         It must have happened before, a whole number of minutes ago: a told limit is not risked.
+
+        Args:
+            now: The time.
+            opened_at: When it opened.
+            is_asked: Whether a refusal had said when: a sliding minute that waits for that opens
+                whole minutes apart too.
         """
         budget = self._budget
         if budget.limit is None or budget.is_window or self.votes <= FEWEST_VOTES:
             return
-        if budget.is_sliding and budget.source != "unknown":
+        if budget.is_sliding and (is_asked or budget.source != "unknown"):
             return
         ago, self._opened_at = opened_at - self._opened_at, opened_at
         half = budget.window_seconds / 2
