@@ -89,7 +89,8 @@ class Closure:
             belief.is_by_window = True
         if closed_seconds > max(SHORTEST_CLOSURE_SECONDS, SURE_CLOSURES * longest + 1):
             for budget in budgets:
-                budget.windows.seems_a_window(now, grant.at)
+                is_asked = epoch.pause_seconds > 0
+                budget.windows.seems_a_window(now, grant.at, is_asked=is_asked)
 
 
 def learn_from_closure(

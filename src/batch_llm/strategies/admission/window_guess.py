@@ -35,6 +35,9 @@ WINDOW_SHARE, WINDOW_GROWTH = 0.99, 0.05
 #: Where tokens may be what is counted, the next minute may let in more calls, because they are
 #: smaller by chance: by one over the square root of their number, and so many times that.
 REQUESTS_SPREAD = 1.0
+#: A learned sliding window refuses little; one that refuses and opens again so many times in a row,
+#: each whole minutes after the last, is a fixed one in whose first moment the calls began.
+OPENINGS = 4
 
 
 class WindowGuess:
@@ -45,6 +48,7 @@ class WindowGuess:
         "_fitted_at",
         "_growth",
         "_opened_at",
+        "_openings",
         "_refused_at",
         "may_be_counted",
         "votes",
@@ -58,6 +62,8 @@ class WindowGuess:
         self.may_be_counted = False
         #: When calls were last let in again after a long closure.
         self._opened_at = -math.inf
+        #: So many openings in a row came whole minutes after the last.
+        self._openings = 0
         #: When a learned window was last found too small or large; how much it grows next.
         self._fitted_at = now
         self._growth = WINDOW_GROWTH
@@ -89,20 +95,33 @@ class WindowGuess:
         self.may_be_counted = is_enough and least - budget.pending < (1 + filled) * budget.told
         return self.may_be_counted
 
-    def seems_a_window(self, now: float, opened_at: float) -> None:
+    def seems_a_window(self, now: float, opened_at: float, *, is_asked: bool = False) -> None:
         """Take the limit for one per fixed minute, of which one began at ``opened_at``.
 
         It must have happened before, a whole number of minutes ago: a told limit is not risked.
+
+        Args:
+            now: The time.
+            opened_at: When it opened.
+            is_asked: Whether a refusal had said when: a sliding minute that waits for that opens
+                whole minutes apart too.
         """
         budget = self._budget
-        if budget.limit is None or self.is_believed or self.votes <= FEWEST_VOTES:
+        if budget.limit is None or budget.is_window or self.votes <= FEWEST_VOTES:
+            return
+        if budget.is_sliding and (is_asked or budget.source != "unknown"):
             return
         ago, self._opened_at = opened_at - self._opened_at, opened_at
         half = budget.window_seconds / 2
         off = abs((ago + half) % budget.window_seconds - half)
         if not (ago > half and off < OPENING_SLACK_SECONDS):
+            self._openings = 0
+            return
+        self._openings += 1
+        if budget.is_sliding and self._openings < OPENINGS:
             return
         budget.refill(now)
+        budget.is_sliding = False
         self._become_window(opened_at)
 
     def explain_opening(

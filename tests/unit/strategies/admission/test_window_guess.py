@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 import pytest
 
-from admissions import ONE
+from admissions import ONE, admission
 from batch_llm.strategies.admission.budgets import Budget
 from batch_llm.strategies.admission.grants import Grant
 from batch_llm.strategies.admission.window_guess import WINDOW_SHARE
 from batch_llm.strategies.costs import FIELDS, PENDING, Cost
 from batch_llm.strategies.dimensions import REQUESTS, TOKENS
 from budget_states import opened_twice, told, window
+from virtual_lane import Lane, Reply
 
 
 def sent(budget, now, cost=ONE):
@@ -267,6 +269,24 @@ def test_a_sliding_window_is_no_fixed_one_whenever_it_opens():
     budget.windows.seems_a_window(160.0, 160.0)
 
     assert not budget.is_window
+
+
+@pytest.mark.parametrize("limit", [70, 120])
+@pytest.mark.parametrize("seconds", [0.3, 2.0])
+def test_fixed_minutes_in_whose_first_moment_the_calls_began_are_found(limit, seconds):
+    minutes = Counter()
+
+    def reply(now):
+        minutes[now // 60] += 1
+        if minutes[now // 60] <= limit:
+            return Reply("taken", seconds)
+        minutes[now // 60] -= 1
+        return Reply("refused", 0.005)
+
+    lane = Lane(admission(), reply).run(1500.0)
+
+    assert lane.count("taken", 700.0, 1500.0) > 0.9 * limit * 800 / 60
+    assert lane.count("refused", 700.0, 1500.0) < 0.2 * limit * 800 / 60
 
 
 def test_a_sliding_minute_of_tokens_is_fitted_to_what_the_provider_had_counted_at_the_refusal():
