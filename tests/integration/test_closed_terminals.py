@@ -19,6 +19,14 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-
 IN_FLIGHT, LATER = 8, 40
 
 
+@pytest.fixture(autouse=True)
+def hanging_up_ends():
+    """Take back what a test run that is to outlive its terminal hands on to its processes."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 def command(simulator, folder):
     (folder / "q.txt").write_text("".join(f"Question {n}?\n" for n in range(IN_FLIGHT + LATER)))
     return [sys.executable, "-m", "batch_llm", "run", "q.txt", "-m", "openai-chat:m",
