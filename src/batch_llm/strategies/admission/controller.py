@@ -609,8 +609,6 @@ class Admission:
             self._closure.explain(now, grant, budgets, belief, epoch)
             if belief.is_by_window and not knew_limits:
                 self._doubt.fit_to_limit(self.budgets[REQUESTS].limit or 0)
-            if not belief.is_searching:  # there chance would be taken for a small bucket by it
-                self._evidence.note_reopened(grant.at)
         self._retry_after.measure()
         if belief.is_searching:
             self._search.correct(budgets)

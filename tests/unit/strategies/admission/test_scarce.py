@@ -155,6 +155,7 @@ class TokenBucket:
 
     def __init__(self):
         self.level, self.at, self.size = 20_000.0, 0.0, 0.0
+        self.dice = random.Random(9)
 
     def __call__(self, now):
         self.level = min(20_000.0, self.level + 10_000 * (now - self.at))
@@ -162,7 +163,7 @@ class TokenBucket:
         if self.level < self.size:
             return Reply("refused", 0.1)
         self.level -= self.size
-        return Reply("taken", 0.3)
+        return Reply("taken", self.dice.lognormvariate(-1.2, 0.3))
 
 
 def test_in_a_long_run_only_tokens_are_held_where_only_tokens_are_counted():
