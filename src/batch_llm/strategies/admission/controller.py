@@ -229,7 +229,8 @@ class Admission:
         longest = 0.0
         for budget in self._in_order:
             if budget.capacity < math.inf and (amount := cost[budget.field]) > 0:
-                wait = budget.wait(now, amount)
+                pending = cost[PENDING] if budget.counts_output else 0.0
+                wait = budget.wait(now, amount, pending)
                 if wait > longest:
                     if budget.windows.is_tried(now):
                         wait = doubt.wait_to_try(now, wait, self.budgets[REQUESTS].capacity)
@@ -264,9 +265,8 @@ class Admission:
             amount = cost[budget.field]
             if amount > budget.largest:  # noqa: PLR1730 - on the hot path: a call costs more
                 budget.largest = amount
-            spent_then.append(budget.charge(now, amount))
-            if budget.counts_output:
-                budget.pending += cost[PENDING]
+            pending = cost[PENDING] if budget.counts_output else 0.0
+            spent_then.append(budget.charge(now, amount, pending))
             pending_then.append(budget.pending)
         grant.spent_then, grant.pending_then = spent_then, pending_then
 
@@ -296,7 +296,7 @@ class Admission:
                 the estimate whatever happens.
             headers: What the answer says of the limits.
         """
-        self._leave(grant)
+        self._leave(now, grant)
         self._end(now, grant)
         if used is not None:
             self._correct(now, grant, used)
@@ -343,7 +343,7 @@ class Admission:
             grant: The call's.
             used: As for ``accepted``.
         """
-        self._release(grant)
+        self._release(now, grant)
         if used is not None:
             self._correct(now, grant, used)
 
@@ -359,14 +359,12 @@ class Admission:
             difference = used[field] - expected[field]
             if budget.number >= known_then:
                 continue
-            if budget.is_sliding and budget.counts_output and budget.log is not None:
-                output = max(0.0, expected[PENDING] + min(0.0, difference))
-                budget.log.move(grant.at, now, output)
             if difference:
                 if is_old and difference > 0:
                     budget.spent += difference
                 else:
-                    budget.settle(now, difference, grant.at)
+                    late = expected[PENDING] if budget.counts_output else 0.0
+                    budget.settle(now, difference, grant.at, late)
 
     def refused(
         self,
@@ -391,7 +389,7 @@ class Admission:
         Returns:
             What follows from it.
         """
-        self._leave(grant)
+        self._leave(now, grant)
         self._count()
         self.is_unlimited = False
         self.refusals += 1
@@ -439,7 +437,7 @@ class Admission:
 
     def failed(self, now: float, grant: Grant, *, retry_after: float | None = None) -> None:
         """Close the grant of a call that the provider was too busy for."""
-        self._leave(grant)
+        self._leave(now, grant)
         self._take_back(now, grant, refund=True)
         self._overload.note_failure(
             now, self.in_flight, is_probe=grant.is_probe, retry_after=retry_after
@@ -447,7 +445,7 @@ class Admission:
 
     def cancelled(self, now: float, grant: Grant, *, was_sent: bool) -> None:
         """Close the grant of a call that was given up; what was never sent costs nothing."""
-        self._leave(grant)
+        self._leave(now, grant)
         self._overload.note_cancelled(is_probe=grant.is_probe)
         if was_sent:
             self._doubt.settle(grant)
@@ -523,20 +521,20 @@ class Admission:
         """The rate of calls that the limits allow, as far as they are known."""
         return self._rates.calls_per_second
 
-    def _leave(self, grant: Grant) -> None:
+    def _leave(self, now: float, grant: Grant) -> None:
         grant.is_open = False
         self.in_flight -= 1
-        self._release(grant)
+        self._release(now, grant)
 
-    def _release(self, grant: Grant) -> None:
-        """Let go of the output that was expected of a call."""
+    def _release(self, now: float, grant: Grant) -> None:
+        """Count the output that was expected of a call: it has ended."""
         pending = grant.cost[PENDING]
         if not pending:
             return
         known_then = len(grant.pending_then)
         for budget in self._with_output:
             if budget.number < known_then:
-                budget.pending -= pending
+                budget.note_end(now, pending)
 
     def _take_back(self, now: float, grant: Grant, *, refund: bool) -> None:
         """Forget the charge of a call that the provider did not take."""
@@ -545,7 +543,8 @@ class Admission:
             if budget.number >= len(grant.spent_then):
                 continue  # it was not known when the call was charged
             amount = grant.cost[budget.field]
-            budget.uncharge(now, amount, grant.at, refund=refund)
+            late = grant.cost[PENDING] if budget.counts_output else 0.0
+            budget.uncharge(now, amount, grant.at, refund=refund, late=late)
             self._epoch.forget(grant, budget, amount)
         self._evidence.forget(grant)
         self._scarce.forget(grant)
@@ -737,8 +736,9 @@ class Admission:
         is_whole = self._retry_after.is_whole(retry_after)
         is_fast = self._chance_belief.is_suspected and is_whole
         cuts = self._search.judge(is_fast=is_fast, is_whole=is_whole)
+        is_explained = any(budget.windows.explains(now, grant) for budget in cut)
         for budget in cut:
-            self._cuts.cut(now, budget, grant, seconds)
+            self._cuts.cut(now, budget, grant, seconds, is_explained=is_explained)
         if belief.is_first:
             if retry_after is not None:
                 if is_whole:
