@@ -736,7 +736,7 @@ class Admission:
         is_whole = self._retry_after.is_whole(retry_after)
         is_fast = self._chance_belief.is_suspected and is_whole
         cuts = self._search.judge(is_fast=is_fast, is_whole=is_whole)
-        is_explained = any(budget.windows.explains(now, grant) for budget in cut)
+        is_explained = any(budget.windows.explains(now) for budget in cut)
         for budget in cut:
             self._cuts.cut(now, budget, grant, seconds, is_explained=is_explained)
         if belief.is_first:
@@ -771,6 +771,7 @@ class Admission:
             self.calls_per_second,
             is_guess=is_guess,
             minute_at=self.budgets[REQUESTS].charged_at + MINUTE,
+            accepted=self._accepted,
         )
 
     def _explains_in_flight(self, grant: Grant, dimension: str | None, *, is_first: bool) -> bool:

@@ -50,6 +50,7 @@ class WindowGuess:
         "_counted",
         "_fitted_at",
         "_growth",
+        "_most",
         "_opened_at",
         "_openings",
         "_refused_at",
@@ -70,9 +71,9 @@ class WindowGuess:
         #: When a learned window was last found too small or large; how much it grows next.
         self._fitted_at = now
         self._growth = WINDOW_GROWTH
-        #: When a learned window last refused a call; what a fixed one had counted that it was then
-        #: fitted to.
-        self._refused_at, self._counted = now, 0.0
+        #: When a learned window last refused a call; what it had counted then, if it was fitted to
+        #: that, and to how much at the most.
+        self._refused_at, self._counted, self._most = now, 0.0, math.inf
 
     @property
     def can_be_counted(self) -> bool:
@@ -196,12 +197,12 @@ class WindowGuess:
         budget.limit = budget.capacity = limit
         budget.rate = budget.peak = limit / budget.window_seconds
 
-    def explains(self, now: float, refused: Grant) -> bool:
+    def explains(self, now: float) -> bool:
         """Tell whether a learned window was used up, as far as is known, before a refused call."""
         budget = self._budget
         if budget.limit is None or budget.source != "unknown" or not self.is_believed:
             return False
-        return self._counted_before(now, refused) >= EXPLAINING_SHARE * budget.limit
+        return self._counted_by(now) >= EXPLAINING_SHARE * budget.limit
 
     def fit(self, now: float, refused: Grant | None = None, *, is_explained: bool = False) -> None:
         """Fit a learned window to what it let in until it refused a call, or to more without one.
@@ -216,15 +217,13 @@ class WindowGuess:
             return
         if refused is not None:
             self._refused_at, self._counted = now, 0.0
-            counted = self._counted_before(now, refused)
+            counted = self._counted_by(now)
             least = EXPLAINING_SHARE if is_explained else REFUTING_SHARE
             if counted > least * budget.limit:
-                most = math.inf if budget.is_window else budget.limit
-                self._set_window(max(budget.largest, min(most, self._share * counted)))
-                self._counted = counted if budget.is_window else 0.0
-                budget.pending_let_in = refused.spent_before(budget) - refused.charged_before(
-                    budget
-                )
+                self._counted = counted
+                self._most = math.inf if budget.is_window else budget.limit
+                self._fit_to_counted()
+                budget.pending_let_in = budget.pending
             self._fitted_at, self._growth = now, WINDOW_GROWTH
         elif now - self._fitted_at > budget.window_seconds:
             self._fitted_at = now
@@ -234,24 +233,26 @@ class WindowGuess:
     def forget(self, grant: Grant) -> None:
         """Count a call no more that was refused, too: it was sent before that was known."""
         budget = self._budget
-        if self._counted and grant.at <= self._refused_at and budget.is_window:
-            self._counted -= grant.charged(budget)
-            self._set_window(max(budget.largest, self._share * self._counted))
+        if self._counted and grant.at <= self._refused_at and self.is_believed:
+            charged = grant.charged(budget)
+            self._counted -= charged
+            self._fit_to_counted()
+            budget.pending_let_in -= grant.cost[budget.field] - charged
 
-    def _counted_before(self, now: float, refused: Grant) -> float:
-        """Return what had been counted of the minute when a refused call was sent.
+    def _fit_to_counted(self) -> None:
+        fitted = min(self._most, self._share * self._counted)
+        self._set_window(max(self._budget.largest, fitted))
 
-        Of a fixed one, it is with all calls sent since: some of those sent together overtake
-        others; and those that will be refused are forgotten. So it is of a sliding one that counts
-        no output: where others are limited, they are most often what refused.
+    def _counted_by(self, now: float) -> float:
+        """Return what had been counted of the minute when a call was found to be refused.
+
+        With all calls sent by then, because some of those sent together overtake others; those that
+        will be refused, too, are forgotten later.
         """
         budget = self._budget
-        if not (budget.is_sliding and budget.log is not None):
-            return budget.charged - budget.charged_at_reset
-        if not budget.counts_output:
+        if budget.is_sliding and budget.log is not None:
             return budget.log.used(now)
-        before = refused.charged_before(budget)
-        return budget.log.used_then(now, refused.at) - (budget.charged - before)
+        return budget.charged - budget.charged_at_reset
 
     def _become_window(self, opening: Grant) -> None:
         budget = self._budget

@@ -133,3 +133,14 @@ def test_where_a_minute_may_be_counted_one_probe_comes_when_it_opens_at_the_late
 
     gate.close(66.0, None, 10.0, is_guess=False, minute_at=60.0)
     assert gate.closed_until > 72.0
+
+
+def test_after_many_calls_a_closed_gate_is_probed_more_often():
+    gate = ClosedGate(random.Random(1))
+    gate.closed_again = 10
+
+    gate.close(0.0, None, 10.0, is_guess=False, accepted=2000)
+    assert gate.closed_until == pytest.approx(2.0, rel=0.2)
+
+    gate.close(0.0, None, 10.0, is_guess=False, accepted=500)
+    assert gate.closed_until == pytest.approx(8.0, rel=0.2)

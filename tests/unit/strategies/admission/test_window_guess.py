@@ -302,9 +302,12 @@ def test_a_sliding_minute_of_tokens_is_fitted_to_what_the_provider_had_counted_a
         sent(budget, 10.0 + 0.1 * number, call)
     budget.note_end(12.5, 10 * 50.0)
     last = refused(budget, 13.0, call)
-    sent(budget, 13.1, call)  # it will be refused as well
+    late = sent(budget, 13.1, call)
 
     budget.windows.fit(13.2, last)
+    budget.note_end(13.3, 50.0)
+    budget.uncharge(13.3, 150.0, late.at, refund=False, late=50.0)
+    budget.windows.forget(late)  # it was refused as well
 
     assert budget.limit == pytest.approx(WINDOW_SHARE * (20 * 100 + 10 * 50))
 
@@ -391,8 +394,8 @@ def test_a_refusal_that_one_limit_explains_lowers_no_other():
         budget.refill(91.2)
         budget.charge(91.3, let_in)
     last = refused(other, 92.0)
-    assert other.windows.explains(92.0, last)
-    assert not lower.windows.explains(92.0, last)
+    assert other.windows.explains(92.0)
+    assert not lower.windows.explains(92.0)
 
     lower.windows.fit(92.0, last, is_explained=True)
     other.windows.fit(92.0, last, is_explained=True)
