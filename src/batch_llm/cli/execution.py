@@ -25,12 +25,8 @@ from batch_llm.outputs import finished
 from batch_llm.runs.ledgers import default_ledger, name_of, open_ledger, put_aside, variants_at
 from batch_llm.runs.passing import pass_over
 from batch_llm.runs.plan import Plan, Survey
-from batch_llm.runs.session import (
-    Session,
-    is_short_of_connections,
-    open_cache,
-    open_pools,
-)
+from batch_llm.runs.pools import is_short_of_connections, open_cache, open_pools
+from batch_llm.runs.session import Session
 from batch_llm.stores.base import NOT_OF_THE_ITEM
 from batch_llm.stores.sqlite import SqliteLedger
 
