@@ -11,8 +11,8 @@ import contextlib
 import logging
 from typing import TYPE_CHECKING, Any, Literal
 
-from batch_llm._engine.pipeline import as_asked
 from batch_llm.core.config import DEFAULT_WORKERS, Limits, ProcessorConfig, RetryConfig
+from batch_llm.core.schema import as_shaped
 from batch_llm.core.text import safe
 from batch_llm.exceptions import LaneStoppedError, LimitPauseError
 from batch_llm.parallel import ParallelBatchProcessor
@@ -237,7 +237,7 @@ def _kept(record: Record, item: Item) -> Result:
     result = reused(record)
     result.context = item.context
     if result.success and item.request is not None:
-        result.output = as_asked(item.request, result.output)
+        result.output = as_shaped(item.request.output, result.output)
     return result
 
 
