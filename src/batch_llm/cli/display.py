@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 
 from batch_llm.cli.costs import cost_fields, cost_pairs, cost_summary, tokens_in_all
-from batch_llm.core.text import safe
+from batch_llm.core.text import cut, safe
 from batch_llm.exceptions import AbandonedError
 from batch_llm.strategies.dimensions import DAY, REQUESTS_PER_DAY
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _SUMMARY_WIDTH = 79
 _REASONS_AT, _VALUES_AT = 34, 12
 #: Lines that hold one value, and not a number with its reasons.
-_OF_ONE_VALUE = ("  in all ", "  cost ", "  limits ", " " * _VALUES_AT)
+_OF_ONE_VALUE = ("  tokens ", "  in all ", "  cost ", "  limits ", " " * _VALUES_AT)
 #: Of how many kinds of failures an error is shown, and how much of it.
 _MOST_EXAMPLES, _LONGEST_EXAMPLE = 3, 250
 #: Longer waits are shown as a clock does.
@@ -143,7 +143,7 @@ def live_lines(
         _fitted("errors", _errors(now) or ["none"], width),
         safe(_state(now), width - 3),  # room for the terminal's own "^C", which would wrap
     ]
-    return [line[:width] for line in lines]
+    return [cut(line, width) for line in lines]
 
 
 def log_line(now: Statistics, rates: Rates, total: int | None, bill: Bill | None = None) -> str:
@@ -212,6 +212,7 @@ def summary_lines(
     bad_rows: int = 0,
     left_out: int = 0,
     reused: int = 0,
+    failed_before: int = 0,
     bill: Bill | None = None,
     examples: Mapping[str, str] | None = None,
 ) -> list[str]:
@@ -225,6 +226,7 @@ def summary_lines(
         left_out: Such records that have no result either.
         bill: What was spent.
         reused: Rows whose answer an earlier run has brought.
+        failed_before: Rows that have failed in an earlier run, and are not sent.
         examples: An error of each code, which may be a stranger's words.
     """
     failed = now.failed - cancelled
@@ -239,6 +241,8 @@ def summary_lines(
     ]
     if reused:
         lines.append(f"  reused    {reused:>9,}            answered before; not sent again")
+    if failed_before:
+        lines.append(f"  kept      {failed_before:>9,}            failed before; not sent again")
     if now.cached:
         lines.append(f"  cached    {now.cached:>9,}            answered by the cache; not sent")
     if now.shared:
@@ -278,7 +282,7 @@ def summary_lines(
         lines.append(f"  cost      {cost_summary(bill)}")
     if limits := _limits(now):
         lines.append(f"  limits    {', '.join(limits)}")
-    return [line.rstrip() for long in lines for line in _wrapped(long)]
+    return [line.rstrip() for long in lines for line in wrapped(long)]
 
 
 def _kinds(now: Statistics) -> str:
@@ -292,7 +296,7 @@ def _kinds(now: Statistics) -> str:
     return f" ({found})" if found else ""
 
 
-def _wrapped(line: str) -> list[str]:
+def wrapped(line: str) -> list[str]:
     """Break a line that is too long for a narrow terminal, below where what it says starts."""
     indent = _VALUES_AT if line.startswith(_OF_ONE_VALUE) else _REASONS_AT
     return textwrap.wrap(
@@ -365,6 +369,8 @@ def _errors(now: Statistics) -> list[str]:
 
 
 def _state(now: Statistics) -> str:
+    if now.start_time is None:
+        return "state  starting"
     stopped = [
         f"{lane.model or 'the provider'} is stopped ({lane.code})" for lane in now.stopped_lanes
     ]

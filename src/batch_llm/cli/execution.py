@@ -20,6 +20,7 @@ from batch_llm.cli.display import summary_lines
 from batch_llm.cli.exit_codes import ExitCode
 from batch_llm.cli.progress import say, show_progress, tell
 from batch_llm.cli.result_files import ResultFiles
+from batch_llm.core.text import counted
 from batch_llm.exceptions import LedgerError
 from batch_llm.outputs import finished
 from batch_llm.runs.ledgers import default_ledger, name_of, open_ledger, put_aside, variants_at
@@ -337,9 +338,8 @@ class _Execution:
         self._signal = number
         waiting = self._session.statistics().in_flight
         if waiting:
-            noun = "request" if waiting == 1 else "requests"
             say(
-                f"Stopping: waiting for {waiting} {noun} in flight. "
+                f"Stopping: waiting for {counted(waiting, 'call')} in flight. "
                 "Press Ctrl-C again to abandon them."
             )
         else:
@@ -387,6 +387,7 @@ class _Execution:
             bad_rows=bad,
             left_out=self._plan.left_out,
             reused=survey.kept,
+            failed_before=survey.failed,
             bill=bill,
             examples={} if session.refusal or session.pause else self._examples,  # those said it
         )
@@ -445,10 +446,11 @@ class _Execution:
         if writers is None:
             return
         if command.output != "-":
-            say(f"  results   {command.output} ({writers.results.rows:,} rows)")
+            say(f"  results   {command.output} ({counted(writers.results.rows, 'row')})")
         if writers.failed.rows:
             not_sent = f", {self._not_sent:,} of them not sent" if self._not_sent else ""
-            say(f"  failed    {command.failed} ({writers.failed.rows:,} rows{not_sent})")
+            rows = counted(writers.failed.rows, "row")
+            say(f"  failed    {command.failed} ({rows}{not_sent})")
             goes_on = self._ledger is not None and bool(self._session.refusal)
             are_kept = set(self._session.statistics().failures_by_code) - NOT_OF_THE_ITEM
             if writers.failed.rows > bad and (are_kept or not goes_on):  # else tried again then
