@@ -314,7 +314,8 @@ def demo(*, prompts: int = 1000, concurrency: str = "auto") -> int:
     if prompts < 1:
         raise ConfigError("--prompts", prompts, ">= 1")
     say(f"{prompts:,} sample prompts → simulator (429s, errors and bad JSON switched on)")
-    say("Like: batch-llm run PROMPTS -m sim:flaky --timeout 5s --overwrite -o demo.results.jsonl\n")
+    say("Like: batch-llm run PROMPTS -m sim:flaky --timeout 5s --overwrite \\")
+    say("        -o demo.results.jsonl\n")
     with TemporaryDirectory(prefix="batch-llm-") as folder:
         source = Path(folder, "demo.jsonl")
         cities = ("Lima", "Oslo", "Accra", "Hanoi", "Quito", "Riga", "Suva", "Tunis")

@@ -18,6 +18,7 @@ from batch_llm.cli.exit_codes import ExitCode
 from batch_llm.cli.next_command import next_command
 from batch_llm.cli.progress import say, tell
 from batch_llm.cli.summary import summary_lines
+from batch_llm.core.text import counted
 from batch_llm.exceptions import LedgerError
 from batch_llm.runs.ledgers import name_of
 from batch_llm.stores.base import NOT_OF_THE_ITEM
@@ -154,6 +155,7 @@ class Conclusion:
             bad_rows=bad,
             left_out=self.plan.left_out,
             reused=self.survey.kept,
+            failed_before=self.survey.failed,
             bill=bill,
             examples={} if session.refusal or session.pause else self.examples,  # those said it
         )
@@ -164,10 +166,11 @@ class Conclusion:
         if writers is None:
             return
         if command.output != "-":
-            say(f"  results   {command.output} ({_rows(writers.results.rows)})")
+            say(f"  results   {command.output} ({counted(writers.results.rows, 'row')})")
         if writers.failed.rows:
             not_sent = f", {self.not_sent:,} of them not sent" if self.not_sent else ""
-            say(f"  failed    {command.failed} ({_rows(writers.failed.rows)}{not_sent})")
+            rows = counted(writers.failed.rows, "row")
+            say(f"  failed    {command.failed} ({rows}{not_sent})")
             goes_on = self.ledger is not None and bool(self.session.refusal)
             are_kept = set(self.session.statistics().failures_by_code) - NOT_OF_THE_ITEM
             if writers.failed.rows > bad and (are_kept or not goes_on):  # else tried again then
@@ -232,7 +235,3 @@ class Conclusion:
         if stopped is not None:
             return stopped
         return ExitCode.SOME_FAILED if now.failed or without_answer else ExitCode.OK
-
-
-def _rows(count: int) -> str:
-    return "1 row" if count == 1 else f"{count:,} rows"

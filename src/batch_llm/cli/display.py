@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 
 from batch_llm.cli.costs import cost_fields, cost_pairs
-from batch_llm.core.text import safe
+from batch_llm.core.text import cut, safe
 from batch_llm.exceptions import AbandonedError
 from batch_llm.strategies.dimensions import DAY, REQUESTS_PER_DAY
 
@@ -140,7 +140,7 @@ def live_lines(
         _fitted("errors", _errors(now) or ["none"], width),
         safe(_state(now), width - 3),  # room for the terminal's own "^C", which would wrap
     ]
-    return [line[:width] for line in lines]
+    return [cut(line, width) for line in lines]
 
 
 def log_line(now: Statistics, rates: Rates, total: int | None, bill: Bill | None = None) -> str:
@@ -252,6 +252,8 @@ def _errors(now: Statistics) -> list[str]:
 
 
 def _state(now: Statistics) -> str:
+    if now.start_time is None:
+        return "state  starting"
     stopped = [
         f"{lane.model or 'the provider'} is stopped ({lane.code})" for lane in now.stopped_lanes
     ]

@@ -14,6 +14,7 @@ from batch_llm.cli.conclusion import Conclusion, code_of_stop
 from batch_llm.cli.exit_codes import ExitCode
 from batch_llm.cli.progress import say, show_progress, tell
 from batch_llm.cli.result_files import ResultFiles
+from batch_llm.core.text import counted
 from batch_llm.outputs import finished
 from batch_llm.runs.ledgers import default_ledger, name_of, open_ledger, put_aside, variants_at
 from batch_llm.runs.passing import pass_over
@@ -311,9 +312,8 @@ class _Execution:
         self._signal = number
         waiting = self._session.statistics().in_flight
         if waiting:
-            noun = "request" if waiting == 1 else "requests"
             say(
-                f"Stopping: waiting for {waiting} {noun} in flight. "
+                f"Stopping: waiting for {counted(waiting, 'call')} in flight. "
                 "Press Ctrl-C again to abandon them."
             )
         else:

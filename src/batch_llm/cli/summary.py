@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _WIDTH = 79
 _REASONS_AT, _VALUES_AT = 34, 12
 #: Lines that hold one value, and not a number with its reasons.
-_OF_ONE_VALUE = ("  in all ", "  cost ", "  limits ", " " * _VALUES_AT)
+_OF_ONE_VALUE = ("  tokens ", "  in all ", "  cost ", "  limits ", " " * _VALUES_AT)
 #: Of how many kinds of failures an error is shown, and how much of it.
 _MOST_EXAMPLES, _LONGEST_EXAMPLE = 3, 250
 
@@ -31,6 +31,7 @@ def summary_lines(
     bad_rows: int = 0,
     left_out: int = 0,
     reused: int = 0,
+    failed_before: int = 0,
     bill: Bill | None = None,
     examples: Mapping[str, str] | None = None,
 ) -> list[str]:
@@ -44,6 +45,7 @@ def summary_lines(
         left_out: Such records that have no result either.
         bill: What was spent.
         reused: Rows whose answer an earlier run has brought.
+        failed_before: Rows that have failed in an earlier run, and are not sent.
         examples: An error of each code, which may be a stranger's words.
     """
     failed = now.failed - cancelled
@@ -59,6 +61,7 @@ def summary_lines(
         f"  retried   {sum(now.retries_by_code.values()):>9,}          "
         + _reasons(now.retries_by_code),
         *_counted("reused", reused, "answered before; not sent again"),
+        *_counted("kept", failed_before, "failed before; not sent again"),
         *_counted("cached", now.cached, "answered by the cache; not sent"),
         *_counted("shared", now.shared, "asked the same as a row in flight; not sent"),
         *_counted("hedged", now.hedged, hedged),
@@ -74,7 +77,7 @@ def summary_lines(
         lines.append(f"  cost      {cost_summary(bill)}")
     if limits := limit_fields(now):
         lines.append(f"  limits    {', '.join(limits)}")
-    return [line.rstrip() for long in lines for line in _wrapped(long)]
+    return [line.rstrip() for long in lines for line in wrapped(long)]
 
 
 def _counted(name: str, count: int, what: str) -> list[str]:
@@ -104,7 +107,7 @@ def _kinds(now: Statistics) -> str:
     return f" ({found})" if found else ""
 
 
-def _wrapped(line: str) -> list[str]:
+def wrapped(line: str) -> list[str]:
     """Break a line that is too long for a narrow terminal, below where what it says starts."""
     indent = _VALUES_AT if line.startswith(_OF_ONE_VALUE) else _REASONS_AT
     return textwrap.wrap(

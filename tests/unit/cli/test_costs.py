@@ -54,7 +54,7 @@ def test_a_sum_with_unknown_parts_says_so():
 
     assert cost_pairs(bill) == ["cost_usd=1.0000+"]
     assert cost_summary(bill) == (
-        "$1.00, and what c:d cost; 2 calls cut off or unreadable, which may have cost more"
+        "$1.00, and what c:d cost; 2 calls without known tokens, which may have cost more"
     )
     assert cost_record(OWN.bill(used[:1])) == {
         "cost_usd": "1.000000",

@@ -18,6 +18,7 @@ from batch_llm.cli.display import (
     time_left,
     without_cancelled,
 )
+from batch_llm.cli.progress import rows_more
 from batch_llm.cli.summary import summary_lines
 from batch_llm.core.prices import Price, Prices
 from fakes import Models, PermanentError, Script, asked, item, processor
@@ -42,6 +43,28 @@ async def test_the_display_has_seven_lines_that_fit(width):
     assert len(lines) == 7
     assert max(map(len, lines)) <= width
     assert "\x1b" not in "".join(lines)
+
+
+@pytest.mark.parametrize("width", [40, 80])
+async def test_wide_characters_take_two_cells(width):
+    now = await numbers()
+
+    lines = live_lines(now, RateWindow().rates(now), title="漢字" * 60, total=3, width=width)
+
+    assert lines[0] == "漢字" * (width // 4)
+
+
+async def test_a_run_that_has_not_begun_is_starting():
+    now = processor(max_workers=4).statistics()
+
+    lines = live_lines(now, RateWindow().rates(now), title="t", total=3, width=80)
+
+    assert lines[-1] == "state  starting"
+
+
+@pytest.mark.parametrize(("columns", "more"), [(80, 0), (79, 1), (40, 1), (39, 2), (20, 3)])
+def test_rows_that_a_narrower_terminal_wraps_are_counted(columns, more):
+    assert rows_more(["x" * 80, "short", "漢" * 10], columns) == more
 
 
 async def test_failures_stand_before_retries():
@@ -92,6 +115,15 @@ async def test_the_summary_says_what_failed_and_why():
     assert "failed            1    50.0 %   bad_request 1" in text
     assert "bad_output 1" in text
     assert "not done          1" in text
+
+
+async def test_the_summary_tells_of_rows_that_failed_before_and_are_kept():
+    now = await numbers()
+
+    assert "  kept             60            failed before" in "\n".join(
+        summary_lines(now, failed_before=60)
+    )
+    assert "kept" not in "\n".join(summary_lines(now))
 
 
 async def test_the_summary_shows_an_error_of_each_frequent_kind_fit_for_a_terminal():

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batch_llm.core.text import described, safe, width
+from batch_llm.core.text import counted, cut, described, safe, width
 
 #: Characters that turn the direction of what stands behind them, or open a line.
 _TURNING = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
@@ -53,6 +53,28 @@ def test_lines_become_one():
 )
 def test_wide_characters_take_two_cells_and_marks_none(text, cells):
     assert width(text) == cells
+
+
+@pytest.mark.parametrize(
+    ("text", "cells", "expected"),
+    [
+        ("abc", 5, "abc"),
+        ("abcdef", 3, "abc"),
+        ("漢字漢", 4, "漢字"),
+        ("漢字", 3, "漢"),
+        ("a", 0, ""),
+    ],
+)
+def test_text_is_cut_by_the_cells_that_it_takes(text, cells, expected):
+    assert cut(text, cells) == expected
+    assert width(cut(text, cells)) <= cells
+
+
+@pytest.mark.parametrize(
+    ("number", "expected"), [(0, "0 rows"), (1, "1 row"), (2, "2 rows"), (12_345, "12,345 rows")]
+)
+def test_one_is_told_as_one(number, expected):
+    assert counted(number, "row") == expected
 
 
 def test_an_error_is_described_by_its_type_and_message():
