@@ -48,6 +48,7 @@ from batch_llm.strategies.admission.understated import Understated
 from batch_llm.strategies.costs import FIELDS, NOTHING, PENDING, Cost
 from batch_llm.strategies.dimensions import (
     CONCURRENCY,
+    MINUTE,
     REQUESTS,
     REQUESTS_PER_DAY,
     TOKENS,
@@ -608,7 +609,7 @@ class Admission:
             knew_limits = belief.knows_limits
             self._closure.explain(now, grant, budgets, belief, epoch)
             if belief.is_by_window and not knew_limits:
-                self._doubt.fit_to_limit(self.budgets[REQUESTS].limit or 0)
+                self._doubt.fit_to_minute(self.budgets[REQUESTS].limit or 0)
         self._retry_after.measure()
         if belief.is_searching:
             self._search.correct(budgets)
@@ -764,7 +765,13 @@ class Admission:
     def _close_gate(self, now: float, retry_after: float | None) -> None:
         # Until a call is let in after the first refusal the rate is a guess, and no reason to wait.
         is_guess = self._epoch.number <= self._gate.closed_again + 1
-        self._gate.close(now, retry_after, self.calls_per_second, is_guess=is_guess)
+        self._gate.close(
+            now,
+            retry_after,
+            self.calls_per_second,
+            is_guess=is_guess,
+            minute_at=self.budgets[REQUESTS].charged_at + MINUTE,
+        )
 
     def _explains_in_flight(self, grant: Grant, dimension: str | None, *, is_first: bool) -> bool:
         """Tell whether a limit on calls in flight refused a call: that says nothing of the rate."""
