@@ -329,8 +329,6 @@ class Admission:
 
     def _end(self, now: float, grant: Grant) -> None:
         self._overload.note_answer(now, grant.is_probe)
-        if grant.epoch == 0 and self._epoch.number == 1:
-            self._note_follower(grant, was_accepted=True)
         if grant.is_in_doubt:
             self._confirm(now, grant)
 
@@ -423,7 +421,6 @@ class Admission:
             return Refusal(is_cut, 0.0)
         self._retry_after.note(grant, retry_after, self._accepted)
         if grant.epoch == 0 and self._epoch.number == 1:
-            self._note_follower(grant, was_accepted=False)
             self._first.hold_less(self.budgets[REQUESTS], grant)
             if not self._epoch.accepted:
                 self._retry_after.raise_to_likely()
@@ -679,7 +676,7 @@ class Admission:
         was_first, belief.is_first = belief.is_first, False
         if was_first:
             self._closure.expect(self.budgets.values(), retry_after)
-            self._first.note(now, grant, self._doubt.limit, requests)
+            self._first.note(now, grant, requests)
         epoch.close()
         self._rates.grown_at = now
         is_second = self._chance.try_two(now + (retry_after or 0.0), grant, bounds)
@@ -790,12 +787,6 @@ class Admission:
             and not self._chance_belief.is_believed
             and self._overstated.note_refused(self.budgets, grant, headers, is_first=is_first)
         )
-
-    def _note_follower(self, grant: Grant, *, was_accepted: bool) -> None:
-        """See from the calls after the first refusal whether it meant that the bucket was empty."""
-        epoch, first = self._epoch, self._first
-        if first.note_follower(grant, was_accepted=was_accepted) and not epoch.accepted:
-            first.raise_rates(self.budgets.values(), epoch.per_call, self._doubt.seconds)
 
     def _sync(
         self,
