@@ -6,9 +6,10 @@ operation depends on how many calls there were, but for weighing a refusal: that
 logarithm of the calls since the last one. The parts, and how they work together:
 
 - Each dimension of the limits is a budget (``budgets.py``; of sliding minutes, ``windows.py``), and
-  a call starts when all of them have its cost (``strategies/costs.py``): it gets a grant
-  (``grants.py``). Headers with limits are believed over everything else (``header_belief.py``),
-  unless they promise more than is let in (``overstated.py``), or far less
+  a call starts when all of a lane's (``lane_budgets.py``) have its cost (``strategies/costs.py``):
+  it gets a grant (``grants.py``).
+- Headers with limits are believed over everything else (``lane_headers.py``, of one budget
+  ``header_belief.py``), unless they promise more than is let in (``overstated.py``), or far less
   (``understated.py``); they also show others on the same key (``others.py``), and calls that come
   a moment too soon (``headroom.py``).
 - Only so many calls may be in doubt at a time (``doubt.py``): a start is fast, a refusal cheap.
