@@ -549,7 +549,6 @@ class Admission:
         self._retry_after.measure()
         if belief.is_searching:
             self._search.correct(budgets)
-            self._retry_after.raise_to_least()
             learn_from_closure(grant, budgets, epoch.refused_at, self._doubt.seconds)
 
     def _cut(
