@@ -224,19 +224,17 @@ class Admission:
     def start(self, now: float, cost: Cost) -> Grant:
         """Let a call in, and charge it. Whoever starts it closes the grant."""
         grant = self.begin(now)
-        self.charge(grant, cost)
+        self._lane.charge(grant, cost)
         return grant
 
     def begin(self, now: float) -> Grant:
         """Let a call in that is charged later, while unlimited, before anything but ``end``."""
-        epoch, in_flight, overload = self._epoch, self.in_flight, self._overload
+        epoch, in_flight = self._epoch, self.in_flight
         epoch.calls = number = epoch.calls + 1
         if number >= self._evidence.next_call:
             self._evidence.note_call(now, number)
-        overload.calls += 1
-        is_probe = overload.since is not None and overload.probe()
         self.in_flight = in_flight + 1
-        grant = Grant(now, epoch.number, NOTHING, number, in_flight, is_probe)
+        grant = Grant(now, epoch.number, NOTHING, number, in_flight, self._overload.start())
         self._doubt.add(grant)
         return grant
 
@@ -270,7 +268,9 @@ class Admission:
             self._correct(now, grant, used)
         if headers:
             self._end_unlimited()
-        self._headers.note_accepted(now, grant, headers, self._accepted)
+            self._headers.note_accepted(now, grant, headers, self._accepted)
+        elif self._belief.sees_headers:
+            self._headers.note_silent(now)
 
     def end(self, now: float, grant: Grant) -> None:
         """Close the grant of a call that was answered, while unlimited: it is settled later."""

@@ -59,20 +59,21 @@ class LaneHeaders:
         self.overstated = Overstated(doubt)
 
     def note_accepted(
-        self, now: float, grant: Grant, headers: Mapping[str, LimitHeader] | None, accepted: int
+        self, now: float, grant: Grant, headers: Mapping[str, LimitHeader], accepted: int
     ) -> None:
-        """Take in an answer, ``accepted`` calls having been let in so far."""
-        if headers:
-            requests = headers.get(REQUESTS)
-            if requests is not None and self._understated.note_accepted(now, grant, requests):
-                self._set_aside(now)
-            self.sync(now, grant, headers)
-            self.overstated.note_accepted(grant, headers)
-            if self._belief.sees_headers:
-                self._doubt.note_accepted(accepted, is_seen=True)
-        elif self._belief.sees_headers:
-            for budget in self._budgets.in_order:
-                budget.headers.note_silent(now)
+        """Take in what an answer says, ``accepted`` calls having been let in so far."""
+        requests = headers.get(REQUESTS)
+        if requests is not None and self._understated.note_accepted(now, grant, requests):
+            self._set_aside(now)
+        self.sync(now, grant, headers)
+        self.overstated.note_accepted(grant, headers)
+        if self._belief.sees_headers:
+            self._doubt.note_accepted(accepted, is_seen=True)
+
+    def note_silent(self, now: float) -> None:
+        """Take in an answer that says nothing, though others did."""
+        for budget in self._budgets.in_order:
+            budget.headers.note_silent(now)
 
     def note_refused(
         self,
