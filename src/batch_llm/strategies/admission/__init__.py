@@ -16,10 +16,9 @@ logarithm of the calls since the last one. The parts, and how they work together
 - The first refusal of an epoch (``epochs.py``) cuts the rates once (``cuts.py``), whatever comes
   late; then they grow again (``rates.py``). Limits that nobody told are searched
   (``first_refusal.py``, ``rate_search.py``) by what explains the last refusals (``evidence.py``,
-  ``stretches.py``); later cuts enclose them (``enclosure.py``). What a refusal right after the
-  gate has opened means: ``presumption.py``. Which of several told limits refused: ``blame.py``.
-  Which of several that nobody told is the scarce one, and its rate over many refusals:
-  ``scarce.py``.
+  ``stretches.py``); later cuts enclose them (``enclosure.py``). Which of several told limits
+  refused: ``blame.py``. Which of several that nobody told is the scarce one, and its rate over many
+  refusals: ``scarce.py``.
 - Where the limits are known from: ``belief.py``. How users tell them, how they are shown, and what
   is kept for the next run: ``known_limits.py``.
 - What Retry-After tells of an unknown limit's rate (``retry_after.py``): bounds and likely values

@@ -38,7 +38,6 @@ from batch_llm.strategies.admission.known_limits import (
 from batch_llm.strategies.admission.lane_budgets import LaneBudgets
 from batch_llm.strategies.admission.lane_headers import LaneHeaders
 from batch_llm.strategies.admission.overload import Overload
-from batch_llm.strategies.admission.presumption import Presumption
 from batch_llm.strategies.admission.rate_search import RateSearch
 from batch_llm.strategies.admission.rates import Rates
 from batch_llm.strategies.admission.retry_after import RetryAfter
@@ -97,7 +96,6 @@ class Admission:
         "_headers",
         "_lane",
         "_overload",
-        "_presumption",
         "_rates",
         "_retry_after",
         "_scarce",
@@ -177,7 +175,6 @@ class Admission:
         )
         self._slots = Slots()
         self._overload = Overload(now, self._dice)
-        self._presumption = Presumption()
 
     @property
     def closed_until(self) -> float:
@@ -370,10 +367,6 @@ class Admission:
             self._first.hold_less(self.budgets[REQUESTS], grant)
             if not self._epoch.accepted:
                 self._retry_after.raise_to_likely()
-        if self._presumption.is_refuted(grant) and not self._epoch.accepted:
-            self._presumption.take_back()
-            self._gate.closed_again += 1
-            self._close_gate(now, retry_after)
         if retry_after is not None:
             self._gate.keep_closed(now + retry_after)
             self.budgets[REQUESTS].keep_empty(self._gate.closed_until)
@@ -489,13 +482,11 @@ class Admission:
 
     def _confirm_passed(self, now: float, refused: Grant, retry_after: float | None) -> None:
         """Count calls as let in that were sent before one refused right after the gate opened."""
-        epoch, doubt = self._epoch, self._doubt
-        first, is_guess = epoch.calls_at_cut + 1, retry_after is None
+        epoch, doubt, is_guess = self._epoch, self._doubt, retry_after is None
         while (grant := doubt.passed(now, refused, is_guess=is_guess)) is not None:
             self._confirm(now, grant)
         if epoch.accepted:
             self._evidence.note_reopened(epoch.reopened_at)
-            self._presumption.begin(first, self._lane.in_order)
 
     def _confirm(self, now: float, grant: Grant) -> None:
         """Count a call in doubt as let in."""
@@ -573,7 +564,6 @@ class Admission:
             Whether the gate was closed because of it.
         """
         epoch, belief, gate = self._epoch, self._belief, self._gate
-        self._presumption.forget()
         if not (epoch.accepted or belief.is_first or self._chance.tries_two):
             self._confirm_passed(now, grant, retry_after)
         epoch.number += 1
