@@ -48,6 +48,8 @@ DOUBT_SEARCH = 64.0
 #: This share of the calls let in may be in doubt while nothing is refused, also beyond
 #: ``DOUBT_MOST``; and of a known minute's requests.
 DOUBT_SHARE = 0.05
+#: Of a minute's requests that was let in, used up and opened again, so many may be in doubt.
+DOUBT_SHARE_OPENED = 0.25
 #: So many times what a learned rate sends while one call is in doubt may be in doubt; and so many
 #: times what a rate sends at the least, however much that is.
 DOUBT_OVER_LEARNED, DOUBT_OVER_PACED = 2.0, 1.2
@@ -202,6 +204,11 @@ class Doubt:
         """Allow as many as when a limit per minute is told: headers or refusals showed it."""
         self.limit, self._growth = max(self.limit, DOUBT_SEEN), DOUBT_GROWTH_KNOWN
         self._told = DOUBT_SHARE * requests_per_minute
+
+    def fit_to_minute(self, requests: float) -> None:
+        """Allow more, because a minute was used up and has opened again: it lets in as many."""
+        self.fit_to_limit(requests)
+        self.limit = max(self.limit, DOUBT_SHARE_OPENED * requests)
 
     def keep_to(self, calls_per_second: float, left: float) -> None:
         """Allow what a rate sends, or a part of what is left: others may take the rest."""
