@@ -674,9 +674,7 @@ class Admission:
         self._search.note_cut(cuts)
         self._rates.keep_in_step()
         belief.is_searching = self._search.goes_on
-        # Where refusals may be chance, how much was let in between them measures nothing.
-        pause = 0.0 if self._chance_belief.is_suspected else retry_after or 0.0
-        epoch.note_empty(now, grant, pause, budgets.values())
+        epoch.note_empty(now, grant, retry_after or 0.0, budgets.values())
         return True
 
     def _drain(self, now: float, budget: Budget, grant: Grant, retry_after: float | None) -> None:
