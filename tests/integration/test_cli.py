@@ -590,7 +590,7 @@ def test_a_signal_ends_the_run_with_valid_files(tmp_path, questions, signals, co
     found = rows(output)
     assert 5 <= len(found) < 60
     if len(signals) == 1:  # what was in flight came to its end
-        assert len(found) >= int(re.search(r"waiting for (\d+) request", said)[1])
+        assert len(found) >= int(re.search(r"waiting for (\d+) call", said)[1])
     assert "Stopping: waiting for" in said
     assert f"not done         {60 - len(found)}" in said
 

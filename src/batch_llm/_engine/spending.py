@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from batch_llm._engine.metering import may_have_cost, tier_of
 from batch_llm.core.prices import usd
 from batch_llm.core.request import Image, Text
+from batch_llm.core.text import counted
 from batch_llm.core.usage import tokens
 from batch_llm.exceptions import UnknownPriceError
 from batch_llm.strategies.caps import Bounds, Purse, Reservation, Size, Worst
@@ -371,7 +372,7 @@ def _reason(purse: Purse, setting: str, worst: Worst, size: Size) -> str:
         next_one = f"{worst.tokens:,}"
     unknown = ""
     if purse.unknown_calls:
-        calls = "1 call" if purse.unknown_calls == 1 else f"{purse.unknown_calls:,} calls"
+        calls = counted(purse.unknown_calls, "call")
         unknown = f" ({calls} of unknown cost booked at their most)"
     hint = "" if size.max_output_tokens is not None else " (max_tokens would bound it)"
     return f"{spent} of {most} are spent{unknown}, and the next call may take {next_one}{hint}"

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from batch_llm.strategies.admission import headroom
 from batch_llm.strategies.admission.belief import Belief
 from batch_llm.strategies.admission.blame import emptied_by
-from batch_llm.strategies.admission.budgets import Budget
 from batch_llm.strategies.admission.ceiling_room import CeilingRoom
 from batch_llm.strategies.admission.chance import Chance
 from batch_llm.strategies.admission.chance_belief import ChanceBelief
@@ -36,28 +35,28 @@ from batch_llm.strategies.admission.known_limits import (
     shown_limits,
     told_limits,
 )
+from batch_llm.strategies.admission.lane_budgets import LaneBudgets
+from batch_llm.strategies.admission.lane_headers import LaneHeaders
 from batch_llm.strategies.admission.overload import Overload
-from batch_llm.strategies.admission.overstated import Overstated
-from batch_llm.strategies.admission.presumption import Presumption
 from batch_llm.strategies.admission.rate_search import RateSearch
 from batch_llm.strategies.admission.rates import Rates
 from batch_llm.strategies.admission.retry_after import RetryAfter
 from batch_llm.strategies.admission.scarce import Scarce
 from batch_llm.strategies.admission.slots import Slots
-from batch_llm.strategies.admission.understated import Understated
-from batch_llm.strategies.costs import FIELDS, NOTHING, PENDING, Cost
+from batch_llm.strategies.costs import FIELDS, NOTHING, Cost
 from batch_llm.strategies.dimensions import (
     CONCURRENCY,
+    MINUTE,
     REQUESTS,
     REQUESTS_PER_DAY,
     TOKENS,
-    WITH_OUTPUT,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from batch_llm.core.config import Limits
+    from batch_llm.strategies.admission.budgets import Budget
     from batch_llm.strategies.admission.header_belief import LimitHeader
     from batch_llm.strategies.admission.known_limits import Known
 
@@ -96,18 +95,15 @@ class Admission:
         "_evidence",
         "_first",
         "_gate",
-        "_in_order",
+        "_headers",
+        "_lane",
         "_overload",
-        "_overstated",
-        "_presumption",
         "_rates",
         "_retry_after",
         "_scarce",
         "_search",
         "_slots",
         "_uncounted",
-        "_understated",
-        "_with_output",
         "budgets",
         "in_flight",
         "is_unlimited",
@@ -127,12 +123,10 @@ class Admission:
         dice: random.Random | None = None,
     ) -> None:
         told = told_limits(limits)
-        self.budgets: dict[str, Budget] = {}
-        #: The same, and those of them that count output at the end of a call: for the hot path.
-        self._in_order: tuple[Budget, ...] = ()
-        self._with_output: tuple[Budget, ...] = ()
+        self._lane = LaneBudgets()
         for name in dict.fromkeys([REQUESTS, *(told or dimensions)]):
-            self._add(name, told.get(name), now, burst_seconds)
+            self._lane.add(name, told.get(name), now, burst_seconds)
+        self.budgets = self._lane.by_name
         self.max_in_flight = max_in_flight
         self.in_flight = self.refusals = 0
         #: Whether nothing is known of any limit, and no call was ever refused: what calls take
@@ -158,8 +152,9 @@ class Admission:
         )
         hints, exact = self._retry_after.hints, self._retry_after.exact
         self._search = RateSearch(self._belief, self._doubt, self._evidence, hints, exact)
-        self._overstated = Overstated(self._doubt)
-        self._understated = Understated()
+        self._headers = LaneHeaders(
+            self._lane, self._belief, self._doubt, self._evidence, self._chance_belief
+        )
         self._rates = Rates(
             now,
             self.budgets,
@@ -168,7 +163,7 @@ class Admission:
             self._search,
             self._evidence,
             exact,
-            self._overstated,
+            self._headers.overstated,
             self._scarce,
         )
         self._cuts = Cuts(self._belief, self._epoch, self._search, self._evidence, self._scarce)
@@ -183,7 +178,6 @@ class Admission:
         )
         self._slots = Slots()
         self._overload = Overload(now, self._dice)
-        self._presumption = Presumption()
 
     @property
     def closed_until(self) -> float:
@@ -194,16 +188,6 @@ class Admission:
         """Let no more calls be in flight than a server works on, or than are searched for."""
         self.max_in_flight = calls
         self._doubt.note_given()
-
-    def _add(self, name: str, limit: float | None, now: float, burst_seconds: float) -> Budget:
-        budget = Budget(name, limit, now, burst_seconds)
-        budget.field, budget.number = FIELDS[name], len(self.budgets)
-        budget.counts_output = name in WITH_OUTPUT
-        self.budgets[name] = budget
-        self._in_order += (budget,)
-        if budget.counts_output:
-            self._with_output += (budget,)
-        return budget
 
     def wait(self, now: float, cost: Cost) -> float:
         """Return the seconds until a call may start: 0 now, infinity when one must end first."""
@@ -233,7 +217,7 @@ class Admission:
                 0.0  # the gate is open: what the first refusal left is a guess, no reason to wait
             )
         longest = 0.0
-        for budget in self._in_order:
+        for budget in self._lane.in_order:
             if budget.capacity < math.inf and (amount := cost[budget.field]) > 0:
                 wait = budget.wait(now, amount)
                 if wait > longest:
@@ -245,46 +229,27 @@ class Admission:
     def start(self, now: float, cost: Cost) -> Grant:
         """Let a call in, and charge it. Whoever starts it closes the grant."""
         grant = self.begin(now)
-        self.charge(grant, cost)
+        self._lane.charge(grant, cost)
         return grant
 
     def begin(self, now: float) -> Grant:
         """Let a call in that is charged later, while unlimited, before anything but ``end``."""
-        epoch, in_flight, overload = self._epoch, self.in_flight, self._overload
+        epoch, in_flight = self._epoch, self.in_flight
         epoch.calls = number = epoch.calls + 1
         if number >= self._evidence.next_call:
             self._evidence.note_call(now, number)
-        overload.calls += 1
-        is_probe = overload.since is not None and overload.probe()
         self.in_flight = in_flight + 1
-        grant = Grant(now, epoch.number, NOTHING, number, in_flight, is_probe)
+        grant = Grant(now, epoch.number, NOTHING, number, in_flight, self._overload.start())
         self._doubt.add(grant)
         return grant
 
     def charge(self, grant: Grant, cost: Cost) -> None:
         """Charge a call that was let in; in the order in which they were."""
-        now, grant.cost = grant.at, cost
-        spent_then: list[float] = []
-        pending_then: list[float] = []
-        for budget in self._in_order:
-            amount = cost[budget.field]
-            if amount > budget.largest:  # noqa: PLR1730 - on the hot path: a call costs more
-                budget.largest = amount
-            spent_then.append(budget.charge(now, amount))
-            if budget.counts_output:
-                budget.pending += cost[PENDING]
-            pending_then.append(budget.pending)
-        grant.spent_then, grant.pending_then = spent_then, pending_then
+        self._lane.charge(grant, cost)
 
     def charge_all(self, now: float, used: Sequence[Cost]) -> None:
         """Charge calls that have ended since they were let in, all within the same second."""
-        if not used:
-            return
-        by_field = list(zip(*used, strict=True))
-        for budget in self._in_order:
-            amounts = by_field[budget.field]
-            budget.largest = max(budget.largest, *amounts)
-            budget.charge(now, sum(amounts))
+        self._lane.charge_all(now, used)
 
     def accepted(
         self,
@@ -307,16 +272,10 @@ class Admission:
         if used is not None:
             self._correct(now, grant, used)
         if headers:
-            requests = headers.get(REQUESTS)
-            if requests is not None and self._understated.note_accepted(now, grant, requests):
-                self._overstated.set_aside(now, self.budgets, self._belief, self._evidence)
-            self._sync(now, grant, headers)
-            self._overstated.note_accepted(grant, headers)
-            if self._belief.sees_headers:
-                self._doubt.note_accepted(self._accepted, is_seen=True)
+            self._end_unlimited()
+            self._headers.note_accepted(now, grant, headers, self._accepted)
         elif self._belief.sees_headers:
-            for budget in self._in_order:
-                budget.headers.note_silent(now)
+            self._headers.note_silent(now)
 
     def end(self, now: float, grant: Grant) -> None:
         """Close the grant of a call that was answered, while unlimited: it is settled later."""
@@ -336,8 +295,6 @@ class Admission:
 
     def _end(self, now: float, grant: Grant) -> None:
         self._overload.note_answer(now, grant.is_probe)
-        if grant.epoch == 0 and self._epoch.number == 1:
-            self._note_follower(grant, was_accepted=True)
         if grant.is_in_doubt:
             self._confirm(now, grant)
 
@@ -349,30 +306,17 @@ class Admission:
             grant: The call's.
             used: As for ``accepted``.
         """
-        self._release(grant)
+        self._lane.release(grant)
         if used is not None:
             self._correct(now, grant, used)
 
     def _correct(self, now: float, grant: Grant, used: Cost) -> None:
         """Correct a charge by what was really used."""
-        # What is searched from a guess is held up by no debt of calls from before.
-        is_old = self._belief.is_searching and not self._epoch.is_current(grant)
-        expected, known_then = grant.cost, len(grant.spent_then)
         if self.refusals:
             self._scarce.correct(grant, used)
-        for budget in self._in_order:
-            field = budget.field
-            difference = used[field] - expected[field]
-            if budget.number >= known_then:
-                continue
-            if budget.is_sliding and budget.counts_output and budget.log is not None:
-                output = max(0.0, expected[PENDING] + min(0.0, difference))
-                budget.log.move(grant.at, now, output)
-            if difference:
-                if is_old and difference > 0:
-                    budget.spent += difference
-                else:
-                    budget.settle(now, difference, grant.at)
+        # What is searched from a guess is held up by no debt of calls from before.
+        is_debt = self._epoch.is_current(grant) or not self._belief.is_searching
+        self._lane.correct(now, grant, used, is_debt=is_debt)
 
     def refused(
         self,
@@ -398,13 +342,12 @@ class Admission:
             What follows from it.
         """
         self._leave(grant)
-        self._count()
-        self.is_unlimited = False
+        self._end_unlimited()
         self.refusals += 1
         self._overload.note_answer(now, grant.is_probe)
         self._take_back(now, grant, refund=False)
         if headers:
-            self._sync(now, grant, headers, is_refused=True)
+            self._headers.sync(now, grant, headers, is_refused=True)
         self._doubt.note_refused(latency)
         if self._belief.knows_limits:
             self._confirm_silent(now)
@@ -415,8 +358,7 @@ class Admission:
         may_be_in_flight = empty is None or dimension == CONCURRENCY
         if may_be_in_flight and self._explains_in_flight(grant, dimension, is_first=is_first):
             return Refusal(False, retry_after or 0.0)
-        if self._overstates(grant, headers, is_first=is_first):
-            self._overstated.set_aside(now, self.budgets, self._belief, self._evidence)
+        self._headers.note_refused(now, grant, headers, is_first=is_first)
         if is_first and self._chance_belief.is_believed and not self._chance_belief.note_refused():
             wait = PROBE_SECONDS * self._dice.uniform(0.5, 1.5)
             return Refusal(False, wait if retry_after is None else retry_after)
@@ -430,14 +372,9 @@ class Admission:
             return Refusal(is_cut, 0.0)
         self._retry_after.note(grant, retry_after, self._accepted)
         if grant.epoch == 0 and self._epoch.number == 1:
-            self._note_follower(grant, was_accepted=False)
             self._first.hold_less(self.budgets[REQUESTS], grant)
             if not self._epoch.accepted:
                 self._retry_after.raise_to_likely()
-        if self._presumption.is_refuted(grant) and not self._epoch.accepted:
-            self._presumption.take_back()
-            self._gate.closed_again += 1
-            self._close_gate(now, retry_after)
         if retry_after is not None:
             self._gate.keep_closed(now + retry_after)
             self.budgets[REQUESTS].keep_empty(self._gate.closed_until)
@@ -487,14 +424,13 @@ class Admission:
         """
         if self._belief.is_told or not learned:
             return
-        self._count()
-        self.is_unlimited = False
+        self._end_unlimited()
         for name, (limit, rate, capacity) in learned.items():
             if name not in FIELDS:  # another version counts it
                 continue
             budget = self.budgets.get(name)
             if budget is None:
-                budget = self._add(name, None, self._epoch.open_at, 0.0)
+                budget = self._lane.add(name, None, self._epoch.open_at, 0.0)
             budget.recall(limit, rate * share, capacity)
         belief = self._belief
         belief.is_first = False
@@ -532,17 +468,7 @@ class Admission:
     def _leave(self, grant: Grant) -> None:
         grant.is_open = False
         self.in_flight -= 1
-        self._release(grant)
-
-    def _release(self, grant: Grant) -> None:
-        """Let go of the output that was expected of a call."""
-        pending = grant.cost[PENDING]
-        if not pending:
-            return
-        known_then = len(grant.pending_then)
-        for budget in self._with_output:
-            if budget.number < known_then:
-                budget.pending -= pending
+        self._lane.release(grant)
 
     def _take_back(self, now: float, grant: Grant, *, refund: bool) -> None:
         """Forget the charge of a call that the provider did not take."""
@@ -564,13 +490,11 @@ class Admission:
 
     def _confirm_passed(self, now: float, refused: Grant, retry_after: float | None) -> None:
         """Count calls as let in that were sent before one refused right after the gate opened."""
-        epoch, doubt = self._epoch, self._doubt
-        first, is_guess = epoch.calls_at_cut + 1, retry_after is None
+        epoch, doubt, is_guess = self._epoch, self._doubt, retry_after is None
         while (grant := doubt.passed(now, refused, is_guess=is_guess)) is not None:
             self._confirm(now, grant)
         if epoch.accepted:
             self._evidence.note_reopened(epoch.reopened_at)
-            self._presumption.begin(first, self._in_order)
 
     def _confirm(self, now: float, grant: Grant) -> None:
         """Count a call in doubt as let in."""
@@ -598,13 +522,18 @@ class Admission:
         if belief.is_first or belief.knows_limits:
             doubt.note_accepted(self._accepted)
         if now >= self._ceiling_room.due:
-            self._ceiling_room.step(now, self._in_order, self.calls_per_second)
+            self._ceiling_room.step(now, self._lane.in_order, self.calls_per_second)
 
     def _count(self) -> None:
         """Allow more in doubt for the calls that were answered while unlimited."""
         if self._uncounted:
             self._doubt.note_accepted(self._accepted, self._uncounted)
             self._uncounted = 0
+
+    def _end_unlimited(self) -> None:
+        """Count what calls take from now on: some limit may be known."""
+        self._count()
+        self.is_unlimited = False
 
     def _reopen(self, now: float, grant: Grant) -> None:
         """Take in that the first call since a cut was let in."""
@@ -615,11 +544,10 @@ class Admission:
             knew_limits = belief.knows_limits
             self._closure.explain(now, grant, budgets, belief, epoch)
             if belief.is_by_window and not knew_limits:
-                self._doubt.fit_to_limit(self.budgets[REQUESTS].limit or 0)
+                self._doubt.fit_to_minute(self.budgets[REQUESTS].limit or 0)
         self._retry_after.measure()
         if belief.is_searching:
             self._search.correct(budgets)
-            self._retry_after.raise_to_least()
             learn_from_closure(grant, budgets, epoch.refused_at, self._doubt.seconds)
 
     def _cut(
@@ -644,7 +572,6 @@ class Admission:
             Whether the gate was closed because of it.
         """
         epoch, belief, gate = self._epoch, self._belief, self._gate
-        self._presumption.forget()
         if not (epoch.accepted or belief.is_first or self._chance.tries_two):
             self._confirm_passed(now, grant, retry_after)
         epoch.number += 1
@@ -670,7 +597,7 @@ class Admission:
         )
         emptied = emptied_by(self.budgets, now, named, belief, is_closed_still=is_closed_still)
         seconds = self._seconds_since_cut(grant)
-        is_trial = self._ceiling_room.note_refused(now, self._in_order, retry_after)
+        is_trial = self._ceiling_room.note_refused(now, self._lane.in_order, retry_after)
         cut = () if is_used_up or is_trial or is_early else emptied
         if not is_closed_still and not self._cut_rates(now, grant, retry_after, cut, seconds):
             return False
@@ -686,7 +613,7 @@ class Admission:
         was_first, belief.is_first = belief.is_first, False
         if was_first:
             self._closure.expect(self.budgets.values(), retry_after)
-            self._first.note(now, grant, self._doubt.limit, requests)
+            self._first.note(now, grant, requests)
         epoch.close()
         self._rates.grown_at = now
         is_second = self._chance.try_two(now + (retry_after or 0.0), grant, bounds)
@@ -771,7 +698,13 @@ class Admission:
     def _close_gate(self, now: float, retry_after: float | None) -> None:
         # Until a call is let in after the first refusal the rate is a guess, and no reason to wait.
         is_guess = self._epoch.number <= self._gate.closed_again + 1
-        self._gate.close(now, retry_after, self.calls_per_second, is_guess=is_guess)
+        self._gate.close(
+            now,
+            retry_after,
+            self.calls_per_second,
+            is_guess=is_guess,
+            minute_at=self.budgets[REQUESTS].charged_at + MINUTE,
+        )
 
     def _explains_in_flight(self, grant: Grant, dimension: str | None, *, is_first: bool) -> bool:
         """Tell whether a limit on calls in flight refused a call: that says nothing of the rate."""
@@ -787,57 +720,3 @@ class Admission:
         elif was_known and not self._slots.is_known:
             self._rates.land()
         return is_so
-
-    def _overstates(
-        self, grant: Grant, headers: Mapping[str, LimitHeader] | None, *, is_first: bool
-    ) -> bool:
-        """Tell whether headers have promised too much once more than chance would explain."""
-        return (
-            self._belief.sees_headers
-            and not self._chance_belief.is_believed
-            and self._overstated.note_refused(self.budgets, grant, headers, is_first=is_first)
-        )
-
-    def _note_follower(self, grant: Grant, *, was_accepted: bool) -> None:
-        """See from the calls after the first refusal whether it meant that the bucket was empty."""
-        epoch, first = self._epoch, self._first
-        if first.note_follower(grant, was_accepted=was_accepted) and not epoch.accepted:
-            first.raise_rates(self.budgets.values(), epoch.per_call, self._doubt.seconds)
-
-    def _sync(
-        self,
-        now: float,
-        grant: Grant,
-        headers: Mapping[str, LimitHeader],
-        *,
-        is_refused: bool = False,
-    ) -> None:
-        if self._overstated.is_set_aside:
-            return
-        self._count()
-        belief, is_told, self.is_unlimited = self._belief, False, False
-        is_shared = any(budget.headers.shows_others for budget in self._in_order)
-        for name, header in headers.items():
-            if not header.is_sound:
-                continue
-            budget = self.budgets.get(name)
-            if budget is None and name in FIELDS:  # the provider counts what nobody told us of
-                budget = self._add(name, None, now, 0.0)
-            if budget is None or budget.number >= len(grant.spent_then):
-                continue
-            is_told = belief.sees_headers = True
-            spent, pending = grant.spent_then[budget.number], grant.pending_then[budget.number]
-            is_news = budget.headers.sync(
-                now, grant.at, spent, pending, header, is_refused=is_refused, is_shared=is_shared
-            )
-            if is_news or belief.is_recalled:
-                belief.is_searching = belief.is_recalled = False
-        if not is_told:
-            return
-        for other in self.budgets.values():
-            if other.source == "unknown" and other.name not in headers:
-                other.release()  # who tells limits tells them all
-        requests = self.budgets[REQUESTS]
-        self._doubt.note_headers(requests.limit or 0)
-        if requests.headers.is_shared or requests.headers.others.is_wary(now):
-            self._doubt.keep_to(requests.rate * requests.pace, requests.level)

@@ -35,8 +35,8 @@ CUT = 0.87
 SCARCE_SHARE = 0.95
 #: The share that is used of a rate that was measured by what was let in between two refusals.
 MEASURED_SHARE = 0.9
-#: The smallest share that a cut leaves; and the share when the bucket is too small to tell.
-DEEPEST_CUT, BLIND_CUT = 0.5, 0.75
+#: The smallest share that a cut leaves.
+DEEPEST_CUT = 0.5
 #: A cut that comes sooner than this after the one before is a second one; else it is a first one.
 SECOND_CUT_SECONDS = 5.0
 #: A round in which less than this share of the rate was sent says nothing about it.
@@ -156,12 +156,10 @@ class Cuts:
             return CUT
         # The bucket was empty then and is empty now: what was let in between came back.
         least = let_in / seconds
-        closed = seconds - open_seconds
         if let_in < FEWEST_CALLS * per_call:
             return max(DEEPEST_CUT, min(CUT, least / budget.peak))
-        if budget.let_in_at_start >= closed * least:  # the bucket may have held all of it
-            return max(DEEPEST_CUT, CUT * min(1, math.sqrt(least / budget.peak)))
-        return BLIND_CUT
+        # The bucket may have run over meanwhile.
+        return max(DEEPEST_CUT, CUT * min(1, math.sqrt(least / budget.peak)))
 
     def _is_telling(self, budget: Budget, this: Round) -> bool:
         """Tell whether a longer round measures an unknown limit that refused sooner than before.

@@ -31,10 +31,11 @@ PASSED_TIMES, PASSED_TIMES_GUESSED = 1.0, 1.5
 #: Calls in doubt at a time: at the start (a rate allows no fewer either), and at the most until
 #: many were let in.
 DOUBT_START, DOUBT_MOST = 2.0, 256.0
-#: While nothing is refused there come to be so many at least: while nothing is known, where it is
-#: given how many calls may be in flight, and where a limit is known.
-DOUBT_LEAST, DOUBT_LEAST_GIVEN, DOUBT_LEAST_KNOWN = 16.0, 64.0, 16.0
-#: With each call let in so many more, in the same three cases.
+#: While nothing is refused there come to be so many at least; and so many where no limit is known,
+#: and it is given how many calls may be in flight.
+DOUBT_LEAST, DOUBT_LEAST_GIVEN = 16.0, 64.0
+#: With each call let in so many more, while nothing is known, where it is given how many calls may
+#: be in flight, and where a limit is known.
 DOUBT_GROWTH, DOUBT_GROWTH_GIVEN, DOUBT_GROWTH_KNOWN = 0.33, 0.5, 1.0
 #: So many may be in doubt where a limit was seen: in headers, as a minute's that was learned, or by
 #: a refusal of a told one.
@@ -53,6 +54,8 @@ DOUBT_SHARE = 0.05
 #: While no limit is known it is this much more of the calls let in beyond so many; and where it is
 #: given how many calls may be in flight, this much more of all.
 DOUBT_MORE, DOUBT_MORE_BEYOND, DOUBT_MORE_GIVEN = 0.07, 400.0, 0.1
+#: Of a minute's requests that was let in, used up and opened again, so many may be in doubt.
+DOUBT_SHARE_OPENED = 0.25
 #: So many times what a learned rate sends while one call is in doubt may be in doubt; and so many
 #: times what a rate sends at the least, however much that is.
 DOUBT_OVER_LEARNED, DOUBT_OVER_PACED = 2.0, 1.2
@@ -188,7 +191,7 @@ class Doubt:
 
     def _aim_as_known(self) -> None:
         """Go by a known limit from now on."""
-        self._least, self._growth = max(DOUBT_LEAST_KNOWN, self._told), DOUBT_GROWTH_KNOWN
+        self._least, self._growth = max(DOUBT_LEAST, self._told), DOUBT_GROWTH_KNOWN
         self._more_beyond = math.inf
 
     def note_accepted(self, accepted: int, calls: int = 1, *, is_seen: bool = False) -> None:
@@ -234,6 +237,11 @@ class Doubt:
         self.limit = max(self.limit, DOUBT_SEEN)
         self._told = DOUBT_SHARE * requests_per_minute
         self._aim_as_known()
+
+    def fit_to_minute(self, requests: float) -> None:
+        """Allow more, because a minute was used up and has opened again: it lets in as many."""
+        self.fit_to_limit(requests)
+        self.limit = max(self.limit, DOUBT_SHARE_OPENED * requests)
 
     def keep_to(self, calls_per_second: float, left: float) -> None:
         """Allow what a rate sends, or a part of what is left: others may take the rest."""

@@ -91,7 +91,6 @@ class ReadyPoints:
         "_unknown_calls",
         "_unknown_seconds",
         "_unknown_share",
-        "least",
     )
 
     def __init__(self, budgets: dict[str, Budget]) -> None:
@@ -113,8 +112,6 @@ class ReadyPoints:
         #: The rates that were measured last, and the share by which they may be wrong.
         self._rates: dict[str, float] = {}
         self._unknown_share = 0.0
-        #: By dimension, what the rate is at the least if the last volley was refused by its bucket.
-        self.least: dict[str, float] = {}
         #: By how much a dimension's rates differed lately.
         self._differ: dict[str, float] = {}
 
@@ -180,7 +177,7 @@ class ReadyPoints:
             self._unknown_seconds,
             self._unknown_calls,
         )
-        self._at, before, self.least = -math.inf, self._before, {}
+        self._at, before = -math.inf, self._before
         if before is None or point.at <= before.at:
             self._before = point
             return None
@@ -193,12 +190,7 @@ class ReadyPoints:
         }
         calls = amounts.get(REQUESTS, 0.0)
         unknown_calls = point.unknown_calls + before.unknown_calls
-        if calls <= unknown_calls:
-            return None
-        # Had the bucket been full meanwhile, the rate would be higher.
-        known = (1 - unknown_calls / calls) / (seconds + unknown_seconds)
-        self.least = {name: amount * known for name, amount in amounts.items()}
-        unknown_share = unknown_seconds / seconds + unknown_calls / calls
+        unknown_share = unknown_seconds / seconds + unknown_calls / max(calls, 1e-3)
         if calls < FEWEST_CALLS or unknown_share > MOST_UNKNOWN_SHARE:
             return None  # too little: it is measured from the same moment to a later one
         last, same = self._rates, SAME_SHARE + (unknown_share + self._unknown_share) / 2

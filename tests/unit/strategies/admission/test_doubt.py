@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from admissions import ONE, admission, start_all
 from batch_llm.core.config import Limits
-from batch_llm.strategies.admission.doubt import DOUBT_LEAST, DOUBT_LEAST_KNOWN, Doubt
+from batch_llm.strategies.admission.doubt import DOUBT_LEAST, Doubt
 from batch_llm.strategies.admission.grants import Grant
 from batch_llm.strategies.dimensions import REQUESTS
 from virtual_lane import ExactBucket, Lane, Reply
@@ -190,7 +190,7 @@ def test_whoever_let_a_quarter_of_a_told_minute_in_at_once_is_trusted_with_as_mu
 
     for accepted in range(1, 150):
         doubt.note_accepted(accepted)
-    assert doubt.limit == max(DOUBT_LEAST_KNOWN, 0.05 * 600)
+    assert doubt.limit == max(DOUBT_LEAST, 0.05 * 600)
     doubt.note_accepted(150)
     assert doubt.limit == 150
 
