@@ -83,6 +83,7 @@ class Admission:
         dimensions: What the provider counts, where no limit is told.
         burst_seconds: How many seconds of its rate a told limit may be used up at once.
         max_in_flight: Calls at a time at the most.
+        is_given: Whether somebody chose that number, or a server works on so many.
         dice: Spreads what would otherwise happen at the same moment everywhere.
     """
 
@@ -124,6 +125,7 @@ class Admission:
         dimensions: tuple[str, ...] = (REQUESTS, TOKENS),
         burst_seconds: float = 60.0,
         max_in_flight: float = 1000,
+        is_given: bool = False,
         dice: random.Random | None = None,
     ) -> None:
         told = told_limits(limits)
@@ -142,7 +144,7 @@ class Admission:
         self._uncounted = 0
         self._dice = dice or random.Random()  # noqa: S311 - spreads load, protects nothing
         self._belief = Belief(is_told=bool(told))
-        self._doubt = Doubt(told.get(REQUESTS, 0.0), is_told=bool(told))
+        self._doubt = Doubt(told.get(REQUESTS, 0.0), is_told=bool(told), is_given=is_given)
         self._epoch = Epoch(now)
         self._gate = ClosedGate(self._dice)
         self._ceiling_room = CeilingRoom(self._belief)
@@ -187,6 +189,11 @@ class Admission:
     def closed_until(self) -> float:
         """Before this time nobody starts."""
         return self._gate.closed_until
+
+    def keep_in_flight(self, calls: float) -> None:
+        """Let no more calls be in flight than a server works on, or than are searched for."""
+        self.max_in_flight = calls
+        self._doubt.note_given()
 
     def wait(self, now: float, cost: Cost) -> float:
         """Return the seconds until a call may start: 0 now, infinity when one must end first."""
