@@ -371,6 +371,9 @@ class _Execution:
         if session.pause is not None:
             say(f"error: {session.pause}")
         if command.quiet:
+            failed = bad if self._writers is None else self._writers.failed.rows
+            if failed and code is ExitCode.SOME_FAILED:
+                say(f"error: {counted(failed, 'row')} failed, see {command.failed}")
             return code
         if command.progress == "json":
             say(json.dumps({"schema": 1} | record))
