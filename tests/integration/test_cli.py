@@ -788,3 +788,13 @@ def test_a_quiet_run_says_no_more_than_that_rows_failed(cli, tmp_path):
     assert (failed.returncode, failed.stdout) == (1, "")
     assert failed.stderr == "error: 2 rows failed, see q.failed.jsonl\n"
     assert (fine.returncode, fine.stdout, fine.stderr) == (0, "", "")
+
+
+def test_a_port_that_is_in_use_is_told_as_such(cli):
+    with Simulator("fast") as simulator:
+        port = simulator.base_url.rpartition(":")[2].partition("/")[0]
+        done = cli("sim", "--port", port)
+
+    assert done.returncode == 2
+    assert f"error: port {port} on 127.0.0.1 cannot be used: " in done.stderr
+    assert "Errno" not in done.stderr

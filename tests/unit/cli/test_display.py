@@ -75,7 +75,7 @@ async def test_a_run_that_has_not_begun_is_starting():
     assert lines[-1] == "state  starting"
 
 
-@pytest.mark.parametrize(("columns", "more"), [(80, 0), (79, 1), (40, 1), (39, 2), (20, 4)])
+@pytest.mark.parametrize(("columns", "more"), [(80, 0), (79, 1), (40, 1), (39, 2), (20, 3)])
 def test_rows_that_a_narrower_terminal_wraps_are_counted(columns, more):
     assert rows_more(["x" * 80, "short", "漢" * 10], columns) == more
 
