@@ -160,7 +160,7 @@ class OutputExistsError(BatchLLMError):
 
     Attributes:
         path: The file.
-        flag: The flag that names another one.
+        flag: The command's flag that names another one; empty where code names it.
     """
 
     def __init__(self, path: str, flag: str = "--output") -> None:
@@ -169,16 +169,17 @@ class OutputExistsError(BatchLLMError):
         self.flag = flag
 
     def __str__(self) -> str:
-        return f"{self.path} exists. Name another with {self.flag}, or replace it: --overwrite."
+        other = f"Name another with {self.flag}" if self.flag else "Name another"
+        way = "--overwrite" if self.flag else "overwrite=True"
+        return f"{self.path} exists. {other}, or replace it: {way}."
 
 
 class OutputInUseError(OutputExistsError):
     """Another process is writing an output file. Nothing was changed."""
 
     def __str__(self) -> str:
-        return (
-            f"another process is writing {self.path}. Wait for its end, or name another file "
-            f"with {self.flag}."
+        return f"another process is writing {self.path}. Wait for its end, or name another file" + (
+            f" with {self.flag}." if self.flag else "."
         )
 
 
@@ -474,7 +475,7 @@ class AbandonedError(ItemError):
     """The run was stopped without waiting for this item."""
 
     def __str__(self) -> str:
-        return "The run was stopped while this item was in flight; it has no answer."
+        return "The run was stopped before this item had its answer."
 
 
 class ProviderError(ItemError):

@@ -18,7 +18,14 @@ from decimal import Decimal
 
 import pytest
 
-from batch_llm import LLMWorkItem, ParallelBatchProcessor, ProcessorConfig, SqliteLedger
+from batch_llm import (
+    LLMWorkItem,
+    ParallelBatchProcessor,
+    ProcessorConfig,
+    RetryConfig,
+    SqliteLedger,
+    TransportError,
+)
 from batch_llm.core.prices import Price, Prices, usd
 from batch_llm.simulator import answer_digest
 from batch_llm.simulator.server import Simulator
@@ -211,7 +218,7 @@ def test_show_verify_and_the_summary_tell_the_same_bill(tmp_path):
         between = look(tmp_path, "show").stdout
         done, told = finish(command, tmp_path)
     assert done.returncode == 0, done.stderr
-    assert re.search(r"cut off by a kill.*; `batch-llm resume .*` books them", between), between
+    assert re.search(r"cut off by a kill.*; `batch-llm resume .*`\s+books them", between), between
 
     sent, got = (
         summed(told["usage"], kind) + summed(told["usage_before"], kind)
@@ -222,9 +229,11 @@ def test_show_verify_and_the_summary_tell_the_same_bill(tmp_path):
         for name in ("usage_likely", "usage_at_most")
     )
     calls = f"{told['cut_off_calls']:,} calls cut off by a kill: about {likely}, at most {most}"
-    line = f"  tokens    {sent:,} in, {got:,} out; and {calls}\n"
-    assert line in look(tmp_path, "show").stdout
-    assert line in look(tmp_path, "verify").stdout
+    line = f" tokens {sent:,} in, {got:,} out; and {calls} "
+    for command in ("show", "verify"):  # their lines are broken where a terminal ends
+        shown = look(tmp_path, command).stdout
+        assert line in " ".join(shown.split())
+        assert max(map(len, shown.splitlines())) < 80
     assert "all is well" in look(tmp_path, "verify").stdout
     assert float(told["cost_usd"]) == pytest.approx((sent + 2 * got) / 1e6)
     assert f"cost      {usd(Decimal(told['cost_usd']))} in all" in look(tmp_path, "show").stdout
@@ -367,6 +376,35 @@ def test_a_cap_is_for_all_sessions_of_a_run(tmp_path):
     again = run(21, 205)
     assert (again.stopped_by, again.succeeded) == ("max_tokens_total", 20)
     assert summed([{"t": one.output_tokens} for one in again.usage_before], "t") == 200
+
+
+def test_calls_of_unknown_cost_count_in_the_next_session_too(tmp_path):
+    """They count like two others: nobody knows what was held for them any more."""
+    prices = Prices({"m": Price(input=0, output=1)})
+
+    def run(count, cap, unknown=0):
+        broken = iter(range(unknown))
+
+        async def call(attempt, _timeout):
+            if attempt == 1 and next(broken, None) is not None:
+                raise TransportError("the connection broke")
+            return "out", {"input_tokens": 0, "output_tokens": 10, "total_tokens": 10}
+
+        items = [LLMWorkItem(str(n), direct_call=call) for n in range(count)]
+        retry = RetryConfig(initial_wait=0.0)
+        config = ProcessorConfig(max_tokens_total=cap, prices=prices, retry=retry)
+        with SqliteLedger(tmp_path / "run.sqlite") as ledger:
+            built = ParallelBatchProcessor(store=ledger, config=config)
+            asyncio.run(built.process(items))
+            return built.statistics()
+
+    first = run(20, 100_000, unknown=3)
+    assert [one.unmeasured_calls for one in first.usage] == [3]
+    again = run(21, 265)
+    assert again.succeeded == 20
+    assert again.stop_reason.startswith(
+        "260 tokens of 265 are spent (3 calls of unknown cost booked at their most)"
+    )
 
 
 @pytest.mark.parametrize("is_told", [True, False])

@@ -398,6 +398,7 @@ async def test_what_cannot_await_works_where_a_loop_runs_already(there):
     handle = bl.submit_sync(questions(30), **there)
     assert handle.result().succeeded == 30
     assert handle.statistics().succeeded == 30
+    assert handle.result() is handle.result()
 
 
 def test_no_thread_is_left_behind(there):
@@ -459,8 +460,9 @@ def test_results_are_written_with_the_columns_of_the_rows(there, tmp_path):
     assert [(row["id"], row["stars"], row["status"]) for row in written] == [
         (f"q{n}", n, "ok") for n in range(4)
     ]
-    with pytest.raises(bl.BatchLLMError, match="exists"):
+    with pytest.raises(bl.OutputExistsError, match=r"exists\. Name another, .* overwrite=True\."):
         results.write(tmp_path / "o.csv")
+    results.write(tmp_path / "o.csv", overwrite=True)
     again = bl.run_sync(tmp_path / "o.parquet", **there)
     assert [one.context["stars"] for one in again] == [0, 1, 2, 3]
     assert not (tmp_path / "o.parquet.rows.jsonl").exists()

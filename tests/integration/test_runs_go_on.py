@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
@@ -299,6 +300,7 @@ def test_a_store_may_be_elsewhere_and_is_found_by_its_path(tmp_path, cli, run):
 
 
 def test_a_run_can_be_looked_at(tmp_path, cli):
+    cli = partial(cli, env={"TZ": "XXX3"})
     assert cli("ls").stdout == "no runs here\n"
     assert cli("show").returncode == 2
     write_questions(tmp_path, 5)
@@ -306,7 +308,11 @@ def test_a_run_can_be_looked_at(tmp_path, cli):
 
     (listed,) = json.loads(cli("ls", "--json").stdout)["runs"]
     assert (listed["run"], listed["failed"]) == ("q.results.jsonl", 5)
-    assert "content_filter" in cli("show").stdout
+    assert listed["changed"].endswith("-03:00")
+    assert listed["changed"][:16].replace("T", " ") in cli("ls").stdout
+    shown = cli("show").stdout
+    assert "content_filter" in shown
+    assert max(map(len, shown.splitlines())) < 80
     assert len(cli("show", "--failed").stdout.splitlines()) == 5
     assert "attempt 1" in cli("show", "--id", "q3").stdout
     settings = cli("show", "--settings").stdout

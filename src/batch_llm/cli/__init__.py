@@ -66,11 +66,17 @@ def _explain(error: Exception) -> None:
         LedgerError,
         LedgerInUseError,
         MissingKeyError,
+        OutputGoneError,
+        OutputLostError,
         SettingsChangedError,
+        StoreError,
         UnknownModelError,
     )
 
     lines = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        used = f"{error.filename} cannot be used: " if error.filename else ""
+        lines = f"{used}{error.strerror}"
     if isinstance(error, SettingsChangedError):
         resume = f"batch-llm resume {error.path}"
         width = len(resume)
@@ -90,6 +96,10 @@ def _explain(error: Exception) -> None:
         lines += "\n\n  --cache FOLDER   uses another one; without it, every row is sent"
         if "damaged" in error.reason:
             lines += f"\n  rm {error.path}*   removes it; its answers are asked for again"
+    elif isinstance(error, StoreError):
+        lines += "\n\n  the same command again goes on, once that is put right"
+    elif isinstance(error, OutputLostError) and not isinstance(error, OutputGoneError):
+        lines += "\n\n  where the run has a ledger, the same command again writes the rest"
     if isinstance(error, UnknownModelError):
         hint = f" Did you mean {error.suggestion}?" if error.suggestion else ""
         lines = (

@@ -188,7 +188,7 @@ def retry(
     from batch_llm.cli.values import read_settings
     from batch_llm.exceptions import ConfigError
     from batch_llm.runs.ledgers import find_ledger, name_of, retry_failed
-    from batch_llm.runs.session import check_model
+    from batch_llm.runs.pools import check_model
     from batch_llm.stores.sqlite import SqliteLedger
     from batch_llm.strategies.errors import ErrorCode
 
@@ -314,7 +314,8 @@ def demo(*, prompts: int = 1000, concurrency: str = "auto") -> int:
     if prompts < 1:
         raise ConfigError("--prompts", prompts, ">= 1")
     say(f"{prompts:,} sample prompts → simulator (429s, errors and bad JSON switched on)")
-    say("Like: batch-llm run PROMPTS -m sim:flaky --timeout 5s --overwrite -o demo.results.jsonl\n")
+    say("Like: batch-llm run PROMPTS -m sim:flaky --timeout 5s --overwrite \\")
+    say("        -o demo.results.jsonl\n")
     with TemporaryDirectory(prefix="batch-llm-") as folder:
         source = Path(folder, "demo.jsonl")
         cities = ("Lima", "Oslo", "Accra", "Hanoi", "Quito", "Riga", "Suva", "Tunis")
@@ -369,7 +370,7 @@ def sim(profile: str = "fast", *, port: int = 0) -> int:
     except OSError as error:
         from batch_llm.exceptions import InputError
 
-        raise InputError(str(error)) from error
+        raise InputError(error.strerror or str(error)) from error
     return ExitCode.OK
 
 

@@ -14,7 +14,7 @@ from batch_llm.cli.exit_codes import ExitCode
 from batch_llm.core.text import safe
 from batch_llm.providers.requests import exchange_of, where_of
 from batch_llm.runs.plan import chunks
-from batch_llm.runs.session import open_cache
+from batch_llm.runs.pools import open_cache
 from batch_llm.stores.answers import AnswerCache
 
 if TYPE_CHECKING:
@@ -82,15 +82,15 @@ def list_cache(folder: str, *, as_json: bool) -> int:
             {
                 "model": one.model,
                 "answers": one.answers,
-                "oldest": _day(one.oldest_at, "seconds"),
-                "newest": _day(one.newest_at, "seconds"),
+                "oldest": _at(one.oldest_at).isoformat(timespec="seconds"),
+                "newest": _at(one.newest_at).isoformat(timespec="seconds"),
             }
             for one in models
         ]
         print(json.dumps({"schema": 1, "path": str(cache.path), "bytes": size, "models": rows}))
         return ExitCode.OK
     for one in models:
-        days = f"{_day(one.oldest_at)} to {_day(one.newest_at)}"
+        days = f"{_at(one.oldest_at):%Y-%m-%d %H:%M} to {_at(one.newest_at):%Y-%m-%d %H:%M}"
         print(f"{safe(one.model):<32} {one.answers:>9,} answers  {days}")
     print(f"{safe(str(cache.path))}: {sum(one.answers for one in models):,} answers, {_size(size)}")
     return ExitCode.OK
@@ -104,8 +104,8 @@ def clear_cache(folder: str, *, model: str | None, older_than_seconds: float | N
     return ExitCode.OK
 
 
-def _day(seconds: float, to: str = "minutes") -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat(" ", to).removesuffix("+00:00")
+def _at(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC).astimezone()
 
 
 def _size(count: float) -> str:

@@ -6,7 +6,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from batch_llm.core.prices import usd
-from batch_llm.core.text import safe
+from batch_llm.core.text import counted, safe
 from batch_llm.stores.base import Spent
 
 if TYPE_CHECKING:
@@ -79,8 +79,8 @@ def cost_summary(bill: Bill) -> str:
         if bill.unpriced:
             text += f", and what {', '.join(safe(one, 60) for one in bill.unpriced)} cost"
     if bill.unmeasured_calls:
-        calls = "1 call" if bill.unmeasured_calls == 1 else f"{bill.unmeasured_calls:,} calls"
-        text += f"; {calls} cut off or unreadable, which may have cost more"
+        calls = counted(bill.unmeasured_calls, "call")
+        text += f"; {calls} without known tokens, which may have cost more"
     if bill.cut_off_calls:
         calls = _cut_off(bill.cut_off_calls)
         if bill.cut_off_usd is None or (bill.unpriced and not bill.is_priced):
@@ -120,7 +120,7 @@ def tokens_text(input_tokens: int, output_tokens: int, spent: Spent) -> str:
 
 
 def _cut_off(calls: int) -> str:
-    return "1 call cut off by a kill" if calls == 1 else f"{calls:,} calls cut off by a kill"
+    return f"{counted(calls, 'call')} cut off by a kill"
 
 
 def _knows_likely(at_most: Iterable[ModelUsage], likely: Iterable[ModelUsage]) -> bool:

@@ -12,8 +12,9 @@ import msgspec
 from batch_llm.cli.command import check_paths
 from batch_llm.cli.costs import bill_of_spent, cost_summary, tokens_spent
 from batch_llm.cli.exit_codes import ExitCode
+from batch_llm.cli.summary import wrapped
 from batch_llm.core.prices import Prices
-from batch_llm.core.text import safe
+from batch_llm.core.text import counted, safe
 from batch_llm.exceptions import BatchLLMError, InputError
 from batch_llm.inputs import Row
 from batch_llm.outputs import ResultWriter, finished
@@ -30,8 +31,8 @@ NO_SETTINGS = (
     "rows that ask what they asked"
 )
 #: A ledger knows the rows of its input that were read so far.
-_UNREAD = "   rows of the input that were not read yet are not among them"
-_WAS_RUNNING = "   in work for a second and longer when the process ended; they are sent again"
+_UNREAD = "   rows that were not read yet are not among them"
+_WAS_RUNNING = "   in work when the process ended; they are sent again"
 _SETTLED = (ItemState.DONE, ItemState.FAILED)
 
 
@@ -48,7 +49,7 @@ def list_runs(*, as_json: bool) -> int:
                 row["has_settings"] = bool(manifest.get("settings"))
         except BatchLLMError as error:
             row["error"] = str(error)
-        changed = datetime.fromtimestamp(path.stat().st_mtime, UTC)
+        changed = datetime.fromtimestamp(path.stat().st_mtime, UTC).astimezone()
         rows.append(row | {"changed": changed.isoformat(timespec="seconds")})
     if as_json:
         print(json.dumps({"schema": 1, "runs": rows}))
@@ -100,12 +101,12 @@ def show_run(run: str | None, *, failed: bool, item_id: str | None, settings: bo
         for code, count in codes.most_common():
             print(f"    {safe(code):<20} {count:>7,}")
         spent = ledger.spent_in_all()
-        print(f"  tokens    {tokens_spent(spent)}")
+        print("\n".join(wrapped(f"  tokens    {tokens_spent(spent)}")))
         if (under_way := calls_under_way(ledger)) is not None:
-            print(f"  {under_way}")
+            print("\n".join(wrapped(f"  {under_way}")))
         bill = noted_bill(ledger)
         cost = safe(bill["text"]) if bill is not None else _cost_of(ledger, spent)
-        print(f"  cost      {cost}")
+        print("\n".join(wrapped(f"  cost      {cost}")))
         for model, count in models.most_common(_MOST_MODELS):
             print(f"  answered by {safe(model, 60)}  {count:,}")
         if counts[ItemState.FAILED]:
@@ -161,8 +162,9 @@ def _show_settings(ledger: SqliteLedger) -> int:
         if facts["model"] is not None:
             changes["model"] = facts["model"]
         listed = ", ".join(f"{name}={value}" for name, value in changes.items())
+        rows = counted(facts.get("rows", 0), "row")
         print(
-            f"retry {facts['number']:<8} {facts.get('at', '')}  {facts.get('rows', 0):,} rows "
+            f"retry {facts['number']:<8} {facts.get('at', '')}  {rows} "
             f"({', '.join(facts.get('only') or ['failed'])}) with {safe(listed)}"
         )
     return ExitCode.OK
@@ -178,7 +180,7 @@ def _show_item(ledger: SqliteLedger, item_id: str) -> int:
         if record.content == variant.mark:
             print(f"  waits for retry {variant.number} (`show --settings`)")
     for attempt in ledger.attempts(item_id):
-        at = datetime.fromtimestamp(attempt.started_at, UTC).isoformat(" ", "seconds")
+        at = datetime.fromtimestamp(attempt.started_at, UTC).astimezone().isoformat(" ", "seconds")
         verdict = attempt.error_code or "ok"
         if not attempt.number:  # it was another row's answer, or the cache's
             print(f"  no call    {at}  {safe(verdict)}  {safe(attempt.error or '')}".rstrip())
@@ -208,5 +210,5 @@ def export_run(run: str | None, output: str, *, overwrite: bool) -> int:
         finally:
             writer.close()
     if output != "-":
-        print(f"{safe(output)}: {writer.rows:,} rows")
+        print(f"{safe(output)}: {counted(writer.rows, 'row')}")
     return ExitCode.OK

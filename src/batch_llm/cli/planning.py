@@ -17,11 +17,11 @@ from batch_llm.cli.estimate import KnownLimit, Sample
 from batch_llm.cli.execution import run_plan
 from batch_llm.cli.exit_codes import ExitCode
 from batch_llm.core.prices import ModelUsage, usd
-from batch_llm.core.text import safe
+from batch_llm.core.text import counted, safe
 from batch_llm.providers.registry import resolve, resolve_pool, split_model
 from batch_llm.providers.table import is_simulator
 from batch_llm.runs.plan import Plan
-from batch_llm.runs.session import check_price, check_settings
+from batch_llm.runs.pools import check_price, check_settings
 from batch_llm.simulator import parse_profile
 from batch_llm.stores.limit_memory import LimitMemory, limits_file
 
@@ -198,9 +198,10 @@ def _tell(
         return ExitCode.OK
     bad = len(plan.problems) + plan.left_out
     beside = f" beside {bad:,} bad {plan.source.unit}{'s' * (bad > 1)}" if bad else ""
+    rows = counted(plan.rows, "row")
     print(
-        f"{safe(plan.source.name)}: {plan.rows:,} rows ({plan.source.format}){beside}, "
-        f"about {found.input_tokens:,} tokens in, {command.model}; ready to run"
+        f"{safe(plan.source.name)}: {rows} ({plan.source.format}){beside}, {command.model}; "
+        "ready to run"
     )
     if pilot is not None:
         print("\n".join(["", *pilot_lines(pilot, command)]))
@@ -270,7 +271,7 @@ def pilot_lines(pilot: Pilot, command: Command) -> list[str]:
     bill = command.prices.bill(pilot.statistics.usage)
     cost = "unknown" if bill.known_usd is None else usd(bill.known_usd)
     rows, used = len(pilot.samples), pilot.used
-    sent = f"{rows - pilot.reused:,} rows sent"
+    sent = f"{counted(rows - pilot.reused, 'row')} sent"
     if pilot.reused:
         sent += f", {pilot.reused:,} known from before"
     took = f"{short(used.input_tokens)} tokens in, {short(used.output_tokens)} out"
@@ -310,7 +311,7 @@ def estimate_lines(found: Estimate) -> list[str]:
     elif got.high is not None:
         output = f"up to {short(got.high)} out (max_tokens)"
     else:
-        output = "out unknown (--pilot 20 finds out; -s max_tokens=… bounds it)"
+        output = "out unknown\n            (`plan --pilot 20` finds out; -s max_tokens=… bounds it)"
     lines = [
         f"  tokens    about {short(found.input_tokens)} in, {output}",
         f"  cost      {_range(found.cost_usd)}",

@@ -14,11 +14,11 @@ import msgspec
 
 from batch_llm.cli.costs import bill_of_run, cost_record
 from batch_llm.cli.display import RateWindow, live_lines, log_line, without_cancelled
-from batch_llm.core.text import safe
+from batch_llm.core.text import safe, width
 from batch_llm.exceptions import OutputLostError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from decimal import Decimal
 
     from batch_llm._engine.statistics import Statistics
@@ -87,30 +87,48 @@ async def _show_live(
     read: Callable[[], Statistics], title: str, total: int, prices: Prices, cap: Decimal | None
 ) -> None:
     from rich.console import Console
+    from rich.control import Control
     from rich.live import Live
+    from rich.segment import ControlType
     from rich.text import Text
 
     console = Console(stderr=True)
     window = RateWindow()
+    one_up = ((ControlType.ERASE_IN_LINE, 2), (ControlType.CURSOR_UP, 1))
 
-    def frame() -> Text:
+    def frame(columns: int) -> list[str]:
         now = without_cancelled(read())
         rates = window.rates(now)
-        lines = live_lines(
+        return live_lines(
             now,
             rates,
             title=title,
             total=total,
-            width=console.width,
+            width=columns,
             bill=bill_of_run(prices, now),
             cap=cap,
         )
+
+    def text(lines: list[str]) -> Text:
         return Text("\n".join(lines), no_wrap=True)
 
-    with Live(frame(), console=console, auto_refresh=False, transient=True) as live:
+    lines = frame(console.width)
+    with Live(text(lines), console=console, auto_refresh=False, transient=True) as live:
         while True:
-            live.update(frame(), refresh=True)
+            columns, rows = console.size
+            if more := rows_more(lines[:rows], columns):
+                console.control(Control(*one_up * more))
+            lines = frame(columns)
+            live.update(text(lines), refresh=True)
             await asyncio.sleep(1 / _FRAMES_PER_SECOND)
+
+
+def rows_more(lines: Sequence[str], columns: int) -> int:
+    """Return how many rows more than lines there are in a terminal that has become narrower.
+
+    Terminals wrap what stands there already, and `rich` goes up by lines only.
+    """
+    return sum(max(0, -(-width(line) // columns) - 1) for line in lines)
 
 
 async def _show_lines(

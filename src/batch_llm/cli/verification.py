@@ -11,6 +11,7 @@ import msgspec
 from batch_llm.cli.costs import problem_of_note, tokens_spent
 from batch_llm.cli.exit_codes import ExitCode
 from batch_llm.cli.inspection import NO_SETTINGS, calls_under_way, noted_bill
+from batch_llm.cli.summary import wrapped
 from batch_llm.core.text import safe
 from batch_llm.exceptions import BadOutputError, BatchLLMError
 from batch_llm.inputs import Source
@@ -64,9 +65,9 @@ def verify_run(path: Path, command: Command | None) -> int:
                 f"{counts[ItemState.FAILED]:,} failed"
             )
             spent = ledger.spent_in_all()
-            print(f"  tokens    {tokens_spent(spent)}")
+            print("\n".join(wrapped(f"  tokens    {tokens_spent(spent)}")))
             if (under_way := calls_under_way(ledger)) is not None:
-                print(f"  {under_way}")
+                print("\n".join(wrapped(f"  {under_way}")))
             bill = noted_bill(ledger)
             wrong = None if bill is None else problem_of_note(bill, spent)
             if wrong is not None:

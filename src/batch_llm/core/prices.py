@@ -356,7 +356,7 @@ class Prices:
         unpriced: dict[str, None] = {}
         for usage in usages:
             unmeasured += usage.unmeasured_calls
-            if not usage.calls:
+            if not usage.calls and not (usage.model and usage.unmeasured_calls):
                 continue
             rate = self.rate(usage.model, usage.server, usage.tier, usage.context)
             if rate is None:

@@ -24,6 +24,19 @@ def safe(text: object, limit: int = 500) -> str:
     return cleaned if len(cleaned) <= limit else f"{cleaned[: limit - 1]}…"
 
 
+def cut(text: str, cells: int) -> str:
+    """Return as much of the beginning of ``text`` as fits into so many cells of a terminal."""
+    text = text[:cells]
+    while width(text) > cells:
+        text = text[:-1]
+    return text
+
+
+def counted(number: int, noun: str) -> str:
+    """Return ``1 row``, ``2,000 rows``."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def described(error: BaseException) -> str:
     """Return ``ExceptionType: message``, whatever the exception does when it is printed."""
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 from batch_llm.core.text import safe
@@ -62,7 +63,11 @@ class Identifier:
             return Row(f"row-{number}", row.line, row.data)
         found = row.data.get(column)
         if found is None or found == "" or isinstance(found, dict | list | bool):
-            message = f'"{safe(column, 40)}" must be a text that is not empty'
+            given = json.dumps(found, default=str) if column in row.data else "nothing"
+            message = (
+                f'"{safe(column, 40)}" must be a text that is not empty, or a number, '
+                f"got {safe(given, 40)}"
+            )
             return Problem(row.line, "missing_id", message, data=row.data)
         item_id = str(found)
         first = self._seen.setdefault(item_id, row.line)

@@ -7,7 +7,7 @@ import sys
 from itertools import islice
 from typing import IO, TYPE_CHECKING
 
-from batch_llm.core.text import safe
+from batch_llm.core.text import counted, safe
 from batch_llm.inputs.columns import header_names
 from batch_llm.inputs.lines import Lines
 from batch_llm.inputs.records import Problem, Row
@@ -87,7 +87,7 @@ class Table:
 
     def _row(self, line: int, fields: list[str], columns: list[str]) -> Row | Problem:
         if len(fields) != len(columns):
-            message = f"{len(fields)} fields, expected {len(columns)}"
+            message = f"{counted(len(fields), 'field')}, expected {len(columns)}"
             raw = self.delimiter.join(fields)
             return Problem(line, "wrong_field_count", message, data={"raw": raw})
         if not all(map(str.isascii, fields)) and any(

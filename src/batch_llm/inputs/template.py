@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError, meta
-from jinja2.exceptions import SecurityError
+from jinja2.exceptions import SecurityError, UndefinedError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from batch_llm.core.plain import as_plain
@@ -86,8 +86,9 @@ class Template:
             names = meta.find_undeclared_variables(environment.parse(source))
             self._template = environment.from_string(source)
         except TemplateSyntaxError as error:
+            reason = (error.message or "it cannot be read").removesuffix(".")
             raise ConfigError(
-                "--prompt", text, f"a template; line {error.lineno}: {error.message}"
+                "--prompt", text, f"a template (line {error.lineno}: {reason})"
             ) from error
         self._numbered = {n for n in names if re.fullmatch(rf"{_PREFIX}\d+", n)}
         self.columns = {
@@ -133,8 +134,16 @@ class Template:
             values = values | {name: values[name.removeprefix(_PREFIX)] for name in self._numbered}
         try:
             text = self._template.render(values)
+        except UndefinedError as error:
+            raise ValueError(self._missing(values) or safe(error)) from error
         except (TemplateError, TypeError, ArithmeticError, OverflowError) as error:
             raise ValueError(safe(error)) from error
         if len(text) > _MAX_TEXT:
             raise ValueError(f"the prompt has {len(text)} characters")
         return text
+
+    def _missing(self, values: dict[str, Any]) -> str | None:
+        """Say which of the prompt's columns a row is without; None where it has them all."""
+        for name in sorted(self.columns - values.keys()):
+            return f'the prompt uses "{safe(name)}", which this row is without'
+        return None

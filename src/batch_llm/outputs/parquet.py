@@ -7,6 +7,7 @@ a group at a time. Whatever ends the process before, the rows are in ``FILE.rows
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -87,6 +88,8 @@ class ParquetRows:
             unfinished.replace(self._path)
             Path(self.rows_path).unlink()
         except (OSError, pa.ArrowException) as error:
+            with contextlib.suppress(OSError):  # half a file is of no use, and takes room
+                unfinished.unlink(missing_ok=True)
             reason = f"{error}; its rows are in {self.rows_path}"
             raise OutputLostError(self._path, reason) from error
 

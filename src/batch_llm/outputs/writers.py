@@ -1,11 +1,14 @@
 """Files of results: each row is appended as it is finished, as one whole line.
 
-After a crash the file holds every row that was written, and at most one torn line at its end.
+After a crash the file holds every row that was written, and at most one torn line at its end; after
+a write that failed, on a full disk, whole lines only.
 """
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import errno
 import io
 import os
 import stat
@@ -125,8 +128,8 @@ class ResultWriter:
             if Path(path).exists() and not overwrite:
                 raise OutputExistsError(path)
             self._parquet = ParquetRows(path, cell)
-            # What a run left there that was cut off is in its ledger too.
-            self._lines = _LineFile(self._parquet.rows_path, overwrite=True)
+            # What a run left there that was cut off may be replaced where a ledger has it too.
+            self._lines = _LineFile(self._parquet.rows_path, overwrite=overwrite)
         else:
             self._lines = _LineFile(path, overwrite=overwrite, kept=kept[0])
         self._table = _Table.for_path(path)
@@ -226,6 +229,10 @@ class FailedWriter:
         path: Where; a table when the input is one.
         columns: All columns that the rows may have; only a table needs to know.
         overwrite: Replace a file that is there.
+
+    Raises:
+        OutputExistsError: The file is there.
+        PermissionError: It cannot be made, which the first failure would find too late.
     """
 
     def __init__(self, path: str, *, columns: Sequence[str] = (), overwrite: bool = False) -> None:
@@ -236,6 +243,7 @@ class FailedWriter:
         self._lines: _LineFile | None = None
         if Path(path).exists() and not overwrite:
             raise OutputExistsError(path, "--failed")
+        _refuse_unwritable(path)
         self.rows = 0
 
     def remove_old(self) -> None:
@@ -271,6 +279,12 @@ class FailedWriter:
         """Make all rows durable."""
         if self._lines is not None:
             self._lines.close()
+
+
+def _refuse_unwritable(path: str) -> None:
+    place = Path(path)
+    if not os.access(place if place.exists() else place.absolute().parent, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
 
 
 def _identified(row: Row) -> dict[str, Any]:
@@ -309,13 +323,23 @@ class _LineFile:
         self._write(waiting)
 
     def _write(self, line: bytes) -> None:
+        left = line
         try:
-            while line:  # a pipe may take less than all
-                line = line[os.write(self._descriptor, line) :]
+            while left:  # a pipe, or a disk that fills up, may take less than all
+                left = left[os.write(self._descriptor, left) :]
         except BrokenPipeError:
             raise
         except OSError as error:
+            self._take_back(len(line) - len(left))
             raise OutputLostError(self._path, error.strerror or str(error)) from error
+
+    def _take_back(self, size: int) -> None:
+        """Remove the beginning of a line that has no end: what follows would be read with it."""
+        if self._file is None or not stat.S_ISREG(os.fstat(self._descriptor).st_mode):
+            return
+        with contextlib.suppress(OSError):  # then the torn line is the last one
+            place = os.lseek(self._descriptor, -size, os.SEEK_CUR)
+            os.ftruncate(self._descriptor, place)
 
     def close(self) -> None:
         """Make all lines durable.

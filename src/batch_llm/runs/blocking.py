@@ -118,6 +118,7 @@ class BlockingHandle(Generic[T]):
 
     def __init__(self, thread: LoopThread, handle: RunHandle[T]) -> None:
         self._thread, self._handle = thread, handle
+        self._found: RunResult[T] | None = None
 
     @property
     def ledger(self) -> str | None:
@@ -141,16 +142,18 @@ class BlockingHandle(Generic[T]):
             self._thread.soon(lambda: self._handle.cancel(drain=drain))
 
     def result(self) -> RunResult[T]:
-        """Wait for its end and return all results.
+        """Wait for its end and return all results. May be asked again.
 
         Raises:
             KeyboardInterrupt: On Ctrl-C, after the calls in flight were waited for; a second one
                 abandons them.
             StoreError: A result could not be saved; what was saved before is in the ledger.
         """
-        found = self._thread.call(self._handle.result(), lambda count: end(self._handle, count))
-        self._thread.close()
-        return found
+        if self._found is None:
+            waits = self._handle.result()
+            self._found = self._thread.call(waits, lambda count: end(self._handle, count))
+            self._thread.close()
+        return self._found
 
 
 async def _statistics(handle: RunHandle[Any]) -> Statistics:

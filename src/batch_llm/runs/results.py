@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from batch_llm.base import WorkItemResult
 from batch_llm.core.prices import usd
-from batch_llm.core.text import safe
-from batch_llm.exceptions import RowsFailedError
+from batch_llm.core.text import counted, safe
+from batch_llm.exceptions import OutputExistsError, RowsFailedError
 from batch_llm.inputs import Row
 from batch_llm.outputs import ResultWriter, finished
 
@@ -112,15 +112,18 @@ class RunResult(Sequence[WorkItemResult[T, RowData]], Generic[T]):
         now, known = self.statistics, self.cost_usd
         unpriced = ", ".join(safe(model, 60) for model in self.bill.unpriced)
         why = f" ({reasons})" if reasons else ""
+        more = "+" if self.bill.unmeasured_calls else ""  # as the command marks it
         counts = f"{self.succeeded:,} succeeded, {sum(failures.values()):,} failed{why}"
         lines = [
-            f"{len(self.results):,} rows: {counts}, {self.reused:,} reused",
+            f"{counted(len(self.results), 'row')}: {counts}, {self.reused:,} reused",
             f"{now.input_tokens:,} tokens in, {now.output_tokens:,} out, cost "
-            + (usd(known) if known is not None else f"unknown: no price for {unpriced}"),
+            + (f"{usd(known)}{more}" if known is not None else f"unknown: no price for {unpriced}"),
             f"{now.elapsed_seconds:.1f} s",
         ]
         if self.stop_reason is not None:
-            lines.append(f"stopped: {safe(self.stop_reason)}; {self.not_done:,} rows not done")
+            lines.append(
+                f"stopped: {safe(self.stop_reason)}; {counted(self.not_done, 'row')} not done"
+            )
         return "\n".join(lines)
 
     def write(self, path: str | PathLike[str], *, overwrite: bool = False) -> None:
@@ -136,7 +139,10 @@ class RunResult(Sequence[WorkItemResult[T, RowData]], Generic[T]):
             OutputLostError: It could not be written.
         """
         columns = list(dict.fromkeys(name for one in self.results for name in one.context or ()))
-        writer = ResultWriter(str(path), columns=columns, overwrite=overwrite)
+        try:
+            writer = ResultWriter(str(path), columns=columns, overwrite=overwrite)
+        except OutputExistsError as error:
+            raise type(error)(error.path, flag="") from None
         try:
             for number, result in enumerate(self.results, 1):
                 data = result.context or {}

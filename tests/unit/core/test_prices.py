@@ -147,6 +147,13 @@ def test_every_step_of_the_librarys_prices_is_one_of_ours():
     assert starts <= set(CONTEXT_STARTS)
 
 
+def test_calls_of_unknown_cost_at_an_unknown_price_are_not_nothing():
+    bill = Prices().bill([ModelUsage(model="vllm:mine", unmeasured_calls=2)])
+
+    assert bill.known_usd is None
+    assert (bill.unpriced, bill.unmeasured_calls) == (("vllm:mine",), 2)
+
+
 def test_unknown_is_unknown_and_not_nothing():
     used = ModelUsage(model="vllm:mine", calls=1, input_tokens=10, output_tokens=10)
 

@@ -88,7 +88,15 @@ def test_duplicate_and_missing_ids_are_problems(write):
 
     assert records[1].message == '"a" is already on line 1'
     assert records[2].code == "missing_id"
+    assert records[2].message.endswith("must be a text that is not empty, or a number, got null")
     assert records[3].item_id == "7"
+
+
+def test_a_row_without_an_id_is_told_that_it_has_none(write):
+    _, records = read(write("a.jsonl", '{"id":"a"}\n{"p":2}\n{"id":[1]}'))
+
+    assert records[1].message.endswith("or a number, got nothing")
+    assert records[2].message.endswith("or a number, got [1]")
 
 
 def test_a_real_csv_is_read(write):
@@ -169,6 +177,13 @@ def test_a_missing_column_is_shown_with_the_nearest():
 def test_a_broken_template_names_its_line():
     with pytest.raises(ConfigError, match="line 2"):
         Template("fine\n{{ broken")
+
+
+def test_a_row_without_a_column_of_the_prompt_is_told_which():
+    with pytest.raises(ValueError, match=r'^the prompt uses "text", which this row is without$'):
+        Template("{{ text }}").render({"id": "a"})
+    with pytest.raises(ValueError, match="has no attribute 'c'"):
+        Template("{{ b.c }}").render({"b": {}})
 
 
 @pytest.mark.parametrize(

@@ -98,3 +98,13 @@ def test_our_reader_takes_back_what_was_written(tmp_path):
     assert [row.item_id for row in rows] == ["r1", "r2"]
     assert rows[0].data["text"] == "a\n,\"'ü\x00"
     assert rows[1].data["n"] is None
+
+
+def test_rows_that_a_run_without_a_ledger_left_are_not_replaced(tmp_path):
+    rows = tmp_path / "o.parquet.rows.jsonl"
+    rows.write_bytes(b'{"id":"r1"}\n')
+
+    with pytest.raises(OutputExistsError, match=r"o\.parquet\.rows\.jsonl exists"):
+        ResultWriter(str(tmp_path / "o.parquet"))
+
+    assert rows.read_bytes() == b'{"id":"r1"}\n'

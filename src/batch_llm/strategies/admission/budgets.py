@@ -19,7 +19,6 @@ from batch_llm.strategies.admission.windows import MinuteLog
 from batch_llm.strategies.dimensions import DAY, MINUTE, REQUESTS, REQUESTS_PER_DAY
 
 if TYPE_CHECKING:
-    from batch_llm.strategies.admission.enclosure import Round
     from batch_llm.strategies.admission.grants import Grant
 
 #: The lowest rate that is ever learned: one in ten minutes.
@@ -75,7 +74,6 @@ class Budget:
         "pending_when_empty",
         "rate",
         "reset_at",
-        "round",
         "source",
         "spent",
         "spent_at_cut",
@@ -125,8 +123,6 @@ class Budget:
         self.pending_let_in = 0.0
         #: What the provider had charged when this window began.
         self.charged_at_reset = 0.0
-        #: What was let in between the last two cuts.
-        self.round: Round | None = None
         #: Output of the calls in flight that the provider will charge when they end.
         self.pending = 0.0
         #: What the largest call took.
