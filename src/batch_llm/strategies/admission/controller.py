@@ -552,7 +552,8 @@ class Admission:
             knew_limits = belief.knows_limits
             self._closure.explain(now, grant, budgets, belief, epoch)
             if belief.is_by_window and not knew_limits:
-                self._doubt.fit_to_minute(self.budgets[REQUESTS].limit or 0)
+                requests = self.budgets[REQUESTS]
+                self._doubt.fit_to_minute(requests.limit or 0, is_fixed=requests.is_window)
         self._retry_after.measure()
         if belief.is_searching:
             self._search.correct(budgets)

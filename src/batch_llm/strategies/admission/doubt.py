@@ -54,7 +54,7 @@ DOUBT_SHARE = 0.05
 #: While no limit is known it is this much more of the calls let in beyond so many; and where it is
 #: given how many calls may be in flight, this much more of all.
 DOUBT_MORE, DOUBT_MORE_BEYOND, DOUBT_MORE_GIVEN = 0.07, 400.0, 0.1
-#: Of a minute's requests that was let in, used up and opened again, so many may be in doubt.
+#: Of a fixed minute's requests so many may be in doubt when it was used up and has opened again.
 DOUBT_SHARE_OPENED = 0.25
 #: So many times what a learned rate sends while one call is in doubt may be in doubt; and so many
 #: times what a rate sends at the least, however much that is.
@@ -238,10 +238,14 @@ class Doubt:
         self._told = DOUBT_SHARE * requests_per_minute
         self._aim_as_known()
 
-    def fit_to_minute(self, requests: float) -> None:
-        """Allow more, because a minute was used up and has opened again: it lets in as many."""
+    def fit_to_minute(self, requests: float, *, is_fixed: bool) -> None:
+        """Allow more, because a minute was used up and has opened again.
+
+        A fixed one lets in as many at once; a sliding one as they leave it.
+        """
         self.fit_to_limit(requests)
-        self.limit = max(self.limit, DOUBT_SHARE_OPENED * requests)
+        if is_fixed:
+            self.limit = max(self.limit, DOUBT_SHARE_OPENED * requests)
 
     def keep_to(self, calls_per_second: float, left: float) -> None:
         """Allow what a rate sends, or a part of what is left: others may take the rest."""

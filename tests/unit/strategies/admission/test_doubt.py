@@ -237,9 +237,11 @@ def test_calls_sent_before_a_refused_one_that_are_silent_for_longer_were_let_in(
     assert found == grants[:passed]
 
 
-def test_a_quarter_of_a_minute_that_has_opened_again_may_be_in_doubt():
-    doubt = Doubt(0.0, is_told=False)
+def test_a_quarter_of_a_fixed_minute_that_has_opened_again_may_be_in_doubt():
+    fixed, sliding = Doubt(0.0, is_told=False), Doubt(0.0, is_told=False)
 
-    doubt.fit_to_minute(1000.0)
+    fixed.fit_to_minute(1000.0, is_fixed=True)
+    sliding.fit_to_minute(1000.0, is_fixed=False)
 
-    assert doubt.limit == 250.0
+    assert fixed.limit == 250.0
+    assert sliding.limit < 50.0
