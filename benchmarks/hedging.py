@@ -1,6 +1,7 @@
 """What second copies do to the end of a run, in virtual time: makespan, copies, tokens.
 
     uv run python benchmarks/hedging.py [--seeds 5] [--sizes 300 2000 20000]
+    uv run python benchmarks/hedging.py --cpu
 
 The whole processor runs, with its admission, over a provider that only sleeps. A call takes half a
 second and a hundredth of a second per token of its answer, 300 in the median and log-normal (0.6),
@@ -12,6 +13,8 @@ A call is billed in full, whether anybody waited for its answer or not: extra to
 losers and of attempts that ran out of time. Medians over the seeds, and the worst makespan of them:
 stragglers are rare, so seeds matter. p99 and the longest are of the time from an item's first call
 to its result.
+
+With ``--cpu``: what an item that takes no time costs with copies switched off and on, in turn.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ import asyncio
 import platform
 import random
 import statistics
+import time
 
 from batch_llm import Limits, LLMWorkItem, ParallelBatchProcessor, ProcessorConfig, RetryConfig
 from batch_llm.testing import VirtualTimeLoop
@@ -116,11 +120,38 @@ def measure(size, seed, world, policy):
         return runner.run(run(size, seed, world, policy))
 
 
+async def no_op(attempt, timeout):
+    return 1, {"input_tokens": 10, "output_tokens": 3}
+
+
+async def run_no_ops(count, *, hedge):
+    config = ProcessorConfig(max_workers=100, hedge=hedge, remember_limits=False)
+    items = (LLMWorkItem(str(n), direct_call=no_op, can_hedge=True) for n in range(count))
+    processor = ParallelBatchProcessor(config=config)
+    assert sum([result.success async for result in processor.stream(items)]) == count
+
+
+def measure_cpu(count=20_000, rounds=7):
+    spent = {False: [], True: []}
+    for _ in range(rounds):
+        for hedge, found in spent.items():
+            began = time.process_time()
+            asyncio.run(run_no_ops(count, hedge=hedge))
+            found.append((time.process_time() - began) / count * 1e6)
+    off, on = (statistics.median(found) for found in spent.values())
+    ratio = statistics.median(b / a for a, b in zip(*spent.values(), strict=True))
+    print(f"CPU an item: {off:.1f} µs without copies, {on:.1f} µs with them, {ratio:.2f} times")
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--sizes", type=int, nargs="+", default=list(RATES), choices=list(RATES))
+    parser.add_argument("--cpu", action="store_true", help="measure only the CPU of an item")
     options = parser.parse_args()
+    if options.cpu:
+        measure_cpu()
+        return
     print(f"Python {platform.python_version()}, seeds 1 to {options.seeds}")
     for world in WORLDS:
         print(f"\n{world}:\n")

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from batch_llm._engine.channel import Channel
 from batch_llm._engine.lanes import Lanes
-from batch_llm._engine.pipeline import MOST_UNSAVED
 from batch_llm._engine.run import Run, Setup
 from batch_llm._engine.sources import IterableSource, QueueSource
 from batch_llm._engine.statistics import Counts, Statistics
+from batch_llm._engine.unsaved import MOST_UNSAVED
 from batch_llm.base import (
     BatchProcessor,
     BatchResult,

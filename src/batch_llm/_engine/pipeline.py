@@ -17,20 +17,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from typing import TYPE_CHECKING, Any
-
-import msgspec
 
 from batch_llm._engine.clock import clock_of
 from batch_llm._engine.hooks import Hooks
 from batch_llm._engine.progress import Progress
+from batch_llm._engine.unsaved import NO_PROGRESS, Unsaved
 from batch_llm.base import LLMWorkItem, WorkItemResult
+from batch_llm.core.schema import as_shaped
 from batch_llm.core.text import described
 from batch_llm.core.usage import attach_usage, tokens
 from batch_llm.exceptions import (
     AbandonedError,
-    BadOutputError,
     LaneStoppedError,
     LimitPauseError,
 )
@@ -46,8 +44,6 @@ if TYPE_CHECKING:
     from batch_llm._engine.sharing import Answerer
     from batch_llm._engine.statistics import Counts
     from batch_llm.base import PostProcessor
-    from batch_llm.core.request import Request
-    from batch_llm.core.schema import OutputSchema
     from batch_llm.middleware.base import Middleware
     from batch_llm.providers.base import Outcome
     from batch_llm.stores.base import Store
@@ -56,13 +52,6 @@ if TYPE_CHECKING:
     Result = WorkItemResult[Any, Any]
 
 logger = logging.getLogger("batch_llm.pipeline")
-
-#: When so many results wait to be saved, their workers do so too.
-MOST_UNSAVED = 1024
-
-
-#: Of kept successes; never written to.
-_NO_PROGRESS = Progress()
 
 
 class Pipeline:
@@ -80,22 +69,10 @@ class Pipeline:
         emit: Callable[[Result], Awaitable[None] | None],
         progress_interval: int,
         content_of: Callable[[Item], bytes] | None = None,
-        on_error: Callable[[Exception], None] | None = None,
-        most_unsaved: int = MOST_UNSAVED,
+        on_error: Callable[[Exception], None],
+        most_unsaved: int,
     ) -> None:
-        self._most_unsaved = most_unsaved
-        self._on_error_of_store = on_error or _raise
-        #: Results that are shown as soon as they are saved; their workers have gone on.
-        self._unsaved = 0
-        self._on_saved = self._show_saved
-        self._all_saved: asyncio.Future[None] | None = None
-        #: The kind of saving that the store returns.
-        self._saving: type[Saving] | None = None
-        #: Workers that wait until fewer are unsaved, and whether one of them was just woken.
-        self._queue: deque[asyncio.Future[None]] = deque()
-        self._is_waking = False
-        #: Until when whoever takes the results has no room for more.
-        self._room: asyncio.Future[None] | None = None
+        self._unsaved = Unsaved(most_unsaved, self._finish, events, on_error)
         self._content_of = content_of
         self._answerer = answerer
         self._store = store
@@ -151,18 +128,17 @@ class Pipeline:
             history, origin = progress.history, progress.origin
             saved = self._store.finish(result, history if origin is None else [*history, origin])
             if saved is not None:
-                if self._hand_over(saved, result, worker, progress):
-                    if self._unsaved >= self._most_unsaved:
-                        await self._wait_for_room(worker)
+                unsaved = self._unsaved
+                if not self._has_post_processor and unsaved.take(saved, result, worker, progress):
+                    if unsaved.are_too_many:
+                        await unsaved.wait_for_room(worker)
                     return
                 await self._wait_for(saved, worker)
         if self._has_post_processor:
             await self._show(result, worker, progress)
             return
-        self._note_finished(result, worker, progress)
-        if (shown := self._emit(result)) is not None:
+        if (shown := self._finish(result, worker, progress)) is not None:
             await shown
-        self._log_progress()
 
     async def _show_kept(self, item: Item, kept: Result, worker: Worker) -> None:
         """Show what an earlier run has brought, as if it came now; nothing is called or booked."""
@@ -171,18 +147,15 @@ class Pipeline:
     def show_kept_now(self, item: Item, kept: Result) -> Awaitable[None] | None:
         """Do the same for an item that never came to a worker; return what is to be waited for."""
         self._counts.started += 1
-        self._note_finished(kept, None, self._take_kept(item, kept))
-        shown = self._emit(kept)
-        self._log_progress()
-        return shown
+        return self._finish(kept, None, self._take_kept(item, kept))
 
     def _take_kept(self, item: Item, kept: Result) -> Progress:
         kept.context = item.context
         if kept.success and item.request is not None:
-            kept.output = as_asked(item.request, kept.output)
+            kept.output = as_shaped(item.request.output, kept.output)
         self._counts.reused += 1
         if kept.success:
-            return _NO_PROGRESS
+            return NO_PROGRESS
         progress = Progress()
         progress.error_type = (kept.error or "").partition(":")[0]
         return progress
@@ -204,95 +177,6 @@ class Pipeline:
         worker.take_back_cancellation()
         return True
 
-    def _hand_over(
-        self, saved: Saving | Awaitable[None], result: Result, worker: Worker, progress: Progress
-    ) -> bool:
-        """Have a result shown as soon as it is saved; return whether its worker may go on at once.
-
-        Not where the showing takes time of its own, or nothing can be saved for now.
-        """
-        if saved.__class__ is not self._saving:  # to ask whose kind it is takes long
-            if not isinstance(saved, Saving):
-                return False
-            self._saving = saved.__class__
-        if self._has_post_processor or saved.is_stuck:
-            return False
-        room = self._room
-        if room is not None:
-            if not room.done():
-                return False
-            self._room = None
-        self._unsaved += 1
-        # Of a success, how it came about is not needed any more. Many wait here, and the garbage
-        # collector looks at each object that does.
-        is_told_whole = self._events.is_active or not result.success
-        saved.then(self._on_saved, (result, worker, progress) if is_told_whole else result)
-        return True
-
-    def _show_saved(
-        self, error: Exception | None, finished: Result | tuple[Result, Worker, Progress]
-    ) -> None:
-        self._unsaved -= 1
-        result, worker, progress = (
-            finished if isinstance(finished, tuple) else (finished, None, _NO_PROGRESS)
-        )
-        if error is not None:
-            self._on_error_of_store(error)
-        else:
-            try:
-                self._note_finished(result, worker, progress)
-                shown = self._emit(result)
-                if shown is not None:
-                    self._room = asyncio.ensure_future(shown)
-                self._log_progress()
-            except Exception as problem:  # noqa: BLE001 - as if its worker had raised it
-                self._on_error_of_store(problem)
-        if not self._unsaved and self._all_saved is not None and not self._all_saved.done():
-            self._all_saved.set_result(None)
-        if self._queue and not self._is_waking:
-            self._wake_next()
-
-    async def _wait_for_room(self, worker: Worker) -> None:
-        """Wait until fewer results wait to be saved; the worker's own one is in good hands."""
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._queue.append(turn)
-        try:
-            await turn
-        except asyncio.CancelledError:
-            if not worker.is_cancelled:
-                raise
-            worker.take_back_cancellation()  # there is no item to give back; the worker ends
-
-    def _wake_next(self) -> None:
-        """Let the next worker go on, and look again when it has come to a halt.
-
-        One whose items take no time may fill the room alone: to wake the others would be in vain.
-        """
-        self._is_waking = False
-        while self._queue and self._unsaved < self._most_unsaved:
-            turn = self._queue.popleft()
-            if not turn.done():
-                turn.set_result(None)
-                self._is_waking = True
-                asyncio.get_running_loop().call_soon(self._wake_next)
-                return
-
-    async def show_all(self) -> None:
-        """Wait until all that was handed over is saved and shown, however often one is cancelled.
-
-        Raises:
-            asyncio.CancelledError: It was; all is shown by then.
-        """
-        cancelled: asyncio.CancelledError | None = None
-        while self._unsaved:
-            self._all_saved = asyncio.get_running_loop().create_future()
-            try:
-                await self._all_saved
-            except asyncio.CancelledError as error:
-                cancelled = error
-        if cancelled is not None:
-            raise cancelled
-
     async def _wait_for(self, saved: Saving | Awaitable[None], worker: Worker) -> None:
         saving = saved if isinstance(saved, Saving) else _Shielded(saved)
         try:
@@ -308,16 +192,38 @@ class Pipeline:
                 raise
 
     async def _show(self, result: Result, worker: Worker, progress: Progress) -> None:
-        self._note_finished(result, worker, progress)
-        if self._has_post_processor:
-            item_id = result.item_id
-            await self._hooks.post_process(result, worker)
-            result.item_id = item_id
+        if not self._has_post_processor:
+            if (shown := self._finish(result, worker, progress)) is not None:
+                await shown
+            return
+        self._count(result, worker, progress)
+        item_id = result.item_id
+        await self._hooks.post_process(result, worker)
+        result.item_id = item_id
         if (shown := self._emit(result)) is not None:
             await shown
-        self._log_progress()
+        if self._progress_interval:
+            self._log_progress()
 
-    def _note_finished(self, result: Result, worker: Worker | None, progress: Progress) -> None:
+    def _finish(
+        self, result: Result, worker: Worker | None, progress: Progress
+    ) -> Awaitable[None] | None:
+        """Count a result and show it; return what is to be waited for."""
+        self._count(result, worker, progress)
+        shown = self._emit(result)
+        if self._progress_interval:
+            self._log_progress()
+        return shown
+
+    async def show_all(self) -> None:
+        """Wait until all results are saved and shown, however often one is cancelled.
+
+        Raises:
+            asyncio.CancelledError: It was; all is shown by then.
+        """
+        await self._unsaved.show_all()
+
+    def _count(self, result: Result, worker: Worker | None, progress: Progress) -> None:
         counts = self._counts
         if result.success:
             counts.succeeded += 1
@@ -330,13 +236,12 @@ class Pipeline:
             self._emit_finished(result, worker, progress)
 
     def _log_progress(self) -> None:
-        if self._progress_interval:
-            counts = self._counts
-            processed = counts.succeeded + counts.failed
-            if processed % self._progress_interval == 0:
-                logger.info(
-                    "%d items done: %d ok, %d failed", processed, counts.succeeded, counts.failed
-                )
+        counts = self._counts
+        processed = counts.succeeded + counts.failed
+        if processed % self._progress_interval == 0:
+            logger.info(
+                "%d items done: %d ok, %d failed", processed, counts.succeeded, counts.failed
+            )
 
     def _emit_finished(self, result: Result, worker: Worker | None, progress: Progress) -> None:
         data: dict[str, Any] = {
@@ -385,38 +290,19 @@ class Pipeline:
         return result
 
 
-def _raise(error: Exception) -> None:
-    raise error
-
-
 class _Shielded(Saving):
     """The saving of a store that returns any awaitable."""
 
     __slots__ = ("_pending",)
 
-    def then(self, call: Callable[..., None], value: Any, /) -> None:
-        self._pending.add_done_callback(lambda done: call(done.exception(), value))
-
     def __init__(self, saved: Awaitable[None]) -> None:
         self._pending = asyncio.ensure_future(saved)
 
+    def then(self, call: Callable[..., None], value: Any, /) -> None:
+        self._pending.add_done_callback(lambda done: call(done.exception(), value))
+
     def __await__(self) -> Generator[Any, None, None]:
         yield from asyncio.shield(self._pending).__await__()
-
-
-def as_asked(request: Request, output: Any) -> Any:
-    """Return a kept output in the type that the request's shape makes of an answer."""
-    return as_shaped(request.output, output)
-
-
-def as_shaped(shape: OutputSchema | None, output: Any) -> Any:
-    """Return a kept output in the type that a shape makes of an answer."""
-    if shape is None or not isinstance(output, dict | list):
-        return output
-    try:
-        return shape.parse(msgspec.json.encode(output).decode())
-    except BadOutputError:  # tool calls, or what a hook had put there
-        return output
 
 
 def _result(item: Item, outcome: Outcome, progress: Progress) -> Result:

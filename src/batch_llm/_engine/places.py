@@ -2,7 +2,7 @@
 
 When a call may start there is its admission's business (``strategies/admission/``). What is added
 here: it is set aside when it fails for good, avoided for a while when it fails otherwise, and held
-to what its server works on at once. Which of several is taken: ``lanes.py``.
+to what its server works on at once. Which of several is taken: ``lane.py``.
 """
 
 from __future__ import annotations
@@ -54,12 +54,12 @@ class Place:
         """Keep to what a server works on at once, and a little more in its queue."""
         self.capacity = capacity
         wanted = with_margin(capacity.slots) if capacity.source == "server" else capacity.slots
-        self.admission.max_in_flight = min(most, wanted)
+        self.admission.keep_in_flight(min(most, wanted))
 
     def search(self, now: float, first: int, most: float, *, is_near: bool) -> None:
         """Search the number of calls in flight that gets most done."""
         self.knee = Knee(now, first, most, is_near=is_near)
-        self.admission.max_in_flight = self.knee.concurrency
+        self.admission.keep_in_flight(self.knee.concurrency)
 
     @property
     def is_held(self) -> bool:

@@ -18,7 +18,7 @@ from batch_llm._engine.course import Rules
 from batch_llm._engine.events import EventDispatcher
 from batch_llm._engine.hedging import Hedging
 from batch_llm._engine.metering import Meter
-from batch_llm._engine.pipeline import MOST_UNSAVED, Pipeline
+from batch_llm._engine.pipeline import Pipeline
 from batch_llm._engine.pool import Pool, current_pool
 from batch_llm._engine.retry import Retrier
 from batch_llm._engine.sharing import Sharing
@@ -27,6 +27,7 @@ from batch_llm._engine.sources import IterableSource, QueueSource
 from batch_llm._engine.spending import SpendingGate, size_of
 from batch_llm._engine.statistics import Counts
 from batch_llm._engine.stops import Stops
+from batch_llm._engine.unsaved import MOST_UNSAVED
 from batch_llm.observers.base import ProcessingEvent
 from batch_llm.stores.base import CallBook, Keeper, Spent
 from batch_llm.strategies.caps import Purse
@@ -35,6 +36,7 @@ from batch_llm.strategies.errors import ErrorCode
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
+    from batch_llm._engine.calls import MakeCall
     from batch_llm._engine.gate import Gate
     from batch_llm._engine.lanes import Lanes
     from batch_llm._engine.sources import Source
@@ -102,11 +104,9 @@ class Run:
         self._content_of = setup.caller.content
         self._book = store if isinstance(store, CallBook) else None
         self._cache = setup.cache
-        config = setup.config
         self._weight = weight
-        self._config = config
-        loop = asyncio.get_running_loop()
-        self._loop = loop
+        self._config = config = setup.config
+        self._loop = asyncio.get_running_loop()
         self._source: Source = source
         self._is_draining = False
         self.is_finished = False
@@ -114,36 +114,13 @@ class Run:
         self._before = Spent([], [])
         self._has_begun = False
         self._ended_at: float | None = None
-        self._counts = Counts(loop.time())
+        self._counts = Counts(self._loop.time())
         self._events = EventDispatcher(setup.observers)
         self._gate = self._make_gate(setup)
-        if config.max_cost_usd is not None or config.max_tokens_total is not None:
-            self._gate = self._make_spending_gate(setup)
-        calls = Calls(
-            caller=setup.caller,
-            gate=self._gate,
-            classifier=setup.error_classifier,
-            counts=self._counts,
-            meter=Meter(setup.caller, self._counts.usage),
-            events=self._events,
-            log_level=logging.INFO if config.enable_detailed_logging else logging.DEBUG,
-            book=self._book,
-            size_of=size_of,
-        )
+        calls = self._make_calls(setup)
         self._hedging = self._make_hedging(calls) if config.hedge else None
         self._stops = Stops(setup.caller, self._counts, self._gate.has_answered)
-        retrier = Retrier(
-            make_call=calls.make if self._hedging is None else self._hedging.make,
-            gate=self._gate,
-            rules=Rules(
-                config=config.retry,
-                timeout_seconds=config.timeout_per_item,
-                stops=self._stops,
-                fallbacks=config.fallbacks,
-            ),
-            counts=self._counts,
-            stops=self._stops,
-        )
+        retrier = self._make_retrier(calls.make if self._hedging is None else self._hedging.make)
         self._sharing = self._make_sharing(setup, retrier)
         self._pipeline = Pipeline(
             answerer=retrier if self._sharing is None else self._sharing,
@@ -181,6 +158,14 @@ class Run:
             )
 
     def _make_gate(self, setup: Setup) -> Gate:
+        gate, config = self._make_gate_of_lanes(setup), self._config
+        if config.max_cost_usd is None and config.max_tokens_total is None:
+            return gate
+        cap = config.max_cost_usd
+        purse = Purse(None if cap is None else Decimal(str(cap)), config.max_tokens_total)
+        return SpendingGate(gate, setup.caller, purse, config.prices, self._stop_at)
+
+    def _make_gate_of_lanes(self, setup: Setup) -> Gate:
         if setup.lanes is None:
             assert setup.rate_limit_strategy is not None  # noqa: S101 - one of the two is given
             most = setup.config.most_in_flight
@@ -194,11 +179,33 @@ class Run:
             longest_pause_seconds=math.inf if pause is None else pause,
         )
 
-    def _make_spending_gate(self, setup: Setup) -> Gate:
+    def _make_calls(self, setup: Setup) -> Calls:
+        return Calls(
+            caller=setup.caller,
+            gate=self._gate,
+            classifier=setup.error_classifier,
+            counts=self._counts,
+            meter=Meter(setup.caller, self._counts.usage),
+            events=self._events,
+            log_level=logging.INFO if self._config.enable_detailed_logging else logging.DEBUG,
+            book=self._book,
+            size_of=size_of,
+        )
+
+    def _make_retrier(self, make_call: MakeCall) -> Retrier:
         config = self._config
-        cap = config.max_cost_usd
-        purse = Purse(None if cap is None else Decimal(str(cap)), config.max_tokens_total)
-        return SpendingGate(self._gate, setup.caller, purse, config.prices, self._stop_at)
+        return Retrier(
+            make_call=make_call,
+            gate=self._gate,
+            rules=Rules(
+                config=config.retry,
+                timeout_seconds=config.timeout_per_item,
+                stops=self._stops,
+                fallbacks=config.fallbacks,
+            ),
+            counts=self._counts,
+            stops=self._stops,
+        )
 
     def _watched(self, emit: Emit) -> Emit:
         """Return ``emit`` that also looks whether too much failed; the counts are new by then."""

@@ -188,7 +188,7 @@ def retry(
     from batch_llm.cli.values import read_settings
     from batch_llm.exceptions import ConfigError
     from batch_llm.runs.ledgers import find_ledger, name_of, retry_failed
-    from batch_llm.runs.session import check_model
+    from batch_llm.runs.pools import check_model
     from batch_llm.stores.sqlite import SqliteLedger
     from batch_llm.strategies.errors import ErrorCode
 

@@ -14,7 +14,7 @@ from batch_llm.cli.exit_codes import ExitCode
 from batch_llm.core.text import safe
 from batch_llm.providers.requests import exchange_of, where_of
 from batch_llm.runs.plan import chunks
-from batch_llm.runs.session import open_cache
+from batch_llm.runs.pools import open_cache
 from batch_llm.stores.answers import AnswerCache
 
 if TYPE_CHECKING:

@@ -1,32 +1,27 @@
-"""A run's numbers as lines: for a terminal, for a log, for a program. Pure functions."""
+"""A run's numbers while it goes on, as lines: for a terminal, for a log. Pure functions.
+
+What is said at its end is in ``summary.py``.
+"""
 
 from __future__ import annotations
 
-import textwrap
 from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
-from batch_llm.cli.costs import cost_fields, cost_pairs, cost_summary, tokens_in_all
+from batch_llm.cli.costs import cost_fields, cost_pairs
 from batch_llm.core.text import cut, safe
 from batch_llm.exceptions import AbandonedError
 from batch_llm.strategies.dimensions import DAY, REQUESTS_PER_DAY
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from decimal import Decimal
 
     from batch_llm._engine.statistics import LanePause, LearnedLimit, Statistics
     from batch_llm.core.prices import Bill
 
 
-_SUMMARY_WIDTH = 79
-_REASONS_AT, _VALUES_AT = 34, 12
-#: Lines that hold one value, and not a number with its reasons.
-_OF_ONE_VALUE = ("  tokens ", "  in all ", "  cost ", "  limits ", " " * _VALUES_AT)
-#: Of how many kinds of failures an error is shown, and how much of it.
-_MOST_EXAMPLES, _LONGEST_EXAMPLE = 3, 250
 #: Longer waits are shown as a clock does.
 _LONG_SECONDS = 120.0
 
@@ -137,7 +132,9 @@ def live_lines(
             width,
         ),
         _fitted(
-            "limits", [f"concurrency {now.in_flight:,}/{now.concurrency:,}", *_limits(now)], width
+            "limits",
+            [f"concurrency {now.in_flight:,}/{now.concurrency:,}", *limit_fields(now)],
+            width,
         ),
         *([_fitted("cost  ", cost_fields(now, bill, total, cap), width)] if bill else []),
         _fitted("errors", _errors(now) or ["none"], width),
@@ -204,123 +201,6 @@ def _waits_for(now: Statistics) -> list[str]:
     return list(dict.fromkeys(pause.reason for pause in now.pauses))
 
 
-def summary_lines(
-    now: Statistics,
-    *,
-    not_done: int = 0,
-    cancelled: int = 0,
-    bad_rows: int = 0,
-    left_out: int = 0,
-    reused: int = 0,
-    failed_before: int = 0,
-    bill: Bill | None = None,
-    examples: Mapping[str, str] | None = None,
-) -> list[str]:
-    """Return the block that ends a run: what succeeded, failed, was retried, and why.
-
-    Args:
-        now: The run's numbers.
-        not_done: Rows without a result, the cancelled ones among them.
-        cancelled: Rows that were cut off when the run was stopped; they have not failed.
-        bad_rows: Records that could not be sent.
-        left_out: Such records that have no result either.
-        bill: What was spent.
-        reused: Rows whose answer an earlier run has brought.
-        failed_before: Rows that have failed in an earlier run, and are not sent.
-        examples: An error of each code, which may be a stranger's words.
-    """
-    failed = now.failed - cancelled
-    total = max(1, now.succeeded + failed)
-    reasons = {code: count for code, count in now.failures_by_code.items() if code != "cancelled"}
-    lines = [
-        f"  succeeded {now.succeeded:>9,}   {100 * now.succeeded / total:5.1f} %",
-        f"  failed    {failed:>9,}   {100 * failed / total:5.1f} %" + _reasons(reasons),
-        *_examples(reasons, examples or {}),
-        f"  retried   {sum(now.retries_by_code.values()):>9,}          "
-        + _reasons(now.retries_by_code),
-    ]
-    if reused:
-        lines.append(f"  reused    {reused:>9,}            answered before; not sent again")
-    if failed_before:
-        lines.append(f"  kept      {failed_before:>9,}            failed before; not sent again")
-    if now.cached:
-        lines.append(f"  cached    {now.cached:>9,}            answered by the cache; not sent")
-    if now.shared:
-        lines.append(
-            f"  shared    {now.shared:>9,}            asked the same as a row in flight; not sent"
-        )
-    if now.hedged:
-        lines.append(
-            f"  hedged    {now.hedged:>9,}            {now.hedges_won:,} copies were faster, "
-            f"about {short(now.hedge_tokens_lost)} tokens lost"
-        )
-    if bad_rows:
-        lines.append(f"  bad rows  {bad_rows:>9,}            not sent; see the file of failed rows")
-    if left_out:
-        lines.append(f"  left out  {left_out:>9,}            bad rows; neither sent nor written")
-    if not_done:
-        lines.append(f"  not done  {not_done:>9,}")
-    finished = now.processed - cancelled
-    rate = finished / now.elapsed_seconds if now.elapsed_seconds > 0 else 0.0
-    latency = "   ".join(
-        f"{name} {value:.2g}s"
-        for name, value in (
-            ("p50", now.latency_p50),
-            ("p90", now.latency_p90),
-            ("p99", now.latency_p99),
-        )
-        if value is not None
-    )
-    lines += [
-        "",
-        f"  rate      {rate:,.1f}/s" + (f"        latency  {latency}" if latency else ""),
-        f"  tokens    {short(now.input_tokens)} in, {short(now.output_tokens)} out{_kinds(now)}",
-    ]
-    if in_all := tokens_in_all(now):
-        lines.append(f"  in all    {in_all}")
-    if bill is not None:
-        lines.append(f"  cost      {cost_summary(bill)}")
-    if limits := _limits(now):
-        lines.append(f"  limits    {', '.join(limits)}")
-    return [line.rstrip() for long in lines for line in wrapped(long)]
-
-
-def _kinds(now: Statistics) -> str:
-    """Name the kinds of tokens that are priced apart, where there are any."""
-    kinds = {
-        "read from caches": sum(one.cache_read_tokens for one in now.usage),
-        "written to caches": sum(one.cache_write_tokens for one in now.usage),
-        "thought": sum(one.reasoning_tokens for one in now.usage),
-    }
-    found = ", ".join(f"{short(count)} {name}" for name, count in kinds.items() if count)
-    return f" ({found})" if found else ""
-
-
-def wrapped(line: str) -> list[str]:
-    """Break a line that is too long for a narrow terminal, below where what it says starts."""
-    indent = _VALUES_AT if line.startswith(_OF_ONE_VALUE) else _REASONS_AT
-    return textwrap.wrap(
-        line,
-        _SUMMARY_WIDTH,
-        subsequent_indent=" " * indent,
-        drop_whitespace=True,
-        break_long_words=False,
-    ) or [""]
-
-
-def _reasons(counts: dict[str, int]) -> str:
-    ordered = sorted(counts.items(), key=lambda pair: -pair[1])
-    return "   " + ", ".join(f"{code} {count:,}" for code, count in ordered) if ordered else ""
-
-
-def _examples(counts: dict[str, int], examples: Mapping[str, str]) -> list[str]:
-    """Say how the most frequent failures were worded, the first time."""
-    ordered = sorted(counts, key=lambda code: -counts[code])
-    shown = [code for code in ordered[:_MOST_EXAMPLES] if code in examples]
-    indent = " " * _VALUES_AT
-    return [f"{indent}{code}: {safe(examples[code], _LONGEST_EXAMPLE)}" for code in shown]
-
-
 def _bar(now: Statistics, total: int | None, width: int) -> str:
     if not total:
         return f"{now.processed:,} done (total unknown)"[:width]
@@ -343,8 +223,11 @@ _SHORT_NAMES = {
 }
 
 
-def _limits(now: Statistics) -> list[str]:
-    """Of the first lane or key, and how many others there are: their numbers are in the JSON."""
+def limit_fields(now: Statistics) -> list[str]:
+    """Return the limits of the first lane or key, and how many others there are.
+
+    Their numbers are in the JSON.
+    """
     lanes = list(dict.fromkeys(limit.lane for limit in now.limits))
     shown = [_limit(limit) for limit in now.limits if limit.lane == lanes[0]]
     return [*shown, f"+{len(lanes) - 1} more"] if len(lanes) > 1 else shown

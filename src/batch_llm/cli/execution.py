@@ -4,35 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
-import shlex
 import signal
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
-from batch_llm.cli.command import check_outputs_are_free, fresh_paths
-from batch_llm.cli.costs import bill_note, bill_of_run, cost_record
-from batch_llm.cli.display import summary_lines
+from batch_llm.cli.command import check_outputs_are_free
+from batch_llm.cli.conclusion import Conclusion, code_of_stop
 from batch_llm.cli.exit_codes import ExitCode
 from batch_llm.cli.progress import say, show_progress, tell
 from batch_llm.cli.result_files import ResultFiles
 from batch_llm.core.text import counted
-from batch_llm.exceptions import LedgerError
 from batch_llm.outputs import finished
 from batch_llm.runs.ledgers import default_ledger, name_of, open_ledger, put_aside, variants_at
 from batch_llm.runs.passing import pass_over
 from batch_llm.runs.plan import Plan, Survey
-from batch_llm.runs.session import (
-    Session,
-    is_short_of_connections,
-    open_cache,
-    open_pools,
-)
-from batch_llm.stores.base import NOT_OF_THE_ITEM
+from batch_llm.runs.pools import is_short_of_connections, open_cache, open_pools
+from batch_llm.runs.session import Session
 from batch_llm.stores.sqlite import SqliteLedger
 
 if TYPE_CHECKING:
@@ -56,34 +44,8 @@ if TYPE_CHECKING:
     Item = LLMWorkItem[Any, Any, Row]
     Result = WorkItemResult[Any, Row]
 
-#: Flags that say what is left to do does not share with what was done.
-_NOT_REPEATED = {
-    "-o": 1,
-    "--output": 1,
-    "--failed": 1,
-    "--limit": 1,
-    "--format": 1,
-    "--overwrite": 0,
-}
-
-
-#: How the settings that end a run are called here.
-_FLAGS = {
-    "max_cost_usd": "--max-cost",
-    "max_tokens_total": "--max-tokens-total",
-    "deadline_seconds": "--deadline",
-    "max_failed": "--max-failed",
-    "max_failed_share": "--max-failed",
-}
-#: Caps that stand for the run with all its sessions: with the same one it ends at once.
-_SPENDING = ("max_cost_usd", "max_tokens_total")
-
 #: Not on Windows.
 _HANG_UP: signal.Signals | None = getattr(signal, "SIGHUP", None)
-_CODES: dict[int | None, ExitCode] = {
-    signal.SIGTERM: ExitCode.TERMINATED,
-    _HANG_UP: ExitCode.HUNG_UP,
-}
 
 
 def run_command(command: Command) -> ExitCode:
@@ -288,9 +250,21 @@ class _Execution:
             await asyncio.wait([shown])
             if self._writers is not None:
                 self._writers.write_held()
-        if self._keeps_done and self._exit_code_of_stop() is ExitCode.STOPPED_BY_LIMIT:
+        stopped = code_of_stop(session, has_reader=self._has_reader)
+        if self._keeps_done and stopped is ExitCode.STOPPED_BY_LIMIT:
             self._record_not_sent()
-        return self._conclude()
+        return Conclusion(
+            command=command,
+            plan=self._plan,
+            survey=self._survey,
+            session=session,
+            ledger=self._ledger,
+            writers=self._writers,
+            signal=self._signal,
+            has_reader=self._has_reader,
+            not_sent=self._not_sent,
+            examples=self._examples,
+        ).tell()
 
     def take(self, result: Result) -> None:
         """Write a result."""
@@ -345,173 +319,6 @@ class _Execution:
         else:
             say("Stopping: nothing is in flight.")
         self._session.end()
-
-    def _conclude(self) -> ExitCode:
-        command, session = self._command, self._session
-        now, bad = session.statistics(), len(self._plan.problems)
-        cancelled = now.failures_by_code.get("cancelled", 0)
-        survey = self._survey
-        left = survey.left - now.processed + cancelled
-        code = self._exit_code(now, bad or left or survey.failed)
-        bill = bill_of_run(command.prices, now)
-        if self._ledger is not None:
-            noted = bill_note(now, bill, self._ledger.session, command.prices.origin)
-            with contextlib.suppress(LedgerError):  # a full disk: the bill is still in the attempts
-                self._ledger.note({"bill": noted})
-        record = self._record(now, code, left, bad) | cost_record(bill)
-        if command.as_json:
-            tell(record)
-        if session.refusal:
-            say(f"error: {session.refusal}")
-        for stopped in now.stopped_lanes:
-            if stopped.reason != session.refusal:  # a fallback took over
-                say(f"warning: {stopped.reason}")
-        if now.stopped_by is not None:
-            say(f"stopped by {_FLAGS[now.stopped_by]}: {now.stop_reason}")
-        if session.pause is not None:
-            say(f"error: {session.pause}")
-        if command.quiet:
-            failed = bad if self._writers is None else self._writers.failed.rows
-            if failed and code is ExitCode.SOME_FAILED:
-                say(f"error: {counted(failed, 'row')} failed, see {command.failed}")
-            return code
-        if command.progress == "json":
-            say(json.dumps({"schema": 1} | record))
-            return code
-        was_stopped = (
-            self._signal is not None or not self._has_reader or session.stop_reason is not None
-        )
-        verb = "Stopped after" if was_stopped else "Done in"
-        say(f"{verb} {now.elapsed_seconds:.1f} s  {command.model}")
-        summary = summary_lines(
-            now,
-            not_done=left,
-            cancelled=cancelled,
-            bad_rows=bad,
-            left_out=self._plan.left_out,
-            reused=survey.kept,
-            failed_before=survey.failed,
-            bill=bill,
-            examples={} if session.refusal or session.pause else self._examples,  # those said it
-        )
-        say("\n" + "\n".join(summary) + "\n")
-        self._tell_files(bad)
-        if (left or code is ExitCode.PROVIDER_REFUSES) and self._ledger is not None:
-            again = f"batch-llm resume {shlex.quote(name_of(self._ledger.path))}"
-            if now.stopped_by in _SPENDING:
-                say(f"  continue  {again} {_FLAGS[now.stopped_by]} MORE  (or the command with it)")
-            else:
-                say(f"  continue  {again}  (or the same command again)")
-        if self._plan.source.has_changed():
-            say(f"\nwarning: {command.input} changed while it was read; check its rows")
-        if self._ledger is not None and not self._ledger.path.exists():
-            say(
-                f"\nwarning: {self._ledger.path} was removed while the run went on; "
-                "its answers are in the results alone"
-            )
-        return code
-
-    def _record(self, now: Statistics, code: ExitCode, left: int, bad: int) -> dict[str, Any]:
-        """Return the run's end for programs, without its bill."""
-        return {
-            "event": "done",
-            "exit_code": int(code),
-            "succeeded": now.succeeded,
-            "failed": now.failed - now.failures_by_code.get("cancelled", 0),
-            "reused": self._survey.kept,
-            "failed_before": self._survey.failed,
-            "cached": now.cached,
-            "shared": now.shared,
-            "bad_rows": bad,
-            "left_out": self._plan.left_out,
-            "not_done": left,
-            "retries": now.retries_by_code,
-            "failures": now.failures_by_code,
-            "input_tokens": now.input_tokens,
-            "output_tokens": now.output_tokens,
-            "usage": msgspec.to_builtins(now.usage),
-            "usage_before": msgspec.to_builtins(now.usage_before),
-            "usage_at_most": msgspec.to_builtins(now.usage_at_most),
-            "usage_likely": msgspec.to_builtins(now.usage_likely),
-            "stopped_by": now.stopped_by,
-            "stop_reason": now.stop_reason,
-            "hedged": now.hedged,
-            "hedges_won": now.hedges_won,
-            "hedge_tokens_lost": now.hedge_tokens_lost,
-            "stopped_lanes": msgspec.to_builtins(now.stopped_lanes),
-            "limits": msgspec.to_builtins(now.limits),
-            "seconds": round(now.elapsed_seconds, 3),
-            "output": self._command.output,
-        }
-
-    def _tell_files(self, bad: int) -> None:
-        command, writers = self._command, self._writers
-        if writers is None:
-            return
-        if command.output != "-":
-            say(f"  results   {command.output} ({counted(writers.results.rows, 'row')})")
-        if writers.failed.rows:
-            not_sent = f", {self._not_sent:,} of them not sent" if self._not_sent else ""
-            rows = counted(writers.failed.rows, "row")
-            say(f"  failed    {command.failed} ({rows}{not_sent})")
-            goes_on = self._ledger is not None and bool(self._session.refusal)
-            are_kept = set(self._session.statistics().failures_by_code) - NOT_OF_THE_ITEM
-            if writers.failed.rows > bad and (are_kept or not goes_on):  # else tried again then
-                say(f"  next      {self._next_command()}")
-        if command.plot is not None and Path(command.plot).exists():
-            say(f"  plot      {command.plot}")
-
-    def _next_command(self) -> str:
-        """Return the command that runs the failed rows.
-
-        With a ledger, it goes on with the run; otherwise it is this one, with their file as input.
-        What it must not share with this run is said outright, whatever the settings files say.
-        """
-        if self._ledger is not None:
-            return f"batch-llm retry {shlex.quote(name_of(self._ledger.path))}"
-        command, words = self._command, []
-        arguments = iter(sys.argv[2:])
-        is_replaced = False
-        for word in arguments:
-            name, equals, _ = word.partition("=")
-            if name in _NOT_REPEATED:
-                if _NOT_REPEATED[name] and not equals:
-                    next(arguments, None)
-            elif word.startswith("-o"):  # -oFILE
-                continue
-            elif word == command.input and not is_replaced:
-                words.append(command.failed)
-                is_replaced = True
-            else:
-                words.append(word)
-        output, failed = fresh_paths(command.failed)
-        words += ["-o", output, "--failed", failed]
-        if command.format is not None:
-            words += ["--format", self._format_of_failed()]
-        return shlex.join(["batch-llm", "run", *words])
-
-    def _format_of_failed(self) -> str:
-        shape = self._plan.source.format
-        suffix = Path(self._command.failed).suffix.lower().removeprefix(".")
-        if suffix in {"csv", "tsv"}:
-            return suffix
-        return {"txt": "prompt", "csv": "rows", "tsv": "rows"}.get(shape, shape)
-
-    def _exit_code(self, now: Statistics, without_answer: int) -> ExitCode:
-        if self._signal is not None:
-            return _CODES.get(self._signal, ExitCode.INTERRUPTED)
-        stopped = self._exit_code_of_stop()
-        if stopped is not None:
-            return stopped
-        return ExitCode.SOME_FAILED if now.failed or without_answer else ExitCode.OK
-
-    def _exit_code_of_stop(self) -> ExitCode | None:
-        """Return what the code is where the session ended itself early."""
-        if not self._has_reader:
-            return ExitCode.OK
-        if self._session.refusal:
-            return ExitCode.PROVIDER_REFUSES
-        return None if self._session.stop_reason is None else ExitCode.STOPPED_BY_LIMIT
 
 
 def _has_limit(brief: Brief) -> bool:

@@ -11,8 +11,8 @@ import msgspec
 
 from batch_llm.cli.command import check_paths
 from batch_llm.cli.costs import bill_of_spent, cost_summary, tokens_spent
-from batch_llm.cli.display import wrapped
 from batch_llm.cli.exit_codes import ExitCode
+from batch_llm.cli.summary import wrapped
 from batch_llm.core.prices import Prices
 from batch_llm.core.text import counted, safe
 from batch_llm.exceptions import BatchLLMError, InputError

@@ -21,7 +21,7 @@ from batch_llm.core.text import counted, safe
 from batch_llm.providers.registry import resolve, resolve_pool, split_model
 from batch_llm.providers.table import is_simulator
 from batch_llm.runs.plan import Plan
-from batch_llm.runs.session import check_price, check_settings
+from batch_llm.runs.pools import check_price, check_settings
 from batch_llm.simulator import parse_profile
 from batch_llm.stores.limit_memory import LimitMemory, limits_file
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from batch_llm.cli.costs import problem_of_note, tokens_spent
-from batch_llm.cli.display import wrapped
 from batch_llm.cli.exit_codes import ExitCode
 from batch_llm.cli.inspection import NO_SETTINGS, calls_under_way, noted_bill
+from batch_llm.cli.summary import wrapped
 from batch_llm.core.text import safe
 from batch_llm.exceptions import BadOutputError, BatchLLMError
 from batch_llm.inputs import Source

@@ -324,6 +324,25 @@ class ProcessorConfig:
         Raises:
             ConfigError: A value is out of range; the message names it and the bound.
         """
+        self._validate_pace()
+        self._validate_ends()
+        _require(isinstance(self.hedge, bool), "hedge", self.hedge, "True or False")
+        _require(isinstance(self.prices, Prices), "prices", self.prices, "Prices(...)")
+        names = self.fallbacks
+        _require(
+            not isinstance(names, str) and all(isinstance(one, str) for one in names),
+            "fallbacks",
+            names,
+            'names such as ("anthropic:claude-haiku-5-5",)',
+        )
+        self.retry.validate()
+        self.rate_limit.validate()
+        if self.limits is not None:
+            _require(isinstance(self.limits, Limits), "limits", self.limits, "Limits(...), or None")
+            self.limits.validate()
+
+    def _validate_pace(self) -> None:
+        """Check how many items are in work, and how long they may take."""
         _require(_is_whole(self.max_workers, 1), "max_workers", self.max_workers, ">= 1")
         _require(
             _is_finite(self.timeout_per_item, 0) and self.timeout_per_item > 0,
@@ -357,7 +376,9 @@ class ProcessorConfig:
             self.longest_pause_seconds,
             ">= 0 and finite, or None",
         )
-        _require(isinstance(self.hedge, bool), "hedge", self.hedge, "True or False")
+
+    def _validate_ends(self) -> None:
+        """Check what ends a run early."""
         for setting in ("max_cost_usd", "deadline_seconds"):
             value = getattr(self, setting)
             is_amount = isinstance(value, int | float | Decimal) and 0 < value < math.inf
@@ -381,16 +402,3 @@ class ProcessorConfig:
             self.max_failed_share,
             "a share from 0 to 1, or None",
         )
-        _require(isinstance(self.prices, Prices), "prices", self.prices, "Prices(...)")
-        names = self.fallbacks
-        _require(
-            not isinstance(names, str) and all(isinstance(one, str) for one in names),
-            "fallbacks",
-            names,
-            'names such as ("anthropic:claude-haiku-5-5",)',
-        )
-        self.retry.validate()
-        self.rate_limit.validate()
-        if self.limits is not None:
-            _require(isinstance(self.limits, Limits), "limits", self.limits, "Limits(...), or None")
-            self.limits.validate()

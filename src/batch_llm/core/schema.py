@@ -8,6 +8,8 @@ from functools import lru_cache
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
+import msgspec
+
 from batch_llm.exceptions import BadOutputError, ConfigError
 
 if TYPE_CHECKING:
@@ -189,6 +191,16 @@ class OutputSchema:
         except _MisfitError as misfit:
             problem = misfit.problem
         raise BadOutputError(text, problem)
+
+
+def as_shaped(shape: OutputSchema | None, output: Any) -> Any:
+    """Return an output that was kept as plain data in the type that a shape makes of an answer."""
+    if shape is None or not isinstance(output, dict | list):
+        return output
+    try:
+        return shape.parse(msgspec.json.encode(output).decode())
+    except BadOutputError:  # tool calls, or what a hook had put there
+        return output
 
 
 class _MisfitError(Exception):

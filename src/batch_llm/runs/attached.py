@@ -13,8 +13,8 @@ from batch_llm.runs.handle import RunHandle
 from batch_llm.runs.ledgers import brief_of, find_ledger, name_of, retry_failed
 from batch_llm.runs.options import PaceOptions, pace_of, settings_from
 from batch_llm.runs.plan import Plan
+from batch_llm.runs.pools import check_model
 from batch_llm.runs.prepared import Prepared
-from batch_llm.runs.session import check_model
 from batch_llm.stores.base import ItemState
 from batch_llm.stores.file_lock import holder_of
 from batch_llm.stores.sqlite import SqliteLedger

@@ -13,7 +13,7 @@ from array import array
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from batch_llm._engine.pipeline import as_shaped
+from batch_llm.core.schema import as_shaped
 from batch_llm.inputs import Problem, Row
 from batch_llm.runs.plan import Plan, Survey, chunks, content_of_item, look_up
 from batch_llm.runs.row_index import WIDTH, Entry

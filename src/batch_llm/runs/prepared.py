@@ -18,8 +18,9 @@ from batch_llm.runs.ledgers import open_ledger, put_aside, variants_at
 from batch_llm.runs.options import in_python
 from batch_llm.runs.passing import pass_over
 from batch_llm.runs.plan import Plan
+from batch_llm.runs.pools import open_cache, open_pools
 from batch_llm.runs.results import RunResult
-from batch_llm.runs.session import Session, open_cache, open_pools
+from batch_llm.runs.session import Session
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

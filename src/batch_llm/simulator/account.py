@@ -14,26 +14,23 @@ import msgspec
 
 from batch_llm.simulator.answers import fault_of
 from batch_llm.simulator.billed import Billed, BilledCall, Uncollected
+from batch_llm.simulator.completions import NO_SHARES, Shares
 from batch_llm.simulator.faults import Faults
 from batch_llm.simulator.limits import MINUTE, Bucket, FixedWindow, Limit, make_limit
 from batch_llm.simulator.local_server import USUAL_SLOTS, Line, Page, page
 from batch_llm.simulator.profile import FAULTS
+from batch_llm.simulator.refusals import Excess, Flaw, Refusal
 from batch_llm.simulator.rules import RULES, owed, reserved
-from batch_llm.simulator.wire import (
-    CLAIMED_LIMIT,
-    CLAIMED_WAIT_SECONDS,
-    NO_SHARES,
-    Excess,
-    Flaw,
-    Refusal,
-    Shares,
-)
+from batch_llm.simulator.wire import CLAIMED_LIMIT, CLAIMED_WAIT_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from batch_llm.simulator.calls import Call
+    from batch_llm.simulator.completions import Completion
+    from batch_llm.simulator.fields import Headers
     from batch_llm.simulator.profile import Profile
-    from batch_llm.simulator.wire import Call, Completion, Headers, WireFormat
+    from batch_llm.simulator.wire import WireFormat
 
 
 class Stats(msgspec.Struct, frozen=True):

@@ -9,21 +9,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from batch_llm.simulator.answers import count_tokens
-from batch_llm.simulator.openai_chat import PIECES, wait_headers
-from batch_llm.simulator.wire import (
-    LISTED_MODELS,
-    NO_SHARES,
-    Call,
-    Choice,
-    Completion,
-    Excess,
-    Flaw,
-    Refusal,
-    Shares,
-    Tool,
-    Trouble,
-    Turns,
-    WireFormat,
+from batch_llm.simulator.calls import Call, Tool, Turns, pick_tool
+from batch_llm.simulator.completions import NO_SHARES, Choice, Completion, Shares, number
+from batch_llm.simulator.fields import (
     bearer,
     decode,
     encode,
@@ -31,16 +19,17 @@ from batch_llm.simulator.wire import (
     fields_of,
     flag,
     header,
-    number,
-    pick_tool,
     whole_number,
 )
+from batch_llm.simulator.openai_chat import PIECES, wait_headers
+from batch_llm.simulator.refusals import Excess, Flaw, Refusal, Trouble
+from batch_llm.simulator.wire import LISTED_MODELS, WireFormat
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from batch_llm.simulator.fields import Headers
     from batch_llm.simulator.limits import Limit
-    from batch_llm.simulator.wire import Headers
 
 #: What a picture of usual size counts.
 IMAGE_TOKENS = 1600

@@ -11,18 +11,21 @@ import msgspec
 
 from batch_llm.simulator.account import Account, Counts, Stats, make_line
 from batch_llm.simulator.billed import Billed
+from batch_llm.simulator.refusals import Refusal
 from batch_llm.simulator.routes import CALLS, Route, find
 from batch_llm.simulator.rules import RULES
-from batch_llm.simulator.wire import Refusal
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from batch_llm.simulator.account import Visit
     from batch_llm.simulator.billed import BilledCall
+    from batch_llm.simulator.calls import Call
+    from batch_llm.simulator.completions import Completion
+    from batch_llm.simulator.fields import Headers
     from batch_llm.simulator.local_server import Line
     from batch_llm.simulator.profile import Profile
-    from batch_llm.simulator.wire import Call, Completion, Headers, WireFormat
+    from batch_llm.simulator.wire import WireFormat
 
     Receive = Callable[[], Awaitable[dict[str, Any]]]
     Send = Callable[[dict[str, Any]], Awaitable[None]]

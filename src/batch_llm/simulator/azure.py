@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from batch_llm.simulator.fields import bearer, header
 from batch_llm.simulator.openai_chat import ChatFormat, wait_headers
-from batch_llm.simulator.wire import TROUBLING_KEYS, Trouble, bearer, header
+from batch_llm.simulator.refusals import TROUBLING_KEYS, Trouble
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from batch_llm.simulator.wire import Excess, Refusal
+    from batch_llm.simulator.refusals import Excess, Refusal
 
 _BAD_KEY = (
     "Access denied due to invalid subscription key or wrong API endpoint. Make sure to provide a "

@@ -14,7 +14,9 @@ import msgspec
 from batch_llm.simulator.answers import answer_digest
 
 if TYPE_CHECKING:
-    from batch_llm.simulator.wire import Call, Completion, Headers
+    from batch_llm.simulator.calls import Call
+    from batch_llm.simulator.completions import Completion
+    from batch_llm.simulator.fields import Headers
 
 #: The headers in which providers tell a call's id.
 _IDS = {b"x-request-id", b"request-id", b"mistral-correlation-id"}

@@ -8,37 +8,19 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from batch_llm.simulator.answers import count_tokens
+from batch_llm.simulator.calls import JSON_OBJECT, Call, Tool, Turns, pick_tool
+from batch_llm.simulator.completions import NO_SHARES, Choice, Completion, Shares
+from batch_llm.simulator.fields import bearer, decode, encode, fields_of, header, whole_number
 from batch_llm.simulator.gemini_schema import json_schema
 from batch_llm.simulator.openai_chat import PIECES
-from batch_llm.simulator.wire import (
-    JSON_OBJECT,
-    LISTED_MODELS,
-    NO_SHARES,
-    Call,
-    Choice,
-    Completion,
-    Excess,
-    Flaw,
-    Refusal,
-    Shares,
-    Tool,
-    Trouble,
-    Turns,
-    WireFormat,
-    bearer,
-    decode,
-    encode,
-    fields_of,
-    header,
-    pick_tool,
-    whole_number,
-)
+from batch_llm.simulator.refusals import Excess, Flaw, Refusal, Trouble
+from batch_llm.simulator.wire import LISTED_MODELS, WireFormat
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
+    from batch_llm.simulator.fields import Headers
     from batch_llm.simulator.limits import Limit
-    from batch_llm.simulator.wire import Headers
 
 IMAGE_TOKENS = 258
 MAX_CANDIDATES = 8

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from batch_llm.simulator.wire import Flaw
+from batch_llm.simulator.refusals import Flaw
 
 _TYPES = {"string", "number", "integer", "boolean", "array", "object", "null"}
 #: Formats that both know; the others, such as ``int32``, say nothing to a JSON schema.

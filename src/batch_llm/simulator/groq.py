@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from batch_llm.simulator.completions import NO_SHARES, Choice, Shares, number
+from batch_llm.simulator.fields import encode
 from batch_llm.simulator.openai_chat import (
     LIMIT_HEADERS,
     ChatCall,
@@ -12,24 +14,14 @@ from batch_llm.simulator.openai_chat import (
     go_duration,
     wait_headers,
 )
-from batch_llm.simulator.wire import (
-    NO_SHARES,
-    Call,
-    Choice,
-    Excess,
-    Flaw,
-    Refusal,
-    Shares,
-    Trouble,
-    encode,
-    number,
-)
+from batch_llm.simulator.refusals import Excess, Flaw, Refusal, Trouble
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from batch_llm.simulator.calls import Call
+    from batch_llm.simulator.fields import Headers
     from batch_llm.simulator.limits import Limit
-    from batch_llm.simulator.wire import Headers
 
 _INVALID = "invalid_request_error"
 _PER = {

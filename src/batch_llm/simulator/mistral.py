@@ -4,28 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from batch_llm.simulator.completions import NO_SHARES, Choice, Completion, Shares, number
+from batch_llm.simulator.fields import bearer, encode
 from batch_llm.simulator.openai_chat import ChatCall, ChatCompletion, ChatFormat, wait_headers
-from batch_llm.simulator.wire import (
-    MODELS_CREATED,
-    NO_SHARES,
-    Call,
-    Choice,
-    Completion,
-    Excess,
-    Flaw,
-    Refusal,
-    Shares,
-    Trouble,
-    bearer,
-    encode,
-    number,
-)
+from batch_llm.simulator.refusals import Excess, Flaw, Refusal, Trouble
+from batch_llm.simulator.wire import MODELS_CREATED
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from batch_llm.simulator.calls import Call
+    from batch_llm.simulator.fields import Headers
     from batch_llm.simulator.limits import Limit
-    from batch_llm.simulator.wire import Headers
 
 _INVALID = "invalid_request_error"
 _TYPES = {

@@ -13,38 +13,24 @@ from email.utils import formatdate
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from batch_llm.simulator.answers import count_tokens
-from batch_llm.simulator.wire import (
-    JSON_OBJECT,
-    LISTED_MODELS,
+from batch_llm.simulator.calls import JSON_OBJECT, Call, Tool, pick_tool
+from batch_llm.simulator.completions import NO_SHARES, Choice, Completion, Shares, number
+from batch_llm.simulator.fields import bearer, data_event, encode, fields_of, flag, whole_number
+from batch_llm.simulator.refusals import (
     MISSING_MODEL,
-    MODELS_CREATED,
-    NO_SHARES,
     TROUBLING_KEYS,
-    Call,
-    Choice,
-    Completion,
     Excess,
     Flaw,
     Refusal,
-    Shares,
-    Tool,
     Trouble,
-    WireFormat,
-    bearer,
-    data_event,
-    encode,
-    fields_of,
-    flag,
-    number,
-    pick_tool,
-    whole_number,
 )
+from batch_llm.simulator.wire import LISTED_MODELS, MODELS_CREATED, WireFormat
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
+    from batch_llm.simulator.fields import Headers
     from batch_llm.simulator.limits import Limit
-    from batch_llm.simulator.wire import Headers
 
 FINGERPRINT = "fp_simulator"
 MAX_CHOICES = 128

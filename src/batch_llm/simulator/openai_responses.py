@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from batch_llm.simulator.answers import count_tokens
+from batch_llm.simulator.calls import JSON_OBJECT, Call, Tool, Turns, pick_tool
+from batch_llm.simulator.completions import NO_SHARES, Choice, Completion, Shares
+from batch_llm.simulator.fields import encode, event, fields_of, flag, whole_number
 from batch_llm.simulator.openai_chat import (
     IMAGE_TOKENS,
     PIECES,
@@ -14,25 +17,7 @@ from batch_llm.simulator.openai_chat import (
     model_name,
     text_of,
 )
-from batch_llm.simulator.wire import (
-    JSON_OBJECT,
-    NO_SHARES,
-    Call,
-    Choice,
-    Completion,
-    Flaw,
-    Refusal,
-    Shares,
-    Tool,
-    Trouble,
-    Turns,
-    encode,
-    event,
-    fields_of,
-    flag,
-    pick_tool,
-    whole_number,
-)
+from batch_llm.simulator.refusals import Flaw, Refusal, Trouble
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -176,11 +176,6 @@ class Profile:
         """Whether it refuses what is beyond its limits, and wants a key."""
         return self.server == "hosted"
 
-    @property
-    def has_faults(self) -> bool:
-        """Whether any call may fail."""
-        return bool(self.chances(FAULTS))
-
 
 #: Faults that pass, and faults that stay with a conversation.
 PASSING = (

@@ -6,15 +6,16 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from batch_llm.simulator.anthropic_messages import ANTHROPIC
 from batch_llm.simulator.azure import AZURE
+from batch_llm.simulator.fields import header
 from batch_llm.simulator.gemini import GEMINI, GEMINI_ARRAY, GEMINI_STREAM
 from batch_llm.simulator.groq import GROQ
 from batch_llm.simulator.mistral import MISTRAL
 from batch_llm.simulator.openai_chat import OPENAI_CHAT
 from batch_llm.simulator.openai_responses import OPENAI_RESPONSES
-from batch_llm.simulator.wire import header
 
 if TYPE_CHECKING:
-    from batch_llm.simulator.wire import Headers, WireFormat
+    from batch_llm.simulator.fields import Headers
+    from batch_llm.simulator.wire import WireFormat
 
 
 class Route(NamedTuple):

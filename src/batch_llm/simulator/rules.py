@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from batch_llm.simulator.wire import Call
+    from batch_llm.simulator.calls import Call
 
 #: What a call counts against tokens per minute. ``asked``: the larger of prompt and longest
 #: answer. ``settled``: the same, and what was not used is given back with the answer. ``sum``: the

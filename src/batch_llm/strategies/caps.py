@@ -138,8 +138,6 @@ class Purse:
         self.spent_tokens = self.reserved_tokens = 0
         #: Calls whose cost nobody told: they are booked at their worst.
         self.unknown_calls = 0
-        #: What single calls took beyond what was reserved for them, in all.
-        self.overrun_usd, self.overrun_tokens = _NOTHING, 0
         self._open = 0
 
     @property
@@ -172,11 +170,8 @@ class Purse:
         """Book what a call did cost, and give the rest back. A second time does nothing."""
         if not self._close(reservation):
             return
-        worst = reservation.worst
         self.spent_usd += usd
         self.spent_tokens += tokens
-        self.overrun_usd += max(_NOTHING, usd - worst.usd) if self.max_usd is not None else 0
-        self.overrun_tokens += max(0, tokens - worst.tokens)
 
     def settle_unknown(self, reservation: Reservation) -> None:
         """Book the worst for a call of which nobody knows what it cost."""

@@ -8,7 +8,7 @@ import pytest
 from batch_llm.simulator import Profile
 from batch_llm.simulator.account import Account
 from batch_llm.simulator.openai_chat import OPENAI_CHAT
-from batch_llm.simulator.wire import Refusal
+from batch_llm.simulator.refusals import Refusal
 
 
 def call(content="hi", **fields):

@@ -9,8 +9,8 @@ from batch_llm.providers.openai import told_schema
 from batch_llm.simulator.azure import AZURE
 from batch_llm.simulator.groq import GROQ
 from batch_llm.simulator.openai_chat import OPENAI_CHAT
+from batch_llm.simulator.refusals import Refusal
 from batch_llm.simulator.routes import find
-from batch_llm.simulator.wire import Refusal
 
 KEY = (b"api-key", b"any")
 OLD = "/openai/deployments/mine/chat/completions"

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from batch_llm.simulator.gemini_schema import json_schema
 from batch_llm.simulator.instances import SchemaError, conforming
-from batch_llm.simulator.wire import Flaw
+from batch_llm.simulator.refusals import Flaw
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batch_llm.simulator.openai_chat import OPENAI_CHAT, go_duration
-from batch_llm.simulator.wire import Flaw, Refusal
+from batch_llm.simulator.refusals import Flaw, Refusal
 
 QUESTION = {"role": "user", "content": "Capital of Peru?"}
 

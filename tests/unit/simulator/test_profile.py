@@ -6,6 +6,7 @@ import pytest
 
 from batch_llm.exceptions import ConfigError
 from batch_llm.simulator import PROFILES, Profile, parse_profile
+from batch_llm.simulator.profile import FAULTS
 
 
 def test_a_profile_is_read_from_one_line():
@@ -75,9 +76,9 @@ def test_probabilities_may_add_up_to_exactly_one():
         ("p429", "p500", "p503", "p529", "preset", "pgarbage", "pschema", "ptruncate"), 0.1
     )
 
-    assert Profile(**tenths, prefuse=0.1, pfilter=0.1).has_faults
+    assert len(Profile(**tenths, prefuse=0.1, pfilter=0.1).chances(FAULTS)) == 10
 
 
 def test_only_flaky_has_faults_and_none_that_last():
-    assert [name for name, profile in PROFILES.items() if profile.has_faults] == ["flaky"]
+    assert [name for name, profile in PROFILES.items() if profile.chances(FAULTS)] == ["flaky"]
     assert not PROFILES["flaky"].chances(["prefuse", "pfilter", "pquota"])

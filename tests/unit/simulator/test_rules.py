@@ -15,8 +15,8 @@ from batch_llm.simulator.gemini import GEMINI
 from batch_llm.simulator.groq import GROQ
 from batch_llm.simulator.mistral import MISTRAL
 from batch_llm.simulator.openai_chat import OPENAI_CHAT
+from batch_llm.simulator.refusals import Refusal
 from batch_llm.simulator.rules import CHARGES, RULES
-from batch_llm.simulator.wire import Refusal
 
 #: 100 tokens of input.
 PROMPT = "<<echo>>" + "x" * (97 * 4 - 8)

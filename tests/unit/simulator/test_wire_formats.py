@@ -10,14 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batch_llm.simulator.anthropic_messages import ANTHROPIC
+from batch_llm.simulator.calls import Tool, pick_tool
+from batch_llm.simulator.completions import Shares
 from batch_llm.simulator.gemini import GEMINI, GEMINI_ARRAY, GEMINI_STREAM
 from batch_llm.simulator.groq import GROQ
 from batch_llm.simulator.mistral import MISTRAL
 from batch_llm.simulator.openai_chat import OPENAI_CHAT
 from batch_llm.simulator.openai_responses import OPENAI_RESPONSES
 from batch_llm.simulator.profile import FAULTS
+from batch_llm.simulator.refusals import Excess, Flaw, Refusal
 from batch_llm.simulator.rules import QUOTAS, RULES
-from batch_llm.simulator.wire import Excess, Flaw, Refusal, Shares, Tool, pick_tool
 
 FORMATS = {
     "chat": OPENAI_CHAT,

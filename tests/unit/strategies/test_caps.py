@@ -79,12 +79,12 @@ def test_a_call_is_settled_once():
     assert (purse.spent_tokens, purse.reserved_tokens, purse.has_reservations) == (4, 0, False)
 
 
-def test_what_passes_its_reservation_is_told():
+def test_what_passes_its_reservation_is_booked_whole():
     purse = Purse(max_tokens=10)
 
     purse.settle(purse.reserve(Worst(4)), Decimal(0), 7)
 
-    assert purse.overrun_tokens == 3
+    assert (purse.spent_tokens, purse.reserved_tokens) == (7, 0)
 
 
 def test_max_tokens_bounds_the_output():

@@ -6,19 +6,19 @@ operation depends on how many calls there were, but for weighing a refusal: that
 logarithm of the calls since the last one. The parts, and how they work together:
 
 - Each dimension of the limits is a budget (``budgets.py``; of sliding minutes, ``windows.py``), and
-  a call starts when all of them have its cost (``strategies/costs.py``): it gets a grant
-  (``grants.py``). Headers with limits are believed over everything else (``header_belief.py``),
-  unless they promise more than is let in (``overstated.py``), or far less
+  a call starts when all of a lane's (``lane_budgets.py``) have its cost (``strategies/costs.py``):
+  it gets a grant (``grants.py``).
+- Headers with limits are believed over everything else (``lane_headers.py``, of one budget
+  ``header_belief.py``), unless they promise more than is let in (``overstated.py``), or far less
   (``understated.py``); they also show others on the same key (``others.py``), and calls that come
   a moment too soon (``headroom.py``).
 - Only so many calls may be in doubt at a time (``doubt.py``): a start is fast, a refusal cheap.
 - The first refusal of an epoch (``epochs.py``) cuts the rates once (``cuts.py``), whatever comes
   late; then they grow again (``rates.py``). Limits that nobody told are searched
   (``first_refusal.py``, ``rate_search.py``) by what explains the last refusals (``evidence.py``,
-  ``stretches.py``); later cuts enclose them (``enclosure.py``). What a refusal right after the
-  gate has opened means: ``presumption.py``. Which of several told limits refused: ``blame.py``.
-  Which of several that nobody told is the scarce one, and its rate over many refusals:
-  ``scarce.py``.
+  ``stretches.py``); later cuts enclose them (``enclosure.py``). Which of several told limits
+  refused: ``blame.py``. Which of several that nobody told is the scarce one, and its rate over many
+  refusals: ``scarce.py``.
 - Where the limits are known from: ``belief.py``. How users tell them, how they are shown, and what
   is kept for the next run: ``known_limits.py``.
 - What Retry-After tells of an unknown limit's rate (``retry_after.py``): bounds and likely values

@@ -54,8 +54,8 @@ class Chance:
         "_chance_belief",
         "_epoch",
         "_evidence",
-        "_fallen",
         "_fallen_pace",
+        "_fallen_rates",
         "_rates",
         "_second_calls",
     )
@@ -77,8 +77,8 @@ class Chance:
         self._evidence = evidence
         self._rates = rates
         self._asked = asked
-        self._fallen = FallenRates()
         self._fallen_pace = FallenPace()
+        self._fallen_rates = FallenRates()
         self._second_calls = SecondCalls()
 
     def explains(self, now: float, grant: Grant, retry_after: float | None) -> bool:
@@ -113,6 +113,11 @@ class Chance:
 
     def _share_unexplained(self, now: float, grant: Grant) -> float:
         """Return the share of calls that is refused although known or found limits were kept to."""
+        times = self._chance_belief.times_asked
+        rate, calls = self._rates.calls_per_second, int(max(0, self._evidence.last_calls))
+        share = self._fallen_pace.note(now, rate, calls, times=times)
+        if share or not self._belief.knows_limits:
+            return share
         seconds = max(grant.at - self._epoch.cut_at, 1e-3)
         rates, let_in = {}, 0.0
         for name, budget in self._budgets.items():
@@ -120,12 +125,7 @@ class Chance:
             rates[name] = amount / seconds
             if name == REQUESTS:
                 let_in = amount - 1
-        times = self._chance_belief.times_asked
-        share = self._fallen.note(now, rates, int(let_in), times=times)
-        if share or self._belief.knows_limits:
-            return share
-        rate, calls = self._rates.calls_per_second, int(max(0, self._evidence.last_calls))
-        return self._fallen_pace.note(now, rate, calls, times=times)
+        return self._fallen_rates.note(now, rates, int(let_in), times=times)
 
     def _believe(self, share: float) -> None:
         """Take refusals for chance, and take back what was cut for them."""

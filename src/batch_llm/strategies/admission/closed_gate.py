@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -10,6 +11,9 @@ if TYPE_CHECKING:
 #: Without a Retry-After the closed gate is tried again after so many seconds; after each refusal in
 #: a row twice as many (doubled so many times), up to the longest.
 PROBE_SECONDS, LONGEST_PROBE_SECONDS, MOST_DOUBLED = 0.25, 8.0, 10
+#: Where a minute may be what is counted, it opens a minute after the first call at the latest: one
+#: probe comes so many seconds after that, and for some time others as often as this.
+DUE_SECONDS, DUE_PROBE_SECONDS, DUE_FOR_SECONDS = 0.05, 1.0, 5.0
 #: For a slow limit both are longer: so many times the seconds from call to call at its rate.
 PROBE_CALLS, LONGEST_PROBE_CALLS = 0.5, 2.0
 #: A Retry-After that proved too short is stretched: by this share of it with each refusal in a row,
@@ -37,7 +41,13 @@ class ClosedGate:
         self.closed_again = 0
 
     def close(
-        self, now: float, retry_after: float | None, calls_per_second: float, *, is_guess: bool
+        self,
+        now: float,
+        retry_after: float | None,
+        calls_per_second: float,
+        *,
+        is_guess: bool,
+        minute_at: float = math.inf,
     ) -> None:
         """Close it because of a refusal.
 
@@ -46,6 +56,7 @@ class ClosedGate:
             retry_after: Seconds that the provider asked to wait.
             calls_per_second: The rate of calls that is believed.
             is_guess: Whether that is only a guess, and no reason to wait.
+            minute_at: When it opens at the latest, if what is counted is a minute.
         """
         again = self.closed_again
         if retry_after is not None:
@@ -56,6 +67,11 @@ class ClosedGate:
             longest = max(LONGEST_PROBE_SECONDS, LONGEST_PROBE_CALLS * call_seconds)
             first = max(PROBE_SECONDS, PROBE_CALLS * call_seconds)
             wait = self._spread(min(longest, first * 2.0 ** min(again, MOST_DOUBLED)))
+            due = minute_at + DUE_SECONDS
+            if now < due < now + wait:
+                wait = due - now
+            elif due <= now < due + DUE_FOR_SECONDS:
+                wait = min(wait, DUE_PROBE_SECONDS)
         else:
             wait = self._spread(min(PROBE_SECONDS, 1 / calls_per_second))
         self.keep_closed(now + wait)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from batch_llm.strategies.admission import headroom
 from batch_llm.strategies.admission.belief import Belief
 from batch_llm.strategies.admission.blame import emptied_by
-from batch_llm.strategies.admission.budgets import Budget
 from batch_llm.strategies.admission.ceiling_room import CeilingRoom
 from batch_llm.strategies.admission.chance import Chance
 from batch_llm.strategies.admission.chance_belief import ChanceBelief
@@ -36,30 +35,31 @@ from batch_llm.strategies.admission.known_limits import (
     shown_limits,
     told_limits,
 )
+from batch_llm.strategies.admission.lane_budgets import LaneBudgets
+from batch_llm.strategies.admission.lane_headers import LaneHeaders
 from batch_llm.strategies.admission.overload import Overload
-from batch_llm.strategies.admission.overstated import Overstated
-from batch_llm.strategies.admission.presumption import Presumption
 from batch_llm.strategies.admission.rate_search import RateSearch
 from batch_llm.strategies.admission.rates import Rates
 from batch_llm.strategies.admission.retry_after import RetryAfter
 from batch_llm.strategies.admission.scarce import Scarce
 from batch_llm.strategies.admission.slots import Slots
-from batch_llm.strategies.admission.understated import Understated
-from batch_llm.strategies.costs import FIELDS, NOTHING, PENDING, Cost
+from batch_llm.strategies.costs import FIELDS, NOTHING, Cost
 from batch_llm.strategies.dimensions import (
     CONCURRENCY,
+    MINUTE,
     REQUESTS,
     REQUESTS_PER_DAY,
     TOKENS,
-    WITH_OUTPUT,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from batch_llm.core.config import Limits
+    from batch_llm.strategies.admission.budgets import Budget
     from batch_llm.strategies.admission.header_belief import LimitHeader
     from batch_llm.strategies.admission.known_limits import Known
+    from batch_llm.strategies.admission.second_calls import Bound
 
 #: A window that refused a call is taken to open so many seconds later than its Retry-After says.
 LATE_SECONDS = 0.05
@@ -71,6 +71,11 @@ WELL_KNOWN_SHARE = 0.8
 class Admission:
     """Decides when the calls of one lane may start.
 
+    A call's way is ``wait``, ``start``, and one of ``accepted``, ``refused``, ``failed`` and
+    ``cancelled``. It counts as let in (``_confirm``) when it is answered, or silent for long
+    enough. What the first refusal of an epoch means is worked out in ``_cut``, ``_cut_rates`` and
+    ``_begin_epoch``; the first call let in after it ends its closure (``_reopen``).
+
     Args:
         now: The time.
         limits: What the user tells of the limits: ceilings that are never passed. What they leave
@@ -78,6 +83,7 @@ class Admission:
         dimensions: What the provider counts, where no limit is told.
         burst_seconds: How many seconds of its rate a told limit may be used up at once.
         max_in_flight: Calls at a time at the most.
+        is_given: Whether somebody chose that number, or a server works on so many.
         dice: Spreads what would otherwise happen at the same moment everywhere.
     """
 
@@ -95,18 +101,15 @@ class Admission:
         "_evidence",
         "_first",
         "_gate",
-        "_in_order",
+        "_headers",
+        "_lane",
         "_overload",
-        "_overstated",
-        "_presumption",
         "_rates",
         "_retry_after",
         "_scarce",
         "_search",
         "_slots",
         "_uncounted",
-        "_understated",
-        "_with_output",
         "budgets",
         "in_flight",
         "is_unlimited",
@@ -122,15 +125,14 @@ class Admission:
         dimensions: tuple[str, ...] = (REQUESTS, TOKENS),
         burst_seconds: float = 60.0,
         max_in_flight: float = 1000,
+        is_given: bool = False,
         dice: random.Random | None = None,
     ) -> None:
         told = told_limits(limits)
-        self.budgets: dict[str, Budget] = {}
-        #: The same, and those of them that count output at the end of a call: for the hot path.
-        self._in_order: tuple[Budget, ...] = ()
-        self._with_output: tuple[Budget, ...] = ()
+        self._lane = LaneBudgets()
         for name in dict.fromkeys([REQUESTS, *(told or dimensions)]):
-            self._add(name, told.get(name), now, burst_seconds)
+            self._lane.add(name, told.get(name), now, burst_seconds)
+        self.budgets = self._lane.by_name
         self.max_in_flight = max_in_flight
         self.in_flight = self.refusals = 0
         #: Whether nothing is known of any limit, and no call was ever refused: what calls take
@@ -142,7 +144,7 @@ class Admission:
         self._uncounted = 0
         self._dice = dice or random.Random()  # noqa: S311 - spreads load, protects nothing
         self._belief = Belief(is_told=bool(told))
-        self._doubt = Doubt(told.get(REQUESTS, 0.0), is_told=bool(told))
+        self._doubt = Doubt(told.get(REQUESTS, 0.0), is_told=bool(told), is_given=is_given)
         self._epoch = Epoch(now)
         self._gate = ClosedGate(self._dice)
         self._ceiling_room = CeilingRoom(self._belief)
@@ -156,8 +158,9 @@ class Admission:
         )
         hints, exact = self._retry_after.hints, self._retry_after.exact
         self._search = RateSearch(self._belief, self._doubt, self._evidence, hints, exact)
-        self._overstated = Overstated(self._doubt)
-        self._understated = Understated()
+        self._headers = LaneHeaders(
+            self._lane, self._belief, self._doubt, self._evidence, self._chance_belief
+        )
         self._rates = Rates(
             now,
             self.budgets,
@@ -166,7 +169,7 @@ class Admission:
             self._search,
             self._evidence,
             exact,
-            self._overstated,
+            self._headers.overstated,
             self._scarce,
         )
         self._cuts = Cuts(self._belief, self._epoch, self._search, self._evidence, self._scarce)
@@ -181,22 +184,16 @@ class Admission:
         )
         self._slots = Slots()
         self._overload = Overload(now, self._dice)
-        self._presumption = Presumption()
 
     @property
     def closed_until(self) -> float:
         """Before this time nobody starts."""
         return self._gate.closed_until
 
-    def _add(self, name: str, limit: float | None, now: float, burst_seconds: float) -> Budget:
-        budget = Budget(name, limit, now, burst_seconds)
-        budget.field, budget.number = FIELDS[name], len(self.budgets)
-        budget.counts_output = name in WITH_OUTPUT
-        self.budgets[name] = budget
-        self._in_order += (budget,)
-        if budget.counts_output:
-            self._with_output += (budget,)
-        return budget
+    def keep_in_flight(self, calls: float) -> None:
+        """Let no more calls be in flight than a server works on, or than are searched for."""
+        self.max_in_flight = calls
+        self._doubt.note_given()
 
     def wait(self, now: float, cost: Cost) -> float:
         """Return the seconds until a call may start: 0 now, infinity when one must end first."""
@@ -226,7 +223,7 @@ class Admission:
                 0.0  # the gate is open: what the first refusal left is a guess, no reason to wait
             )
         longest = 0.0
-        for budget in self._in_order:
+        for budget in self._lane.in_order:
             if budget.capacity < math.inf and (amount := cost[budget.field]) > 0:
                 wait = budget.wait(now, amount)
                 if wait > longest:
@@ -238,46 +235,27 @@ class Admission:
     def start(self, now: float, cost: Cost) -> Grant:
         """Let a call in, and charge it. Whoever starts it closes the grant."""
         grant = self.begin(now)
-        self.charge(grant, cost)
+        self._lane.charge(grant, cost)
         return grant
 
     def begin(self, now: float) -> Grant:
         """Let a call in that is charged later, while unlimited, before anything but ``end``."""
-        epoch, in_flight, overload = self._epoch, self.in_flight, self._overload
+        epoch, in_flight = self._epoch, self.in_flight
         epoch.calls = number = epoch.calls + 1
         if number >= self._evidence.next_call:
             self._evidence.note_call(now, number)
-        overload.calls += 1
-        is_probe = overload.since is not None and overload.probe()
         self.in_flight = in_flight + 1
-        grant = Grant(now, epoch.number, NOTHING, number, in_flight, is_probe)
+        grant = Grant(now, epoch.number, NOTHING, number, in_flight, self._overload.start())
         self._doubt.add(grant)
         return grant
 
     def charge(self, grant: Grant, cost: Cost) -> None:
         """Charge a call that was let in; in the order in which they were."""
-        now, grant.cost = grant.at, cost
-        spent_then: list[float] = []
-        pending_then: list[float] = []
-        for budget in self._in_order:
-            amount = cost[budget.field]
-            if amount > budget.largest:  # noqa: PLR1730 - on the hot path: a call costs more
-                budget.largest = amount
-            spent_then.append(budget.charge(now, amount))
-            if budget.counts_output:
-                budget.pending += cost[PENDING]
-            pending_then.append(budget.pending)
-        grant.spent_then, grant.pending_then = spent_then, pending_then
+        self._lane.charge(grant, cost)
 
     def charge_all(self, now: float, used: Sequence[Cost]) -> None:
         """Charge calls that have ended since they were let in, all within the same second."""
-        if not used:
-            return
-        by_field = list(zip(*used, strict=True))
-        for budget in self._in_order:
-            amounts = by_field[budget.field]
-            budget.largest = max(budget.largest, *amounts)
-            budget.charge(now, sum(amounts))
+        self._lane.charge_all(now, used)
 
     def accepted(
         self,
@@ -300,16 +278,10 @@ class Admission:
         if used is not None:
             self._correct(now, grant, used)
         if headers:
-            requests = headers.get(REQUESTS)
-            if requests is not None and self._understated.note_accepted(now, grant, requests):
-                self._overstated.set_aside(now, self.budgets, self._belief, self._evidence)
-            self._sync(now, grant, headers)
-            self._overstated.note_accepted(grant, headers)
-            if self._belief.sees_headers:
-                self._doubt.note_accepted(self._accepted, is_seen=True)
+            self._end_unlimited()
+            self._headers.note_accepted(now, grant, headers, self._accepted)
         elif self._belief.sees_headers:
-            for budget in self._in_order:
-                budget.headers.note_silent(now)
+            self._headers.note_silent(now)
 
     def end(self, now: float, grant: Grant) -> None:
         """Close the grant of a call that was answered, while unlimited: it is settled later."""
@@ -329,8 +301,6 @@ class Admission:
 
     def _end(self, now: float, grant: Grant) -> None:
         self._overload.note_answer(now, grant.is_probe)
-        if grant.epoch == 0 and self._epoch.number == 1:
-            self._note_follower(grant, was_accepted=True)
         if grant.is_in_doubt:
             self._confirm(now, grant)
 
@@ -342,30 +312,17 @@ class Admission:
             grant: The call's.
             used: As for ``accepted``.
         """
-        self._release(grant)
+        self._lane.release(grant)
         if used is not None:
             self._correct(now, grant, used)
 
     def _correct(self, now: float, grant: Grant, used: Cost) -> None:
         """Correct a charge by what was really used."""
-        # What is searched from a guess is held up by no debt of calls from before.
-        is_old = self._belief.is_searching and not self._epoch.is_current(grant)
-        expected, known_then = grant.cost, len(grant.spent_then)
         if self.refusals:
             self._scarce.correct(grant, used)
-        for budget in self._in_order:
-            field = budget.field
-            difference = used[field] - expected[field]
-            if budget.number >= known_then:
-                continue
-            if budget.is_sliding and budget.counts_output and budget.log is not None:
-                output = max(0.0, expected[PENDING] + min(0.0, difference))
-                budget.log.move(grant.at, now, output)
-            if difference:
-                if is_old and difference > 0:
-                    budget.spent += difference
-                else:
-                    budget.settle(now, difference, grant.at)
+        # What is searched from a guess is held up by no debt of calls from before.
+        is_debt = self._epoch.is_current(grant) or not self._belief.is_searching
+        self._lane.correct(now, grant, used, is_debt=is_debt)
 
     def refused(
         self,
@@ -391,13 +348,12 @@ class Admission:
             What follows from it.
         """
         self._leave(grant)
-        self._count()
-        self.is_unlimited = False
+        self._end_unlimited()
         self.refusals += 1
         self._overload.note_answer(now, grant.is_probe)
         self._take_back(now, grant, refund=False)
         if headers:
-            self._sync(now, grant, headers, is_refused=True)
+            self._headers.sync(now, grant, headers, is_refused=True)
         self._doubt.note_refused(latency)
         if self._belief.knows_limits:
             self._confirm_silent(now)
@@ -408,8 +364,7 @@ class Admission:
         may_be_in_flight = empty is None or dimension == CONCURRENCY
         if may_be_in_flight and self._explains_in_flight(grant, dimension, is_first=is_first):
             return Refusal(False, retry_after or 0.0)
-        if self._overstates(grant, headers, is_first=is_first):
-            self._overstated.set_aside(now, self.budgets, self._belief, self._evidence)
+        self._headers.note_refused(now, grant, headers, is_first=is_first)
         if is_first and self._chance_belief.is_believed and not self._chance_belief.note_refused():
             wait = PROBE_SECONDS * self._dice.uniform(0.5, 1.5)
             return Refusal(False, wait if retry_after is None else retry_after)
@@ -423,14 +378,9 @@ class Admission:
             return Refusal(is_cut, 0.0)
         self._retry_after.note(grant, retry_after, self._accepted)
         if grant.epoch == 0 and self._epoch.number == 1:
-            self._note_follower(grant, was_accepted=False)
             self._first.hold_less(self.budgets[REQUESTS], grant)
             if not self._epoch.accepted:
                 self._retry_after.raise_to_likely()
-        if self._presumption.is_refuted(grant) and not self._epoch.accepted:
-            self._presumption.take_back()
-            self._gate.closed_again += 1
-            self._close_gate(now, retry_after)
         if retry_after is not None:
             self._gate.keep_closed(now + retry_after)
             self.budgets[REQUESTS].keep_empty(self._gate.closed_until)
@@ -480,14 +430,13 @@ class Admission:
         """
         if self._belief.is_told or not learned:
             return
-        self._count()
-        self.is_unlimited = False
+        self._end_unlimited()
         for name, (limit, rate, capacity) in learned.items():
             if name not in FIELDS:  # another version counts it
                 continue
             budget = self.budgets.get(name)
             if budget is None:
-                budget = self._add(name, None, self._epoch.open_at, 0.0)
+                budget = self._lane.add(name, None, self._epoch.open_at, 0.0)
             budget.recall(limit, rate * share, capacity)
         belief = self._belief
         belief.is_first = False
@@ -525,17 +474,7 @@ class Admission:
     def _leave(self, grant: Grant) -> None:
         grant.is_open = False
         self.in_flight -= 1
-        self._release(grant)
-
-    def _release(self, grant: Grant) -> None:
-        """Let go of the output that was expected of a call."""
-        pending = grant.cost[PENDING]
-        if not pending:
-            return
-        known_then = len(grant.pending_then)
-        for budget in self._with_output:
-            if budget.number < known_then:
-                budget.pending -= pending
+        self._lane.release(grant)
 
     def _take_back(self, now: float, grant: Grant, *, refund: bool) -> None:
         """Forget the charge of a call that the provider did not take."""
@@ -557,13 +496,11 @@ class Admission:
 
     def _confirm_passed(self, now: float, refused: Grant, retry_after: float | None) -> None:
         """Count calls as let in that were sent before one refused right after the gate opened."""
-        epoch, doubt = self._epoch, self._doubt
-        first, is_guess = epoch.calls_at_cut + 1, retry_after is None
+        epoch, doubt, is_guess = self._epoch, self._doubt, retry_after is None
         while (grant := doubt.passed(now, refused, is_guess=is_guess)) is not None:
             self._confirm(now, grant)
         if epoch.accepted:
             self._evidence.note_reopened(epoch.reopened_at)
-            self._presumption.begin(first, self._in_order)
 
     def _confirm(self, now: float, grant: Grant) -> None:
         """Count a call in doubt as let in."""
@@ -591,13 +528,18 @@ class Admission:
         if belief.is_first or belief.knows_limits:
             doubt.note_accepted(self._accepted)
         if now >= self._ceiling_room.due:
-            self._ceiling_room.step(now, self._in_order, self.calls_per_second)
+            self._ceiling_room.step(now, self._lane.in_order, self.calls_per_second)
 
     def _count(self) -> None:
         """Allow more in doubt for the calls that were answered while unlimited."""
         if self._uncounted:
             self._doubt.note_accepted(self._accepted, self._uncounted)
             self._uncounted = 0
+
+    def _end_unlimited(self) -> None:
+        """Count what calls take from now on: some limit may be known."""
+        self._count()
+        self.is_unlimited = False
 
     def _reopen(self, now: float, grant: Grant) -> None:
         """Take in that the first call since a cut was let in."""
@@ -608,11 +550,10 @@ class Admission:
             knew_limits = belief.knows_limits
             self._closure.explain(now, grant, budgets, belief, epoch)
             if belief.is_by_window and not knew_limits:
-                self._doubt.fit_to_limit(self.budgets[REQUESTS].limit or 0)
+                self._doubt.fit_to_minute(self.budgets[REQUESTS].limit or 0)
         self._retry_after.measure()
         if belief.is_searching:
             self._search.correct(budgets)
-            self._retry_after.raise_to_least()
             learn_from_closure(grant, budgets, epoch.refused_at, self._doubt.seconds)
 
     def _cut(
@@ -637,7 +578,6 @@ class Admission:
             Whether the gate was closed because of it.
         """
         epoch, belief, gate = self._epoch, self._belief, self._gate
-        self._presumption.forget()
         if not (epoch.accepted or belief.is_first or self._chance.tries_two):
             self._confirm_passed(now, grant, retry_after)
         epoch.number += 1
@@ -663,10 +603,23 @@ class Admission:
         )
         emptied = emptied_by(self.budgets, now, named, belief, is_closed_still=is_closed_still)
         seconds = self._seconds_since_cut(grant)
-        is_trial = self._ceiling_room.note_refused(now, self._in_order, retry_after)
+        is_trial = self._ceiling_room.note_refused(now, self._lane.in_order, retry_after)
         cut = () if is_used_up or is_trial or is_early else emptied
         if not is_closed_still and not self._cut_rates(now, grant, retry_after, cut, seconds):
             return False
+        self._begin_epoch(now, grant, retry_after, emptied, bounds)
+        return True
+
+    def _begin_epoch(
+        self,
+        now: float,
+        grant: Grant,
+        retry_after: float | None,
+        emptied: Collection[Budget],
+        bounds: list[Bound],
+    ) -> None:
+        """Begin to count anew with empty budgets and a closed gate."""
+        epoch, belief, gate = self._epoch, self._belief, self._gate
         requests = self.budgets[REQUESTS]
         thought = requests.thought_at(now, grant)
         is_explained = any(budget.windows.is_used_up(now) for budget in self.budgets.values())
@@ -679,7 +632,7 @@ class Admission:
         was_first, belief.is_first = belief.is_first, False
         if was_first:
             self._closure.expect(self.budgets.values(), retry_after)
-            self._first.note(now, grant, self._doubt.limit, requests)
+            self._first.note(now, grant, requests)
         epoch.close()
         self._rates.grown_at = now
         is_second = self._chance.try_two(now + (retry_after or 0.0), grant, bounds)
@@ -689,7 +642,6 @@ class Admission:
         if belief.sees_headers:
             requests.headers.others.note_refused(now, gate.closed_until, thought, requests.capacity)
         self._fit_doubt(emptied)
-        return True
 
     def _was_used_up(self, retry_after: float | None) -> bool:
         """Tell whether a limit was used up before the first call.
@@ -747,9 +699,7 @@ class Admission:
         self._search.note_cut(cuts)
         self._rates.keep_in_step()
         belief.is_searching = self._search.goes_on
-        # Where refusals may be chance, how much was let in between them measures nothing.
-        pause = 0.0 if self._chance_belief.is_suspected else retry_after or 0.0
-        epoch.note_empty(now, grant, pause, budgets.values())
+        epoch.note_empty(now, grant, retry_after or 0.0, budgets.values())
         return True
 
     def _drain(self, now: float, budget: Budget, grant: Grant, retry_after: float | None) -> None:
@@ -764,7 +714,13 @@ class Admission:
     def _close_gate(self, now: float, retry_after: float | None) -> None:
         # Until a call is let in after the first refusal the rate is a guess, and no reason to wait.
         is_guess = self._epoch.number <= self._gate.closed_again + 1
-        self._gate.close(now, retry_after, self.calls_per_second, is_guess=is_guess)
+        self._gate.close(
+            now,
+            retry_after,
+            self.calls_per_second,
+            is_guess=is_guess,
+            minute_at=self.budgets[REQUESTS].charged_at + MINUTE,
+        )
 
     def _explains_in_flight(self, grant: Grant, dimension: str | None, *, is_first: bool) -> bool:
         """Tell whether a limit on calls in flight refused a call: that says nothing of the rate."""
@@ -780,57 +736,3 @@ class Admission:
         elif was_known and not self._slots.is_known:
             self._rates.land()
         return is_so
-
-    def _overstates(
-        self, grant: Grant, headers: Mapping[str, LimitHeader] | None, *, is_first: bool
-    ) -> bool:
-        """Tell whether headers have promised too much once more than chance would explain."""
-        return (
-            self._belief.sees_headers
-            and not self._chance_belief.is_believed
-            and self._overstated.note_refused(self.budgets, grant, headers, is_first=is_first)
-        )
-
-    def _note_follower(self, grant: Grant, *, was_accepted: bool) -> None:
-        """See from the calls after the first refusal whether it meant that the bucket was empty."""
-        epoch, first = self._epoch, self._first
-        if first.note_follower(grant, was_accepted=was_accepted) and not epoch.accepted:
-            first.raise_rates(self.budgets.values(), epoch.per_call, self._doubt.seconds)
-
-    def _sync(
-        self,
-        now: float,
-        grant: Grant,
-        headers: Mapping[str, LimitHeader],
-        *,
-        is_refused: bool = False,
-    ) -> None:
-        if self._overstated.is_set_aside:
-            return
-        self._count()
-        belief, is_told, self.is_unlimited = self._belief, False, False
-        is_shared = any(budget.headers.shows_others for budget in self._in_order)
-        for name, header in headers.items():
-            if not header.is_sound:
-                continue
-            budget = self.budgets.get(name)
-            if budget is None and name in FIELDS:  # the provider counts what nobody told us of
-                budget = self._add(name, None, now, 0.0)
-            if budget is None or budget.number >= len(grant.spent_then):
-                continue
-            is_told = belief.sees_headers = True
-            spent, pending = grant.spent_then[budget.number], grant.pending_then[budget.number]
-            is_news = budget.headers.sync(
-                now, grant.at, spent, pending, header, is_refused=is_refused, is_shared=is_shared
-            )
-            if is_news or belief.is_recalled:
-                belief.is_searching = belief.is_recalled = False
-        if not is_told:
-            return
-        for other in self.budgets.values():
-            if other.source == "unknown" and other.name not in headers:
-                other.release()  # who tells limits tells them all
-        requests = self.budgets[REQUESTS]
-        self._doubt.note_headers(requests.limit or 0)
-        if requests.headers.is_shared or requests.headers.others.is_wary(now):
-            self._doubt.keep_to(requests.rate * requests.pace, requests.level)

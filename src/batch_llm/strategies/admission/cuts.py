@@ -35,8 +35,8 @@ CUT = 0.87
 SCARCE_SHARE = 0.95
 #: The share that is used of a rate that was measured by what was let in between two refusals.
 MEASURED_SHARE = 0.9
-#: The smallest share that a cut leaves; and the share when the bucket is too small to tell.
-DEEPEST_CUT, BLIND_CUT = 0.5, 0.75
+#: The smallest share that a cut leaves.
+DEEPEST_CUT = 0.5
 #: A cut that comes sooner than this after the one before is a second one; else it is a first one.
 SECOND_CUT_SECONDS = 5.0
 #: A round in which less than this share of the rate was sent says nothing about it.
@@ -100,7 +100,6 @@ class Cuts:
             return  # calls in flight were more than was left, which headers tell from now on
         budget.refill(now)
         this = Round(let_in, seconds, grant.at - self._epoch.reopened_at)
-        last, budget.round = budget.round, this
         if self._belief.is_searching:
             self._search.cut(budget)
             return
@@ -114,7 +113,7 @@ class Cuts:
             budget.peak = min(budget.rate, fallen_to)
             budget.learn_rate(min(CUT * budget.rate, MEASURED_SHARE * fallen_to))
             return
-        budget.learn_rate(self._share_left(budget, last, this, was_below=was_below) * budget.peak)
+        budget.learn_rate(self._share_left(budget, this, was_below=was_below) * budget.peak)
 
     def _cut_scarce(self, budget: Budget) -> None:
         """Cut the dimension that refuses below its rate; leave the others room beside it."""
@@ -126,15 +125,12 @@ class Cuts:
             budget.peak = scarce.rate(budget)
             budget.learn_rate(SCARCE_SHARE * budget.peak)
 
-    def _share_left(
-        self, budget: Budget, last: Round | None, this: Round, *, was_below: bool
-    ) -> float:
+    def _share_left(self, budget: Budget, this: Round, *, was_below: bool) -> float:
         """Return the share that a cut leaves of the peak, which may be lowered first.
 
         Args:
             budget: The one to cut.
-            last: The round before.
-            this: The one that has just ended.
+            this: The round that has just ended.
             was_below: Whether the rate was not yet back where it was cut before.
         """
         let_in, seconds, open_seconds = this
@@ -148,7 +144,7 @@ class Cuts:
                 budget.peak = min(budget.peak, let_in / seconds / CUT)
             return CUT
         per_call = self._epoch.per_call(budget)
-        measured = measured or measured_rate(last, this, per_call)
+        measured = measured or measured_rate(this, per_call)
         if measured is not None:
             share = min(CUT, MEASURED_SHARE * measured / budget.rate)
             if share < CUT:
@@ -156,12 +152,10 @@ class Cuts:
             return CUT
         # The bucket was empty then and is empty now: what was let in between came back.
         least = let_in / seconds
-        closed = seconds - open_seconds
         if let_in < FEWEST_CALLS * per_call:
             return max(DEEPEST_CUT, min(CUT, least / budget.peak))
-        if budget.let_in_at_start >= closed * least:  # the bucket may have held all of it
-            return max(DEEPEST_CUT, CUT * min(1, math.sqrt(least / budget.peak)))
-        return BLIND_CUT
+        # The bucket may have run over meanwhile.
+        return max(DEEPEST_CUT, CUT * min(1, math.sqrt(least / budget.peak)))
 
     def _is_telling(self, budget: Budget, this: Round) -> bool:
         """Tell whether a longer round measures an unknown limit that refused sooner than before.

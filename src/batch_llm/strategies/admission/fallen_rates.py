@@ -1,14 +1,14 @@
 """Refusals at random under known or found limits: they go on however far the rates have fallen.
 
-Such a limit refuses nothing once the rate is well below. So when call after call is refused at
-rates far below those that were let in a moment ago, the refusals say nothing about the rate. A
-limit that has fallen refuses far below those rates as well, but not again once the rate is cut to
-what it lets in: so the rates must fall from refusal to refusal. Unknown limits that are still
-searched: ``evidence.py``.
+Such a limit refuses nothing once the rate is well below: none goes on refusing at half the rate of
+sending of a moment ago and less, unless it has fallen as far (``FallenPace``).
 
-Of a limit that was found, what is let in says less where each refusal stops all calls for a second:
-a small bucket runs over meanwhile. There the rate of sending itself is watched (``FallenPace``): no
-limit goes on refusing at half the rate of a moment ago and less, unless it has fallen as far.
+What was let in tells it sooner (``FallenRates``): when call after call is refused at rates far
+below those that were let in a moment ago, the refusals say nothing about the rate. A limit that has
+fallen refuses far below those rates as well, but not again once the rate is cut to what it lets in:
+so the rates must fall from refusal to refusal. That goes for known limits only: of one that was
+found, a small bucket runs over while a refusal stops all calls for a second. Unknown limits that
+are still searched: ``evidence.py``.
 """
 
 from __future__ import annotations

@@ -1,26 +1,20 @@
-"""What the first refusal means: a minute's burst may be used up, or not, or a told limit is small.
+"""What the first refusal means: a minute's burst may be used up, or a told limit is small.
 
-Of an unknown limit all that was let in may have been a full bucket's, so its rate starts low. When
-calls that were sent after the refused one are answered well, it was no such bucket.
+Of an unknown limit all that was let in may have been a full bucket's, so its rate starts low.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from batch_llm.strategies.admission.doubt import DOUBT_START
-from batch_llm.strategies.admission.stretches import JITTER_SECONDS
 from batch_llm.strategies.dimensions import MINUTE, REQUESTS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Iterable, Mapping
 
     from batch_llm.strategies.admission.budgets import Budget
     from batch_llm.strategies.admission.grants import Grant
 
-#: The first refusal did not mean that the bucket was empty when so many calls that were sent behind
-#: it, before it was known, are answered, and so large a share of them.
-FOLLOWERS, FOLLOWERS_SHARE = 8, 0.8
 #: A told limit's bucket is taken to hold this share of what was let in before the first refusal.
 HELD_SHARE = 0.8
 #: Where a refusal asks for no more than so many whole seconds, all that was let in is taken for a
@@ -31,29 +25,17 @@ TINY_CALLS = 2
 
 
 class FirstRefusal:
-    """Watches what becomes of the calls that were sent after the one refused first."""
+    """What was used of a told limit when the first call was refused."""
 
-    __slots__ = (
-        "_accepted",
-        "_doubt_limit",
-        "_number",
-        "_refused",
-        "_refused_at",
-        "_spent_when_full",
-    )
+    __slots__ = ("_refused_at", "_spent_when_full")
 
     def __init__(self) -> None:
-        #: The refused call's number; how many calls might be in doubt when it was refused.
-        self._number = 0
-        self._doubt_limit = DOUBT_START
-        self._accepted = self._refused = 0
         #: When it was sent; what would have been spent by then of a bucket that was full still.
         self._refused_at = self._spent_when_full = 0.0
 
-    def note(self, now: float, grant: Grant, doubt_limit: float, requests: Budget) -> None:
+    def note(self, now: float, grant: Grant, requests: Budget) -> None:
         """Note which call was refused first."""
-        self._number, self._refused_at = grant.number, grant.at
-        self._doubt_limit = doubt_limit
+        self._refused_at = grant.at
         self._spent_when_full = grant.spent_with(requests) - requests.drawn_at(now, grant)
 
     def hold_less(self, requests: Budget, grant: Grant) -> None:
@@ -67,40 +49,6 @@ class FirstRefusal:
             came_back = (grant.at - self._refused_at) * requests.rate
             drawn = requests.spent - self._spent_when_full - came_back
             requests.hold_at_most(HELD_SHARE * drawn)
-
-    def note_follower(self, grant: Grant, *, was_accepted: bool) -> bool:
-        """Take in what became of a call that was sent under the same belief.
-
-        Returns:
-            Whether so many were let in that no burst can have been used up.
-        """
-        if was_accepted:
-            if grant.number <= self._number or grant.at < self._refused_at + JITTER_SECONDS:
-                return False  # it may have arrived before the refused one
-            self._accepted += 1
-        else:
-            self._refused += 1
-        accepted = self._accepted
-        return accepted >= FOLLOWERS and accepted >= FOLLOWERS_SHARE * (accepted + self._refused)
-
-    def raise_rates(
-        self,
-        budgets: Iterable[Budget],
-        per_call: Callable[[Budget], float],
-        doubt_seconds: float,
-    ) -> None:
-        """Take unknown limits for no lower than the rate that was being let in then.
-
-        Args:
-            budgets: Those of the lane.
-            per_call: What a call takes of each.
-            doubt_seconds: How long a call is in doubt.
-        """
-        for budget in budgets:
-            if budget.has_learned_rate:
-                rate = self._doubt_limit * per_call(budget) / doubt_seconds
-                budget.peak = max(budget.peak, rate)
-                budget.learn_rate(budget.peak)
 
 
 def start_low(budget: Budget, grant: Grant, let_in: float, seconds: float) -> None:

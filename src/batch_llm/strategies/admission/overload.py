@@ -82,10 +82,8 @@ class Overload:
     def start(self) -> bool:
         """Count a call that starts; return whether it is a probe."""
         self.calls += 1
-        return self.since is not None and self.probe()
-
-    def probe(self) -> bool:
-        """Note that the call which starts is a probe; return that it is."""
+        if self.since is None:
+            return False
         self._is_probing = True
         return True
 

@@ -26,9 +26,6 @@ JITTER_SECONDS, WHOLE_SECONDS = 0.03, 0.5
 #: So many calls right behind a refused one do not count when it is estimated how fast calls were
 #: sent: they may have been sent together with it.
 FEW_BEHIND = 6
-#: Whole seconds measure no faster rates, in requests per second: refusals at random ask for whole
-#: seconds too.
-FASTEST_WHOLE = 3.0
 #: Two rates are the same when they differ by no more than this share and half of what is uncertain
 #: in both.
 SAME_SHARE = 0.015
@@ -85,13 +82,11 @@ class ReadyPoints:
         "_cost",
         "_differ",
         "_is_first",
-        "_is_whole",
         "_newest",
         "_rates",
         "_unknown_calls",
         "_unknown_seconds",
         "_unknown_share",
-        "least",
     )
 
     def __init__(self, budgets: dict[str, Budget]) -> None:
@@ -106,15 +101,11 @@ class ReadyPoints:
         self._newest = 0
         #: Whether it is the first volley: its calls were sent at once, and the last moment counts.
         self._is_first = True
-        #: Whether Retry-After is in whole seconds.
-        self._is_whole = False
         #: The earlier moment, from which the rate is measured to the newest one.
         self._before: Point | None = None
         #: The rates that were measured last, and the share by which they may be wrong.
         self._rates: dict[str, float] = {}
         self._unknown_share = 0.0
-        #: By dimension, what the rate is at the least if the last volley was refused by its bucket.
-        self.least: dict[str, float] = {}
         #: By how much a dimension's rates differed lately.
         self._differ: dict[str, float] = {}
 
@@ -139,7 +130,6 @@ class ReadyPoints:
 
     def note(self, grant: Grant, retry_after: float, *, is_whole: bool) -> None:
         """Take in when the bucket has room for a refused call: after ``retry_after`` seconds."""
-        self._is_whole = is_whole
         unknown = WHOLE_SECONDS if is_whole else 0.0
         at = grant.at + retry_after - unknown
         if at > self._at and (self._is_first or self._at == -math.inf):
@@ -180,7 +170,7 @@ class ReadyPoints:
             self._unknown_seconds,
             self._unknown_calls,
         )
-        self._at, before, self.least = -math.inf, self._before, {}
+        self._at, before = -math.inf, self._before
         if before is None or point.at <= before.at:
             self._before = point
             return None
@@ -193,12 +183,7 @@ class ReadyPoints:
         }
         calls = amounts.get(REQUESTS, 0.0)
         unknown_calls = point.unknown_calls + before.unknown_calls
-        if calls <= unknown_calls:
-            return None
-        # Had the bucket been full meanwhile, the rate would be higher.
-        known = (1 - unknown_calls / calls) / (seconds + unknown_seconds)
-        self.least = {name: amount * known for name, amount in amounts.items()}
-        unknown_share = unknown_seconds / seconds + unknown_calls / calls
+        unknown_share = unknown_seconds / seconds + unknown_calls / max(calls, 1e-3)
         if calls < FEWEST_CALLS or unknown_share > MOST_UNKNOWN_SHARE:
             return None  # too little: it is measured from the same moment to a later one
         last, same = self._rates, SAME_SHARE + (unknown_share + self._unknown_share) / 2
@@ -214,10 +199,7 @@ class ReadyPoints:
             if self._differ[name] > MOST_DIFFER:
                 continue
             is_best = self._differ[name] < best - (CLEARLY_LESS if found else 0.0)
-            most_calls = most * calls / amounts[name]
-            if self._is_whole and most_calls > FASTEST_WHOLE:
-                continue
             if differ < same and is_best and evidence.was_never_full(name, most):
                 best = self._differ[name]
-                found = Measured(name, most, most_calls)
+                found = Measured(name, most, most * calls / amounts[name])
         return found

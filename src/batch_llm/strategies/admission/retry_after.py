@@ -22,11 +22,6 @@ if TYPE_CHECKING:
     from batch_llm.strategies.admission.evidence import Evidence
     from batch_llm.strategies.admission.grants import Grant
 
-#: The share that is used of the lowest rate that two volleys of refusals leave possible; and the
-#: highest such rate, in requests per second, at which it is used. Faster ones are soon found by the
-#: search, and may be other limits'.
-LEAST_SHARE, FASTEST_LEAST = 0.95, 2.0
-
 
 class RetryAfter:
     """Takes in each Retry-After, and what it tells of a rate.
@@ -120,8 +115,6 @@ class RetryAfter:
             self._ready.clear()
             return
         measured = self._ready.measure(self._evidence)
-        if measured is not None and self.hints.contradicts(measured.calls):
-            measured = None
         if measured is not None and not self._chance_belief.is_suspected:
             self._belief.is_searching = False
             self.exact.take(measured, self._budgets.values(), self._epoch.per_call)
@@ -134,14 +127,3 @@ class RetryAfter:
             if budget.has_learned_rate:
                 likely = self.hints.least * self._epoch.per_call(budget)
                 budget.learn_rate(max(budget.peak, likely))
-
-    def raise_to_least(self) -> None:
-        """Raise slow rates to what came back between the last two volleys of refusals."""
-        least = self._ready.least
-        if least.get(REQUESTS, 0.0) > FASTEST_LEAST:
-            return
-        for budget in self._budgets.values():
-            rate = LEAST_SHARE * least.get(budget.name, 0.0)
-            if budget.has_learned_rate and budget.rate < rate:
-                budget.peak = max(budget.peak, rate)
-                budget.learn_rate(rate)

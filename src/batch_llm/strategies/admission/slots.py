@@ -38,6 +38,7 @@ class Slots:
     """How many calls may be in flight in one lane."""
 
     __slots__ = (
+        "_below",
         "_best_rate",
         "_calls",
         "_counted",
@@ -69,6 +70,8 @@ class Slots:
     def forget(self) -> None:
         """Give the limit up, and what seemed to speak for it."""
         self.most = self.tried = self._full_since = math.inf
+        #: Calls let in since it was last reached.
+        self._below = 0
         self._lowest, self._highest = math.inf, -math.inf
         self._episodes = self._surprises = self._calls = 0
         #: How many calls get through, and got through at best.
@@ -89,12 +92,20 @@ class Slots:
             self.most = self.tried
             self._full_since = math.inf
         elif beside + 1 < self.most:
-            self._full_since = math.inf
-        elif self._full_since == math.inf:
+            # Where all answers take the same time, calls start together, the first beside nobody.
+            self._below += 1
+            if self._below > self.most:
+                self._full_since = math.inf
+        else:
+            self._below = 0
+            self._note_full(now)
+
+    def _note_full(self, now: float) -> None:
+        """Try one more once the limit was reached all the time for long enough."""
+        seconds = SLOWED_TRIAL_SECONDS if self._is_slowed else self._trial_seconds
+        if self._full_since == math.inf:
             self._full_since = now
-        elif now - self._full_since > (
-            SLOWED_TRIAL_SECONDS if self._is_slowed else self._trial_seconds
-        ):
+        elif now - self._full_since > seconds:
             self.tried = self.most + 1
 
     def _note_rate(self, now: float) -> None:

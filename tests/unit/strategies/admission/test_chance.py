@@ -8,8 +8,10 @@ import random
 import pytest
 
 from admissions import ONE, admission, holding
+from batch_llm import Limits
 from batch_llm.strategies.admission import Admission
 from batch_llm.strategies.admission.evidence import Evidence
+from batch_llm.strategies.admission.fallen_rates import FallenRates
 from batch_llm.strategies.admission.header_belief import LimitHeader
 from batch_llm.strategies.costs import Cost
 from batch_llm.strategies.dimensions import REQUESTS
@@ -44,6 +46,22 @@ def test_refusals_that_go_on_however_far_a_found_rate_falls_are_random(monkeypat
             break
 
     assert refusals == 5
+
+
+def test_refusals_that_go_on_however_far_a_told_rate_falls_are_random(monkeypatch):
+    """Although what was let in between them tells nothing."""
+    monkeypatch.setattr(FallenRates, "note", lambda *_, **__: 0.0)
+    one = admission(limits=Limits(requests_per_minute=6000))
+    now = 0.0
+    while not one._chance_belief.is_believed and one.refusals < 20:
+        for _ in range(10):
+            now += max(one.wait(now, ONE), 0.01)
+            one.accepted(now, one.start(now, ONE))
+        now += max(one.wait(now, ONE), 0.01)
+        one.refused(now, one.start(now, ONE), latency=0.01, retry_after=0.1)
+
+    assert one.refusals < 12
+    assert one.budgets[REQUESTS].rate == 100.0
 
 
 @pytest.mark.parametrize(

@@ -10,58 +10,6 @@ from batch_llm.strategies.costs import Cost
 from batch_llm.strategies.dimensions import INPUT, OUTPUT, REQUESTS
 
 
-def burst_refused(*, accepted_after, refused_after):
-    """Let 30 calls be sent, refuse the tenth first, and end those after it as given."""
-    one = admission(dimensions=(REQUESTS,))
-    one._doubt.limit = 32.0
-    grants = [one.start(0.1 * n, ONE) for n in range(30)]
-    one.refused(3.0, grants[9], latency=0.1)
-    low = one.budgets[REQUESTS].rate
-    for grant in grants[10 : 10 + refused_after]:
-        one.refused(3.05, grant, latency=0.1)
-    for grant in grants[10 + refused_after : 10 + refused_after + accepted_after]:
-        one.accepted(3.1, grant)
-    return low, one.budgets[REQUESTS].rate
-
-
-def test_calls_sent_after_the_first_refusal_that_are_let_in_show_that_no_burst_was_used_up():
-    low, rate = burst_refused(accepted_after=8, refused_after=0)
-
-    assert low < 1
-    assert rate > 10
-
-
-@pytest.mark.parametrize(("accepted", "refused"), [(7, 0), (8, 3)], ids=["too few", "many refused"])
-def test_too_few_of_them_show_nothing(accepted, refused):
-    low, rate = burst_refused(accepted_after=accepted, refused_after=refused)
-
-    assert rate == low
-
-
-def test_calls_sent_before_the_first_refusal_show_nothing_of_it():
-    one = admission(dimensions=(REQUESTS,))
-    one._doubt.limit = 32.0
-    grants = [one.start(0.1 * n, ONE) for n in range(30)]
-    one.refused(3.0, grants[-1], latency=0.1)
-    low = one.budgets[REQUESTS].rate
-    for grant in grants[:-1]:
-        one.accepted(3.1, grant)
-
-    assert one.budgets[REQUESTS].rate == low
-
-
-def test_calls_sent_with_the_one_refused_first_show_nothing_they_may_have_arrived_before_it():
-    one = admission(dimensions=(REQUESTS,))
-    one._doubt.limit = 32.0
-    grants = [one.start(0.002 * n, ONE) for n in range(30)]
-    one.refused(0.1, grants[9], latency=0.1)
-    low = one.budgets[REQUESTS].rate
-    for grant in grants[10:]:
-        one.accepted(0.2, grant)
-
-    assert one.budgets[REQUESTS].rate == low
-
-
 @pytest.mark.parametrize(
     ("retry_after", "fills_in"), [(1.0, 5.0), (2.0, 60.0), (0.9, 60.0), (None, 60.0)]
 )

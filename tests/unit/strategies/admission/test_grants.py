@@ -43,6 +43,6 @@ def test_what_is_spent_later_does_not_count():
 
 def test_of_a_limit_that_was_not_known_when_it_started_nothing_was_spent():
     one, grant = third_call()
-    later = one._add(OUTPUT, 1000.0, 1.0, 60.0)
+    later = one._lane.add(OUTPUT, 1000.0, 1.0, 60.0)
 
     assert grant.spent_with(later) == 0

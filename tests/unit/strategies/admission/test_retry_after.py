@@ -11,16 +11,6 @@ from batch_llm import Limits
 from batch_llm.strategies.dimensions import REQUESTS
 
 
-@pytest.mark.parametrize(("shown", "found"), [(0.3, 0.95 * 0.3), (0.05, 0.1), (3.0, 0.1)])
-def test_a_slow_limit_is_searched_from_no_less_than_what_came_back(shown, found):
-    one = admission(dimensions=(REQUESTS,))
-    one.budgets[REQUESTS].learn_rate(0.1)
-    one._retry_after._ready.least = {REQUESTS: shown}
-    one._retry_after.raise_to_least()
-
-    assert one.budgets[REQUESTS].rate == pytest.approx(found)
-
-
 @pytest.mark.parametrize(
     ("retry_after", "whole", "worked_out"),
     [(None, False, False), (2.0, True, False), (0.0, True, False), (1.25, False, True)],

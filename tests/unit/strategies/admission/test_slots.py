@@ -12,15 +12,16 @@ from batch_llm.strategies.admission import Admission
 from batch_llm.strategies.admission.header_belief import LimitHeader
 from batch_llm.strategies.admission.slots import LONGEST_TRIAL_SECONDS, TRIAL_SECONDS, Slots
 from batch_llm.strategies.costs import Cost
-from batch_llm.strategies.dimensions import CONCURRENCY, REQUESTS
+from batch_llm.strategies.dimensions import CONCURRENCY, INPUT, REQUESTS
 from virtual_lane import Lane, Reply
 
 
 class Slotted:
     """Refuses a call when so many others are in work; an answer is a moment on its way back."""
 
-    def __init__(self, slots, seed=1, *, names_it=False):
+    def __init__(self, slots, seed=1, *, names_it=False, seconds=(1.0, 3.0)):
         self.slots = slots
+        self.seconds = seconds
         self.dice = random.Random(seed)
         self.dimension = CONCURRENCY if names_it else None
         self.busy_until = []
@@ -29,7 +30,7 @@ class Slotted:
         self.busy_until = [until for until in self.busy_until if until > now]
         if len(self.busy_until) >= self.slots:
             return Reply("refused", 0.1, dimension=self.dimension)
-        seconds = self.dice.uniform(1.0, 3.0)
+        seconds = self.dice.uniform(*self.seconds)
         self.busy_until.append(now + seconds)
         return Reply("taken", seconds + 0.02)
 
@@ -78,6 +79,45 @@ def test_a_limit_that_rises_is_followed_one_by_one():
     lane.run(900)
 
     assert one._slots.most == 12
+
+
+def test_a_limit_that_rises_is_followed_though_all_answers_take_the_same_time():
+    server = Slotted(8, seconds=(2.0, 2.0))
+    one = Admission(0.0, dice=random.Random(1))
+    lane = Lane(one, server).run(100)
+    assert one._slots.most == 8
+    server.slots = 12
+    lane.run(900)
+
+    assert one._slots.most == 12
+
+
+def test_a_limit_of_a_rate_with_few_calls_in_flight_is_used_though_taken_for_one_in_flight():
+    """A bucket of tokens, calls of two sizes, and all answers after the same time."""
+    dice, level, at, size, let_in = random.Random(5), 20_000.0, 0.0, 400.0, 0.0
+    one = Admission(0.0, dimensions=(REQUESTS, INPUT), dice=random.Random(1))
+    was_taken_for_one, now, under_way = False, 0.0, []
+    while now < 600.0:
+        cost = Cost(1.0, size, size)
+        if (wait := one.wait(now, cost)) > 0:
+            now = min([now + max(wait, 1e-3), *(end for end, _, _ in under_way)])
+        else:
+            level, at = min(20_000.0, level + 10_000.0 * (now - at)), now
+            is_let_in = level >= size
+            under_way.append((now + (0.3 if is_let_in else 0.1), one.start(now, cost), is_let_in))
+            if is_let_in:
+                level, let_in = level - size, let_in + size * (now >= 200.0)
+                size = 2400.0 if dice.random() < 0.25 else 400.0
+        for end in [end for end in under_way if end[0] <= now]:
+            under_way.remove(end)
+            if end[2]:
+                one.accepted(now, end[1])
+            else:
+                one.refused(now, end[1], latency=0.1)
+        was_taken_for_one = was_taken_for_one or one._slots.is_known
+
+    assert was_taken_for_one
+    assert let_in > 0.95 * 10_000.0 * 400.0
 
 
 def test_a_limit_that_sinks_is_followed_within_a_few_refusals():
@@ -216,11 +256,20 @@ def test_a_limit_held_long_enough_is_tried_one_higher_and_raised_when_that_works
 def test_a_limit_that_is_not_used_up_is_not_tried():
     one = learned(16)
     now = hold(one, 15, since=0.0, seconds=15.0)
-    one.note_accepted(now, 14)
+    now = hold(one, 14, since=now, seconds=1.6)
 
     hold(one, 15, since=now, seconds=15.0)
 
     assert one.tried == 16
+
+
+def test_a_limit_is_used_up_though_calls_that_start_together_find_few_in_flight():
+    one = learned(4)
+    for volley in range(60):
+        for others in range(4):
+            one.note_accepted(0.4 * volley, others)
+
+    assert one.tried == 5
 
 
 def test_an_earlier_call_that_the_one_more_overtook_lowers_no_limit():

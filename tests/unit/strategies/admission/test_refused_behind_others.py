@@ -1,10 +1,8 @@
-"""A refusal right after the gate has opened: the first call since then says what it means."""
+"""A refusal right after the gate has opened, of a call behind others."""
 
 from __future__ import annotations
 
 import math
-
-import pytest
 
 from admissions import ONE, admission
 from batch_llm.strategies.dimensions import REQUESTS
@@ -27,23 +25,11 @@ def refused_behind_others():
     return one, calls, before
 
 
-def test_it_means_that_the_rate_was_too_high_as_long_as_those_before_it_are_not_refused():
+def test_it_means_that_the_rate_was_too_high():
     one, _, before = refused_behind_others()
 
     assert one.budgets[REQUESTS].rate < 0.9 * before
     assert one._gate.closed_again == 0
-
-
-def test_it_means_that_the_provider_is_closed_still_when_the_first_one_was_refused_as_well():
-    one, calls, before = refused_behind_others()
-    until = one.closed_until
-
-    for call in calls[:4]:
-        one.refused(call.at + 0.2, call, latency=0.2, retry_after=1.0)
-
-    assert one.budgets[REQUESTS].rate == pytest.approx(before)
-    assert one._gate.closed_again == 1
-    assert one.closed_until > until + 0.2  # longer than what it asked for
 
 
 def test_another_one_of_them_that_is_refused_changes_nothing():
