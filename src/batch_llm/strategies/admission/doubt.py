@@ -53,7 +53,7 @@ DOUBT_SEARCH = 64.0
 DOUBT_SHARE = 0.05
 #: While no limit is known it is this much more of the calls let in beyond so many; and where it is
 #: given how many calls may be in flight, this much more of all.
-DOUBT_MORE, DOUBT_MORE_BEYOND, DOUBT_MORE_GIVEN = 0.07, 400.0, 0.1
+DOUBT_MORE, DOUBT_MORE_BEYOND, DOUBT_MORE_GIVEN = 0.12, 800.0, 0.1
 #: Of a minute's requests that was let in, used up and opened again, so many may be in doubt.
 DOUBT_SHARE_OPENED = 0.25
 #: So many times what a learned rate sends while one call is in doubt may be in doubt; and so many

@@ -130,10 +130,10 @@ def test_of_the_calls_beyond_some_hundreds_a_larger_share_may_be_in_doubt():
     doubt, limits = Doubt(0.0, is_told=False), []
     for accepted in range(1, 4001):
         doubt.note_accepted(accepted)
-        if accepted in {320, 400, 4000}:
+        if accepted in {320, 800, 4000}:
             limits.append(doubt.limit)
 
-    assert limits == pytest.approx([16, 20, 20 + 0.12 * 3600])
+    assert limits == pytest.approx([16, 40, 40 + 0.17 * 3200])
 
 
 @pytest.mark.parametrize(
