@@ -218,7 +218,10 @@ async def with_openai(url, in_flight):
     import openai as sdk
 
     client = sdk.AsyncOpenAI(
-        base_url=url.removesuffix("/chat/completions"), api_key="none", max_retries=0
+        base_url=url.removesuffix("/chat/completions"),
+        api_key="none",
+        max_retries=0,
+        timeout=120.0,  # to connect, too: 5 s are little for 500 connections on a busy machine
     )
     messages = [{"role": "user", "content": PROMPT}]
 

@@ -14,7 +14,6 @@ from batch_llm.exceptions import DuplicateItemError, LedgerError, LedgerInUseErr
 from batch_llm.providers.callables import CallByMode
 from batch_llm.providers.requests import content_of
 from batch_llm.stores import ItemState, SqliteLedger
-from batch_llm.stores.base import TRANSITIONS
 from batch_llm.stores.statements import migrations
 from fakes import Script
 
@@ -74,6 +73,19 @@ def test_the_views_say_what_became_of_each_item(path):
         verdicts = [row[0] for row in tool.execute("SELECT verdict FROM attempts")]
         assert verdicts == ["ok", "internal", "internal", "internal"]
     tool.close()
+
+
+#: All steps that there are.
+TRANSITIONS = frozenset(
+    {
+        (ItemState.PENDING, ItemState.RUNNING),
+        (ItemState.RUNNING, ItemState.PENDING),
+        (ItemState.RUNNING, ItemState.DONE),
+        (ItemState.RUNNING, ItemState.FAILED),
+        (ItemState.DONE, ItemState.PENDING),
+        (ItemState.FAILED, ItemState.PENDING),
+    }
+)
 
 
 @pytest.mark.parametrize("before", ItemState)

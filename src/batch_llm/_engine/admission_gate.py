@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from batch_llm._engine.clock import clock_of
 from batch_llm._engine.gate import Held
-from batch_llm._engine.lanes import Ticket
+from batch_llm._engine.lane import Ticket
 from batch_llm._engine.statistics import LanePause, LearnedLimit
 from batch_llm._engine.turns import Flow
 from batch_llm.exceptions import TransportError
@@ -25,7 +25,8 @@ from batch_llm.strategies.errors import ErrorCode
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from batch_llm._engine.lanes import Lane, Lanes
+    from batch_llm._engine.lane import Lane
+    from batch_llm._engine.lanes import Lanes
     from batch_llm._engine.places import Place
     from batch_llm.base import LLMWorkItem
     from batch_llm.providers.base import Outcome

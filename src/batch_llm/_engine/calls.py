@@ -186,12 +186,12 @@ class Calls:
                 )
             except asyncio.CancelledError:
                 if owner.is_cancelled:
-                    self._book_given_up(item, attempt, progress, started_at)
+                    self._book_cancelled(item, attempt, progress, started_at, _GIVEN_UP)
                     raise
                 owner.take_back_cancellation()
                 outcome = Outcome(error=CallCancelledError())
             except CallCutError:
-                return self._book_cut(item, attempt, progress, started_at)
+                return self._book_cancelled(item, attempt, progress, started_at, _CUT_SHORT)
             except Exception as error:  # noqa: BLE001 - whatever a call raises is its failure
                 outcome = Outcome(
                     error=error, usage=usage_of_error(error), limits=limits_of_error(error)
@@ -294,30 +294,25 @@ class Calls:
         self._log_failure(item, progress.history[-1])
         return Ended(outcome, seconds, usage, code, verdict, held, wait)
 
-    def _book_cut(self, item: Item, attempt: Try, progress: Progress, started_at: float) -> Ended:
-        """Book a call that lost against its other copy: it was made, and may have cost."""
-        seconds = self._time() - started_at
+    def _book_cancelled(
+        self, item: Item, attempt: Try, progress: Progress, started_at: float, why: str
+    ) -> Ended:
+        """Book a call that was ended from outside: it was made, and may have cost."""
         usage = self._meter.note(item, _NOTHING, attempt, progress, may_have_cost=True)
-        code = ErrorCode.CANCELLED
+        seconds, code = self._time() - started_at, ErrorCode.CANCELLED
         progress.history.append(
             Attempt(
-                attempt.number, started_at, seconds, usage, code.value, _CUT_SHORT,
-                progress.billed_as, attempt.change,
+                attempt.number,
+                started_at,
+                seconds,
+                usage,
+                code.value,
+                why,
+                progress.billed_as,
+                attempt.change,
             )
-        )  # fmt: skip
+        )
         return Ended(_NOTHING, seconds, usage, code)
-
-    def _book_given_up(
-        self, item: Item, attempt: Try, progress: Progress, started_at: float
-    ) -> None:
-        """Book a call that ends with its run: it was made, and may have cost."""
-        usage = self._meter.note(item, _NOTHING, attempt, progress, may_have_cost=True)
-        seconds, code = self._time() - started_at, ErrorCode.CANCELLED.value
-        progress.history.append(
-            Attempt(
-                attempt.number, started_at, seconds, usage, code, _GIVEN_UP, progress.billed_as
-            )
-        )  # fmt: skip
 
     def _log_failure(self, item: Item, attempt: Attempt) -> None:
         if logger.isEnabledFor(self._log_level):

@@ -2,7 +2,7 @@
 
 When a call may start there is its admission's business (``strategies/admission/``). What is added
 here: it is set aside when it fails for good, avoided for a while when it fails otherwise, and held
-to what its server works on at once. Which of several is taken: ``lanes.py``.
+to what its server works on at once. Which of several is taken: ``lane.py``.
 """
 
 from __future__ import annotations

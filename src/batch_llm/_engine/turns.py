@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
 
-    from batch_llm._engine.lanes import Ticket
+    from batch_llm._engine.lane import Ticket
     from batch_llm.strategies.costs import Cost
 
 #: One in so many of a run's calls goes to the one that has waited longest, whatever its priority.

@@ -13,7 +13,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from batch_llm._engine.lanes import Ticket
+    from batch_llm._engine.lane import Ticket
     from batch_llm._engine.sizes import Sizes
     from batch_llm.base import LLMWorkItem
     from batch_llm.strategies.admission import Admission

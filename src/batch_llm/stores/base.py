@@ -62,26 +62,17 @@ class Attempt(msgspec.Struct, frozen=True, gc=False):
 
 
 class ItemState(StrEnum):
-    """Where an item is on its way."""
+    """Where an item is on its way: pending, running, done or failed.
+
+    There are no other steps than these in turn, and those back to pending: an item in work was
+    abandoned or cut off, a finished one asks something else by now or is to be tried again.
+    """
 
     PENDING = "pending"
     RUNNING = "running"
     DONE = "done"
     FAILED = "failed"
 
-
-#: The only steps that there are. Back to pending: abandoned or cut off, its content changed, or it
-#: is to be tried again.
-TRANSITIONS = frozenset(
-    {
-        (ItemState.PENDING, ItemState.RUNNING),
-        (ItemState.RUNNING, ItemState.PENDING),
-        (ItemState.RUNNING, ItemState.DONE),
-        (ItemState.RUNNING, ItemState.FAILED),
-        (ItemState.DONE, ItemState.PENDING),
-        (ItemState.FAILED, ItemState.PENDING),
-    }
-)
 
 #: Failures that say nothing of the item: key, credit, model or the user stood in the way. They are
 #: tried again whenever the run goes on; so is what failed without a single call.

@@ -6,7 +6,10 @@ import asyncio
 
 import pytest
 
-from batch_llm import LLMWorkItem, ParallelBatchProcessor
+from batch_llm import LLMWorkItem, ParallelBatchProcessor, StoreError, WorkItemResult
+from batch_llm._engine.events import EventDispatcher
+from batch_llm._engine.progress import Progress
+from batch_llm._engine.unsaved import Unsaved
 from batch_llm.stores.base import Saving
 from batch_llm.stores.memory import MemoryStore
 
@@ -169,3 +172,57 @@ async def test_a_worker_that_is_cancelled_as_it_waits_gives_back_nothing_that_ha
         store.save(len(store.waiting))
     ids = [result.item_id for result in again.result().results]
     assert len(ids) == len(set(ids)) == 3000 - accepted
+
+
+class Holding:
+    """Results of a run that are being saved, as far as a test looks at them."""
+
+    def __init__(self, show):
+        self.errors = []
+        self.unsaved = Unsaved(2, show, EventDispatcher([]), self.errors.append)
+
+    def take(self, item_id):
+        saving = Later()
+        assert self.unsaved.take(saving, WorkItemResult(item_id, success=True), None, Progress())
+        return saving
+
+
+async def test_what_showing_a_saved_result_raises_is_told_and_the_others_are_shown():
+    shown = []
+
+    def show(result, _worker, _progress):
+        if result.item_id == "a":
+            raise ValueError("no room for it")
+        shown.append(result.item_id)
+
+    held = Holding(show)
+    first, second = held.take("a"), held.take("b")
+    first.end()
+    second.end()
+    await held.unsaved.show_all()
+
+    assert [str(error) for error in held.errors] == ["no room for it"]
+    assert shown == ["b"]
+
+
+async def test_what_could_not_be_saved_is_told_and_not_shown():
+    shown = []
+    held = Holding(lambda result, _worker, _progress: shown.append(result))
+
+    held.take("a").end(StoreError("a", "the disk is gone"))
+    await held.unsaved.show_all()
+
+    assert [error.args for error in held.errors] == [("a", "the disk is gone")]
+    assert shown == []
+
+
+async def test_nobody_goes_on_while_whoever_takes_the_results_has_no_room():
+    room = asyncio.get_running_loop().create_future()
+    held = Holding(lambda _result, _worker, _progress: room)
+    held.take("a").end()
+
+    assert not held.unsaved.take(Later(), WorkItemResult("b", success=True), None, Progress())
+    room.set_result(None)
+    await rested()
+    held.take("c").end()
+    await held.unsaved.show_all()

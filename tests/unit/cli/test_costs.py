@@ -67,6 +67,13 @@ def test_a_sum_with_unknown_parts_says_so():
     }
 
 
+def test_a_run_without_earlier_sessions_tells_its_tokens_once():
+    now = Counts().snapshot(total=1, state="finished", concurrency=1)
+
+    assert not tokens_in_all(now)
+    assert not any(line.startswith("  in all") for line in summary_lines(now))
+
+
 def cut_off(sent, got, calls=2):
     return [ModelUsage(model="a:b", calls=calls, input_tokens=sent, output_tokens=got)]
 

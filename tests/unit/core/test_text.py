@@ -55,18 +55,6 @@ def test_wide_characters_take_two_cells_and_marks_none(text, cells):
     assert width(text) == cells
 
 
-def test_an_error_is_described_by_its_type_and_message():
-    assert described(ValueError("no")) == "ValueError: no"
-
-
-def test_an_error_that_cannot_be_printed_is_described_all_the_same():
-    class UnprintableError(Exception):
-        def __str__(self):
-            raise RuntimeError("never")
-
-    assert described(UnprintableError()) == "UnprintableError: (its message cannot be printed)"
-
-
 @pytest.mark.parametrize(
     ("text", "cells", "expected"),
     [
@@ -87,3 +75,15 @@ def test_text_is_cut_by_the_cells_that_it_takes(text, cells, expected):
 )
 def test_one_is_told_as_one(number, expected):
     assert counted(number, "row") == expected
+
+
+def test_an_error_is_described_by_its_type_and_message():
+    assert described(ValueError("no")) == "ValueError: no"
+
+
+def test_an_error_that_cannot_be_printed_is_described_all_the_same():
+    class UnprintableError(Exception):
+        def __str__(self):
+            raise RuntimeError("never")
+
+    assert described(UnprintableError()) == "UnprintableError: (its message cannot be printed)"

@@ -73,3 +73,10 @@ def test_a_part_with_a_row_that_the_input_has_no_more_is_not_kept():
     assert kept(Known(IN_PLACE, moved=[1, 0]), [(0, part(1, 2))]) == []
     assert kept(Known(IN_PLACE), [(0, part(1, 2))]) == []
     assert kept(Known(IN_PLACE, moved=[1]), [(0, part(1, 5))]) == []
+
+
+def test_rows_that_the_input_has_not_any_more_are_in_no_part_that_is_kept():
+    known = Known(IN_PLACE, IN_PLACE, moved=(2, 1))
+
+    assert kept(known, [(0, part(3)), (10, part(1, 2)), (30, part(9, 1))]) == [10]
+    assert list(known.lines[1:]) == [WRITTEN, WRITTEN]

@@ -46,6 +46,7 @@ def test_what_was_added_is_read_again(tmp_path):
         {"lines": 51},
         {"lines": 4},
         {"records": 0},
+        {"records": 0, "facts": Facts(rows=0), "starts": b"", "contents": b""},
         {"records": ROWS + 1},
         {"number": -1},
         {"line": 0},

@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from batch_llm.strategies.admission.budgets import Budget
     from batch_llm.strategies.admission.header_belief import LimitHeader
     from batch_llm.strategies.admission.known_limits import Known
+    from batch_llm.strategies.admission.second_calls import Bound
 
 #: A window that refused a call is taken to open so many seconds later than its Retry-After says.
 LATE_SECONDS = 0.05
@@ -69,6 +70,11 @@ WELL_KNOWN_SHARE = 0.8
 
 class Admission:
     """Decides when the calls of one lane may start.
+
+    A call's way is ``wait``, ``start``, and one of ``accepted``, ``refused``, ``failed`` and
+    ``cancelled``. It counts as let in (``_confirm``) when it is answered, or silent for long
+    enough. What the first refusal of an epoch means is worked out in ``_cut``, ``_cut_rates`` and
+    ``_begin_epoch``; the first call let in after it ends its closure (``_reopen``).
 
     Args:
         now: The time.
@@ -601,6 +607,19 @@ class Admission:
         cut = () if is_used_up or is_trial or is_early else emptied
         if not is_closed_still and not self._cut_rates(now, grant, retry_after, cut, seconds):
             return False
+        self._begin_epoch(now, grant, retry_after, emptied, bounds)
+        return True
+
+    def _begin_epoch(
+        self,
+        now: float,
+        grant: Grant,
+        retry_after: float | None,
+        emptied: Collection[Budget],
+        bounds: list[Bound],
+    ) -> None:
+        """Begin to count anew with empty budgets and a closed gate."""
+        epoch, belief, gate = self._epoch, self._belief, self._gate
         requests = self.budgets[REQUESTS]
         thought = requests.thought_at(now, grant)
         is_explained = any(budget.windows.is_used_up(now) for budget in self.budgets.values())
@@ -623,7 +642,6 @@ class Admission:
         if belief.sees_headers:
             requests.headers.others.note_refused(now, gate.closed_until, thought, requests.capacity)
         self._fit_doubt(emptied)
-        return True
 
     def _was_used_up(self, retry_after: float | None) -> bool:
         """Tell whether a limit was used up before the first call.
@@ -681,9 +699,7 @@ class Admission:
         self._search.note_cut(cuts)
         self._rates.keep_in_step()
         belief.is_searching = self._search.goes_on
-        # Where refusals may be chance, how much was let in between them measures nothing.
-        pause = 0.0 if self._chance_belief.is_suspected else retry_after or 0.0
-        epoch.note_empty(now, grant, pause, budgets.values())
+        epoch.note_empty(now, grant, retry_after or 0.0, budgets.values())
         return True
 
     def _drain(self, now: float, budget: Budget, grant: Grant, retry_after: float | None) -> None:
