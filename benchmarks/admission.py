@@ -1,6 +1,6 @@
 """Admission on the test bench: makespan against the omniscient optimum, and refused calls.
 
-    python benchmarks/admission.py BENCH [SCENARIO ...] [--seeds 11 12 13] [--random 50]
+    python benchmarks/admission.py BENCH [SCENARIO ...] [--seeds 11 12 13] [--random 50] [--bound]
 
 BENCH is the folder with the test bench's modules (``core``, ``provider``, ``client``, ``run``,
 ``scenarios``, ``governor_lite``). The seed of the random sweep is drawn anew each time and printed.
@@ -173,6 +173,55 @@ def own_scenarios(provider):
     }
 
 
+def told_oracle(bench):
+    """Return an omniscient client that keeps told limits, too: each as a bucket of a minute."""
+
+    class Oracle(bench.Oracle):
+        name = "omniscient, limits kept"
+
+        def start(self, client):
+            self.told = {name: limit / 60 for name, limit in client.prov.base.items()}
+            self.left = dict(client.prov.base)
+            self.filled_at = client.sim.now
+            super().start(client)
+
+        def cost(self, item):
+            got = item.max_tokens if self.c.spec.charge == "maxtok" else item.tout
+            sent = item.tin
+            return {"requests": 1.0, "tokens": sent + got, "input": sent, "output": got}
+
+        def ceiling_wait(self, cost):
+            passed, self.filled_at = self.c.sim.now - self.filled_at, self.c.sim.now
+            longest = 0.0
+            for name, rate in self.told.items():
+                self.left[name] = min(60 * rate, self.left[name] + passed * rate)
+                missing = min(cost[name], 60 * rate) - self.left[name]
+                longest = max(longest, missing / rate)
+            return longest if longest > 1e-9 else 0.0
+
+        def pump(self):
+            client, provider, self.h = self.c, self.c.prov, None
+            while client.queue and self.infl < client.spec.max_inflight:
+                item = client.queue[0]
+                cost = self.cost(item)
+                wait = self.ceiling_wait(cost)
+                if not provider.can(item):
+                    wait = max(wait, provider.wait(item), 1e-3)
+                if wait:
+                    self.h = client.sim.call_later(max(wait, 1e-3), self.pump)
+                    return
+                client.queue.popleft()
+                self.infl += 1
+                for name in self.told:
+                    self.left[name] -= cost[name]
+                item.attempts += 1
+                provider.nsent += 1
+                item.t_first = client.sim.now if item.t_first < 0 else item.t_first
+                provider._arrive(item, self.resp, client.proc, client.sim.now, False)
+
+    return Oracle
+
+
 def measure(bench, spec, makers, seeds):
     optimum = {}
     for seed in seeds:
@@ -211,6 +260,7 @@ def main():
     parser.add_argument("--sweep", type=int, help="the sweep's seed, to see one again")
     parser.add_argument("--items", type=int, help="of each scenario, in place of its own number")
     parser.add_argument("--reference", action="store_true", help="run the bench's controller too")
+    parser.add_argument("--bound", action="store_true", help="what told limits cost at the least")
     options = parser.parse_args()
     sys.path.insert(0, str(Path(options.bench)))
     import provider
@@ -222,6 +272,8 @@ def main():
     makers = [lambda: Ours(told=False), lambda: Ours(told=True)]
     if options.reference:
         makers += [lambda: bench.Governed("auto"), lambda: bench.Governed("known")]
+    if options.bound:
+        makers.append(told_oracle(bench))
     if options.random:
         seed = options.sweep or random.SystemRandom().randrange(10**9)
         print(f"random sweep, seed {seed}")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from batch_llm.strategies.admission.budgets import Budget
+from batch_llm.strategies.admission.grants import Grant
 from batch_llm.strategies.admission.header_belief import LimitHeader
+from batch_llm.strategies.costs import Cost
 from batch_llm.strategies.dimensions import REQUESTS
 
 
@@ -30,11 +32,18 @@ def window():
     return budget
 
 
+def opening(budget, at):
+    """Return the call that is the first to be let in at a time, as if it were sent just now."""
+    grant = Grant(at, 0, Cost(0.0), 1, 0)
+    grant.spent_then, grant.pending_then = [budget.spent], [budget.pending]
+    return grant
+
+
 def opened_twice(first=100.0, second=160.0, limit=600.0):
     budget = Budget(REQUESTS, limit, 0.0, 60.0)
     budget.charge(first, 400.0)
     budget.note_cut()
-    budget.windows.seems_a_window(first, first)
+    budget.windows.seems_a_window(first, opening(budget, first))
     assert not budget.is_window
-    budget.windows.seems_a_window(second, second)
+    budget.windows.seems_a_window(second, opening(budget, second))
     return budget

@@ -65,6 +65,7 @@ def blamed(budgets: Iterable[Budget], now: float, *, is_first: bool) -> list[Bud
     left = []
     for budget in limited:
         budget.refill(now)
-        left.append((budget.level + budget.pending) / budget.rate)
+        pending = 0.0 if budget.is_window else budget.pending
+        left.append((budget.level + pending) / budget.rate)
     most = LEFT_FACTOR * max(0.0, min(left)) + LEFT_SECONDS
     return [budget for budget, seconds in zip(limited, left, strict=True) if seconds <= most]

@@ -49,6 +49,8 @@ class Budget:
         "capacity",
         "ceiling",
         "charged_at",
+        "charged_at_reset",
+        "charged_when_empty",
         "counts_output",
         "extra_rate",
         "field",
@@ -68,12 +70,13 @@ class Budget:
         "pace",
         "peak",
         "pending",
+        "pending_let_in",
+        "pending_when_empty",
         "rate",
         "reset_at",
         "source",
         "spent",
         "spent_at_cut",
-        "spent_at_reset",
         "spent_when_empty",
         "told",
         "told_capacity",
@@ -109,10 +112,17 @@ class Budget:
         self.updated_at = now
         #: When the bucket, and the told one, were last full or a window began.
         self.full_at = self._allowed_full_at = -math.inf
-        #: All that was ever charged; and its value at the last cut, and at the last reset.
-        self.spent = self.spent_at_cut = self.spent_at_reset = 0.0
+        #: All that was ever charged, output still to come included; and its value at the last cut.
+        self.spent = self.spent_at_cut = 0.0
         #: Its value when the call was sent for which the rate was last cut: the bucket was empty.
         self.spent_when_empty = 0.0
+        #: What the provider had charged when it refused, and what was pending: calls in flight that
+        #: are refused later, too, do not count.
+        self.charged_when_empty = self.pending_when_empty = 0.0
+        #: A learned minute let so much in that was pending when it refused, whatever came of it.
+        self.pending_let_in = 0.0
+        #: What the provider had charged when this window began.
+        self.charged_at_reset = 0.0
         #: Output of the calls in flight that the provider will charge when they end.
         self.pending = 0.0
         #: What the largest call took.
@@ -138,6 +148,11 @@ class Budget:
     def is_limited(self) -> bool:
         """Whether anything is known of the limit."""
         return self.capacity < math.inf
+
+    @property
+    def charged(self) -> float:
+        """What the provider has charged: without the output that it charges at a call's end."""
+        return self.spent - self.pending
 
     @property
     def has_learned_rate(self) -> bool:
@@ -177,7 +192,7 @@ class Budget:
             if now >= self.reset_at + RESET_SLACK_SECONDS:
                 self.level = self.capacity
                 self.is_shut = False
-                self.spent_at_reset, self.full_at = self.spent, now
+                self.charged_at_reset, self.full_at = self.charged, now
                 windows = math.ceil((now - self.reset_at + 1e-6) / self.window_seconds)
                 self.reset_at += self.window_seconds * windows
         elif self.rate < math.inf:
@@ -186,38 +201,70 @@ class Budget:
             if self.level >= self.capacity:
                 self.full_at = now
 
-    def charge(self, now: float, amount: float) -> float:
-        """Take ``amount`` out; return what has been spent with it."""
+    def charge(self, now: float, amount: float, pending: float = 0.0) -> float:
+        """Take ``amount`` out; return what has been spent with it.
+
+        Args:
+            now: The time.
+            amount: What a call is expected to take in all.
+            pending: So much of it the provider charges when the call ends. A bucket is to have room
+                for it from the start; a minute lets in what it has room for now.
+        """
         self.spent = spent = self.spent + amount
+        at_once = amount
+        if pending:
+            self.pending += pending
+            at_once -= pending
         log = self.log
         if log is not None:
             if now < log.newest_until:
-                log.newest += amount
+                log.newest += at_once
             else:
-                log.charge(now, amount)
+                log.charge(now, at_once)
                 if self.charged_at == math.inf:
                     self.charged_at = now
         if self.capacity < math.inf:
             self.refill(now)
-            self.level -= amount
+            self.level -= at_once if self.is_window else amount
             self.allowed -= amount
         return spent
 
-    def settle(self, now: float, difference: float, charged_at: float) -> None:
-        """Correct a charge by what was used more or, when negative, less than it."""
+    def note_end(self, now: float, pending: float) -> None:
+        """Count the output of a call that has ended, as it was expected."""
+        self.pending -= pending
+        if self.log is not None:
+            self.log.charge(now, pending)
+        if self.is_window:
+            self.refill(now)
+            self.level -= pending
+
+    def settle(self, now: float, difference: float, charged_at: float, late: float = 0.0) -> None:
+        """Correct a charge by what was used more or, when negative, less than it.
+
+        Args:
+            now: When the call ended.
+            difference: What was used more than expected.
+            charged_at: When the call was sent.
+            late: So much of the charge was counted when the call ended.
+        """
         if difference >= 0:
             self.charge(now, difference)
         else:
-            self.uncharge(now, -difference, charged_at, refund=True)
+            self.uncharge(now, -difference, charged_at, refund=True, late=late)
 
-    def uncharge(self, now: float, amount: float, charged_at: float, *, refund: bool) -> None:
+    def uncharge(
+        self, now: float, amount: float, charged_at: float, *, refund: bool, late: float = 0.0
+    ) -> None:
         """Forget a charge that the provider did not make; with ``refund`` it is there again.
 
-        A bucket that was full meanwhile would be no fuller without that charge.
+        A bucket that was full meanwhile would be no fuller without that charge. ``late`` is what
+        was counted of it just now, when the call ended.
         """
         self.spent -= amount
+        late = min(late, amount)
         if self.log is not None:
-            self.log.take_back(charged_at, amount)
+            self.log.take_back(now, late)
+            self.log.take_back(charged_at, amount - late)
         if not self.is_limited:
             return
         self.refill(now)
@@ -225,9 +272,11 @@ class Budget:
             self.allowed = min(self.told_capacity, self.allowed + amount)
         if refund and self.full_at <= charged_at:
             self.level = min(self.capacity, self.level + amount)
+        elif self.is_window:
+            self.level = min(self.capacity, self.level + late)
 
-    def wait(self, now: float, amount: float) -> float:
-        """Return the seconds until a call of this cost may start.
+    def wait(self, now: float, amount: float, pending: float = 0.0) -> float:
+        """Return the seconds until a call of this cost may start; ``pending`` as in ``charge``.
 
         A call that costs more than the bucket holds waits for a full one, and leaves a debt.
         """
@@ -236,7 +285,10 @@ class Budget:
         self.refill(now)
         counted = 0.0
         if self.is_sliding and self.log is not None:
-            counted = self.log.wait(now, max(0.0, self.capacity - amount))
+            room = self.capacity - amount + pending
+            if self.pending_let_in:
+                room += max(0.0, self.pending_let_in - self.pending - pending)
+            counted = self.log.wait(now, max(0.0, room))
             if self.told is None:
                 return counted
         if self.told is not None and (self.is_window or self.extra_rate or amount > self.capacity):
@@ -244,11 +296,15 @@ class Budget:
             too_much = min(amount, self.told_capacity) - self.allowed
             if too_much > 1e-9:
                 counted = max(counted, too_much * self.window_seconds / self.told)
+        if self.is_window:
+            if self.pending_let_in:
+                pending += max(0.0, self.pending_let_in - self.pending - pending)
+            if min(amount - pending, self.capacity) - self.level <= 1e-9:
+                return counted
+            return max(1e-3, self.reset_at + RESET_SLACK_SECONDS - now)
         missing = min(amount, self.capacity) - self.level
         if missing <= 1e-9:
             return counted
-        if self.is_window:
-            return max(1e-3, self.reset_at + RESET_SLACK_SECONDS - now)
         return max(counted, missing / (self.rate * self.pace + self.extra_rate))
 
     def learn_rate(self, rate: float) -> None:

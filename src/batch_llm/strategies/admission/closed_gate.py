@@ -11,6 +11,9 @@ if TYPE_CHECKING:
 #: Without a Retry-After the closed gate is tried again after so many seconds; after each refusal in
 #: a row twice as many (doubled so many times), up to the longest.
 PROBE_SECONDS, LONGEST_PROBE_SECONDS, MOST_DOUBLED = 0.25, 8.0, 10
+#: After more calls than these a probe is a smaller part of them, and waiting a larger one of the
+#: run: the longest time falls as they grow, to so many seconds.
+MANY_CALLS, LONGEST_MANY_SECONDS = 500, 2.0
 #: Where a minute may be what is counted, it opens a minute after the first call at the latest: one
 #: probe comes so many seconds after that, and for some time others as often as this.
 DUE_SECONDS, DUE_PROBE_SECONDS, DUE_FOR_SECONDS = 0.05, 1.0, 5.0
@@ -48,6 +51,7 @@ class ClosedGate:
         *,
         is_guess: bool,
         minute_at: float = math.inf,
+        accepted: int = 0,
     ) -> None:
         """Close it because of a refusal.
 
@@ -57,6 +61,7 @@ class ClosedGate:
             calls_per_second: The rate of calls that is believed.
             is_guess: Whether that is only a guess, and no reason to wait.
             minute_at: When it opens at the latest, if what is counted is a minute.
+            accepted: Calls let in so far.
         """
         again = self.closed_again
         if retry_after is not None:
@@ -64,7 +69,8 @@ class ClosedGate:
             wait = retry_after + stretch + self._dice.uniform(0, SPREAD_SECONDS)
         elif again:
             call_seconds = 0.0 if is_guess else 1 / calls_per_second
-            longest = max(LONGEST_PROBE_SECONDS, LONGEST_PROBE_CALLS * call_seconds)
+            most = LONGEST_PROBE_SECONDS * min(1.0, MANY_CALLS / max(1, accepted))
+            longest = max(most, LONGEST_MANY_SECONDS, LONGEST_PROBE_CALLS * call_seconds)
             first = max(PROBE_SECONDS, PROBE_CALLS * call_seconds)
             wait = self._spread(min(longest, first * 2.0 ** min(again, MOST_DOUBLED)))
             due = minute_at + DUE_SECONDS

@@ -80,7 +80,7 @@ class Closure:
             budget.windows.explain_opening(
                 now,
                 epoch.began_at,
-                grant.at,
+                grant,
                 is_long=is_long,
                 is_one_of_several=len(budgets) > 1,
             )
@@ -90,7 +90,7 @@ class Closure:
         if closed_seconds > max(SHORTEST_CLOSURE_SECONDS, SURE_CLOSURES * longest + 1):
             for budget in budgets:
                 is_asked = epoch.pause_seconds > 0
-                budget.windows.seems_a_window(now, grant.at, is_asked=is_asked)
+                budget.windows.seems_a_window(now, grant, is_asked=is_asked)
 
 
 def learn_from_closure(

@@ -43,7 +43,7 @@ from batch_llm.strategies.admission.rates import Rates
 from batch_llm.strategies.admission.retry_after import RetryAfter
 from batch_llm.strategies.admission.scarce import Scarce
 from batch_llm.strategies.admission.slots import Slots
-from batch_llm.strategies.costs import FIELDS, NOTHING, Cost
+from batch_llm.strategies.costs import FIELDS, NOTHING, PENDING, Cost
 from batch_llm.strategies.dimensions import (
     CONCURRENCY,
     MINUTE,
@@ -225,7 +225,8 @@ class Admission:
         longest = 0.0
         for budget in self._lane.in_order:
             if budget.capacity < math.inf and (amount := cost[budget.field]) > 0:
-                wait = budget.wait(now, amount)
+                pending = cost[PENDING] if budget.counts_output else 0.0
+                wait = budget.wait(now, amount, pending)
                 if wait > longest:
                     if budget.windows.is_tried(now):
                         wait = doubt.wait_to_try(now, wait, self.budgets[REQUESTS].capacity)
@@ -273,7 +274,7 @@ class Admission:
                 the estimate whatever happens.
             headers: What the answer says of the limits.
         """
-        self._leave(grant)
+        self._leave(now, grant)
         self._end(now, grant)
         if used is not None:
             self._correct(now, grant, used)
@@ -312,7 +313,7 @@ class Admission:
             grant: The call's.
             used: As for ``accepted``.
         """
-        self._lane.release(grant)
+        self._lane.release(now, grant)
         if used is not None:
             self._correct(now, grant, used)
 
@@ -347,7 +348,7 @@ class Admission:
         Returns:
             What follows from it.
         """
-        self._leave(grant)
+        self._leave(now, grant)
         self._end_unlimited()
         self.refusals += 1
         self._overload.note_answer(now, grant.is_probe)
@@ -388,7 +389,7 @@ class Admission:
 
     def failed(self, now: float, grant: Grant, *, retry_after: float | None = None) -> None:
         """Close the grant of a call that the provider was too busy for."""
-        self._leave(grant)
+        self._leave(now, grant)
         self._take_back(now, grant, refund=True)
         self._overload.note_failure(
             now, self.in_flight, is_probe=grant.is_probe, retry_after=retry_after
@@ -396,7 +397,7 @@ class Admission:
 
     def cancelled(self, now: float, grant: Grant, *, was_sent: bool) -> None:
         """Close the grant of a call that was given up; what was never sent costs nothing."""
-        self._leave(grant)
+        self._leave(now, grant)
         self._overload.note_cancelled(is_probe=grant.is_probe)
         if was_sent:
             self._doubt.settle(grant)
@@ -471,10 +472,10 @@ class Admission:
         """The rate of calls that the limits allow, as far as they are known."""
         return self._rates.calls_per_second
 
-    def _leave(self, grant: Grant) -> None:
+    def _leave(self, now: float, grant: Grant) -> None:
         grant.is_open = False
         self.in_flight -= 1
-        self._lane.release(grant)
+        self._lane.release(now, grant)
 
     def _take_back(self, now: float, grant: Grant, *, refund: bool) -> None:
         """Forget the charge of a call that the provider did not take."""
@@ -483,7 +484,8 @@ class Admission:
             if budget.number >= len(grant.spent_then):
                 continue  # it was not known when the call was charged
             amount = grant.cost[budget.field]
-            budget.uncharge(now, amount, grant.at, refund=refund)
+            late = grant.cost[PENDING] if budget.counts_output else 0.0
+            budget.uncharge(now, amount, grant.at, refund=refund, late=late)
             self._epoch.forget(grant, budget, amount)
         self._evidence.forget(grant)
         self._scarce.forget(grant)
@@ -688,8 +690,9 @@ class Admission:
         is_whole = self._retry_after.is_whole(retry_after)
         is_fast = self._chance_belief.is_suspected and is_whole
         cuts = self._search.judge(is_fast=is_fast, is_whole=is_whole)
+        is_explained = any(budget.windows.explains(now) for budget in cut)
         for budget in cut:
-            self._cuts.cut(now, budget, grant, seconds)
+            self._cuts.cut(now, budget, grant, seconds, is_explained=is_explained)
         if belief.is_first:
             if retry_after is not None:
                 if is_whole:
@@ -720,6 +723,7 @@ class Admission:
             self.calls_per_second,
             is_guess=is_guess,
             minute_at=self.budgets[REQUESTS].charged_at + MINUTE,
+            accepted=self._accepted,
         )
 
     def _explains_in_flight(self, grant: Grant, dimension: str | None, *, is_first: bool) -> bool:

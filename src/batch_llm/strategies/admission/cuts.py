@@ -84,15 +84,26 @@ class Cuts:
         self._evidence = evidence
         self._scarce = scarce
 
-    def cut(self, now: float, budget: Budget, grant: Grant, seconds: float) -> None:
-        """Cut one budget's rate because of a refused call, ``seconds`` after the last one."""
+    def cut(
+        self,
+        now: float,
+        budget: Budget,
+        grant: Grant,
+        seconds: float,
+        *,
+        is_explained: bool = False,
+    ) -> None:
+        """Cut one budget's rate because of a refused call, ``seconds`` after the last one.
+
+        ``is_explained``: whether the learned minute of one of them explains it.
+        """
         is_first = self._belief.is_first
         let_in = max(0.0, grant.spent_before(budget) - budget.spent_when_empty)
         if is_first and budget.source == "unknown":
             start_low(budget, grant, let_in, seconds)
             return
         if self._belief.is_by_window and budget.source == "unknown" and budget.limit:
-            budget.windows.fit(now, grant)
+            budget.windows.fit(now, grant, is_explained=is_explained)
             return
         if budget.rate == math.inf or budget.is_sliding or budget.headers.keeps_pace:
             return

@@ -63,6 +63,8 @@ class Epoch:
         self.closed_at, self.pause_seconds = now, pause_seconds
         for budget in budgets:
             budget.spent_when_empty = grant.spent_before(budget)
+            budget.charged_when_empty = budget.charged
+            budget.pending_when_empty = budget.pending
 
     def close(self) -> None:
         """Begin to count anew: calls that are in flight belong to the time before."""
@@ -75,6 +77,11 @@ class Epoch:
             budget.spent_at_cut -= amount
         if grant.number < self.empty_at_call:
             budget.spent_when_empty -= amount
+        budget.windows.forget(grant)
+        if grant.at <= self.closed_at and self.empty_at_call:
+            charged = grant.charged(budget)
+            budget.charged_when_empty -= charged
+            budget.pending_when_empty -= amount - charged
 
     def per_call(self, budget: Budget) -> float:
         """Return what a call has taken of a budget on average."""

@@ -66,6 +66,8 @@ class Grant:
 
     def charged_before(self, budget: Budget) -> float:
         """Return what a provider had charged when it started, itself not included."""
+        if budget.number >= len(self.pending_then):
+            return 0.0
         then = self.spent_then[budget.number] - self.pending_then[budget.number]
         return then - self.charged(budget)
 

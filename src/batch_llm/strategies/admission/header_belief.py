@@ -167,20 +167,22 @@ class HeaderBelief:
             budget.capacity = budget.holds = min(limit, max(holds, budget.largest, 1.0))
             budget.level = min(budget.level, budget.capacity)
         deadline = sent_at + reset
-        self._vote(sent_at, deadline, remaining, limit)
+        self._vote(sent_at, deadline, header, spent_then - pending_then)
         if budget.is_window or budget.is_sliding:
             self.stop_sharing()
         budget.refill(now)
         if budget.is_window:
             if now < deadline:
                 budget.reset_at = deadline
-                self._follow(remaining - spent_since, pending_then, may_rise=not budget.is_shut)
+                charged_since = budget.charged - spent_then + pending_then
+                self._follow(remaining - charged_since, 0.0, may_rise=not budget.is_shut)
             return is_news
         if budget.is_sliding and budget.log is not None:
             budget.capacity = limit
             if now - sent_at < FOREIGN_SECONDS:  # others use the same key
-                used = budget.log.used_then(now, sent_at) - spent_since
-                foreign = limit - used - remaining - pending_then
+                charged_since = budget.charged - spent_then + pending_then
+                used = budget.log.used_then(now, sent_at) - charged_since
+                foreign = limit - used - remaining
                 if foreign > FOREIGN_SHARE * limit:
                     budget.log.charge(now, LESS_SHARE * foreign)
             return is_news
@@ -254,9 +256,12 @@ class HeaderBelief:
         if self.is_shared and now > self.others.seen_at + SILENT_SECONDS:
             self.stop_sharing()
 
-    def _vote(self, sent_at: float, deadline: float, remaining: float, limit: float) -> None:
+    def _vote(
+        self, sent_at: float, deadline: float, header: LimitHeader, charged_then: float
+    ) -> None:
         """Tell a fixed window from a bucket: its reset stands still while the remainder moves."""
         budget = self._budget
+        limit, remaining, _ = header
         if budget.is_sliding:
             return
         if self._last is None:
@@ -279,7 +284,8 @@ class HeaderBelief:
                 budget.is_sliding = True
                 return
             if not budget.is_window:
-                budget.spent_at_reset = budget.spent - max(0.0, limit - remaining)
+                budget.charged_at_reset = charged_then - max(0.0, limit - remaining)
+                budget.level += budget.pending  # a minute lets in what it has room for now
                 budget.reset_at = deadline  # even a past one: the next refill moves it on
                 budget.capacity = limit  # until then it was read as a bucket's
             budget.is_window = True

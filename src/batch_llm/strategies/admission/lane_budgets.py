@@ -46,9 +46,8 @@ class LaneBudgets:
             amount = cost[budget.field]
             if amount > budget.largest:  # noqa: PLR1730 - on the hot path: a call costs more
                 budget.largest = amount
-            spent_then.append(budget.charge(now, amount))
-            if budget.counts_output:
-                budget.pending += cost[PENDING]
+            pending = cost[PENDING] if budget.counts_output else 0.0
+            spent_then.append(budget.charge(now, amount, pending))
             pending_then.append(budget.pending)
         grant.spent_then, grant.pending_then = spent_then, pending_then
 
@@ -62,15 +61,15 @@ class LaneBudgets:
             budget.largest = max(budget.largest, *amounts)
             budget.charge(now, sum(amounts))
 
-    def release(self, grant: Grant) -> None:
-        """Let go of the output that was expected of a call."""
+    def release(self, now: float, grant: Grant) -> None:
+        """Count the output that was expected of a call: it has ended."""
         pending = grant.cost[PENDING]
         if not pending:
             return
         known_then = len(grant.pending_then)
         for budget in self._with_output:
             if budget.number < known_then:
-                budget.pending -= pending
+                budget.note_end(now, pending)
 
     def correct(self, now: float, grant: Grant, used: Cost, *, is_debt: bool) -> None:
         """Correct a charge by what was really used.
@@ -87,11 +86,9 @@ class LaneBudgets:
             difference = used[field] - expected[field]
             if budget.number >= known_then:
                 continue
-            if budget.is_sliding and budget.counts_output and budget.log is not None:
-                output = max(0.0, expected[PENDING] + min(0.0, difference))
-                budget.log.move(grant.at, now, output)
             if difference:
                 if difference > 0 and not is_debt:
                     budget.spent += difference
                 else:
-                    budget.settle(now, difference, grant.at)
+                    late = expected[PENDING] if budget.counts_output else 0.0
+                    budget.settle(now, difference, grant.at, late)

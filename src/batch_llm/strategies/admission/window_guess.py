@@ -29,6 +29,8 @@ SLIDING_SLACK_SECONDS = 2.0
 COUNTED_SHARE, FILLED_SHARE = 0.7, 0.5
 #: A refusal with less than this used refutes a window.
 REFUTING_SHARE = 0.7
+#: A learned window of which this share was used explains a refusal.
+EXPLAINING_SHARE = 0.97
 #: The share that is used of what a window let in before it refused; and by which share the limit of
 #: one that did not refuse for a minute is raised, doubled each time.
 WINDOW_SHARE, WINDOW_GROWTH = 0.99, 0.05
@@ -45,8 +47,10 @@ class WindowGuess:
 
     __slots__ = (
         "_budget",
+        "_counted",
         "_fitted_at",
         "_growth",
+        "_most",
         "_opened_at",
         "_openings",
         "_refused_at",
@@ -67,8 +71,9 @@ class WindowGuess:
         #: When a learned window was last found too small or large; how much it grows next.
         self._fitted_at = now
         self._growth = WINDOW_GROWTH
-        #: When a learned window last refused a call.
-        self._refused_at = now
+        #: When a learned window last refused a call; what it had counted then, if it was fitted to
+        #: that, and to how much at the most.
+        self._refused_at, self._counted, self._most = now, 0.0, math.inf
 
     @property
     def can_be_counted(self) -> bool:
@@ -95,14 +100,14 @@ class WindowGuess:
         self.may_be_counted = is_enough and least - budget.pending < (1 + filled) * budget.told
         return self.may_be_counted
 
-    def seems_a_window(self, now: float, opened_at: float, *, is_asked: bool = False) -> None:
-        """Take the limit for one per fixed minute, of which one began at ``opened_at``.
+    def seems_a_window(self, now: float, opening: Grant, *, is_asked: bool = False) -> None:
+        """Take the limit for one per fixed minute, of which one began just before a call.
 
         It must have happened before, a whole number of minutes ago: a told limit is not risked.
 
         Args:
             now: The time.
-            opened_at: When it opened.
+            opening: The first call that was let in when it opened.
             is_asked: Whether a refusal had said when: a sliding minute that waits for that opens
                 whole minutes apart too.
         """
@@ -111,7 +116,7 @@ class WindowGuess:
             return
         if budget.is_sliding and (is_asked or budget.source != "unknown"):
             return
-        ago, self._opened_at = opened_at - self._opened_at, opened_at
+        ago, self._opened_at = opening.at - self._opened_at, opening.at
         half = budget.window_seconds / 2
         off = abs((ago + half) % budget.window_seconds - half)
         if not (ago > half and off < OPENING_SLACK_SECONDS):
@@ -122,13 +127,13 @@ class WindowGuess:
             return
         budget.refill(now)
         budget.is_sliding = False
-        self._become_window(opened_at)
+        self._become_window(opening)
 
     def explain_opening(
         self,
         now: float,
         began_at: float,
-        opened_at: float,
+        opening: Grant,
         *,
         is_long: bool,
         is_one_of_several: bool = False,
@@ -141,7 +146,7 @@ class WindowGuess:
         Args:
             now: The time.
             began_at: When the first call may have been charged.
-            opened_at: When the first call was sent that was let in again.
+            opening: The first call that was let in again.
             is_long: Whether that was later than a bucket would have let it in.
             is_one_of_several: Whether another dimension may be what was used up.
         """
@@ -155,8 +160,8 @@ class WindowGuess:
         if budget.source == "unknown":
             self._learn_window(now, is_one_of_several=is_one_of_several)
         budget.refill(now)
-        if opened_at - began_at < budget.window_seconds - SLIDING_SLACK_SECONDS:
-            self._become_window(opened_at)
+        if opening.at - began_at < budget.window_seconds - SLIDING_SLACK_SECONDS:
+            self._become_window(opening)
         else:
             budget.is_sliding = True
             budget.level = min(budget.capacity, budget.allowed)
@@ -179,8 +184,9 @@ class WindowGuess:
         self._fitted_at = now
         slack = 1.0
         if budget.name == REQUESTS and is_one_of_several:
-            slack += REQUESTS_SPREAD / math.sqrt(max(1.0, budget.spent_at_cut))
-        self._set_window(max(budget.largest, self._share * slack * budget.spent_at_cut))
+            slack += REQUESTS_SPREAD / math.sqrt(max(1.0, budget.charged_when_empty))
+        self._set_window(max(budget.largest, self._share * slack * budget.charged_when_empty))
+        budget.pending_let_in = budget.pending_when_empty
 
     @property
     def _share(self) -> float:
@@ -191,54 +197,74 @@ class WindowGuess:
         budget.limit = budget.capacity = limit
         budget.rate = budget.peak = limit / budget.window_seconds
 
-    def fit(self, now: float, refused: Grant | None = None) -> None:
+    def explains(self, now: float) -> bool:
+        """Tell whether a learned window was used up, as far as is known, before a refused call."""
+        budget = self._budget
+        if budget.limit is None or budget.source != "unknown" or not self.is_believed:
+            return False
+        return self._counted_by(now) >= EXPLAINING_SHARE * budget.limit
+
+    def fit(self, now: float, refused: Grant | None = None, *, is_explained: bool = False) -> None:
         """Fit a learned window to what it let in until it refused a call, or to more without one.
 
         Args:
             now: The time.
             refused: The call, if one was refused.
+            is_explained: Whether some limit's window explains it: then one with room left does not.
         """
         budget = self._budget
         if budget.limit is None or budget.source != "unknown":
             return
         if refused is not None:
-            self._refused_at = now
-            counted = self._counted_before(now, refused)
-            if counted > REFUTING_SHARE * budget.limit:
-                most = math.inf if budget.is_window else budget.limit
-                self._set_window(max(budget.largest, min(most, self._share * counted)))
+            self._refused_at, self._counted = now, 0.0
+            counted = self._counted_by(now)
+            least = EXPLAINING_SHARE if is_explained else REFUTING_SHARE
+            if counted > least * budget.limit:
+                self._counted = counted
+                self._most = math.inf if budget.is_window else budget.limit
+                self._fit_to_counted()
+                budget.pending_let_in = budget.pending
             self._fitted_at, self._growth = now, WINDOW_GROWTH
         elif now - self._fitted_at > budget.window_seconds:
             self._fitted_at = now
             self._set_window(budget.limit + max(1.0, self._growth * budget.limit))
             self._growth = min(1.0, 2 * self._growth)
 
-    def _counted_before(self, now: float, refused: Grant) -> float:
-        """Return what had been counted of the minute when a refused call was sent.
+    def forget(self, grant: Grant) -> None:
+        """Count a call no more that was refused, too: it was sent before that was known."""
+        budget = self._budget
+        if self._counted and grant.at <= self._refused_at and self.is_believed:
+            charged = grant.charged(budget)
+            self._counted -= charged
+            self._fit_to_counted()
+            budget.pending_let_in -= grant.cost[budget.field] - charged
 
-        Of a fixed one, that is with the output which calls in flight are still to be charged: it
-        lets those in whatever they come to. Of one that counts no output, it is with the calls sent
-        since: where others are limited, they are most often what refused.
+    def _fit_to_counted(self) -> None:
+        fitted = min(self._most, self._share * self._counted)
+        self._set_window(max(self._budget.largest, fitted))
+
+    def _counted_by(self, now: float) -> float:
+        """Return what had been counted of the minute when a call was found to be refused.
+
+        With all calls sent by then, because some of those sent together overtake others; those that
+        will be refused, too, are forgotten later.
         """
         budget = self._budget
-        if not (budget.is_sliding and budget.log is not None):
-            return budget.spent - budget.spent_at_reset
-        if not budget.counts_output:
+        if budget.is_sliding and budget.log is not None:
             return budget.log.used(now)
-        since = budget.spent - budget.pending - refused.charged_before(budget)
-        return budget.log.used_then(now, refused.at) - budget.pending - since
+        return budget.charged - budget.charged_at_reset
 
-    def _become_window(self, opened_at: float) -> None:
+    def _become_window(self, opening: Grant) -> None:
         budget = self._budget
         budget.is_window = True
         if budget.ceiling < math.inf:
             budget.rate = budget.ceiling
         budget.capacity = budget.limit or budget.capacity
-        budget.full_at = opened_at
+        budget.full_at = opening.at
         # Calls were sent since it opened, before that was known.
-        budget.spent_at_reset = budget.spent_at_cut
-        budget.level = budget.capacity - max(0.0, budget.spent - budget.spent_at_cut)
-        budget.reset_at = opened_at + budget.window_seconds
+        budget.charged_at_reset = opening.charged_before(budget)
+        budget.level = budget.capacity - max(0.0, budget.charged - budget.charged_at_reset)
+        budget.reset_at = opening.at + budget.window_seconds
 
     def opens_again(self, now: float, at: float) -> None:
         """Note when a window that refused a call opens, as its Retry-After says."""
@@ -253,6 +279,8 @@ class WindowGuess:
     def become_bucket(self) -> None:
         """Give up the belief in a window."""
         budget = self._budget
+        if budget.is_window:
+            budget.level -= budget.pending  # a bucket is to have room for it
         budget.is_window = budget.is_sliding = False
         if budget.source == "unknown":
             budget.limit = budget.log = None
@@ -286,7 +314,7 @@ class WindowGuess:
             return budget.log.used(now) >= REFUTING_SHARE * budget.limit
         if not budget.is_window:
             return False
-        return budget.spent - budget.spent_at_reset >= REFUTING_SHARE * budget.capacity
+        return budget.charged - budget.charged_at_reset >= REFUTING_SHARE * budget.capacity
 
     def distrust(self, now: float) -> None:
         """Give the belief in a window up for good, when a refusal came with room left in it."""
@@ -298,6 +326,6 @@ class WindowGuess:
             return
         age = now - (budget.reset_at - budget.window_seconds)
         is_early = 1 < age < budget.window_seconds - 1 or budget.source != "header"
-        if budget.spent_at_reset > 0 and is_early:
+        if budget.charged_at_reset > 0 and is_early:
             self.votes = FEWEST_VOTES
             self.become_bucket()

@@ -56,11 +56,6 @@ class MinuteLog:
                     self._total -= amount
                 return
 
-    def move(self, charged_at: float, now: float, amount: float) -> None:
-        """Count now what was charged then: output that the provider charges when a call ends."""
-        self.take_back(charged_at, amount)
-        self.charge(now, amount)
-
     def wait(self, now: float, room: float) -> float:
         """Return the seconds until no more than ``room`` of the window's charges is left."""
         surplus = self.used(now) - room

@@ -119,3 +119,28 @@ def test_calls_that_were_silent_for_long_enough_show_that_the_gate_is_open_when_
 
     assert not any(grant.is_in_doubt for grant in silent)
     assert one.closed_until <= now + 3.1 + 1.0 + 0.02
+
+
+def test_where_a_minute_may_be_counted_one_probe_comes_when_it_opens_at_the_latest():
+    gate = ClosedGate(random.Random(1))
+    gate.closed_again = 10
+
+    gate.close(58.0, None, 10.0, is_guess=False, minute_at=60.0)
+    assert gate.closed_until == pytest.approx(60.05)
+
+    gate.close(60.2, None, 10.0, is_guess=False, minute_at=60.0)
+    assert gate.closed_until == pytest.approx(61.2)
+
+    gate.close(66.0, None, 10.0, is_guess=False, minute_at=60.0)
+    assert gate.closed_until > 72.0
+
+
+def test_after_many_calls_a_closed_gate_is_probed_more_often():
+    gate = ClosedGate(random.Random(1))
+    gate.closed_again = 10
+
+    gate.close(0.0, None, 10.0, is_guess=False, accepted=2000)
+    assert gate.closed_until == pytest.approx(2.0, rel=0.2)
+
+    gate.close(0.0, None, 10.0, is_guess=False, accepted=500)
+    assert gate.closed_until == pytest.approx(8.0, rel=0.2)

@@ -225,3 +225,11 @@ def test_calls_sent_before_a_refused_one_that_are_silent_for_longer_were_let_in(
         found.append(one)
 
     assert found == grants[:passed]
+
+
+def test_a_quarter_of_a_minute_that_has_opened_again_may_be_in_doubt():
+    doubt = Doubt(0.0, is_told=False)
+
+    doubt.fit_to_minute(1000.0)
+
+    assert doubt.limit == 250.0

@@ -133,15 +133,21 @@ def test_in_a_fixed_minute_more_room_is_believed_slowly_and_less_of_it_quickly()
     budget = window()
     budget.level = 250.0
 
-    synced(budget, 10.0, 300.0, 50.0, pending=100.0)
-    assert budget.level == 250.0  # between 200 and 300
-
-    synced(budget, 10.0, 300.0, 50.0, pending=20.0)
-    assert budget.level == 250 + 0.2 * 30
+    synced(budget, 10.0, 300.0, 50.0)
+    assert budget.level == 250 + 0.2 * 50
 
     budget.level = 280.0
-    synced(budget, 10.0, 200.0, 50.0, pending=20.0)
+    synced(budget, 10.0, 200.0, 50.0)
     assert budget.level == 240.0
+
+
+def test_of_what_is_left_of_a_fixed_minute_output_is_taken_that_was_charged_since():
+    budget = window()
+    budget.level = 400.0
+
+    synced(budget, 10.0, 300.0, 50.0, pending=100.0)  # pending when the call was sent, and no more
+
+    assert budget.level == 300.0  # half way to 200
 
 
 def test_a_fixed_minute_that_refused_is_used_up_whatever_late_answers_say():

@@ -13,15 +13,14 @@ from batch_llm.strategies.admission.grants import Grant
 from batch_llm.strategies.admission.window_guess import WINDOW_SHARE
 from batch_llm.strategies.costs import FIELDS, PENDING, Cost
 from batch_llm.strategies.dimensions import REQUESTS, TOKENS
-from budget_states import opened_twice, told, window
+from budget_states import opened_twice, opening, told, window
 from virtual_lane import Lane, Reply
 
 
 def sent(budget, now, cost=ONE):
     """Charge a call as the controller does."""
     grant = Grant(now, 0, cost, 1, 0)
-    grant.spent_then = [budget.charge(now, cost[budget.field])]
-    budget.pending += cost[PENDING]
+    grant.spent_then = [budget.charge(now, cost[budget.field], cost[PENDING])]
     grant.pending_then = [budget.pending]
     return grant
 
@@ -29,8 +28,8 @@ def sent(budget, now, cost=ONE):
 def refused(budget, now, cost=ONE):
     """Charge a call, and take it back: it was refused."""
     grant = sent(budget, now, cost)
-    budget.pending -= cost[PENDING]
-    budget.uncharge(now, cost[budget.field], now, refund=False)
+    budget.note_end(now, cost[PENDING])
+    budget.uncharge(now, cost[budget.field], now, refund=False, late=cost[PENDING])
     return grant
 
 
@@ -41,9 +40,13 @@ def closed(*, is_one_of_several=False, opened_at=31.0, is_long=True):
         budget.charge(0.1 * number, 10.0)
     budget.let_in_at_start = 100.0
     budget.learn_rate(1.6)
-    budget.note_cut()
+    budget.charged_when_empty = budget.charged
     budget.windows.explain_opening(
-        opened_at, 0.0, opened_at, is_long=is_long, is_one_of_several=is_one_of_several
+        opened_at,
+        0.0,
+        opening(budget, opened_at),
+        is_long=is_long,
+        is_one_of_several=is_one_of_several,
     )
     return budget
 
@@ -110,10 +113,10 @@ def test_an_opening_within_a_fixed_minute_changes_nothing():
     budget = opened_twice()
     budget.charge(170.0, 100.0)
 
-    budget.windows.seems_a_window(220.0, 220.0)
+    budget.windows.seems_a_window(220.0, opening(budget, 220.0))
 
     assert budget.reset_at == 220.0
-    assert budget.spent_at_reset == 400.0
+    assert budget.charged_at_reset == 400.0
 
 
 def refused_in_mid_window(budget, now, spent):
@@ -129,7 +132,8 @@ def test_a_refusal_in_mid_minute_with_room_left_ends_the_belief_for_good():
     assert not budget.is_window
     assert budget.rate == budget.ceiling
     for minute in range(5):
-        budget.windows.seems_a_window(300.0 + 60 * minute, 300.0 + 60 * minute)
+        now = 300.0 + 60 * minute
+        budget.windows.seems_a_window(now, opening(budget, now))
     assert not budget.is_window
 
 
@@ -149,8 +153,7 @@ def test_a_window_that_ends_keeps_to_the_told_burst():
     budget = Budget(REQUESTS, 600.0, 0.0, 10.0)
     for at in (100.0, 160.0):
         budget.charge(at, 50.0)
-        budget.note_cut()
-        budget.windows.seems_a_window(at, at)
+        budget.windows.seems_a_window(at, opening(budget, at))
     assert budget.capacity == 600.0
 
     refused_in_mid_window(budget, 170.0, 1.0)
@@ -166,10 +169,10 @@ def test_what_was_sent_since_a_fixed_minute_opened_is_not_there_any_more():
 
     late = Budget(REQUESTS, 600.0, 0.0, 60.0)
     late.charge(30.0, 600.0)
-    late.note_cut()
     late.windows.may_be_counted = True
+    first = opening(late, 40.0)
     late.charge(40.0, 70.0)
-    late.windows.explain_opening(41.0, 0.0, 40.0, is_long=True)
+    late.windows.explain_opening(41.0, 0.0, first, is_long=True)
     assert late.level == 530.0
 
 
@@ -188,7 +191,7 @@ def test_a_limit_that_opens_again_as_soon_as_a_bucket_is_not_counted():
     budget = told(600.0)
     budget.windows.may_be_counted = True
 
-    budget.windows.explain_opening(21.0, 0.0, 20.0, is_long=False)
+    budget.windows.explain_opening(21.0, 0.0, opening(budget, 20.0), is_long=False)
 
     assert not budget.is_window
     assert not budget.windows.may_be_counted
@@ -212,9 +215,8 @@ def test_a_refusal_near_the_turn_of_the_minute_does_not_where_headers_told_of_it
 def test_a_dimension_that_no_refusal_was_blamed_on_has_no_limit_to_learn():
     budget = Budget(TOKENS, None, 0.0, 60.0)
     budget.charge(0.0, 400.0)
-    budget.note_cut()
 
-    budget.windows.explain_opening(31.0, 0.0, 31.0, is_long=True)
+    budget.windows.explain_opening(31.0, 0.0, opening(budget, 31.0), is_long=True)
 
     assert not budget.is_limited
     assert not budget.is_window
@@ -266,7 +268,7 @@ def test_a_sliding_window_is_no_fixed_one_whenever_it_opens():
     budget = opened_twice(100.0, 100.5)
     budget.is_sliding = True
 
-    budget.windows.seems_a_window(160.0, 160.0)
+    budget.windows.seems_a_window(160.0, opening(budget, 160.0))
 
     assert not budget.is_window
 
@@ -298,10 +300,123 @@ def test_a_sliding_minute_of_tokens_is_fitted_to_what_the_provider_had_counted_a
     call = Cost(1.0, 150.0, 100.0, 50.0, 50.0)
     for number in range(20):
         sent(budget, 10.0 + 0.1 * number, call)
-    budget.pending -= 10 * 50.0
+    budget.note_end(12.5, 10 * 50.0)
     last = refused(budget, 13.0, call)
-    sent(budget, 13.1, call)  # it will be refused as well
+    late = sent(budget, 13.1, call)
 
     budget.windows.fit(13.2, last)
+    budget.note_end(13.3, 50.0)
+    budget.uncharge(13.3, 150.0, late.at, refund=False, late=50.0)
+    budget.windows.forget(late)  # it was refused as well
 
     assert budget.limit == pytest.approx(WINDOW_SHARE * (20 * 100 + 10 * 50))
+
+
+def tokens_a_minute(*, let_in_pending=0.0):
+    """Return a learned fixed minute of 1,000 tokens that has just begun."""
+    budget = Budget(TOKENS, None, 0.0, 60.0)
+    budget.field, budget.counts_output = FIELDS[TOKENS], True
+    budget.charged_when_empty, budget.pending_when_empty = 1000.0 / WINDOW_SHARE, let_in_pending
+    budget.learn_rate(1.0)
+    budget.windows.explain_opening(30.0, 0.0, opening(budget, 30.0), is_long=True)
+    assert budget.is_window
+    return budget
+
+
+CALL = Cost(1.0, 150.0, 100.0, 50.0, 50.0)
+
+
+def fits(budget, now):
+    return budget.wait(now, CALL[budget.field], CALL[PENDING]) == 0.0
+
+
+def test_a_fixed_minute_lets_in_what_it_has_room_for_whatever_calls_in_flight_come_to():
+    budget = tokens_a_minute()
+
+    for _ in range(10):
+        assert fits(budget, 30.0)
+        sent(budget, 30.0, CALL)
+
+    assert not fits(budget, 30.0)
+    assert budget.level == pytest.approx(0.0)
+
+
+def test_of_a_fixed_minute_output_is_taken_when_its_call_ends():
+    budget = tokens_a_minute()
+    early = sent(budget, 30.0, CALL)
+    budget.refill(90.2)
+    assert budget.level == pytest.approx(1000.0)
+
+    budget.note_end(91.0, CALL[PENDING])  # in the next one
+    assert budget.level == pytest.approx(950.0)
+    budget.settle(91.0, -30.0, early.at, CALL[PENDING])
+    assert budget.level == pytest.approx(980.0)
+
+
+def test_a_call_that_was_refused_takes_nothing_of_a_fixed_minute_when_it_ends():
+    budget = tokens_a_minute()
+    late = sent(budget, 31.0, CALL)
+    budget.drain(31.1, 0.0)
+
+    budget.note_end(31.2, CALL[PENDING])
+    budget.uncharge(31.2, CALL[budget.field], late.at, refund=False, late=CALL[PENDING])
+
+    assert budget.level == pytest.approx(0.0)
+    assert budget.charged == pytest.approx(0.0)
+
+
+def test_calls_that_come_slowly_are_let_in_as_those_were_that_came_fast():
+    """Ten calls at once were let in with 500 tokens to come: they came to 1,500."""
+    assert not fits_after(tokens_a_minute(), ended=1000.0)
+    assert fits_after(tokens_a_minute(let_in_pending=500.0), ended=1000.0)
+    assert not fits_after(tokens_a_minute(let_in_pending=500.0), ended=1400.0)
+
+
+def fits_after(budget, *, ended):
+    budget.charge(31.0, ended)
+    return fits(budget, 40.0)
+
+
+def test_a_minute_that_becomes_a_bucket_has_room_for_what_calls_in_flight_come_to():
+    budget = window()
+    budget.counts_output = True
+    sent(budget, 9.0, Cost(100.0, pending=40.0))
+    level = budget.level
+
+    budget.windows.become_bucket()
+
+    assert budget.level == level - 40.0
+
+
+def test_a_refusal_that_one_limit_explains_lowers_no_other():
+    lower, other = closed(), closed()
+    for budget, let_in in ((lower, 95.0), (other, 98.0)):
+        budget.refill(91.2)
+        budget.charge(91.3, let_in)
+    last = refused(other, 92.0)
+    assert other.windows.explains(92.0)
+    assert not lower.windows.explains(92.0)
+
+    lower.windows.fit(92.0, last, is_explained=True)
+    other.windows.fit(92.0, last, is_explained=True)
+
+    assert lower.limit == 100.0
+    assert other.limit == 98.0
+
+
+def test_of_calls_that_were_sent_together_those_refused_later_do_not_count():
+    budget = closed()
+    budget.refill(91.2)
+    budget.charge(91.3, 90.0)
+    first, second = sent(budget, 91.4), sent(budget, 91.4)
+    budget.uncharge(91.5, 1.0, first.at, refund=False)
+    budget.windows.fit(91.5, first)
+    assert budget.limit == 91.0
+
+    budget.uncharge(91.6, 1.0, second.at, refund=False)
+    budget.windows.forget(second)
+    assert budget.limit == 90.0
+
+    later = sent(budget, 93.0)
+    budget.windows.forget(later)
+    assert budget.limit == 90.0

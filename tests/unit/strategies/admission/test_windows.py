@@ -28,15 +28,6 @@ def test_a_wait_is_until_enough_has_left():
     assert log.wait(3.0, 5.0) == 63.25 - 3.0
 
 
-def test_output_that_is_charged_at_the_end_of_a_call_leaves_a_minute_after_that():
-    log = MinuteLog(60.0)
-    log.charge(1.0, 10.0)
-    log.move(1.0, 9.0, 4.0)
-
-    assert log.used(62.0) == 4.0
-    assert log.used(70.0) == 0.0
-
-
 def test_what_is_taken_back_is_room_again():
     log = MinuteLog(60.0)
     log.charge(1.0, 10.0)
