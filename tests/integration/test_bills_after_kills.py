@@ -18,7 +18,14 @@ from decimal import Decimal
 
 import pytest
 
-from batch_llm import LLMWorkItem, ParallelBatchProcessor, ProcessorConfig, SqliteLedger
+from batch_llm import (
+    LLMWorkItem,
+    ParallelBatchProcessor,
+    ProcessorConfig,
+    RetryConfig,
+    SqliteLedger,
+    TransportError,
+)
 from batch_llm.core.prices import Price, Prices, usd
 from batch_llm.simulator import answer_digest
 from batch_llm.simulator.server import Simulator
@@ -369,6 +376,35 @@ def test_a_cap_is_for_all_sessions_of_a_run(tmp_path):
     again = run(21, 205)
     assert (again.stopped_by, again.succeeded) == ("max_tokens_total", 20)
     assert summed([{"t": one.output_tokens} for one in again.usage_before], "t") == 200
+
+
+def test_calls_of_unknown_cost_count_in_the_next_session_too(tmp_path):
+    """They count like two others: nobody knows what was held for them any more."""
+    prices = Prices({"m": Price(input=0, output=1)})
+
+    def run(count, cap, unknown=0):
+        broken = iter(range(unknown))
+
+        async def call(attempt, _timeout):
+            if attempt == 1 and next(broken, None) is not None:
+                raise TransportError("the connection broke")
+            return "out", {"input_tokens": 0, "output_tokens": 10, "total_tokens": 10}
+
+        items = [LLMWorkItem(str(n), direct_call=call) for n in range(count)]
+        retry = RetryConfig(initial_wait=0.0)
+        config = ProcessorConfig(max_tokens_total=cap, prices=prices, retry=retry)
+        with SqliteLedger(tmp_path / "run.sqlite") as ledger:
+            built = ParallelBatchProcessor(store=ledger, config=config)
+            asyncio.run(built.process(items))
+            return built.statistics()
+
+    first = run(20, 100_000, unknown=3)
+    assert [one.unmeasured_calls for one in first.usage] == [3]
+    again = run(21, 265)
+    assert again.succeeded == 20
+    assert again.stop_reason.startswith(
+        "260 tokens of 265 are spent (3 calls of unknown cost booked at their most)"
+    )
 
 
 @pytest.mark.parametrize("is_told", [True, False])

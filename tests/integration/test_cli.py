@@ -776,3 +776,25 @@ def test_a_link_that_leads_back_to_itself_is_named(cli, tmp_path, flag):
 
     assert done.returncode == 2
     assert "circle.jsonl is a link that leads back to itself" in done.stderr
+
+
+def test_a_quiet_run_says_no_more_than_that_rows_failed(cli, tmp_path):
+    (tmp_path / "q.txt").write_text("fine\n<<p500>>a\n<<p500>>b\n")
+
+    failed = cli("run", "q.txt", "--quiet", "--retries", "0")
+    (tmp_path / "q.txt").write_text("fine\n")
+    fine = cli("run", "q.txt", "--quiet", "--overwrite")
+
+    assert (failed.returncode, failed.stdout) == (1, "")
+    assert failed.stderr == "error: 2 rows failed, see q.failed.jsonl\n"
+    assert (fine.returncode, fine.stdout, fine.stderr) == (0, "", "")
+
+
+def test_a_port_that_is_in_use_is_told_as_such(cli):
+    with Simulator("fast") as simulator:
+        port = simulator.base_url.rpartition(":")[2].partition("/")[0]
+        done = cli("sim", "--port", port)
+
+    assert done.returncode == 2
+    assert f"error: port {port} on 127.0.0.1 cannot be used: " in done.stderr
+    assert "Errno" not in done.stderr

@@ -253,6 +253,7 @@ class Lanes:
                 self._limits,
                 burst_seconds=_burst_seconds(self._limits, facts),
                 max_in_flight=self._most_unknown,
+                is_given=not self._is_auto,
             )
             if self._memory is not None and number < len(facts.remembered_as):
                 key = facts.remembered_as[number]

@@ -54,12 +54,12 @@ class Place:
         """Keep to what a server works on at once, and a little more in its queue."""
         self.capacity = capacity
         wanted = with_margin(capacity.slots) if capacity.source == "server" else capacity.slots
-        self.admission.max_in_flight = min(most, wanted)
+        self.admission.keep_in_flight(min(most, wanted))
 
     def search(self, now: float, first: int, most: float, *, is_near: bool) -> None:
         """Search the number of calls in flight that gets most done."""
         self.knee = Knee(now, first, most, is_near=is_near)
-        self.admission.max_in_flight = self.knee.concurrency
+        self.admission.keep_in_flight(self.knee.concurrency)
 
     @property
     def is_held(self) -> bool:

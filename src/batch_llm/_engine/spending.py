@@ -8,20 +8,21 @@ is told, once, and lets nobody in any more. The arithmetic is in ``strategies/ca
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from batch_llm._engine.metering import may_have_cost, tier_of
-from batch_llm.core.prices import usd
+from batch_llm.core.prices import ModelUsage, usd
 from batch_llm.core.request import Image, Text
 from batch_llm.core.text import counted
 from batch_llm.core.usage import tokens
 from batch_llm.exceptions import UnknownPriceError
-from batch_llm.strategies.caps import Bounds, Purse, Reservation, Size, Worst
+from batch_llm.strategies.caps import MARGIN, Bounds, Purse, Reservation, Size, Worst
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from decimal import Decimal
 
     from batch_llm._engine.gate import Gate, Held
@@ -95,6 +96,26 @@ class _Account:
         return self.price(tokens(usage, "input_tokens")).cost(usage)
 
 
+def _of_unknown_cost(usages: Iterable[ModelUsage]) -> list[ModelUsage]:
+    """Return the answered calls of earlier sessions of which nobody knows what they took.
+
+    What was held for them is forgotten by now: they count like two of the same model's others.
+    """
+    by_model: dict[tuple[str, str, str], list[ModelUsage]] = {}
+    for one in usages:
+        by_model.setdefault((one.model, one.server, one.tier), []).append(one)
+    found = []
+    for (model, server, tier), all_of_it in by_model.items():
+        unknown = sum(one.unmeasured_calls for one in all_of_it)
+        share = MARGIN * unknown / max(1, sum(one.calls for one in all_of_it))
+        if unknown:
+            usage = ModelUsage(model=model, server=server, tier=tier, calls=unknown)
+            usage.input_tokens = math.ceil(share * sum(one.input_tokens for one in all_of_it))
+            usage.output_tokens = math.ceil(share * sum(one.output_tokens for one in all_of_it))
+            found.append(usage)
+    return found
+
+
 class SpendingGate:
     """Lets calls in that a run's caps have room for, through the gate behind.
 
@@ -127,12 +148,13 @@ class SpendingGate:
     def begin_with(self, before: Spent) -> None:
         """Count what earlier sessions of the run have spent, at the most, against the caps."""
         purse = self._purse
-        for one in (*before.usage, *before.at_most):
+        at_most = [*before.at_most, *_of_unknown_cost(before.usage)]
+        for one in (*before.usage, *at_most):
             purse.spent_tokens += one.input_tokens + one.output_tokens
-        purse.unknown_calls += sum(one.calls for one in before.at_most)
+        purse.unknown_calls += sum(one.calls for one in at_most)
         if self._prices is not None:
             purse.spent_usd += self._prices.bill(before.usage).usd
-            purse.spent_usd += self._prices.at_most(before.at_most).usd
+            purse.spent_usd += self._prices.at_most(at_most).usd
 
     @property
     def in_flight(self) -> int:

@@ -74,8 +74,9 @@ def _explain(error: Exception) -> None:
     )
 
     lines = str(error)
-    if isinstance(error, OSError) and error.filename and error.strerror:
-        lines = f"{error.filename} cannot be used: {error.strerror}"
+    if isinstance(error, OSError) and error.strerror:
+        used = f"{error.filename} cannot be used: " if error.filename else ""
+        lines = f"{used}{error.strerror}"
     if isinstance(error, SettingsChangedError):
         resume = f"batch-llm resume {error.path}"
         width = len(resume)

@@ -370,7 +370,7 @@ def sim(profile: str = "fast", *, port: int = 0) -> int:
     except OSError as error:
         from batch_llm.exceptions import InputError
 
-        raise InputError(str(error)) from error
+        raise InputError(error.strerror or str(error)) from error
     return ExitCode.OK
 
 

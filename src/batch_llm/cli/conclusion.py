@@ -106,6 +106,7 @@ class Conclusion:
             tell(record)
         self._tell_stops(now)
         if command.quiet:
+            self._tell_failed(code, bad)
             return code
         if command.progress == "json":
             say(json.dumps({"schema": 1} | record))
@@ -140,6 +141,12 @@ class Conclusion:
             say(f"stopped by {_FLAGS[now.stopped_by]}: {now.stop_reason}")
         if session.pause is not None:
             say(f"error: {session.pause}")
+
+    def _tell_failed(self, code: ExitCode, bad: int) -> None:
+        """Say in a line, where nothing else is said, that rows have failed and where they are."""
+        failed = bad if self.writers is None else self.writers.failed.rows
+        if failed and code is ExitCode.SOME_FAILED:
+            say(f"error: {counted(failed, 'row')} failed, see {self.command.failed}")
 
     def _tell_summary(self, now: Statistics, left: int, bad: int, bill: Bill) -> None:
         session = self.session

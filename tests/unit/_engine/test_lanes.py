@@ -351,6 +351,15 @@ async def test_what_was_learned_is_where_the_next_run_starts(tmp_path, monkeypat
     assert second < first
 
 
+@pytest.mark.parametrize("given", [{"concurrency": 50}, {"max_workers": 50}])
+async def test_a_server_without_limits_is_full_soon_where_the_calls_in_flight_are_given(given):
+    began = now()
+
+    await Pool(1, lambda _: None, latencies=(0.3,)).processor(**given).process(requests(2000))
+
+    assert now() - began <= 13.0  # at best 12
+
+
 async def test_nothing_is_remembered_where_that_is_not_wanted(tmp_path, monkeypatch):
     path = tmp_path / "limits.json"
     monkeypatch.setenv(VARIABLE, str(path))

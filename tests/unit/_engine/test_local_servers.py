@@ -354,3 +354,13 @@ async def test_the_search_learns_limits_and_takes_no_cooldown():
             config=ProcessorConfig(concurrency="knee"), rate_limit_strategy=FixedDelayStrategy()
         )
     assert ProcessorConfig(concurrency="knee", rate_limit=RateLimitConfig()).learns_limits
+
+
+@pytest.mark.parametrize("told", [Capacity(64, "server"), Capacity(72, "assumed")])
+async def test_slots_that_are_told_or_assumed_are_filled_soon(told):
+    server = Server(told, slots=72)
+
+    await server.processor().process(requests(720))
+
+    assert server.starts[71] <= 1.3  # ten calls a slot, of one second each
+    assert now() <= 12.5

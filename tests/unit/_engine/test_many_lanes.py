@@ -47,7 +47,7 @@ async def test_a_closed_lane_does_not_hold_up_the_others(config):
 
     workers = config.get("max_workers", 10)
     assert max(provider.of("b")) < 200 / workers * 0.5 + 5
-    assert sum(at < 60 for at in provider.of("a")) <= 4
+    assert sum(at < 60 for at in provider.of("a")) <= 5  # half of ten that start at once
     assert result.succeeded == 400
 
 

@@ -19,7 +19,6 @@ from batch_llm.strategies.admission.windows import MinuteLog
 from batch_llm.strategies.dimensions import DAY, MINUTE, REQUESTS, REQUESTS_PER_DAY
 
 if TYPE_CHECKING:
-    from batch_llm.strategies.admission.enclosure import Round
     from batch_llm.strategies.admission.grants import Grant
 
 #: The lowest rate that is ever learned: one in ten minutes.
@@ -71,7 +70,6 @@ class Budget:
         "pending",
         "rate",
         "reset_at",
-        "round",
         "source",
         "spent",
         "spent_at_cut",
@@ -115,8 +113,6 @@ class Budget:
         self.spent = self.spent_at_cut = self.spent_at_reset = 0.0
         #: Its value when the call was sent for which the rate was last cut: the bucket was empty.
         self.spent_when_empty = 0.0
-        #: What was let in between the last two cuts.
-        self.round: Round | None = None
         #: Output of the calls in flight that the provider will charge when they end.
         self.pending = 0.0
         #: What the largest call took.

@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from batch_llm.strategies.admission.budgets import Budget
     from batch_llm.strategies.admission.header_belief import LimitHeader
     from batch_llm.strategies.admission.known_limits import Known
+    from batch_llm.strategies.admission.second_calls import Bound
 
 #: A window that refused a call is taken to open so many seconds later than its Retry-After says.
 LATE_SECONDS = 0.05
@@ -70,6 +71,11 @@ WELL_KNOWN_SHARE = 0.8
 class Admission:
     """Decides when the calls of one lane may start.
 
+    A call's way is ``wait``, ``start``, and one of ``accepted``, ``refused``, ``failed`` and
+    ``cancelled``. It counts as let in (``_confirm``) when it is answered, or silent for long
+    enough. What the first refusal of an epoch means is worked out in ``_cut``, ``_cut_rates`` and
+    ``_begin_epoch``; the first call let in after it ends its closure (``_reopen``).
+
     Args:
         now: The time.
         limits: What the user tells of the limits: ceilings that are never passed. What they leave
@@ -77,6 +83,7 @@ class Admission:
         dimensions: What the provider counts, where no limit is told.
         burst_seconds: How many seconds of its rate a told limit may be used up at once.
         max_in_flight: Calls at a time at the most.
+        is_given: Whether somebody chose that number, or a server works on so many.
         dice: Spreads what would otherwise happen at the same moment everywhere.
     """
 
@@ -118,6 +125,7 @@ class Admission:
         dimensions: tuple[str, ...] = (REQUESTS, TOKENS),
         burst_seconds: float = 60.0,
         max_in_flight: float = 1000,
+        is_given: bool = False,
         dice: random.Random | None = None,
     ) -> None:
         told = told_limits(limits)
@@ -136,7 +144,7 @@ class Admission:
         self._uncounted = 0
         self._dice = dice or random.Random()  # noqa: S311 - spreads load, protects nothing
         self._belief = Belief(is_told=bool(told))
-        self._doubt = Doubt(told.get(REQUESTS, 0.0), is_told=bool(told))
+        self._doubt = Doubt(told.get(REQUESTS, 0.0), is_told=bool(told), is_given=is_given)
         self._epoch = Epoch(now)
         self._gate = ClosedGate(self._dice)
         self._ceiling_room = CeilingRoom(self._belief)
@@ -181,6 +189,11 @@ class Admission:
     def closed_until(self) -> float:
         """Before this time nobody starts."""
         return self._gate.closed_until
+
+    def keep_in_flight(self, calls: float) -> None:
+        """Let no more calls be in flight than a server works on, or than are searched for."""
+        self.max_in_flight = calls
+        self._doubt.note_given()
 
     def wait(self, now: float, cost: Cost) -> float:
         """Return the seconds until a call may start: 0 now, infinity when one must end first."""
@@ -594,6 +607,19 @@ class Admission:
         cut = () if is_used_up or is_trial or is_early else emptied
         if not is_closed_still and not self._cut_rates(now, grant, retry_after, cut, seconds):
             return False
+        self._begin_epoch(now, grant, retry_after, emptied, bounds)
+        return True
+
+    def _begin_epoch(
+        self,
+        now: float,
+        grant: Grant,
+        retry_after: float | None,
+        emptied: Collection[Budget],
+        bounds: list[Bound],
+    ) -> None:
+        """Begin to count anew with empty budgets and a closed gate."""
+        epoch, belief, gate = self._epoch, self._belief, self._gate
         requests = self.budgets[REQUESTS]
         thought = requests.thought_at(now, grant)
         is_explained = any(budget.windows.is_used_up(now) for budget in self.budgets.values())
@@ -616,7 +642,6 @@ class Admission:
         if belief.sees_headers:
             requests.headers.others.note_refused(now, gate.closed_until, thought, requests.capacity)
         self._fit_doubt(emptied)
-        return True
 
     def _was_used_up(self, retry_after: float | None) -> bool:
         """Tell whether a limit was used up before the first call.
@@ -674,9 +699,7 @@ class Admission:
         self._search.note_cut(cuts)
         self._rates.keep_in_step()
         belief.is_searching = self._search.goes_on
-        # Where refusals may be chance, how much was let in between them measures nothing.
-        pause = 0.0 if self._chance_belief.is_suspected else retry_after or 0.0
-        epoch.note_empty(now, grant, pause, budgets.values())
+        epoch.note_empty(now, grant, retry_after or 0.0, budgets.values())
         return True
 
     def _drain(self, now: float, budget: Budget, grant: Grant, retry_after: float | None) -> None:

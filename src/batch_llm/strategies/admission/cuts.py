@@ -100,7 +100,6 @@ class Cuts:
             return  # calls in flight were more than was left, which headers tell from now on
         budget.refill(now)
         this = Round(let_in, seconds, grant.at - self._epoch.reopened_at)
-        last, budget.round = budget.round, this
         if self._belief.is_searching:
             self._search.cut(budget)
             return
@@ -114,7 +113,7 @@ class Cuts:
             budget.peak = min(budget.rate, fallen_to)
             budget.learn_rate(min(CUT * budget.rate, MEASURED_SHARE * fallen_to))
             return
-        budget.learn_rate(self._share_left(budget, last, this, was_below=was_below) * budget.peak)
+        budget.learn_rate(self._share_left(budget, this, was_below=was_below) * budget.peak)
 
     def _cut_scarce(self, budget: Budget) -> None:
         """Cut the dimension that refuses below its rate; leave the others room beside it."""
@@ -126,15 +125,12 @@ class Cuts:
             budget.peak = scarce.rate(budget)
             budget.learn_rate(SCARCE_SHARE * budget.peak)
 
-    def _share_left(
-        self, budget: Budget, last: Round | None, this: Round, *, was_below: bool
-    ) -> float:
+    def _share_left(self, budget: Budget, this: Round, *, was_below: bool) -> float:
         """Return the share that a cut leaves of the peak, which may be lowered first.
 
         Args:
             budget: The one to cut.
-            last: The round before.
-            this: The one that has just ended.
+            this: The round that has just ended.
             was_below: Whether the rate was not yet back where it was cut before.
         """
         let_in, seconds, open_seconds = this
@@ -148,7 +144,7 @@ class Cuts:
                 budget.peak = min(budget.peak, let_in / seconds / CUT)
             return CUT
         per_call = self._epoch.per_call(budget)
-        measured = measured or measured_rate(last, this, per_call)
+        measured = measured or measured_rate(this, per_call)
         if measured is not None:
             share = min(CUT, MEASURED_SHARE * measured / budget.rate)
             if share < CUT:

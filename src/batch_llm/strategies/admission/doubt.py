@@ -31,14 +31,17 @@ PASSED_TIMES, PASSED_TIMES_GUESSED = 1.0, 1.5
 #: Calls in doubt at a time: at the start (a rate allows no fewer either), and at the most until
 #: many were let in.
 DOUBT_START, DOUBT_MOST = 2.0, 256.0
-#: While nothing is refused there come to be so many at least.
-DOUBT_LEAST = 16.0
-#: With each call let in so many more, while nothing is known and where a limit is.
-DOUBT_GROWTH, DOUBT_GROWTH_KNOWN = 0.33, 1.0
+#: While nothing is refused there come to be so many at least; and so many where no limit is known,
+#: and it is given how many calls may be in flight.
+DOUBT_LEAST, DOUBT_LEAST_GIVEN = 16.0, 64.0
+#: With each call let in so many more, while nothing is known, where it is given how many calls may
+#: be in flight, and where a limit is known.
+DOUBT_GROWTH, DOUBT_GROWTH_GIVEN, DOUBT_GROWTH_KNOWN = 0.33, 0.5, 1.0
 #: So many may be in doubt where a limit was seen: in headers, as a minute's that was learned, or by
 #: a refusal of a told one.
 DOUBT_SEEN = 32.0
-#: So many at the start where limits are told, as small buckets hold so many.
+#: So many at the start where limits are told, as small buckets hold so many; or where it is given
+#: how many calls may be in flight.
 DOUBT_START_TOLD = 8.0
 #: Once this share of a told minute's requests was let in, as many may be in doubt as were let in: a
 #: smaller bucket would have refused some.
@@ -48,6 +51,9 @@ DOUBT_SEARCH = 64.0
 #: This share of the calls let in may be in doubt while nothing is refused, also beyond
 #: ``DOUBT_MOST``; and of a known minute's requests.
 DOUBT_SHARE = 0.05
+#: While no limit is known it is this much more of the calls let in beyond so many; and where it is
+#: given how many calls may be in flight, this much more of all.
+DOUBT_MORE, DOUBT_MORE_BEYOND, DOUBT_MORE_GIVEN = 0.07, 400.0, 0.1
 #: Of a minute's requests that was let in, used up and opened again, so many may be in doubt.
 DOUBT_SHARE_OPENED = 0.25
 #: So many times what a learned rate sends while one call is in doubt may be in doubt; and so many
@@ -68,12 +74,17 @@ class Doubt:
     Args:
         requests_per_minute: As the user told it, or 0.
         is_told: Whether the user told any limit.
+        is_given: Whether it is given how many calls may be in flight: more are never refused at
+            once.
     """
 
     __slots__ = (
         "_grants",
         "_growth",
         "_held",
+        "_least",
+        "_more",
+        "_more_beyond",
         "_silent_most",
         "_told",
         "calls",
@@ -81,17 +92,25 @@ class Doubt:
         "seconds",
     )
 
-    def __init__(self, requests_per_minute: float, *, is_told: bool) -> None:
+    def __init__(
+        self, requests_per_minute: float, *, is_told: bool, is_given: bool = False
+    ) -> None:
         #: In the order in which they were sent; some have ended since.
         self._grants: deque[Grant] = deque()
         #: How long a call is in doubt.
         self.seconds = DOUBT_SECONDS_TOLD if is_told else DOUBT_SECONDS
-        self._growth = DOUBT_GROWTH_KNOWN if is_told else DOUBT_GROWTH
+        #: What is aimed at while nothing is refused, and how fast.
+        self._least, self._growth = DOUBT_LEAST, DOUBT_GROWTH
+        self._more, self._more_beyond = DOUBT_MORE, DOUBT_MORE_BEYOND
         #: So many may be in doubt as soon as a limit per minute is known that allows it.
         self._told = DOUBT_SHARE * requests_per_minute
         #: How many there are, and may be.
         self.calls = 0
         self.limit = max(DOUBT_START, min(DOUBT_START_TOLD, self._told))
+        if is_told:
+            self._aim_as_known()
+        elif is_given:
+            self.note_given()
         #: Calls that were silent let no more than so many be in doubt.
         self._silent_most = math.inf
         #: From so many calls let in on the bucket is taken for a whole minute's.
@@ -163,6 +182,18 @@ class Doubt:
         learned = max(learned, LEAST_TIMES * latency)
         self.seconds = max(SHORTEST_DOUBT_SECONDS, min(LONGEST_DOUBT_SECONDS, learned))
 
+    def note_given(self) -> None:
+        """Allow more where it is given how many calls may be in flight, and no limit is known."""
+        if self._more_beyond < math.inf:
+            self._least, self._growth = DOUBT_LEAST_GIVEN, DOUBT_GROWTH_GIVEN
+            self._more, self._more_beyond = DOUBT_MORE_GIVEN, 0.0
+            self.limit = max(self.limit, DOUBT_START_TOLD)
+
+    def _aim_as_known(self) -> None:
+        """Go by a known limit from now on."""
+        self._least, self._growth = max(DOUBT_LEAST, self._told), DOUBT_GROWTH_KNOWN
+        self._more_beyond = math.inf
+
     def note_accepted(self, accepted: int, calls: int = 1, *, is_seen: bool = False) -> None:
         """Allow more with each call let in, while nothing speaks against it.
 
@@ -173,20 +204,21 @@ class Doubt:
                 same as one by one.
             is_seen: Whether an answer's headers have shown what is left.
         """
-        limit, told = self.limit, self._told
+        limit = self.limit
         if limit >= self._silent_most and not is_seen:
             return
-        aim = most = DOUBT_SHARE * accepted
+        aim = DOUBT_SHARE * accepted
+        if accepted > self._more_beyond:
+            aim += self._more * (accepted - self._more_beyond)
+        most, least = aim, self._least
         if most < DOUBT_MOST:  # noqa: PLR1730 - here and below: on the hot path, a call costs more
             most = DOUBT_MOST
-        if limit >= most and limit >= told:
+        if limit >= most and limit >= least:
             return
         if accepted >= self._held:
             self.limit = limit = max(limit, min(most, accepted))
-        if aim < DOUBT_LEAST:  # noqa: PLR1730
-            aim = DOUBT_LEAST
-        if aim < told:  # noqa: PLR1730
-            aim = told
+        if aim < least:  # noqa: PLR1730
+            aim = least
         if aim > limit:
             self.limit = min(aim, limit + self._growth * calls)
 
@@ -202,8 +234,9 @@ class Doubt:
 
     def fit_to_limit(self, requests_per_minute: float) -> None:
         """Allow as many as when a limit per minute is told: headers or refusals showed it."""
-        self.limit, self._growth = max(self.limit, DOUBT_SEEN), DOUBT_GROWTH_KNOWN
+        self.limit = max(self.limit, DOUBT_SEEN)
         self._told = DOUBT_SHARE * requests_per_minute
+        self._aim_as_known()
 
     def fit_to_minute(self, requests: float) -> None:
         """Allow more, because a minute was used up and has opened again: it lets in as many."""

@@ -14,10 +14,6 @@ from typing import NamedTuple
 FEWEST_CALLS = 8
 #: A closure of no more than this share of the time between two refusals is no source of error.
 CLOSED_SHARE = 0.3
-#: Two rounds whose open times differ by less than this share can't be compared.
-DIFFERENT_SHARE = 0.2
-#: The limit may have changed in a longer round.
-LONGEST_SECONDS = 6.0
 
 
 class Round(NamedTuple):
@@ -46,25 +42,11 @@ def came_back(this: Round, sent_seconds: float, fills_in: float) -> float:
     return this.let_in / max(seconds, 1e-3)  # all may have been sent in the same moment
 
 
-def measured_rate(last: Round | None, this: Round, per_call: float) -> float | None:
-    """Return the limit's rate by the second, if the last two rounds tell it.
-
-    Args:
-        last: The round before, None when there was none.
-        this: The round that has just ended.
-        per_call: What a call takes.
-    """
+def measured_rate(this: Round, per_call: float) -> float | None:
+    """Return the limit's rate by the second, if a round tells it in which a call takes so much."""
     if this.let_in <= 0 or this.let_in < FEWEST_CALLS * per_call:
         return None
     least = this.let_in / this.seconds
     most = (this.let_in + per_call) / max(this.open_seconds, 1e-3)
-    if most < least or this.seconds - this.open_seconds <= CLOSED_SHARE * this.seconds:
-        return least
-    if last is None or last.seconds > LONGEST_SECONDS:
-        return None
-    # Whatever the bucket held when the gate opened was about the same both times.
-    longer = this.open_seconds - last.open_seconds
-    if abs(longer) <= DIFFERENT_SHARE * max(this.open_seconds, last.open_seconds):
-        return None
-    slope = (this.let_in - last.let_in) / longer
-    return min(most, slope) if slope >= least else None
+    closed_seconds = this.seconds - this.open_seconds
+    return least if most < least or closed_seconds <= CLOSED_SHARE * this.seconds else None

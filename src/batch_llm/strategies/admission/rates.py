@@ -161,9 +161,7 @@ class Rates:
         distance = (now - epoch.open_at + closed) / self._recovery_seconds() - 1
         unused_share = UNUSED_SHARE_SEARCHED if is_searching else UNUSED_SHARE
         for budget in self._budgets.values():
-            is_unused = (
-                budget.level > unused_share * budget.capacity or budget.level < -budget.largest
-            )
+            is_unused = budget.level > unused_share * budget.capacity
             if budget.source == "unknown" and budget.limit:
                 budget.windows.fit(now)
                 continue

@@ -26,9 +26,6 @@ JITTER_SECONDS, WHOLE_SECONDS = 0.03, 0.5
 #: So many calls right behind a refused one do not count when it is estimated how fast calls were
 #: sent: they may have been sent together with it.
 FEW_BEHIND = 6
-#: Whole seconds measure no faster rates, in requests per second: refusals at random ask for whole
-#: seconds too.
-FASTEST_WHOLE = 3.0
 #: Two rates are the same when they differ by no more than this share and half of what is uncertain
 #: in both.
 SAME_SHARE = 0.015
@@ -85,7 +82,6 @@ class ReadyPoints:
         "_cost",
         "_differ",
         "_is_first",
-        "_is_whole",
         "_newest",
         "_rates",
         "_unknown_calls",
@@ -105,8 +101,6 @@ class ReadyPoints:
         self._newest = 0
         #: Whether it is the first volley: its calls were sent at once, and the last moment counts.
         self._is_first = True
-        #: Whether Retry-After is in whole seconds.
-        self._is_whole = False
         #: The earlier moment, from which the rate is measured to the newest one.
         self._before: Point | None = None
         #: The rates that were measured last, and the share by which they may be wrong.
@@ -136,7 +130,6 @@ class ReadyPoints:
 
     def note(self, grant: Grant, retry_after: float, *, is_whole: bool) -> None:
         """Take in when the bucket has room for a refused call: after ``retry_after`` seconds."""
-        self._is_whole = is_whole
         unknown = WHOLE_SECONDS if is_whole else 0.0
         at = grant.at + retry_after - unknown
         if at > self._at and (self._is_first or self._at == -math.inf):
@@ -206,10 +199,7 @@ class ReadyPoints:
             if self._differ[name] > MOST_DIFFER:
                 continue
             is_best = self._differ[name] < best - (CLEARLY_LESS if found else 0.0)
-            most_calls = most * calls / amounts[name]
-            if self._is_whole and most_calls > FASTEST_WHOLE:
-                continue
             if differ < same and is_best and evidence.was_never_full(name, most):
                 best = self._differ[name]
-                found = Measured(name, most, most_calls)
+                found = Measured(name, most, most * calls / amounts[name])
         return found

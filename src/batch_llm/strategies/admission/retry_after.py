@@ -115,8 +115,6 @@ class RetryAfter:
             self._ready.clear()
             return
         measured = self._ready.measure(self._evidence)
-        if measured is not None and self.hints.contradicts(measured.calls):
-            measured = None
         if measured is not None and not self._chance_belief.is_suspected:
             self._belief.is_searching = False
             self.exact.take(measured, self._budgets.values(), self._epoch.per_call)

@@ -23,9 +23,6 @@ SPREAD = 2.0
 #: So many times as much as a bucket can let in may seem to be let in: clocks differ, and calls are
 #: in flight.
 SLACK = 1.1
-#: A bucket that charges refused calls too, or answers when they have come, is in debt: by so many
-#: times a call's cost at the most.
-DEBT = 2.0
 #: What is tried beyond the highest rate that is possible: this share of it more for each call let
 #: in since the last refusal, but no more than this share for each second.
 TRIED_SHARE, TRIED_SHARE_PER_SECOND = 0.01, 0.2
@@ -167,10 +164,6 @@ class RetryHints:
         """
         by_calls = min(TRIED_SHARE * let_in, TRIED_SHARE_PER_SECOND * seconds)
         return self.most * (1 + by_calls + (seconds / DOUBLED_SECONDS) ** 2)
-
-    def contradicts(self, rate: float) -> bool:
-        """Tell whether a rate is higher than that of any bucket that may be in debt."""
-        return rate > DEBT * SLACK * self.most
 
     def refute(self, rate: float) -> None:
         """Forget the most when more than that was let in for a while."""

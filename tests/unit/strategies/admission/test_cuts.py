@@ -147,6 +147,6 @@ def test_a_bucket_that_may_have_run_over_in_a_pause_tells_little():
     one = holding(20.0)
     budget = one.budgets[REQUESTS]
     budget.peak = 20.0
-    left = one._cuts._share_left(budget, None, Round(20.0, 3.0, 1.0), was_below=False)
+    left = one._cuts._share_left(budget, Round(20.0, 3.0, 1.0), was_below=False)
 
     assert left == pytest.approx(0.87 * (20 / 3 / 20) ** 0.5)

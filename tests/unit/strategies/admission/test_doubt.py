@@ -11,7 +11,7 @@ from batch_llm.core.config import Limits
 from batch_llm.strategies.admission.doubt import DOUBT_LEAST, Doubt
 from batch_llm.strategies.admission.grants import Grant
 from batch_llm.strategies.dimensions import REQUESTS
-from virtual_lane import ExactBucket, Lane
+from virtual_lane import ExactBucket, Lane, Reply
 
 
 def test_few_calls_are_in_doubt_at_the_start_and_silence_is_consent():
@@ -76,15 +76,86 @@ def test_calls_let_in_many_at_once_count_as_one_by_one(limit, before, calls):
 
 def test_calls_answered_while_calm_let_more_be_in_doubt():
     one = admission(dimensions=(REQUESTS,))
-    for n in range(40):
+    for n in range(100):
         one.end(n, one.begin(n))
 
     started = 0
-    while one.wait(40.0, ONE) == 0:
-        one.start(40.0, ONE)
+    while one.wait(100.0, ONE) == 0:
+        one.start(100.0, ONE)
         started += 1
 
     assert started == DOUBT_LEAST
+
+
+class PlainServer:
+    """Answers every call after the same time."""
+
+    def __init__(self, seconds):
+        self.seconds = seconds
+
+    def __call__(self, now):
+        return Reply("taken", self.seconds)
+
+
+@pytest.mark.parametrize(
+    ("in_flight", "latency", "seconds"),
+    [
+        (8, 0.3, 75.5),  # at best 75
+        (50, 0.3, 13.0),  # 12
+        (200, 0.3, 6.0),  # 3
+        (1000, 0.3, 6.0),  # 0.6
+        (50, 0.01, 0.45),  # 0.4
+        (200, 3.0, 32.0),  # 30
+    ],
+)
+def test_a_plain_server_is_full_soon_where_the_calls_in_flight_are_given(
+    in_flight, latency, seconds
+):
+    one = admission(max_in_flight=in_flight, is_given=True)
+    lane = Lane(one, PlainServer(latency)).run(seconds)
+
+    assert len(lane.ends["taken"]) >= 2000
+    assert lane.most_in_flight <= in_flight
+
+
+def test_a_plain_server_is_filled_more_slowly_where_they_are_not_given():
+    given, found = admission(is_given=True), admission()
+    for one in (given, found):
+        Lane(one, PlainServer(0.3)).run(3.0)
+
+    assert given.calls > 3 * found.calls
+
+
+def test_of_the_calls_beyond_some_hundreds_a_larger_share_may_be_in_doubt():
+    doubt, limits = Doubt(0.0, is_told=False), []
+    for accepted in range(1, 4001):
+        doubt.note_accepted(accepted)
+        if accepted in {320, 400, 4000}:
+            limits.append(doubt.limit)
+
+    assert limits == pytest.approx([16, 20, 20 + 0.12 * 3600])
+
+
+@pytest.mark.parametrize(
+    ("is_told", "limit"),
+    [(True, 0.05 * 600), (False, 32.0)],  # 32 are allowed as soon as a limit is seen
+)
+def test_where_a_limit_is_known_that_calls_in_flight_are_given_allows_no_more(is_told, limit):
+    doubt = Doubt(600.0 if is_told else 0.0, is_told=is_told, is_given=is_told)
+    if not is_told:
+        doubt.fit_to_limit(600.0)
+    doubt.note_given()
+    for accepted in range(1, 150):
+        doubt.note_accepted(accepted)
+
+    assert doubt.limit == limit
+
+
+def test_a_small_bucket_refuses_few_calls_where_the_calls_in_flight_are_given():
+    one = admission(dimensions=(REQUESTS,), max_in_flight=200, is_given=True)
+    lane = Lane(one, ExactBucket(10.0, 10.0)).run(30.0)
+
+    assert len(lane.ends["refused"]) < 20
 
 
 def test_more_calls_are_in_doubt_at_the_start_the_higher_the_told_limit_is():

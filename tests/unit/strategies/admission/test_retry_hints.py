@@ -102,13 +102,6 @@ def test_a_limit_that_asks_for_the_same_long_pause_always_is_found(asked):
     assert lane.count("taken", 150.0, 400.0) >= 0.85 * 2.0 * 250
 
 
-def test_what_is_far_beyond_the_most_contradicts_it():
-    one = noted(0.5)
-
-    assert not one.contradicts(4.3)
-    assert one.contradicts(4.5)
-
-
 def test_the_rate_starts_near_the_limit_where_retry_after_is_exact():
     one = admission(dimensions=(REQUESTS,))
     lane = Lane(one, ExactBucket(100.0, 200.0))
