@@ -218,7 +218,8 @@ def test_show_verify_and_the_summary_tell_the_same_bill(tmp_path):
         between = look(tmp_path, "show").stdout
         done, told = finish(command, tmp_path)
     assert done.returncode == 0, done.stderr
-    assert re.search(r"cut off by a kill.*; `batch-llm resume .*`\s+books them", between), between
+    words = " ".join(between.split())
+    assert re.search(r"cut off by a kill.*; `batch-llm resume .*` books them", words), between
 
     sent, got = (
         summed(told["usage"], kind) + summed(told["usage_before"], kind)

@@ -534,7 +534,7 @@ def test_bad_rows_can_be_left_out_and_that_is_said(cli, tmp_path):
     looked = cli("check", "b.jsonl", "--bad-rows", "skip")
     done = cli("run", "b.jsonl", "--bad-rows", "skip")
 
-    assert "1 rows (openai-batch) beside 1 bad line, about" in looked.stdout
+    assert "1 row (openai-batch) beside 1 bad line, sim:fast; ready" in looked.stdout
     assert done.returncode == 0, done.stderr
     assert "left out          1            bad rows; neither sent nor written" in done.stderr
     assert not (tmp_path / "b.failed.jsonl").exists()

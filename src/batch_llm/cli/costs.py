@@ -70,8 +70,11 @@ def cost_pairs(bill: Bill) -> list[str]:
 
 def cost_summary(bill: Bill) -> str:
     """Return what the block at a run's end says of cost."""
+    unmeasured = counted(bill.unmeasured_calls, "call")
     if bill.unpriced and not bill.is_priced:
         text = f"unknown: no price for {safe(bill.unpriced[0], 200)} (--prices FILE gives one)"
+    elif bill.unmeasured_calls and not bill.usd and not bill.unpriced:
+        text = "unknown"  # of code whose model nobody sees, or of calls that were all cut off
     else:
         text = usd(bill.usd)
         if bill.before_usd:
@@ -79,8 +82,7 @@ def cost_summary(bill: Bill) -> str:
         if bill.unpriced:
             text += f", and what {', '.join(safe(one, 60) for one in bill.unpriced)} cost"
     if bill.unmeasured_calls:
-        calls = counted(bill.unmeasured_calls, "call")
-        text += f"; {calls} without known tokens, which may have cost more"
+        text += f"; {unmeasured} without known tokens, which may have cost more"
     if bill.cut_off_calls:
         calls = _cut_off(bill.cut_off_calls)
         if bill.cut_off_usd is None or (bill.unpriced and not bill.is_priced):

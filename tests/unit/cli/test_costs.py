@@ -48,6 +48,15 @@ def test_what_has_no_price_is_said_to_have_none():
     assert cost_record(bill)["cost_usd"] is None
 
 
+def test_where_no_cost_is_known_at_all_none_is_named():
+    of_code = Prices().bill([ModelUsage(model="", unmeasured_calls=60)])
+    cut_off = OWN.bill([ModelUsage(model="a:b", unmeasured_calls=1)])
+
+    words = "without known tokens, which may have cost more"
+    assert cost_summary(of_code) == f"unknown; 60 calls {words}"
+    assert cost_summary(cut_off) == f"unknown; 1 call {words}"
+
+
 def test_a_sum_with_unknown_parts_says_so():
     used = [usage(unmeasured_calls=2), ModelUsage(model="c:d", calls=1)]
     bill = OWN.bill(used)

@@ -114,10 +114,11 @@ class Chance:
     def _share_unexplained(self, now: float, grant: Grant) -> float:
         """Return the share of calls that is refused although known or found limits were kept to."""
         times = self._chance_belief.times_asked
-        rate, calls = self._rates.calls_per_second, int(max(0, self._evidence.last_calls))
-        share = self._fallen_pace.note(now, rate, calls, times=times)
-        if share or not self._belief.knows_limits:
-            return share
+        if not self._belief.sees_headers:
+            rate, calls = self._rates.calls_per_second, int(max(0, self._evidence.last_calls))
+            share = self._fallen_pace.note(now, rate, calls, times=times)
+            if share or not self._belief.knows_limits:
+                return share
         seconds = max(grant.at - self._epoch.cut_at, 1e-3)
         rates, let_in = {}, 0.0
         for name, budget in self._budgets.items():

@@ -51,9 +51,8 @@ DOUBT_SEARCH = 64.0
 #: This share of the calls let in may be in doubt while nothing is refused, also beyond
 #: ``DOUBT_MOST``; and of a known minute's requests.
 DOUBT_SHARE = 0.05
-#: While no limit is known it is this much more of the calls let in beyond so many; and where it is
-#: given how many calls may be in flight, this much more of all.
-DOUBT_MORE, DOUBT_MORE_BEYOND, DOUBT_MORE_GIVEN = 0.07, 400.0, 0.1
+#: The same where no limit is known, and it is given how many calls may be in flight.
+DOUBT_SHARE_GIVEN = 0.15
 #: Of a fixed minute's requests so many may be in doubt when it was used up and has opened again.
 DOUBT_SHARE_OPENED = 0.25
 #: So many times what a learned rate sends while one call is in doubt may be in doubt; and so many
@@ -82,9 +81,9 @@ class Doubt:
         "_grants",
         "_growth",
         "_held",
+        "_is_known",
         "_least",
-        "_more",
-        "_more_beyond",
+        "_share",
         "_silent_most",
         "_told",
         "calls",
@@ -100,8 +99,8 @@ class Doubt:
         #: How long a call is in doubt.
         self.seconds = DOUBT_SECONDS_TOLD if is_told else DOUBT_SECONDS
         #: What is aimed at while nothing is refused, and how fast.
-        self._least, self._growth = DOUBT_LEAST, DOUBT_GROWTH
-        self._more, self._more_beyond = DOUBT_MORE, DOUBT_MORE_BEYOND
+        self._least, self._growth, self._share = DOUBT_LEAST, DOUBT_GROWTH, DOUBT_SHARE
+        self._is_known = False
         #: So many may be in doubt as soon as a limit per minute is known that allows it.
         self._told = DOUBT_SHARE * requests_per_minute
         #: How many there are, and may be.
@@ -184,15 +183,15 @@ class Doubt:
 
     def note_given(self) -> None:
         """Allow more where it is given how many calls may be in flight, and no limit is known."""
-        if self._more_beyond < math.inf:
+        if not self._is_known:
             self._least, self._growth = DOUBT_LEAST_GIVEN, DOUBT_GROWTH_GIVEN
-            self._more, self._more_beyond = DOUBT_MORE_GIVEN, 0.0
+            self._share = DOUBT_SHARE_GIVEN
             self.limit = max(self.limit, DOUBT_START_TOLD)
 
     def _aim_as_known(self) -> None:
         """Go by a known limit from now on."""
         self._least, self._growth = max(DOUBT_LEAST, self._told), DOUBT_GROWTH_KNOWN
-        self._more_beyond = math.inf
+        self._share, self._is_known = DOUBT_SHARE, True
 
     def note_accepted(self, accepted: int, calls: int = 1, *, is_seen: bool = False) -> None:
         """Allow more with each call let in, while nothing speaks against it.
@@ -207,10 +206,8 @@ class Doubt:
         limit = self.limit
         if limit >= self._silent_most and not is_seen:
             return
-        aim = DOUBT_SHARE * accepted
-        if accepted > self._more_beyond:
-            aim += self._more * (accepted - self._more_beyond)
-        most, least = aim, self._least
+        aim = most = self._share * accepted
+        least = self._least
         if most < DOUBT_MOST:  # noqa: PLR1730 - here and below: on the hot path, a call costs more
             most = DOUBT_MOST
         if limit >= most and limit >= least:

@@ -1,7 +1,8 @@
 """Refusals at random under known or found limits: they go on however far the rates have fallen.
 
 Such a limit refuses nothing once the rate is well below: none goes on refusing at half the rate of
-sending of a moment ago and less, unless it has fallen as far (``FallenPace``).
+sending of a moment ago and less, unless it has fallen as far (``FallenPace``). Where headers tell
+the limit this is not asked: others on the same key make the rate fall as far.
 
 What was let in tells it sooner (``FallenRates``): when call after call is refused at rates far
 below those that were let in a moment ago, the refusals say nothing about the rate. A limit that has

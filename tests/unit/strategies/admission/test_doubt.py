@@ -126,16 +126,6 @@ def test_a_plain_server_is_filled_more_slowly_where_they_are_not_given():
     assert given.calls > 3 * found.calls
 
 
-def test_of_the_calls_beyond_some_hundreds_a_larger_share_may_be_in_doubt():
-    doubt, limits = Doubt(0.0, is_told=False), []
-    for accepted in range(1, 4001):
-        doubt.note_accepted(accepted)
-        if accepted in {320, 400, 4000}:
-            limits.append(doubt.limit)
-
-    assert limits == pytest.approx([16, 20, 20 + 0.12 * 3600])
-
-
 @pytest.mark.parametrize(
     ("is_told", "limit"),
     [(True, 0.05 * 600), (False, 32.0)],  # 32 are allowed as soon as a limit is seen
