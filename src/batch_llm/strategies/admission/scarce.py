@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 MOST_POINTS, FEWEST_ROUNDS, SHORTEST_SECONDS = 24, 4, 4.0
 #: It is known what refuses when another dimension's rates differ by so many times as much as those
 #: of the one that differs least, and by so much more as a share;
-TIMES, MORE = 2.0, 0.01
+TIMES, MORE = 2.5, 0.01
 #: and when these differ by no more than this share. Where all differ by more than the second, it is
 #: not known any more.
-SURE, LOST = 0.06, 0.08
+SURE, LOST = 0.04, 0.08
 #: A dimension that does not refuse may let in so many times as many calls as the one that does.
 ROOM = 1.3
 #: The rate is the one that is not exceeded in this share of the time; and the others differ from it
