@@ -115,13 +115,13 @@ class Rates:
         """The rate of calls that the limits allow, as far as they are known."""
         requests = self._budgets[REQUESTS]
         rate = requests.rate
-        if rate == math.inf:
+        if rate == math.inf or self._scarce.is_spared(requests):
             per_call = (
                 budget.rate / max(self._epoch.per_call(budget), 1.0)
                 for budget in self._budgets.values()
                 if budget is not requests and budget.rate < math.inf
             )
-            rate = min(per_call, default=ASSUMED_RATE)
+            rate = min(rate, min(per_call, default=ASSUMED_RATE))
         return max(rate, FEWEST_PER_SECOND)
 
     def lift(self) -> None:

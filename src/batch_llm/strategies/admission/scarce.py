@@ -2,8 +2,9 @@
 
 The bucket of the one that refuses is empty each time: what it has let in from one refusal to the
 next is its rate, again and again. Of the others more or less was let in, as calls happen to be
-long or short. So the one whose rates differ least is what refuses; those that differ far more are
-not cut with it, and let it have its rate, which is known from many refusals better than from one.
+long or short. So the one whose rates differ least is what refuses; the others are not cut with it,
+and let it have its rate, which is known from many refusals better than from one. Now and then one
+of the others may refuse, too: so it is most of the time that counts, and not all of it.
 """
 
 from __future__ import annotations
@@ -21,24 +22,26 @@ if TYPE_CHECKING:
 
 #: So many of the last refusals are looked at; it is judged by so many times between them at the
 #: least, none of which counts that is shorter than this.
-MOST_POINTS, FEWEST_ROUNDS, SHORTEST_SECONDS = 16, 5, 4.0
-#: Another one refuses when a dimension's rates differ by so many times as much as those of the one
-#: that differs least, and by so much more as a share.
+MOST_POINTS, FEWEST_ROUNDS, SHORTEST_SECONDS = 24, 4, 4.0
+#: It is known what refuses when another dimension's rates differ by so many times as much as those
+#: of the one that differs least, and by so much more as a share;
 TIMES, MORE = 2.5, 0.01
-#: It refuses for sure when they differ by no more than this share; where all differ by more than
-#: the second, none is known to any more.
-SURE, LOST = 0.015, 0.05
+#: and when these differ by no more than this share. Where all differ by more than the second, it is
+#: not known any more.
+SURE, LOST = 0.04, 0.08
 #: A dimension that does not refuse may let in so many times as many calls as the one that does.
-ROOM = 1.5
-#: The rate is the one that is not exceeded in this share of the time.
-QUANTILE = 0.6
+ROOM = 1.3
+#: The rate is the one that is not exceeded in this share of the time; and the others differ from it
+#: by what is not exceeded in the second share.
+QUANTILE, MOST = 0.6, 0.6
 #: So much of the output of calls in flight is counted where it is not known what refuses.
-GUESSED_SHARE = 0.5
+GUESSED_SHARE = 0.25
 #: A bucket that refused a call held so much of its cost, where nobody says when it has room for it.
 HELD_SHARE = 0.5
-#: When what was let in since the last refusal differs by more than this share, it is another limit.
-#: A shorter time does not tell, but so many of them in a row do.
-CHANGED_SHARE, TELLING_SECONDS, MOST_SHORT = 0.25, 2.0, 3
+#: When what was let in since the last refusal differs by more than this share, another dimension
+#: has refused; so many times in a row, it is another limit. A shorter time does not tell, but so
+#: many of them in a row do.
+CHANGED_SHARE, MOST_CHANGED, TELLING_SECONDS, MOST_SHORT = 0.25, 2, 2.0, 3
 
 
 class Point:
@@ -59,15 +62,15 @@ class Scarce:
         budgets: By dimension; some may be added later.
     """
 
-    __slots__ = ("_budgets", "_newest", "_points", "_rates", "_short", "_spared")
+    __slots__ = ("_budgets", "_changed", "_newest", "_points", "_rates", "_short", "_spared")
 
     def __init__(self, budgets: dict[str, Budget]) -> None:
         self._budgets = budgets
         self._points: deque[Point] = deque(maxlen=MOST_POINTS)
         #: The number of the last refused call: what calls before it took may still be corrected.
         self._newest = 0
-        #: Refusals in a row, each a moment after the one before.
-        self._short = 0
+        #: Refusals in a row, each a moment after the one before; and those after another rate.
+        self._short = self._changed = 0
         #: What is let in of each dimension by the second; and the dimensions that do not refuse.
         self._rates: dict[str, float] = {}
         self._spared: frozenset[str] = frozenset()
@@ -93,7 +96,7 @@ class Scarce:
         """Return what a budget that was found empty is still to be charged for calls in flight.
 
         One that does not refuse was not found empty; and of output, which is nearly all charged
-        late, half is counted where it is not known to be what refuses.
+        late, a quarter is counted where it is not known to be what refuses.
         """
         if not budget.has_learned_rate:
             return budget.pending
@@ -105,7 +108,8 @@ class Scarce:
     def clear(self) -> None:
         """Forget all: it is another limit."""
         self._points.clear()
-        self._newest, self._short, self._rates, self._spared = 0, 0, {}, frozenset()
+        self._newest = self._short = self._changed = 0
+        self._rates, self._spared = {}, frozenset()
 
     def note(self, grant: Grant, retry_after: float | None) -> None:
         """Take in a refusal that rates are cut for.
@@ -121,11 +125,10 @@ class Scarce:
             if budget.number < len(grant.spent_then)
         }
         point = Point(grant.at + (retry_after or 0.0), grant.number, charged)
-        self._newest = grant.number
         self._judge()
-        if self._spared and self._is_other_limit(point):
-            self.clear()
-            self._newest = grant.number
+        if self._spared:
+            self._compare(point)
+        self._newest = grant.number
         self._points.append(point)
 
     def correct(self, grant: Grant, used: Cost) -> None:
@@ -154,19 +157,29 @@ class Scarce:
             for name in point.charged:
                 point.charged[name] -= grant.charged(self._budgets[name])
 
-    def _is_other_limit(self, point: Point) -> bool:
-        """Tell whether what was let in since the last refusal is another rate than before."""
+    def _compare(self, point: Point) -> None:
+        """See whether what was let in since the last refusal is another rate than before.
+
+        Then another dimension has refused this time; or it is another limit.
+        """
         last = self._points[-1]
         seconds = point.at - last.at
         self._short = self._short + 1 if seconds < TELLING_SECONDS else 0
         if self._short:
-            return self._short >= MOST_SHORT
-        return any(
+            if self._short >= MOST_SHORT:
+                self.clear()
+            return
+        is_other = any(
             abs((charged - last.charged.get(name, 0.0)) / seconds - self._rates[name])
             > CHANGED_SHARE * self._rates[name]
             for name, charged in point.charged.items()
             if name in self._rates and name not in self._spared
         )
+        self._changed = self._changed + 1 if is_other else 0
+        if self._changed >= MOST_CHANGED:
+            self.clear()
+        elif is_other:
+            self._spared = frozenset()
 
     def _judge(self) -> None:
         """See which dimensions do not refuse, by the refusals whose calls before have ended."""
@@ -193,30 +206,37 @@ class Scarce:
             )
             rates[name], differ[name] = _spread(found)
         self._rates = rates
-        most = TIMES * min(differ.values(), default=0.0) + MORE
-        least = min(differ.values(), default=1.0)
-        spared = frozenset(name for name, share in differ.items() if share > most)
-        if spared and least <= SURE:
-            self._spared = spared
+        scarce = min(differ, key=differ.__getitem__)
+        least = differ[scarce]
+        if least <= SURE and max(differ.values()) > TIMES * least + MORE:
+            self._spared = frozenset(differ) - {scarce}
         elif least > LOST:
             self._spared = frozenset()
 
 
 def _spread(rates: list[tuple[float, float]]) -> tuple[float, float]:
-    """Return the rate of a bucket, and by which share higher ones are above it on average.
-
-    Where the bucket ran over, less was let in than its rate: so lower ones tell nothing.
+    """Return the rate of a bucket, and the share by which most of the others differ from it.
 
     Args:
         rates: By the second, each with the seconds that it lasted, the lowest first.
     """
-    lower, passed, place = QUANTILE * sum(seconds for _, seconds in rates), 0.0, 0
-    while passed + rates[place][1] < lower:
-        passed += rates[place][1]
-        place += 1
-    common, higher = rates[place][0], rates[place + 1 :]
+    common = _quantile(rates, QUANTILE)
     if common <= 0:
         return 0.0, 1.0
-    seconds = sum(seconds for _, seconds in higher)
-    above = sum((rate / common - 1) * seconds for rate, seconds in higher)
-    return common, above / seconds if seconds else 0.0
+    differ = sorted((abs(rate / common - 1), seconds) for rate, seconds in rates)
+    return common, _quantile(differ, MOST)
+
+
+def _quantile(values: list[tuple[float, float]], share: float) -> float:
+    """Return the value that is not exceeded in this share of the time.
+
+    Args:
+        values: Each with the seconds that it lasted, the lowest first.
+        share: Of all these seconds.
+    """
+    left = share * sum(seconds for _, seconds in values)
+    for value, seconds in values:
+        left -= seconds
+        if left <= 0:
+            return value
+    return values[-1][0]

@@ -18,26 +18,34 @@ from virtual_lane import Reply
 class Refusals:
     """Refusals of a limit of 1,000 tokens a second, after more and fewer calls."""
 
-    def __init__(self, rate=1000.0):
+    def __init__(self, rate=1000.0, dimensions=(REQUESTS, INPUT)):
         self.budgets = {}
-        for number, name in enumerate((REQUESTS, INPUT)):
+        for number, name in enumerate(dimensions):
             budget = self.budgets[name] = Budget(name, None, 0.0, 60.0)
             budget.field, budget.number = FIELDS[name], number
             budget.learn_rate(100.0)
         self.scarce = Scarce(self.budgets)
-        self.now, self.number, self.rate = 0.0, 0, rate
+        self.now, self.number, self.rate, self.left = 0.0, 0, rate, 0.0
 
-    def refuse(self, calls, seconds=10.0, retry_after=None):
-        """Let in so many calls within so long, all together what comes back in it; refuse one."""
-        size, apart = self.rate * seconds / calls, seconds / calls
-        grants = [self._start(self.now + place * apart, size) for place in range(calls)]
+    def refuse(self, calls, seconds=10.0, retry_after=None, *, output=0.0, size=0.0, left=0.0):
+        """Let in so many calls within so long, all together what comes back in it; refuse one.
+
+        Output is by the second; the refused call has a size, and so much is left in the bucket.
+        """
+        let_in = self.rate * seconds + self.left - left
+        apart, self.left = seconds / calls, left
+        each = let_in / calls, output * seconds / calls
+        grants = [self._start(self.now + place * apart, *each) for place in range(calls)]
         self.now += seconds
-        self.scarce.note(self._start(self.now, 0.0), retry_after)
+        refused = self._start(self.now, size)
+        for budget in self.budgets.values():
+            budget.uncharge(self.now, refused.cost[budget.field], self.now, refund=True)
+        self.scarce.note(refused, retry_after)
         return grants
 
-    def _start(self, now, size):
+    def _start(self, now, size, output=0.0):
         self.number += 1
-        grant = Grant(now, 0, Cost(1.0, size, size), self.number, 0)
+        grant = Grant(now, 0, Cost(1.0, size + output, size, output), self.number, 0)
         grant.spent_then = [b.charge(now, grant.cost[b.field]) for b in self.budgets.values()]
         grant.pending_then = [0.0] * len(self.budgets)
         return grant
@@ -75,6 +83,55 @@ def test_few_refusals_tell_nothing():
     assert not refusals.scarce.is_found
 
 
+def test_now_and_then_another_dimension_may_refuse_too():
+    refusals = Refusals()
+    for calls, rate in zip(CALLS, (1000, 1000, 1200, 1000, 900, 1000, 1000, 1000), strict=True):
+        refusals.rate = rate
+        refusals.refuse(calls)
+
+    assert refusals.spared == [REQUESTS]
+    assert refusals.scarce.rate(refusals.budgets[INPUT]) == pytest.approx(1000, rel=0.01)
+
+
+def test_all_but_the_one_that_refuses_are_spared():
+    refusals = Refusals(dimensions=(REQUESTS, INPUT, OUTPUT))
+    for place, calls in enumerate(CALLS):
+        refusals.rate = 1000.0 + 15 * (place % 2)
+        refusals.refuse(calls, output=200.0 + 6 * (place % 2))
+
+    assert refusals.spared == [REQUESTS, OUTPUT]
+
+
+@pytest.mark.parametrize("retry_after", [None, 0.5])
+def test_a_bucket_held_half_of_what_it_refused_or_what_retry_after_shows(retry_after):
+    """Were it something else, what was let in until then would be another rate each time."""
+    refusals = Refusals()
+    for place, calls in enumerate(CALLS):
+        size = 2000.0 if place % 2 else 1000.0
+        left = size / 2 if retry_after is None else size - retry_after * refusals.rate
+        refusals.refuse(calls, 10.0, retry_after, size=size, left=left)
+
+    assert refusals.spared == [REQUESTS]
+    assert refusals.scarce.rate(refusals.budgets[INPUT]) == pytest.approx(1000, rel=0.001)
+
+
+@pytest.mark.parametrize("rate", [500.0, 2000.0])
+def test_a_refusal_after_another_rate_is_another_dimension_s(rate):
+    refusals = Refusals()
+    for calls in CALLS:
+        refusals.refuse(calls)
+
+    refusals.rate = rate
+    refusals.refuse(100)
+
+    assert not refusals.scarce.is_found
+
+    refusals.rate = 1000.0
+    refusals.refuse(100)
+
+    assert refusals.spared == [REQUESTS]
+
+
 @pytest.mark.parametrize("rate", [500.0, 2000.0])
 def test_a_limit_that_changes_is_another_one(rate):
     refusals = Refusals()
@@ -82,6 +139,9 @@ def test_a_limit_that_changes_is_another_one(rate):
         refusals.refuse(calls)
 
     refusals.rate = rate
+    refusals.refuse(100)
+    refusals.refuse(100)
+    refusals.rate = 1000.0
     refusals.refuse(100)
 
     assert not refusals.scarce.is_found
@@ -129,7 +189,7 @@ def test_a_call_that_was_refused_after_all_was_not_let_in():
     )
 
 
-def test_output_that_is_still_to_come_is_owed_by_what_refuses_and_half_where_that_is_not_known():
+def test_output_that_is_still_to_come_is_owed_by_what_refuses_and_a_quarter_where_it_is_not_known():
     refusals = Refusals()
     output = refusals.budgets[OUTPUT] = Budget(OUTPUT, None, 0.0, 60.0)
     output.number, output.pending = 2, 400.0
@@ -139,7 +199,7 @@ def test_output_that_is_still_to_come_is_owed_by_what_refuses_and_half_where_tha
     output.learn_rate(100.0)
     refusals.refuse(10)
 
-    assert refusals.scarce.owed(output) == 200.0
+    assert refusals.scarce.owed(output) == 100.0
 
     refusals.scarce._spared = frozenset({REQUESTS})
 
@@ -196,6 +256,7 @@ def test_in_a_long_run_only_tokens_are_held_where_only_tokens_are_counted():
     assert one._scarce.is_spared(one.budgets[REQUESTS])
     assert let_in > 0.95 * 10_000 * 1800
     assert refused < 0.01 * let_in / 900
+    assert one.calls_per_second == pytest.approx(10_000 / 900, rel=0.15)
 
 
 def test_where_no_rate_is_the_same_any_more_any_may_refuse():
