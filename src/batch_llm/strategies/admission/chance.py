@@ -2,7 +2,7 @@
 
 Refusals that one bucket cannot explain (``evidence.py``) are weighed (``chance_belief.py``). Where
 a limit is known or found, refusals that go on however far the rates fall are chance
-(``fallen_rates.py``). Where rates are low, two calls right after a refusal tell
+(``fallen_rates.py``). Where rates are low, calls sent together right after a refusal tell
 (``second_calls.py``). As soon as refusals are believed to be chance, the cuts that were made for
 them are taken back.
 """
@@ -12,7 +12,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from batch_llm.strategies.admission.fallen_rates import FallenPace, FallenRates
-from batch_llm.strategies.admission.second_calls import FASTEST_TRIED, Bound, SecondCalls, bounds_of
+from batch_llm.strategies.admission.second_calls import (
+    FASTEST_PAUSED,
+    FASTEST_TRIED,
+    Bound,
+    SecondCalls,
+    bounds_of,
+)
 from batch_llm.strategies.dimensions import REQUESTS
 
 if TYPE_CHECKING:
@@ -28,10 +34,15 @@ if TYPE_CHECKING:
 #: A refusal whose Retry-After was worked out from a limit weighs so many times as much as others
 #: when it speaks for chance.
 WORKED_OUT_WEIGHT = 0.5
+#: One that asks for whole seconds weighs so many times as much: chance costs a pause each time.
+WHOLE_WEIGHT = 2.0
 #: What was let in before a longer stretch is not compared with what came after: limits change.
 LONGEST_COMPARED_SECONDS = 60.0
-#: So many trials of two calls, one after the other, must speak for chance.
+#: So many trials of calls sent together, one after the other, must speak for chance.
 PROOFS_ASKED = 2
+#: After a pause so many calls may be tried at once, as a share of those let in so far: a limit
+#: refuses some of them.
+TRIED_SHARE = 0.1
 
 
 class Chance:
@@ -106,6 +117,8 @@ class Chance:
         unexplained: float = evidence.unexplained()
         if worked_out:
             unexplained *= WORKED_OUT_WEIGHT
+        elif self._asked.is_whole(retry_after):
+            unexplained *= WHOLE_WEIGHT
         if not chance.weigh(unexplained, int(max(0, evidence.last_calls)), evidence.behind):
             return False
         self._rates.lift()
@@ -134,41 +147,62 @@ class Chance:
         self._rates.lift()
 
     @property
-    def tries_two(self) -> bool:
-        """Whether two calls were sent together, of which a limit refuses the second."""
+    def tries_calls(self) -> bool:
+        """Whether calls were sent together, of which a limit refuses the last."""
         return self._second_calls.are_tried
 
     def bounds(self, retry_after: float | None) -> list[Bound]:
-        """Return the rates that two calls right after a refusal are to be compared with."""
+        """Return the rates that calls right after a refusal are to be compared with."""
+        fastest = FASTEST_PAUSED if self._asked.is_whole(retry_after) else FASTEST_TRIED
         is_tried = not (
             self._belief.is_first
             or self._asked.is_worked_out(retry_after)
             or self._belief.knows_limits
             or self._chance_belief.is_believed
-            or self._rates.calls_per_second > FASTEST_TRIED
+            or self._rates.calls_per_second > fastest
         )
         return bounds_of(self._budgets.values()) if is_tried else []
 
-    def try_two(self, until: float, refused: Grant, bounds: list[Bound]) -> bool:
+    def try_calls(
+        self, now: float, retry_after: float | None, refused: Grant, bounds: list[Bound]
+    ) -> int:
         """Note a refusal that rates were cut for.
 
         Args:
-            until: When the next call may be sent.
+            now: The time.
+            retry_after: Seconds that it asks to wait.
             refused: The call.
             bounds: From before the cut.
 
         Returns:
-            Whether two calls are to be sent now.
+            How many calls are to be sent together as soon as the gate is open; or 0.
         """
-        return self._second_calls.begin(until, refused, bounds)
+        most = 2
+        if bounds and self._asked.is_whole(retry_after):
+            most = max(most, int(TRIED_SHARE * self._budgets[REQUESTS].spent))
+            bounds = self._explained(bounds)
+        return self._second_calls.begin(now + (retry_after or 0.0), refused, bounds, most)
 
-    def note_second(self, grant: Grant, refusals: int) -> None:
-        """See from the first two calls let in since a refusal whether it was chance.
+    def _explained(self, bounds: list[Bound]) -> list[Bound]:
+        """Return bounds that are no higher than rates that explain the last refusals."""
+        evidence = self._evidence
+        found = evidence.calls_explained()
+        if found is None:
+            return bounds
+        most = [(bound, found.most * evidence.per_call(bound.budget.name)) for bound in bounds]
+        return [Bound(one.budget, min(one.rate, rate)) if rate else one for one, rate in most]
+
+    def note_tried(self, grant: Grant, refusals: int) -> None:
+        """See from the first calls let in since a refusal whether it was chance.
 
         Args:
-            grant: One of the two.
+            grant: One of those that were sent together.
             refusals: So many there were so far.
         """
-        is_proven = self._second_calls.note_accepted(grant, PROOFS_ASKED)
-        if is_proven and not self._chance_belief.is_believed:
+        proofs = self._second_calls.note_accepted(grant)
+        if not proofs or self._chance_belief.is_believed:
+            return
+        if proofs >= PROOFS_ASKED:
             self._believe(refusals / self._epoch.calls)
+        else:
+            self._rates.search_on()

@@ -519,8 +519,8 @@ class Admission:
         if grant.number > epoch.calls_at_cut:
             if not epoch.accepted:
                 self._reopen(now, grant)
-            if epoch.accepted <= 1 and self.refusals:
-                self._chance.note_second(grant, self.refusals)
+            if self.refusals and self._chance.tries_calls:
+                self._chance.note_tried(grant, self.refusals)
             epoch.accepted += 1
             self._gate.closed_again = 0
             if not (self.is_unlimited or belief.knows_limits):
@@ -581,7 +581,7 @@ class Admission:
             Whether the gate was closed because of it.
         """
         epoch, belief, gate = self._epoch, self._belief, self._gate
-        if not (epoch.accepted or belief.is_first or self._chance.tries_two):
+        if not (epoch.accepted or belief.is_first or self._chance.tries_calls):
             self._confirm_passed(now, grant, retry_after)
         epoch.number += 1
         belief.is_recalled = False
@@ -638,13 +638,14 @@ class Admission:
             self._first.note(now, grant, requests)
         epoch.close()
         self._rates.grown_at = now
-        is_second = self._chance.try_two(now + (retry_after or 0.0), grant, bounds)
-        if not is_second or retry_after is not None:
+        tried = self._chance.try_calls(now, retry_after, grant, bounds)
+        if not tried or retry_after is not None:
             self._close_gate(now, retry_after)
         requests.keep_empty(gate.closed_until)
         if belief.sees_headers:
             requests.headers.others.note_refused(now, gate.closed_until, thought, requests.capacity)
         self._fit_doubt(emptied)
+        self._doubt.limit = max(self._doubt.limit, tried)
 
     def _was_used_up(self, retry_after: float | None) -> bool:
         """Tell whether a limit was used up before the first call.

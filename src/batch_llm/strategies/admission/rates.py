@@ -141,6 +141,11 @@ class Rates:
         self._search.begin_anew()
         evidence.clear()
 
+    def search_on(self) -> None:
+        """Search as fast as at first, from where the rates are: no limit refused the last call."""
+        self._belief.is_searching = not self._belief.knows_limits
+        self._search.begin_anew()
+
     def land(self) -> None:
         """Go back to rates that were tried: what grew under a limit on calls in flight was not."""
         for budget in self._budgets.values():

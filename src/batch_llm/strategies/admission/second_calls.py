@@ -1,9 +1,9 @@
-"""Two calls sent together right after a refusal: an empty bucket cannot let both of them in.
+"""Calls sent together right after a refusal: an empty bucket cannot let all of them in.
 
 A bucket that refused a call held less than its cost. So what is let in next is no more than that
-and what has come back meanwhile. Where it is more, no bucket refused the call: it was chance. Tried
-where rates are low, because there it takes minutes to see the same from rates
-(``chance_belief.py``).
+and what has come back meanwhile. Where it is more, no bucket refused the call: it was chance. Two
+calls tell, or after a pause of a whole second as many as come back in it and two more. Tried where
+rates are low, because there it takes minutes to see the same from rates (``chance_belief.py``).
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ if TYPE_CHECKING:
     from batch_llm.strategies.admission.budgets import Budget
     from batch_llm.strategies.admission.grants import Grant
 
-#: At higher rates refusals at random are seen soon enough without.
-FASTEST_TRIED = 10.0
-#: Not tried where more than this share of the refused call's cost comes back meanwhile.
+#: At higher rates refusals at random are seen soon enough without; and where each costs a pause.
+FASTEST_TRIED, FASTEST_PAUSED = 10.0, 20.0
+#: Two are not tried where more than this share of the refused call's cost comes back meanwhile.
 MOST_BACK = 0.7
+#: After a pause so many are sent beyond what comes back in it.
+BEYOND = 2
 
 
 class Bound(NamedTuple):
@@ -33,73 +35,79 @@ class Bound(NamedTuple):
 class SecondCalls:
     """Has two calls tried after some refusals, and judges what becomes of them."""
 
-    __slots__ = ("_bounds", "_first", "_proofs", "_refused", "_rest", "_rests")
+    __slots__ = ("_asked", "_bounds", "_proofs", "_refused", "_rest", "_rests", "_taken")
 
     def __init__(self) -> None:
         #: Trials in a row that no bucket explains.
         self._proofs = 0
         #: Refusals to pass over until the next trial; and after the next one that failed.
         self._rest, self._rests = 0, 1
-        #: Of the trial under way: the refused call, the first one let in after it, and the bounds.
+        #: Of the trial under way: the refused call, those let in after it, how many are to be, and
+        #: the bounds.
         self._refused: Grant | None = None
-        self._first: Grant | None = None
+        self._taken: list[Grant] = []
+        self._asked = 2
         self._bounds: list[Bound] = []
 
     @property
     def are_tried(self) -> bool:
-        """Whether two calls were sent together, of which a limit refuses the second."""
+        """Whether calls were sent together, of which a limit refuses the last."""
         return self._refused is not None
 
-    def begin(self, until: float, refused: Grant, bounds: list[Bound]) -> bool:
+    def begin(self, until: float, refused: Grant, bounds: list[Bound], most: int = 2) -> int:
         """Note a refusal that rates were cut for.
 
         Args:
             until: When the next call may be sent.
             refused: The call.
-            bounds: The rates before the cut; none where two calls are not to be tried.
+            bounds: The rates before the cut; none where calls are not to be tried.
+            most: So many may be tried.
 
         Returns:
-            Whether two calls are to be sent now. Their budgets have room for them then.
+            How many calls are to be sent now, or 0. Their budgets have room for them then.
         """
-        if self._refused is not None:  # one of the two was refused
+        if self._refused is not None:  # one of them was refused
             self._refused, self._proofs = None, 0
             self._rest, self._rests = self._rests, 2 * self._rests
-        if not bounds or not _is_telling(until, refused, bounds):
-            return False
+        calls = _calls_that_tell(until, refused, bounds, most) if bounds else 0
+        if not calls:
+            return 0
         if self._rest:
             self._rest -= 1
-            return False
-        self._refused, self._first, self._bounds = refused, None, bounds
+            return 0
+        self._refused, self._bounds = refused, bounds
+        self._asked, self._taken = calls, []
         for budget, _ in bounds:
-            two = 2 * max(refused.cost[budget.field], budget.largest)
-            budget.capacity = max(budget.capacity, two)
-            budget.level = max(budget.level, two)
-        return True
+            room = calls * max(refused.cost[budget.field], budget.largest)
+            budget.capacity = max(budget.capacity, room)
+            budget.level = max(budget.level, room)
+        return calls
 
-    def note_accepted(self, grant: Grant, proofs_asked: int) -> bool:
-        """Note one of the first two calls let in after a refusal.
+    def note_accepted(self, grant: Grant) -> int:
+        """Note one of the first calls let in after a refusal.
 
         Returns:
-            Whether as many trials in a row as are asked for say that it is chance.
+            How many trials in a row say that it is chance, when this call ends one that does;
+            else 0.
         """
-        refused, first = self._refused, self._first
+        refused, taken = self._refused, self._taken
         if refused is None:
-            return False
-        if first is None:
-            self._first = grant
-            return False
-        self._refused = None
+            return 0
+        taken.append(grant)
+        if len(taken) < self._asked:
+            return 0
+        self._refused, self._taken = None, []
         if grant.beside < refused.beside:
-            return False  # calls in flight may be what is limited
+            return 0  # calls in flight may be what is limited
         seconds = grant.at - refused.at
         for budget, rate in self._bounds:
             cost = refused.cost[budget.field]
-            let_in = first.cost[budget.field] + grant.cost[budget.field]
+            let_in = sum(call.cost[budget.field] for call in taken)
             if cost and let_in <= cost + rate * seconds:
-                return False
+                return 0
         self._proofs += 1
         self._rest, self._rests = 0, 1
-        return self._proofs >= proofs_asked
+        return self._proofs
 
 
 def bounds_of(budgets: Iterable[Budget]) -> list[Bound]:
@@ -109,8 +117,12 @@ def bounds_of(budgets: Iterable[Budget]) -> list[Bound]:
     return bounds if is_learned else []
 
 
-def _is_telling(until: float, refused: Grant, bounds: list[Bound]) -> bool:
-    """Tell whether so little comes back until then that a second call tells chance from a limit."""
+def _calls_that_tell(until: float, refused: Grant, bounds: list[Bound], most: int) -> int:
+    """Return how many calls tell chance from a limit; 0 when too much comes back until then."""
     seconds = until - refused.at
     costs = [(refused.cost[budget.field], rate) for budget, rate in bounds]
-    return all(rate * seconds <= MOST_BACK * cost for cost, rate in costs if cost)
+    back = max((rate * seconds / cost for cost, rate in costs if cost), default=0.0)
+    if back <= MOST_BACK:
+        return 2
+    calls = math.ceil(back) + BEYOND
+    return calls if calls <= most else 0

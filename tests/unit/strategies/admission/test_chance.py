@@ -73,9 +73,12 @@ def test_two_calls_are_tried_unless_the_wait_was_worked_out_from_a_limit(retry_a
     assert bool(holding(2.0)._chance.bounds(retry_after)) == is_tried
 
 
-@pytest.mark.parametrize("rate", [9.0, 11.0])
-def test_two_calls_are_tried_where_rates_are_low(rate):
-    assert bool(holding(rate)._chance.bounds(1.0)) == (rate < 10)
+@pytest.mark.parametrize(
+    ("rate", "retry_after", "is_tried"),
+    [(9.0, None, True), (11.0, None, False), (19.0, 1.0, True), (21.0, 1.0, False)],
+)
+def test_calls_are_tried_where_rates_are_low(rate, retry_after, is_tried):
+    assert bool(holding(rate)._chance.bounds(retry_after)) == is_tried
 
 
 def test_two_calls_are_tried_no_more_once_refusals_are_believed_to_be_chance():
@@ -85,11 +88,11 @@ def test_two_calls_are_tried_no_more_once_refusals_are_believed_to_be_chance():
     assert one._chance.bounds(1.0) == []
 
 
-@pytest.mark.parametrize(("retry_after", "weight"), [(1.0, 2.0), (0.4, 1.0)])
-def test_a_wait_that_was_worked_out_speaks_half_as_much_for_chance(
+@pytest.mark.parametrize(("retry_after", "weight"), [(None, 1.0), (1.0, 2.0), (0.4, 0.5)])
+def test_a_pause_speaks_twice_as_much_for_chance_and_one_that_was_worked_out_half(
     retry_after, weight, monkeypatch
 ):
-    monkeypatch.setattr(Evidence, "unexplained", lambda _: 2)
+    monkeypatch.setattr(Evidence, "unexplained", lambda _: 1)
     monkeypatch.setattr(Evidence, "last_calls", 100)
     one = admission(dimensions=(REQUESTS,))
     one.refused(0.1, one.start(0.0, ONE), latency=0.1)
