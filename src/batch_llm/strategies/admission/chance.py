@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 #: A refusal whose Retry-After was worked out from a limit weighs so many times as much as others
 #: when it speaks for chance.
 WORKED_OUT_WEIGHT = 0.5
-#: One that asks for whole seconds weighs so many times as much: chance costs a pause each time.
+#: One that asks for whole seconds weighs so many times as much, as long as there is a search:
+#: chance costs a pause each time. A limit that was found may have changed.
 WHOLE_WEIGHT = 2.0
 #: What was let in before a longer stretch is not compared with what came after: limits change.
 LONGEST_COMPARED_SECONDS = 60.0
@@ -42,7 +43,7 @@ LONGEST_COMPARED_SECONDS = 60.0
 PROOFS_ASKED = 2
 #: After a pause so many calls may be tried at once, as a share of those let in so far: a limit
 #: refuses some of them.
-TRIED_SHARE = 0.1
+TRIED_SHARE = 0.05
 
 
 class Chance:
@@ -69,6 +70,7 @@ class Chance:
         "_fallen_rates",
         "_rates",
         "_second_calls",
+        "_was_searching",
     )
 
     def __init__(
@@ -91,6 +93,8 @@ class Chance:
         self._fallen_pace = FallenPace()
         self._fallen_rates = FallenRates()
         self._second_calls = SecondCalls()
+        #: Whether there was a search when the last call was refused: a found limit is believed in.
+        self._was_searching = False
 
     def explains(self, now: float, grant: Grant, retry_after: float | None) -> bool:
         """Tell whether refusals have turned out to come at random: no cut is due then.
@@ -117,7 +121,7 @@ class Chance:
         unexplained: float = evidence.unexplained()
         if worked_out:
             unexplained *= WORKED_OUT_WEIGHT
-        elif self._asked.is_whole(retry_after):
+        elif belief.is_searching and self._asked.is_whole(retry_after):
             unexplained *= WHOLE_WEIGHT
         if not chance.weigh(unexplained, int(max(0, evidence.last_calls)), evidence.behind):
             return False
@@ -153,6 +157,7 @@ class Chance:
 
     def bounds(self, retry_after: float | None) -> list[Bound]:
         """Return the rates that calls right after a refusal are to be compared with."""
+        self._was_searching = self._belief.is_searching
         fastest = FASTEST_PAUSED if self._asked.is_whole(retry_after) else FASTEST_TRIED
         is_tried = not (
             self._belief.is_first
@@ -178,7 +183,8 @@ class Chance:
             How many calls are to be sent together as soon as the gate is open; or 0.
         """
         most = 2
-        if bounds and self._asked.is_whole(retry_after):
+        may_be_chance = self._was_searching or self._chance_belief.is_suspected
+        if bounds and may_be_chance and self._asked.is_whole(retry_after):
             most = max(most, int(TRIED_SHARE * self._budgets[REQUESTS].spent))
             bounds = self._explained(bounds)
         return self._second_calls.begin(now + (retry_after or 0.0), refused, bounds, most)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from batch_llm.strategies.admission.grants import Grant
 
 #: At higher rates refusals at random are seen soon enough without; and where each costs a pause.
-FASTEST_TRIED, FASTEST_PAUSED = 10.0, 20.0
+FASTEST_TRIED, FASTEST_PAUSED = 10.0, 14.0
 #: Two are not tried where more than this share of the refused call's cost comes back meanwhile.
 MOST_BACK = 0.7
 #: After a pause so many are sent beyond what comes back in it.

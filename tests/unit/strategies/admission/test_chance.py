@@ -75,7 +75,7 @@ def test_two_calls_are_tried_unless_the_wait_was_worked_out_from_a_limit(retry_a
 
 @pytest.mark.parametrize(
     ("rate", "retry_after", "is_tried"),
-    [(9.0, None, True), (11.0, None, False), (19.0, 1.0, True), (21.0, 1.0, False)],
+    [(9.0, None, True), (11.0, None, False), (13.0, 1.0, True), (15.0, 1.0, False)],
 )
 def test_calls_are_tried_where_rates_are_low(rate, retry_after, is_tried):
     assert bool(holding(rate)._chance.bounds(retry_after)) == is_tried
