@@ -157,12 +157,12 @@ def test_a_limit_that_asks_for_whole_seconds_is_never_taken_for_chance_by_it(rat
 def test_a_run_does_not_stay_slow_where_one_in_fifty_is_refused_at_random_for_a_second():
     """A rate of a few calls a second is no longer taken for a limit after some refusals."""
     seconds = []
-    for seed in range(500, 512):
+    for seed in range(700, 724):
         one = Admission(0.0, max_in_flight=500, dice=random.Random(seed))
         lane = Lane(one, Bucket(seed, chance=0.02, retry_after=1.0, seconds=(0.45, 0.55)))
-        while not one._chance_belief.is_believed:
+        while not one._chance_belief.is_believed and lane.now < 300:
             lane.run(lane.now + 1.0)
         seconds.append(lane.now)
 
-    assert statistics.median(seconds) < 22
-    assert max(seconds) < 60
+    assert statistics.median(seconds) < 20
+    assert max(seconds) < 150
