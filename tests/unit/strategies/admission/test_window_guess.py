@@ -312,6 +312,20 @@ def test_a_sliding_minute_of_tokens_is_fitted_to_what_the_provider_had_counted_a
     assert budget.limit == pytest.approx(WINDOW_SHARE * (20 * 100 + 10 * 50))
 
 
+def test_of_a_sliding_minute_output_is_counted_when_its_call_ends_and_leaves_a_minute_after_that():
+    budget = Budget(TOKENS, 1000.0, 0.0, 60.0)
+    budget.field, budget.counts_output, budget.is_sliding = FIELDS[TOKENS], True, True
+    grant = sent(budget, 1.0, Cost(1.0, 10.0, 1.0, 9.0, 9.0))
+    assert budget.log.used(8.0) == 1.0
+
+    budget.note_end(9.0, 9.0)
+    budget.settle(9.0, -5.0, grant.at, 9.0)  # the answer was shorter
+
+    assert budget.log.used(9.0) == 5.0
+    assert budget.log.used(62.0) == 4.0
+    assert budget.log.used(70.0) == 0.0
+
+
 def tokens_a_minute(*, let_in_pending=0.0):
     """Return a learned fixed minute of 1,000 tokens that has just begun."""
     budget = Budget(TOKENS, None, 0.0, 60.0)
