@@ -76,7 +76,6 @@ class Budget:
         "reset_at",
         "source",
         "spent",
-        "spent_at_cut",
         "spent_when_empty",
         "told",
         "told_capacity",
@@ -112,8 +111,8 @@ class Budget:
         self.updated_at = now
         #: When the bucket, and the told one, were last full or a window began.
         self.full_at = self._allowed_full_at = -math.inf
-        #: All that was ever charged, output still to come included; and its value at the last cut.
-        self.spent = self.spent_at_cut = 0.0
+        #: All that was ever charged, output still to come included.
+        self.spent = 0.0
         #: Its value when the call was sent for which the rate was last cut: the bucket was empty.
         self.spent_when_empty = 0.0
         #: What the provider had charged when it refused, and what was pending: calls in flight that
@@ -398,10 +397,6 @@ class Budget:
         self.limit, self.source = limit, "remembered"
         self.rate = self.peak = limit / self.window_seconds
         self.capacity = self.level = capacity
-
-    def note_cut(self) -> None:
-        """Remember what was spent when the rate was cut."""
-        self.spent_at_cut = self.spent
 
     def keep_to_told(self) -> None:
         """Hold no more than the told limit's own bucket does."""

@@ -629,7 +629,6 @@ class Admission:
         for budget in self.budgets.values():
             if not is_explained:
                 budget.windows.distrust(now)
-            budget.note_cut()
             if budget in emptied:
                 self._drain(now, budget, grant, retry_after)
         was_first, belief.is_first = belief.is_first, False
