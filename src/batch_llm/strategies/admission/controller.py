@@ -348,6 +348,8 @@ class Admission:
         Returns:
             What follows from it.
         """
+        if retry_after == 0:  # to ask for no time says as little as to ask for nothing
+            retry_after = None
         self._leave(now, grant)
         self._end_unlimited()
         self.refusals += 1
