@@ -285,10 +285,7 @@ class Budget:
         self.refill(now)
         counted = 0.0
         if self.is_sliding and self.log is not None:
-            room = self.capacity - amount + pending
-            if self.pending_let_in:
-                room += max(0.0, self.pending_let_in - self.pending - pending)
-            counted = self.log.wait(now, max(0.0, room))
+            counted = self.log.wait(now, max(0.0, self.capacity - amount + pending))
             if self.told is None:
                 return counted
         if self.told is not None and (self.is_window or self.extra_rate or amount > self.capacity):
