@@ -270,6 +270,20 @@ def test_a_sliding_minute_has_no_more_room_for_what_was_to_come_when_it_refused(
     assert not fits(budget, 2.0)
 
 
+def test_a_told_sliding_minute_has_less_room_for_half_of_what_is_to_come():
+    budget = told(1000.0, name=TOKENS)
+    budget.field, budget.counts_output = FIELDS[TOKENS], True
+    budget.is_sliding = True
+    budget.charge(0.0, 500.0)
+
+    calls = 0
+    while fits(budget, 31.0):
+        sent(budget, 31.0, CALL)
+        calls += 1
+
+    assert calls == 4  # of 100 tokens, and half of 50 each
+
+
 def test_openings_at_other_times_speak_against_a_fixed_minute():
     budget = closed(opened_at=60.1)
     for at in (60.1, 150.0):
