@@ -21,6 +21,9 @@ from batch_llm.strategies.dimensions import DAY, MINUTE, REQUESTS, REQUESTS_PER_
 if TYPE_CHECKING:
     from batch_llm.strategies.admission.grants import Grant
 
+#: A told sliding minute keeps room for this share of the output that calls in flight are still to
+#: be charged: it is full all the time, and would be run over by it.
+PENDING_SHARE = 0.5
 #: The lowest rate that is ever learned: one in ten minutes.
 LOWEST_RATE = 1 / 600
 #: What an unknown bucket is taken to hold: so many seconds of its rate. Short for requests, whose
@@ -285,8 +288,8 @@ class Budget:
         counted = 0.0
         if self.is_sliding and self.log is not None:
             room = self.capacity - amount + pending
-            if self.pending_let_in:
-                room += max(0.0, self.pending_let_in - self.pending - pending)
+            if self.told is not None:
+                room -= PENDING_SHARE * (self.pending + pending)
             counted = self.log.wait(now, max(0.0, room))
             if self.told is None:
                 return counted
