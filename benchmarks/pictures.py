@@ -20,7 +20,7 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 from matplotlib.patches import FancyArrowPatch, Rectangle
 
-from batch_llm._engine.lanes import Lane
+from batch_llm._engine.lane import Lane
 from batch_llm._engine.places import Place
 from batch_llm.core.config import Limits
 from batch_llm.providers.base import LaneFacts

@@ -42,7 +42,6 @@ def opening(budget, at):
 def opened_twice(first=100.0, second=160.0, limit=600.0):
     budget = Budget(REQUESTS, limit, 0.0, 60.0)
     budget.charge(first, 400.0)
-    budget.note_cut()
     budget.windows.seems_a_window(first, opening(budget, first))
     assert not budget.is_window
     budget.windows.seems_a_window(second, opening(budget, second))

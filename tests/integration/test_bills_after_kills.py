@@ -408,6 +408,28 @@ def test_calls_of_unknown_cost_count_in_the_next_session_too(tmp_path):
     )
 
 
+def test_a_cap_holds_over_sessions_where_nobody_ever_tells_what_calls_take(tmp_path):
+    """They count like the next one may: there are no others to go by."""
+
+    async def call(_attempt, _timeout):
+        return "out", {}
+
+    def run():
+        items = [LLMWorkItem(str(n), direct_call=call) for n in range(40)]
+        config = ProcessorConfig(max_tokens_total=100_000)
+        with SqliteLedger(tmp_path / "run.sqlite") as ledger:
+            built = ParallelBatchProcessor(store=ledger, config=config)
+            asyncio.run(built.process(items))
+            return built.statistics()
+
+    first, again = run(), run()
+
+    assert 0 < first.succeeded < 40
+    assert again.succeeded == first.succeeded  # the same ones, from the ledger
+    assert again.stopped_by == "max_tokens_total"
+    assert again.stop_reason.startswith(first.stop_reason.partition(", and")[0])
+
+
 @pytest.mark.parametrize("is_told", [True, False])
 def test_a_note_that_is_left_is_booked_once(tmp_path, is_told):
     from batch_llm.stores.base import Attempt

@@ -364,6 +364,17 @@ CHAT = '{"messages":[{"role":"user","content":"x"}]}\n'
             "--concurrency must be auto, knee, or a whole number",
         ),
         ({"a.txt": "hi"}, ["a.txt", "-o", "a.txt"], "is used twice"),
+        (
+            {"a.txt": "hi"},
+            ["a.txt", "-o", "/"],
+            "/ is a folder; name a file, such as /a.results.jsonl",
+        ),
+        ({"a.txt": "hi"}, ["a.txt", "-o", "."], ". is a folder; name a file"),
+        (
+            {"a.txt": "hi"},
+            ["a.txt", "-o", "b.parquet", "--failed", "b.parquet.rows.jsonl"],
+            "b.parquet.rows.jsonl is used twice",
+        ),
         ({"a.txt": "hi", "o.jsonl": ""}, ["a.txt", "-o", "o.jsonl"], "o.jsonl exists"),
         ({"a.txt": ""}, ["a.txt"], "is empty"),
         ({"a.txt": "hi"}, ["a.txt", "--limit", "0"], "--limit must be >= 1"),
@@ -412,6 +423,22 @@ def test_what_cannot_work_is_refused_before_anything_is_sent(cli, tmp_path, file
     assert done.returncode == 2, done.stderr
     assert said in done.stdout + done.stderr
     assert not list(tmp_path.glob("*.results.jsonl"))
+
+
+def test_rows_that_a_run_left_beside_its_parquet_file_can_be_read_and_are_not_replaced(
+    cli, tmp_path
+):
+    rows = tmp_path / "o.parquet.rows.jsonl"
+    rows.write_text('{"prompt": "hi"}\n')
+    (tmp_path / "a.txt").write_text("hi\n")
+
+    as_input = cli("run", rows.name, "-o", "o.parquet", "--overwrite")
+    unknown = cli("run", "a.txt", "-o", "o.parquet")
+
+    assert (as_input.returncode, unknown.returncode) == (2, 2)
+    assert f"{rows.name} is used twice" in as_input.stderr
+    assert f"{rows.name} exists" in unknown.stderr
+    assert rows.read_text() == '{"prompt": "hi"}\n'
 
 
 def test_a_second_name_of_the_input_is_not_written_over(cli, tmp_path):

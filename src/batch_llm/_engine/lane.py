@@ -17,6 +17,7 @@ from batch_llm._engine.sizes import Sizes
 from batch_llm._engine.turns import Queue
 from batch_llm._engine.uncharged import Uncharged
 from batch_llm.core.text import safe
+from batch_llm.strategies.costs import PENDING
 from batch_llm.strategies.errors import ErrorCode
 
 if TYPE_CHECKING:
@@ -205,7 +206,8 @@ def waits_for(place: Place, now: float, wait: float, cost: Cost) -> str:
         return "overloaded"
     longest, reason = -1.0, ""
     for name, budget in admission.budgets.items():
-        seconds = budget.wait(now, cost[budget.field])
+        pending = cost[PENDING] if budget.counts_output else 0.0
+        seconds = budget.wait(now, cost[budget.field], pending)
         if seconds > longest:
             longest, reason = seconds, name
     return reason

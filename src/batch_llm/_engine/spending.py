@@ -96,24 +96,28 @@ class _Account:
         return self.price(tokens(usage, "input_tokens")).cost(usage)
 
 
-def _of_unknown_cost(usages: Iterable[ModelUsage]) -> list[ModelUsage]:
-    """Return the answered calls of earlier sessions of which nobody knows what they took.
+def _of_unknown_cost(usages: Iterable[ModelUsage]) -> tuple[list[ModelUsage], int]:
+    """Return the calls of earlier sessions of which nobody knows what they took.
 
     What was held for them is forgotten by now: they count like two of the same model's others.
+    Those of models without any others are only counted.
     """
     by_model: dict[tuple[str, str, str], list[ModelUsage]] = {}
     for one in usages:
         by_model.setdefault((one.model, one.server, one.tier), []).append(one)
-    found = []
+    found, alone = [], 0
     for (model, server, tier), all_of_it in by_model.items():
         unknown = sum(one.unmeasured_calls for one in all_of_it)
-        share = MARGIN * unknown / max(1, sum(one.calls for one in all_of_it))
-        if unknown:
+        known = sum(one.calls for one in all_of_it)
+        if not known:
+            alone += unknown
+        elif unknown:
+            share = MARGIN * unknown / known
             usage = ModelUsage(model=model, server=server, tier=tier, calls=unknown)
             usage.input_tokens = math.ceil(share * sum(one.input_tokens for one in all_of_it))
             usage.output_tokens = math.ceil(share * sum(one.output_tokens for one in all_of_it))
             found.append(usage)
-    return found
+    return found, alone
 
 
 class SpendingGate:
@@ -144,11 +148,14 @@ class SpendingGate:
         #: Calls that wait for others to give something back.
         self._queue: deque[tuple[asyncio.Future[Charge], _Account, Size]] = deque()
         self._is_reached = False
+        #: Calls of earlier sessions that are booked when it is known what the next one may take.
+        self._unbooked = 0
 
     def begin_with(self, before: Spent) -> None:
         """Count what earlier sessions of the run have spent, at the most, against the caps."""
         purse = self._purse
-        at_most = [*before.at_most, *_of_unknown_cost(before.usage)]
+        unknown, self._unbooked = _of_unknown_cost(before.usage)
+        at_most = [*before.at_most, *unknown]
         for one in (*before.usage, *at_most):
             purse.spent_tokens += one.input_tokens + one.output_tokens
         purse.unknown_calls += sum(one.calls for one in at_most)
@@ -327,7 +334,11 @@ class SpendingGate:
         return size
 
     def _hold(self, account: _Account, size: Size) -> Charge | None:
-        reservation = self._purse.reserve(account.worst(size))
+        worst = account.worst(size)
+        if self._unbooked:
+            self._purse.book_unknown(worst, self._unbooked)
+            self._unbooked = 0
+        reservation = self._purse.reserve(worst)
         return None if reservation is None else Charge(reservation, account, size)
 
     async def _wait(self, account: _Account, size: Size, *, is_retry: bool) -> Charge:

@@ -71,7 +71,7 @@ class Unsaved:
     ) -> bool:
         """Have a result shown as soon as it is saved; return whether its worker may go on at once.
 
-        Not where the showing takes time of its own, or nothing can be saved for now.
+        It may not where nothing can be saved for now, or whoever takes the results has no room.
         """
         if saved.__class__ is not self._kind:  # to ask whose kind it is takes long
             if not isinstance(saved, Saving):

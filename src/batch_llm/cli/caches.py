@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from batch_llm._engine.sharing import key_of, may_share
 from batch_llm.cli.exit_codes import ExitCode
-from batch_llm.core.text import safe
+from batch_llm.core.text import counted, safe
 from batch_llm.providers.requests import exchange_of, where_of
 from batch_llm.runs.plan import chunks
 from batch_llm.runs.pools import open_cache
@@ -91,8 +91,9 @@ def list_cache(folder: str, *, as_json: bool) -> int:
         return ExitCode.OK
     for one in models:
         days = f"{_at(one.oldest_at):%Y-%m-%d %H:%M} to {_at(one.newest_at):%Y-%m-%d %H:%M}"
-        print(f"{safe(one.model):<32} {one.answers:>9,} answers  {days}")
-    print(f"{safe(str(cache.path))}: {sum(one.answers for one in models):,} answers, {_size(size)}")
+        print(f"{safe(one.model):<32} {counted(one.answers, 'answer'):>17}  {days}")
+    answers = counted(sum(one.answers for one in models), "answer")
+    print(f"{safe(str(cache.path))}: {answers}, {_size(size)}")
     return ExitCode.OK
 
 
@@ -100,7 +101,7 @@ def clear_cache(folder: str, *, model: str | None, older_than_seconds: float | N
     """Remove answers from a cache."""
     with AnswerCache(folder, must_exist=True) as cache:
         count = cache.clear(model=model, older_than_seconds=older_than_seconds)
-    print(f"{safe(str(cache.path))}: {count:,} answers removed")
+    print(f"{safe(str(cache.path))}: {counted(count, 'answer')} removed")
     return ExitCode.OK
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from batch_llm.core.parquet import load_parquet
 from batch_llm.exceptions import ConfigError, InputError, OutputExistsError
+from batch_llm.outputs.parquet import rows_of_parquet
 from batch_llm.runs.brief import Brief
 from batch_llm.runs.ledgers import default_ledger, keepable_url, name_of, named_ledger
 
@@ -48,7 +49,8 @@ def default_paths(source: str, output: str | None) -> tuple[str, str]:
         return output, f"{'' if source == '-' else f'{Path(source).stem}.'}failed{suffix}"
     path = Path(output)
     stem = path.stem.removesuffix(".results").removesuffix("results")
-    return output, str(path.with_name(f"{stem}.failed{suffix}" if stem else f"failed{suffix}"))
+    failed = f"{stem}.failed{suffix}" if stem else f"failed{suffix}"
+    return output, str(path.with_name(failed) if path.name else path / failed)
 
 
 def paths_for(
@@ -144,11 +146,12 @@ def check_paths(source: str, outputs: Iterable[str], ledger: str | None = None) 
             if number == 1:
                 raise InputError(f"{path}: failed rows are written as .jsonl, .csv or .tsv")
             load_parquet()  # missing, it is said before anything is sent
-        if _identity(path) in seen:
-            raise InputError(
-                f"{path} is used twice: input, --output, --failed and --store must differ"
-            )
-        seen.add(_identity(path))
+        for one in (path, rows_of_parquet(path)) if suffix == ".parquet" else (path,):
+            if _identity(one) in seen:
+                raise InputError(
+                    f"{one} is used twice: input, --output, --failed and --store must differ"
+                )
+            seen.add(_identity(one))
         if Path(path).is_dir():
             file = Path(path) / Path(default_paths(source, None)[number]).name
             raise InputError(f"{path} is a folder; name a file, such as {file}")
@@ -180,6 +183,9 @@ def check_outputs_are_free(command: Command) -> None:
     Raises:
         OutputExistsError: A file is there.
     """
-    for path, flag in ((command.output, "--output"), (command.failed, "--failed")):
+    files = [(command.output, "--output"), (command.failed, "--failed")]
+    if Path(command.output).suffix.lower() == ".parquet":
+        files.append((rows_of_parquet(command.output), "--output"))
+    for path, flag in files:
         if path != "-" and _holds_data(path) and not command.overwrite:
             raise OutputExistsError(path, flag)

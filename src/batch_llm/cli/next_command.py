@@ -25,7 +25,7 @@ _NOT_REPEATED = {
 }
 
 
-def next_command(command: Command, shape: str, words: Sequence[str]) -> str:
+def next_command(command: Command, input_format: str, words: Sequence[str]) -> str:
     """Return the command that runs the failed rows.
 
     With a ledger, it goes on with the run; otherwise it is this one, with their file as input.
@@ -33,7 +33,7 @@ def next_command(command: Command, shape: str, words: Sequence[str]) -> str:
 
     Args:
         command: Of the run that ends.
-        shape: The format of its input, as it was found.
+        input_format: As it was found.
         words: The run's own command, behind ``run``.
     """
     if command.ledger is not None:
@@ -42,7 +42,7 @@ def next_command(command: Command, shape: str, words: Sequence[str]) -> str:
     output, failed = fresh_paths(command.failed)
     kept += ["-o", output, "--failed", failed]
     if command.format is not None:
-        kept += ["--format", _format_of_failed(command, shape)]
+        kept += ["--format", _format_of_failed(command, input_format)]
     return shlex.join(["batch-llm", "run", *kept])
 
 
@@ -65,8 +65,8 @@ def _repeated(command: Command, words: Sequence[str]) -> list[str]:
     return kept
 
 
-def _format_of_failed(command: Command, shape: str) -> str:
+def _format_of_failed(command: Command, input_format: str) -> str:
     suffix = Path(command.failed).suffix.lower().removeprefix(".")
     if suffix in {"csv", "tsv"}:
         return suffix
-    return {"txt": "prompt", "csv": "rows", "tsv": "rows"}.get(shape, shape)
+    return {"txt": "prompt", "csv": "rows", "tsv": "rows"}.get(input_format, input_format)

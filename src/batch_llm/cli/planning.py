@@ -197,7 +197,7 @@ def _tell(
         print(msgspec.json.encode(facts).decode())
         return ExitCode.OK
     bad = len(plan.problems) + plan.left_out
-    beside = f" beside {bad:,} bad {plan.source.unit}{'s' * (bad > 1)}" if bad else ""
+    beside = f" beside {counted(bad, f'bad {plan.source.unit}')}" if bad else ""
     rows = counted(plan.rows, "row")
     print(
         f"{safe(plan.source.name)}: {rows} ({plan.source.format}){beside}, {command.model}; "
@@ -289,9 +289,9 @@ def foreseen_lines(foreseen: Foreseen, command: Command) -> list[str]:
     """Return which rows need no call of their own, in words."""
     lines = []
     if foreseen.cached:
+        rows = "1 row is" if foreseen.cached == 1 else f"{foreseen.cached:,} rows are"
         lines.append(
-            f"  cached    {foreseen.cached:,} rows are answered by {safe(command.cache or '')};"
-            " not in the numbers below"
+            f"  cached    {rows} answered by {safe(command.cache or '')}; not in the numbers below"
         )
     if foreseen.same:
         rows = "1 row asks" if foreseen.same == 1 else f"{foreseen.same:,} rows ask"

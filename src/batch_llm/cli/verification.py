@@ -12,7 +12,7 @@ from batch_llm.cli.costs import problem_of_note, tokens_spent
 from batch_llm.cli.exit_codes import ExitCode
 from batch_llm.cli.inspection import NO_SETTINGS, calls_under_way, noted_bill
 from batch_llm.cli.summary import wrapped
-from batch_llm.core.text import safe
+from batch_llm.core.text import counted, safe
 from batch_llm.exceptions import BadOutputError, BatchLLMError
 from batch_llm.inputs import Source
 from batch_llm.outputs import cell
@@ -80,8 +80,7 @@ def verify_run(path: Path, command: Command | None) -> int:
         print(f"  {safe(text)}")
     if problems.count > len(problems.shown):
         print(f"  … and {problems.count - len(problems.shown):,} more")
-    noun = "problem" if problems.count == 1 else "problems"
-    print(f"{problems.count:,} {noun}" if problems.count else "all is well")
+    print(counted(problems.count, "problem") if problems.count else "all is well")
     return ExitCode.SOME_FAILED if problems.count else ExitCode.OK
 
 

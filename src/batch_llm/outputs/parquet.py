@@ -27,6 +27,11 @@ _TEXT, _BOOL, _INTEGER, _NUMBER = "text", "bool", "integer", "number"
 _LARGEST = 2**63
 
 
+def rows_of_parquet(path: str) -> str:
+    """Return where the rows of a Parquet file are kept as long as it is not made."""
+    return f"{path}.rows.jsonl"
+
+
 class ParquetRows:
     """The rows of a Parquet file to be, and the kinds of values that its columns hold.
 
@@ -46,7 +51,7 @@ class ParquetRows:
         self._path, self._cell = path, cell
         self._kinds: dict[str, str | None] = {}
         #: Where the rows are kept meanwhile.
-        self.rows_path = f"{path}.rows.jsonl"
+        self.rows_path = rows_of_parquet(path)
 
     def note(self, record: Mapping[str, Any]) -> None:
         """Look at a row's values."""

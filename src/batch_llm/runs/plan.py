@@ -7,7 +7,7 @@ import copy
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from batch_llm.core.text import safe
+from batch_llm.core.text import counted, safe
 from batch_llm.exceptions import InputError
 from batch_llm.inputs import Problem, Row, Source
 from batch_llm.providers.callables import CallByMode
@@ -261,8 +261,8 @@ class Plan:
     def _explain(self) -> str:
         name, bad = self.source.name, len(self.problems)
         unit = self.source.unit
-        noun = unit if bad == 1 else f"{unit}s"
-        lines = [f"{name} has {bad} bad {noun} of {bad + self.rows}; nothing was sent", ""]
+        found = counted(bad, f"bad {unit}")
+        lines = [f"{name} has {found} of {bad + self.rows:,}; nothing was sent", ""]
         for problem in self.problems[:MAX_SHOWN]:
             lines += [problem.render(name, unit), ""]
         if bad > MAX_SHOWN:

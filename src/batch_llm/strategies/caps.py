@@ -176,9 +176,13 @@ class Purse:
     def settle_unknown(self, reservation: Reservation) -> None:
         """Book the worst for a call of which nobody knows what it cost."""
         if self._close(reservation):
-            self.spent_usd += reservation.worst.usd
-            self.spent_tokens += reservation.worst.tokens
-            self.unknown_calls += 1
+            self.book_unknown(reservation.worst)
+
+    def book_unknown(self, worst: Worst, calls: int = 1) -> None:
+        """Book the worst for so many calls for which nothing is held."""
+        self.spent_usd += calls * worst.usd
+        self.spent_tokens += calls * worst.tokens
+        self.unknown_calls += calls
 
     def release(self, reservation: Reservation) -> None:
         """Give all back: the call was not sent, or cost nothing."""

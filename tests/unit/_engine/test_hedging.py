@@ -457,7 +457,7 @@ async def test_copies_never_exceed_the_number_in_flight():
     built = build(settings={"concurrency": 3}, retry=RetryConfig(max_attempts=1))
     slow = [item(f"slow {n}", calls, can_hedge=True) for n in range(3)]
 
-    await built.process([*quick(31), *slow])  # the last of them starts later than the others
+    await built.process([*quick(31), *slow])  # else all three run out of time at one moment
 
     assert calls.peak == 3
     assert calls.times[2] < 100 <= calls.times[3]  # the first place that came free was used

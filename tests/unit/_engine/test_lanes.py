@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import random
 
 import pytest
 
@@ -49,8 +50,10 @@ def now():
     return asyncio.get_running_loop().time()
 
 
-#: Seconds of answers, so mixed that the number of calls in flight says nothing.
-MIXED = (0.2, 3.0, 1.0, 0.7, 2.3, 0.45, 1.6)
+_DICE = random.Random(1)
+#: Seconds of answers, so mixed that the number of calls in flight says nothing: of a few that come
+#: again and again as many are in flight each time, and a rate is taken for a limit on that.
+MIXED = [_DICE.uniform(0.2, 3.0) for _ in range(1000)]
 
 
 class Pool:

@@ -38,7 +38,7 @@ async def stopped(built, running):
     await asyncio.wait([running])
 
 
-@pytest.mark.parametrize("config", [{}, {"max_workers": 10}, {"max_workers": 2}])
+@pytest.mark.parametrize("config", [{}, {"max_workers": 8}, {"max_workers": 2}])
 async def test_a_closed_lane_does_not_hold_up_the_others(config):
     provider = closed("a")
     items = [asked("ab"[n % 2], n) for n in range(400)]
@@ -47,7 +47,7 @@ async def test_a_closed_lane_does_not_hold_up_the_others(config):
 
     workers = config.get("max_workers", 10)
     assert max(provider.of("b")) < 200 / workers * 0.5 + 5
-    assert sum(at < 60 for at in provider.of("a")) <= 5  # half of ten that start at once
+    assert sum(at < 60 for at in provider.of("a")) <= 4
     assert result.succeeded == 400
 
 

@@ -59,7 +59,7 @@ def blamed(budgets: Iterable[Budget], now: float, *, is_first: bool) -> list[Bud
     if counted or len(limited) < 2:
         return counted or limited
     if is_first:
-        used = [(budget.spent - budget.pending) / budget.rate for budget in limited]
+        used = [budget.charged / budget.rate for budget in limited]
         least = USED_SHARE * max(used)
         return [budget for budget, seconds in zip(limited, used, strict=True) if seconds >= least]
     left = []

@@ -21,6 +21,9 @@ from batch_llm.strategies.dimensions import DAY, MINUTE, REQUESTS, REQUESTS_PER_
 if TYPE_CHECKING:
     from batch_llm.strategies.admission.grants import Grant
 
+#: A told sliding minute keeps room for this share of the output that calls in flight are still to
+#: be charged: it is full all the time, and would be run over by it.
+PENDING_SHARE = 0.5
 #: The lowest rate that is ever learned: one in ten minutes.
 LOWEST_RATE = 1 / 600
 #: What an unknown bucket is taken to hold: so many seconds of its rate. Short for requests, whose
@@ -76,7 +79,6 @@ class Budget:
         "reset_at",
         "source",
         "spent",
-        "spent_at_cut",
         "spent_when_empty",
         "told",
         "told_capacity",
@@ -112,8 +114,8 @@ class Budget:
         self.updated_at = now
         #: When the bucket, and the told one, were last full or a window began.
         self.full_at = self._allowed_full_at = -math.inf
-        #: All that was ever charged, output still to come included; and its value at the last cut.
-        self.spent = self.spent_at_cut = 0.0
+        #: All that was ever charged, output still to come included.
+        self.spent = 0.0
         #: Its value when the call was sent for which the rate was last cut: the bucket was empty.
         self.spent_when_empty = 0.0
         #: What the provider had charged when it refused, and what was pending: calls in flight that
@@ -286,8 +288,8 @@ class Budget:
         counted = 0.0
         if self.is_sliding and self.log is not None:
             room = self.capacity - amount + pending
-            if self.pending_let_in:
-                room += max(0.0, self.pending_let_in - self.pending - pending)
+            if self.told is not None:
+                room -= PENDING_SHARE * (self.pending + pending)
             counted = self.log.wait(now, max(0.0, room))
             if self.told is None:
                 return counted
@@ -398,10 +400,6 @@ class Budget:
         self.limit, self.source = limit, "remembered"
         self.rate = self.peak = limit / self.window_seconds
         self.capacity = self.level = capacity
-
-    def note_cut(self) -> None:
-        """Remember what was spent when the rate was cut."""
-        self.spent_at_cut = self.spent
 
     def keep_to_told(self) -> None:
         """Hold no more than the told limit's own bucket does."""

@@ -348,6 +348,8 @@ class Admission:
         Returns:
             What follows from it.
         """
+        if retry_after == 0:  # to ask for no time says as little as to ask for nothing
+            retry_after = None
         self._leave(now, grant)
         self._end_unlimited()
         self.refusals += 1
@@ -629,7 +631,6 @@ class Admission:
         for budget in self.budgets.values():
             if not is_explained:
                 budget.windows.distrust(now)
-            budget.note_cut()
             if budget in emptied:
                 self._drain(now, budget, grant, retry_after)
         was_first, belief.is_first = belief.is_first, False

@@ -93,9 +93,14 @@ class Cuts:
         *,
         is_explained: bool = False,
     ) -> None:
-        """Cut one budget's rate because of a refused call, ``seconds`` after the last one.
+        """Cut one budget's rate because of a refused call.
 
-        ``is_explained``: whether the learned minute of one of them explains it.
+        Args:
+            now: The time.
+            budget: The one to cut.
+            grant: The refused call's.
+            seconds: Since the last refusal for which rates were cut.
+            is_explained: Whether a learned minute, this one's or another's, explains the refusal.
         """
         is_first = self._belief.is_first
         let_in = max(0.0, grant.spent_before(budget) - budget.spent_when_empty)

@@ -72,9 +72,7 @@ class Epoch:
         self.accepted = 0
 
     def forget(self, grant: Grant, budget: Budget, amount: float) -> None:
-        """Take back a charge that was not made from what was spent at the cut."""
-        if grant.number <= self.calls_at_cut:
-            budget.spent_at_cut -= amount
+        """Take back a charge that was not made from what was spent when the bucket was empty."""
         if grant.number < self.empty_at_call:
             budget.spent_when_empty -= amount
         budget.windows.forget(grant)

@@ -103,7 +103,7 @@ class Evidence:
             return
         empty = self._empty.get(REQUESTS, 0.0)
         self._next = max(requests + 1, empty + POINTS_SHARE * (requests - empty))
-        let_in = [budget.spent - budget.pending for budget in self._budgets.values()]
+        let_in = [budget.charged for budget in self._budgets.values()]
         self._points.append((now, let_in))
 
     def note_call(self, now: float, number: int) -> None:
@@ -137,7 +137,7 @@ class Evidence:
         if self._is_first:
             self._first = stretch
         self.is_corrected = False
-        self._points = [(now, [budget.spent - budget.pending for budget in self._budgets.values()])]
+        self._points = [(now, [budget.charged for budget in self._budgets.values()])]
         self._began_at, self._is_first = grant.at, False
         self._last, self._newest, self._refused = grant.number, calls, 0
         self._next = requests.spent + 1

@@ -236,7 +236,7 @@ class HeaderBelief:
         """Keep to our part of a limit that others use too."""
         budget, self.is_shared = self._budget, True
         budget.refill(now)
-        charged = budget.spent - budget.pending
+        charged = budget.charged
         pace = self.others.pace(now, charged, budget.holds, budget.ceiling, budget.largest)
         budget.pace = pace
         at_once = max(CALLS_AT_ONCE * budget.largest, SECONDS_AT_ONCE * pace * budget.rate)

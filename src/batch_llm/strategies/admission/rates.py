@@ -12,6 +12,7 @@ import math
 from typing import TYPE_CHECKING
 
 from batch_llm.strategies.admission.cuts import CUT
+from batch_llm.strategies.admission.doubt import TRIED_CALLS
 from batch_llm.strategies.dimensions import MINUTE, REQUESTS
 
 if TYPE_CHECKING:
@@ -165,10 +166,11 @@ class Rates:
         closed = min(CLOSED_CREDIT_SECONDS, epoch.open_at - epoch.cut_at)
         distance = (now - epoch.open_at + closed) / self._recovery_seconds() - 1
         unused_share = UNUSED_SHARE_SEARCHED if is_searching else UNUSED_SHARE
+        is_large = self._budgets[REQUESTS].capacity >= TRIED_CALLS
         for budget in self._budgets.values():
             is_unused = budget.level > unused_share * budget.capacity
             if budget.source == "unknown" and budget.limit:
-                budget.windows.fit(now)
+                budget.windows.fit(now, is_large=is_large)
                 continue
             if budget.rate >= budget.ceiling or is_unused:
                 continue

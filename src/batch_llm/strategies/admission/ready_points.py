@@ -117,9 +117,7 @@ class ReadyPoints:
         self._unknown_calls = 2 * JITTER_SECONDS * per_second
         if is_first:
             self._newest = calls
-            self._charged = {
-                name: budget.spent - budget.pending for name, budget in self._budgets.items()
-            }
+            self._charged = {name: budget.charged for name, budget in self._budgets.items()}
         else:
             self._newest = grant.number
             self._charged = {

@@ -48,6 +48,7 @@ class Slots:
         "_full_since",
         "_highest",
         "_is_slowed",
+        "_is_told",
         "_lowest",
         "_surprises",
         "_trial_seconds",
@@ -77,6 +78,8 @@ class Slots:
         #: How many calls get through, and got through at best.
         self._counted, self._counted_since, self._best_rate = 0, math.inf, 0.0
         self._is_slowed = False
+        #: Whether a refusal has named it: then those that do not are something else's.
+        self._is_told = False
 
     def note_accepted(self, now: float, beside: int) -> None:
         """Note that a call was let in beside so many in flight."""
@@ -150,6 +153,7 @@ class Slots:
         """Take a refusal that speaks of calls in flight; return whether that explains it."""
         if beside < 1:  # others use the same key: nothing that we could do about it
             return False
+        self._is_told = True
         if beside >= self.most:
             return self._is_expected(beside)
         self.most = self.tried = beside
@@ -165,6 +169,8 @@ class Slots:
             self.tried, self._best_rate, self._is_slowed = self.most, 0.0, False
             self._full_since = math.inf
             return True
+        if self._is_told:
+            return False
         self._surprises += 1
         self._calls = 0
         if self._surprises >= SURPRISES:

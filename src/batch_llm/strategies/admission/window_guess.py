@@ -34,12 +34,16 @@ EXPLAINING_SHARE = 0.97
 #: The share that is used of what a window let in before it refused; and by which share the limit of
 #: one that did not refuse for a minute is raised, doubled each time.
 WINDOW_SHARE, WINDOW_GROWTH = 0.99, 0.05
+#: A learned sliding window that refused nothing for so many times as long as it is may let in more.
+#: They are no whole number: its refusals would come whole minutes apart, as a fixed one's do.
+TRIED_WINDOWS = 1.5
 #: Where tokens may be what is counted, the next minute may let in more calls, because they are
 #: smaller by chance: by one over the square root of their number, and so many times that.
 REQUESTS_SPREAD = 1.0
-#: A learned sliding window refuses little; one that refuses and opens again so many times in a row,
-#: each whole minutes after the last, is a fixed one in whose first moment the calls began.
-OPENINGS = 4
+#: A learned sliding window refuses little; one that is closed for this share of it or longer and
+#: opens again so many times, each whole minutes after the last, is a fixed one in whose first
+#: moment the calls began. An opening at another time speaks against it as much as these for it.
+OPENINGS, CLOSED_SHARE = 4, 0.5
 
 
 class WindowGuess:
@@ -66,7 +70,7 @@ class WindowGuess:
         self.may_be_counted = False
         #: When calls were last let in again after a long closure.
         self._opened_at = -math.inf
-        #: So many openings in a row came whole minutes after the last.
+        #: So many openings came whole minutes after the last.
         self._openings = 0
         #: When a learned window was last found too small or large; how much it grows next.
         self._fitted_at = now
@@ -116,11 +120,15 @@ class WindowGuess:
             return
         if budget.is_sliding and (is_asked or budget.source != "unknown"):
             return
-        ago, self._opened_at = opening.at - self._opened_at, opening.at
         half = budget.window_seconds / 2
+        ago, self._opened_at = opening.at - self._opened_at, opening.at
+        closed_seconds = opening.at - self._refused_at
+        if budget.is_sliding and closed_seconds < CLOSED_SHARE * budget.window_seconds:
+            ago = 0.0
         off = abs((ago + half) % budget.window_seconds - half)
         if not (ago > half and off < OPENING_SLACK_SECONDS):
-            self._openings = 0
+            if ago < math.inf:
+                self._openings -= OPENINGS
             return
         self._openings += 1
         if budget.is_sliding and self._openings < OPENINGS:
@@ -204,13 +212,22 @@ class WindowGuess:
             return False
         return self._counted_by(now) >= EXPLAINING_SHARE * budget.limit
 
-    def fit(self, now: float, refused: Grant | None = None, *, is_explained: bool = False) -> None:
+    def fit(
+        self,
+        now: float,
+        refused: Grant | None = None,
+        *,
+        is_explained: bool = False,
+        is_large: bool = False,
+    ) -> None:
         """Fit a learned window to what it let in until it refused a call, or to more without one.
 
         Args:
             now: The time.
             refused: The call, if one was refused.
             is_explained: Whether some limit's window explains it: then one with room left does not.
+            is_large: Whether it lets in so many calls that more are tried. A sliding one grows by
+                those that were let in: a larger step would be sent and refused at once.
         """
         budget = self._budget
         if budget.limit is None or budget.source != "unknown":
@@ -225,6 +242,9 @@ class WindowGuess:
                 self._fit_to_counted()
                 budget.pending_let_in = budget.pending
             self._fitted_at, self._growth = now, WINDOW_GROWTH
+        elif budget.is_sliding and is_large and budget.log is not None:
+            if self.is_tried(now):
+                self._set_window(max(budget.limit, budget.log.used(now)))
         elif now - self._fitted_at > budget.window_seconds:
             self._fitted_at = now
             self._set_window(budget.limit + max(1.0, self._growth * budget.limit))
@@ -292,15 +312,15 @@ class WindowGuess:
     def is_tried(self, now: float) -> bool:
         """Tell whether a few calls more are tried: a learned window may let in more.
 
-        A fixed one is tried until it refuses; a sliding one when it has refused nothing for as long
-        as it is, because it opens and refuses all the time.
+        A fixed one is tried until it refuses; a sliding one when it has refused nothing for longer
+        than it is, because it opens and refuses all the time.
         """
         budget = self._budget
         if budget.source != "unknown" or not self.is_believed:
             return False
         if budget.is_window:
             return not budget.is_shut
-        return now - self._refused_at > budget.window_seconds
+        return now - self._refused_at > TRIED_WINDOWS * budget.window_seconds
 
     @property
     def is_believed(self) -> bool:

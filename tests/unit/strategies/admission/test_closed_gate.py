@@ -36,6 +36,19 @@ def test_a_refusal_after_an_honoured_retry_after_is_waited_for_longer():
     assert waits[-1] > 1.5
 
 
+def test_a_retry_after_of_no_time_is_no_hint():
+    def waits(retry_after):
+        one, now, found = admission(limits=Limits(requests_per_minute=4)), 0.0, []
+        for _ in range(6):
+            one.refused(now, one.start(now, ONE), latency=0.1, retry_after=retry_after)
+            found.append(one.closed_until - now)
+            now = one.closed_until + 0.01
+        return found
+
+    assert waits(0.0) == waits(None)
+    assert waits(0.0)[-1] > 5
+
+
 def test_what_a_closed_gate_saves_up_is_not_sent_in_one_burst():
     one = admission(dimensions=(REQUESTS,))
     one.accepted(0.1, one.start(0.0, ONE))

@@ -76,12 +76,12 @@ def test_calls_let_in_many_at_once_count_as_one_by_one(limit, before, calls):
 
 def test_calls_answered_while_calm_let_more_be_in_doubt():
     one = admission(dimensions=(REQUESTS,))
-    for n in range(100):
+    for n in range(40):
         one.end(n, one.begin(n))
 
     started = 0
-    while one.wait(100.0, ONE) == 0:
-        one.start(100.0, ONE)
+    while one.wait(40.0, ONE) == 0:
+        one.start(40.0, ONE)
         started += 1
 
     assert started == DOUBT_LEAST

@@ -19,24 +19,23 @@ def test_calls_in_flight_at_a_cut_belong_to_the_time_before():
     assert one._epoch.is_current(after)
 
 
-def test_a_charge_that_was_not_made_is_taken_back_from_what_was_spent_at_the_cut():
+def test_a_charge_that_was_not_made_is_taken_back_from_what_was_spent_when_the_bucket_was_empty():
     one = admission(dimensions=(REQUESTS,))
     epoch, requests = one._epoch, one.budgets[REQUESTS]
     early, refused, late = (one.start(0.0, ONE) for _ in range(3))
-    requests.note_cut()
     epoch.note_empty(0.1, refused, 0.0, [requests])
     epoch.close()
     after = one.start(0.2, ONE)
 
-    assert (requests.spent_at_cut, requests.spent_when_empty) == (3, 1)
+    assert (requests.charged_when_empty, requests.spent_when_empty) == (3, 1)
     epoch.forget(after, requests, 1.0)
-    assert (requests.spent_at_cut, requests.spent_when_empty) == (3, 1)
+    assert (requests.charged_when_empty, requests.spent_when_empty) == (3, 1)
     epoch.forget(late, requests, 1.0)
-    assert (requests.spent_at_cut, requests.spent_when_empty) == (2, 1)
+    assert (requests.charged_when_empty, requests.spent_when_empty) == (2, 1)
     epoch.forget(refused, requests, 1.0)
-    assert (requests.spent_at_cut, requests.spent_when_empty) == (1, 1)
+    assert (requests.charged_when_empty, requests.spent_when_empty) == (1, 1)
     epoch.forget(early, requests, 1.0)
-    assert (requests.spent_at_cut, requests.spent_when_empty) == (0, 0)
+    assert (requests.charged_when_empty, requests.spent_when_empty) == (0, 0)
 
 
 def test_what_a_call_takes_is_known_from_all_that_were_sent():

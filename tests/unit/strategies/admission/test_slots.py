@@ -417,3 +417,15 @@ def test_a_named_limit_is_believed_though_headers_show_that_nothing_is_left():
 
     assert not refused.is_news
     assert (CONCURRENCY, float(len(grants) - 1), "learned") in one.known_limits()
+
+
+def test_a_limit_that_is_named_is_not_given_up_for_refusals_that_do_not_name_it():
+    one = Slots()
+    assert one.told(50)
+
+    explained = [one.explains(beside, is_first=True) for beside in (49, 48, 3, 10, 20, 30)]
+
+    assert explained == [False] * 6
+    assert one.most == one.tried == 50
+    assert one.told(40)
+    assert one.most == 40

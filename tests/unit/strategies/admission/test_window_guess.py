@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, deque
 
 import pytest
 
@@ -237,12 +237,81 @@ def test_more_is_tried_of_a_learned_fixed_window_until_it_refuses():
     assert not window().windows.is_tried(9.0)  # headers tell it
 
 
-def test_of_a_learned_sliding_window_when_it_has_refused_nothing_for_a_minute():
+def test_of_a_learned_sliding_window_when_it_has_refused_nothing_for_a_minute_and_a_half():
     budget = closed(opened_at=60.1)
     budget.windows.fit(70.0, refused(budget, 70.0))
 
-    assert not budget.windows.is_tried(129.0)
-    assert budget.windows.is_tried(131.0)
+    assert not budget.windows.is_tried(159.0)
+    assert budget.windows.is_tried(161.0)
+
+
+def test_a_large_sliding_window_grows_by_what_was_let_in_beyond_it():
+    budget = closed(opened_at=60.1)
+    budget.windows.fit(70.0, refused(budget, 70.0))
+    limit = budget.limit
+
+    budget.charge(150.0, limit + 2.0)
+    budget.windows.fit(150.1, is_large=True)
+    assert budget.limit == limit  # what was let in is not known yet
+
+    budget.windows.fit(161.0, is_large=True)
+    assert budget.limit == limit + 2.0
+
+
+def test_a_sliding_minute_has_no_more_room_for_what_was_to_come_when_it_refused():
+    budget = Budget(TOKENS, None, 0.0, 60.0)
+    budget.field, budget.counts_output = FIELDS[TOKENS], True
+    budget.limit = budget.capacity = 1000.0
+    budget.is_sliding, budget.pending_let_in = True, 500.0
+    budget.charge(1.0, 850.0)
+
+    assert fits(budget, 2.0)
+    sent(budget, 2.0, CALL)
+    assert not fits(budget, 2.0)
+
+
+def test_a_told_sliding_minute_has_less_room_for_half_of_what_is_to_come():
+    budget = told(1000.0, name=TOKENS)
+    budget.field, budget.counts_output = FIELDS[TOKENS], True
+    budget.is_sliding = True
+    budget.charge(0.0, 500.0)
+
+    calls = 0
+    while fits(budget, 31.0):
+        sent(budget, 31.0, CALL)
+        calls += 1
+
+    assert calls == 4  # of 100 tokens, and half of 50 each
+
+
+def test_openings_at_other_times_speak_against_a_fixed_minute():
+    budget = closed(opened_at=60.1)
+    for at in (60.1, 150.0):
+        budget.windows.seems_a_window(at, opening(budget, at))
+
+    for minute in range(1, 5):
+        at = 150.0 + 60.0 * minute
+        budget.windows.seems_a_window(at, opening(budget, at))
+
+    assert not budget.is_window
+
+
+@pytest.mark.parametrize("seconds", [0.3, 4.0])
+def test_a_sliding_minute_that_was_filled_at_once_refuses_little_in_a_long_run(seconds):
+    let_in = deque()
+
+    def reply(now):
+        while let_in and let_in[0] <= now - 60.0:
+            let_in.popleft()
+        if len(let_in) < 420:
+            let_in.append(now)
+            return Reply("taken", seconds)
+        return Reply("refused", 0.15)
+
+    lane = Lane(admission(), reply).run(2000.0)
+
+    assert lane.count("taken", 200.0, 2000.0) > 0.97 * 420 * 30
+    assert lane.count("refused", 200.0, 2000.0) < 0.01 * 420 * 30
 
 
 def test_a_fixed_window_that_lets_in_more_than_was_seen_is_used_to_its_end():
@@ -310,6 +379,20 @@ def test_a_sliding_minute_of_tokens_is_fitted_to_what_the_provider_had_counted_a
     budget.windows.forget(late)  # it was refused as well
 
     assert budget.limit == pytest.approx(WINDOW_SHARE * (20 * 100 + 10 * 50))
+
+
+def test_of_a_sliding_minute_output_is_counted_when_its_call_ends_and_leaves_a_minute_after_that():
+    budget = Budget(TOKENS, 1000.0, 0.0, 60.0)
+    budget.field, budget.counts_output, budget.is_sliding = FIELDS[TOKENS], True, True
+    grant = sent(budget, 1.0, Cost(1.0, 10.0, 1.0, 9.0, 9.0))
+    assert budget.log.used(8.0) == 1.0
+
+    budget.note_end(9.0, 9.0)
+    budget.settle(9.0, -5.0, grant.at, 9.0)  # the answer was shorter
+
+    assert budget.log.used(9.0) == 5.0
+    assert budget.log.used(62.0) == 4.0
+    assert budget.log.used(70.0) == 0.0
 
 
 def tokens_a_minute(*, let_in_pending=0.0):
