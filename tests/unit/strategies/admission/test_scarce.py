@@ -58,10 +58,16 @@ class Refusals:
 CALLS = (80, 120, 60, 150, 100, 90, 140, 70)
 
 
-def test_what_was_let_in_as_fast_each_time_is_what_refuses():
+def after_refusals():
+    """Refuse after each number of calls, all at the same rate."""
     refusals = Refusals()
     for calls in CALLS:
         refusals.refuse(calls)
+    return refusals
+
+
+def test_what_was_let_in_as_fast_each_time_is_what_refuses():
+    refusals = after_refusals()
 
     assert refusals.spared == [REQUESTS]
     assert refusals.scarce.rate(refusals.budgets[INPUT]) == pytest.approx(1000, rel=0.01)
@@ -117,9 +123,7 @@ def test_a_bucket_held_half_of_what_it_refused_or_what_retry_after_shows(retry_a
 
 @pytest.mark.parametrize("rate", [500.0, 2000.0])
 def test_a_refusal_after_another_rate_is_another_dimension_s(rate):
-    refusals = Refusals()
-    for calls in CALLS:
-        refusals.refuse(calls)
+    refusals = after_refusals()
 
     refusals.rate = rate
     refusals.refuse(100)
@@ -134,9 +138,7 @@ def test_a_refusal_after_another_rate_is_another_dimension_s(rate):
 
 @pytest.mark.parametrize("rate", [500.0, 2000.0])
 def test_a_limit_that_changes_is_another_one(rate):
-    refusals = Refusals()
-    for calls in CALLS:
-        refusals.refuse(calls)
+    refusals = after_refusals()
 
     refusals.rate = rate
     refusals.refuse(100)
@@ -148,9 +150,7 @@ def test_a_limit_that_changes_is_another_one(rate):
 
 
 def test_refusals_a_moment_after_each_other_are_another_limit_s():
-    refusals = Refusals()
-    for calls in CALLS:
-        refusals.refuse(calls)
+    refusals = after_refusals()
 
     for _ in range(3):
         assert refusals.scarce.is_found
@@ -260,9 +260,7 @@ def test_in_a_long_run_only_tokens_are_held_where_only_tokens_are_counted():
 
 
 def test_where_no_rate_is_the_same_any_more_any_may_refuse():
-    refusals = Refusals()
-    for calls in CALLS:
-        refusals.refuse(calls)
+    refusals = after_refusals()
     assert refusals.scarce.is_found
 
     for calls, rate in zip(2 * CALLS, 4 * (800.0, 900.0, 950.0, 1100.0), strict=True):
